@@ -1,0 +1,48 @@
+"""Shared by all tests: the environment of the commands, the repository, real pictures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+sys.path.insert(0, str(ROOT / "tools"))
+import cli  # noqa: E402
+
+cli.import_paddle("cpu")
+
+# A folder with imagenet_sample/, real ImageNet pictures that the repository may not carry.
+SAMPLE_DATA = Path(os.environ.get("T2T_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+# The scripts find the Python that runs the tests, not whatever `python` is.
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="session")
+def imagenet_sample():
+    """Folder of 76 real ImageNet pictures with train.txt and val.txt."""
+    folder = SAMPLE_DATA / "imagenet_sample"
+    if not folder.is_dir():
+        pytest.skip(f"no ImageNet pictures at {folder}; T2T_TEST_DATA names another folder")
+    return folder
+
+
+def tool(name, *words, status=0, timeout=300, cwd=ROOT):
+    """Run tools/NAME.py as a user would; check its exit status and return the finished process."""
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
+    assert done.returncode == status, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def error_line(name, *words, **options):
+    """The one line on stderr of a command that must fail with status 1."""
+    done = tool(name, *words, status=1, **options)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]

@@ -1,0 +1,59 @@
+"""Weights, images and figures for comparison with the official PyTorch code; see golden/README.md."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+_GOLDEN = Path(__file__).parent / "golden"
+FIGURES = json.loads((_GOLDEN / "t2t_official.json").read_text())
+ARRAYS = np.load(_GOLDEN / "t2t_official.npz")
+TINY = dict(image_size=64, embed_dim=48, depth=2, num_heads=3, mlp_ratio=2.0, num_classes=10, token_dim=16)
+
+
+def linear_weights(model):
+    """Names of the weights that Paddle stores transposed, [in, out]."""
+    return {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.Linear)}
+
+
+def set_weights(model, seed=0):
+    """Give every parameter but pos_embed the value that its official name and shape determine."""
+    transposed = linear_weights(model)
+    for name, parameter in model.named_parameters():
+        if name != "pos_embed":
+            shape = parameter.shape[::-1] if name in transposed else parameter.shape
+            value = _weight(name, shape, seed)
+            parameter.set_value((value.T if name in transposed else value).astype("float32"))
+    model.eval()
+    return model
+
+
+def _weight(name, shape, seed):
+    value = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(shape)
+    last = name.split(".")[-1]
+    if last == "w":
+        return 0.7 * value
+    if last == "weight" and len(shape) == 1:
+        return 1 + 0.1 * value
+    return (0.02 if last == "bias" or name == "cls_token" else 0.05) * value
+
+
+def images(count, size, seed=0):
+    """float32 (count, 3, size, size)."""
+    return np.random.default_rng(1000 + seed).standard_normal((count, 3, size, size)).astype("float32")
+
+
+def gradients(model, x, labels):
+    """Loss, {name: gradient in PyTorch's layout} of the trained parameters, and the gradient of the input."""
+    x = paddle.to_tensor(x, stop_gradient=False)
+    loss = paddle.nn.functional.cross_entropy(model(x), paddle.to_tensor(labels))
+    loss.backward()
+    transposed = linear_weights(model)
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradient = parameter.grad.numpy().astype(np.float64)
+            found[name] = gradient.T if name in transposed else gradient
+    return loss.item(), found, x.grad.numpy().astype(np.float64)

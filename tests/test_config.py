@@ -1,0 +1,81 @@
+"""Merging, strictness and checks of the settings."""
+
+import pytest
+
+import config
+from config import default_config, load_config
+from errors import UserError
+
+
+def write(folder, text, name="x.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_yaml_over_defaults_and_pairs_over_yaml(tmp_path):
+    path = write(tmp_path, "TRAIN: {EPOCHS: 50, BASE_LR: 1e-4}\nDATA: {PATH: '2012'}\n")
+    cfg = load_config(path, [("TRAIN.EPOCHS", "60"), ("TRAIN.BETAS", "[0.8, 0.9]"), ("DATA.NAME", "7")])
+    assert (cfg.TRAIN.EPOCHS, cfg.TRAIN.BASE_LR, cfg.TRAIN.BETAS) == (60, 1e-4, [0.8, 0.9])
+    assert (cfg.DATA.PATH, cfg.DATA.NAME, cfg.NAME) == ("2012", "7", "x")
+    assert default_config().TRAIN.EPOCHS == 300
+    with pytest.raises(AttributeError):
+        cfg.SEED = 1
+
+
+def test_dumped_config_loads_to_the_same(tmp_path):
+    cfg = load_config(config.ROOT / "configs/lit_data.yaml", [("SEED", "7")])
+    assert load_config(write(tmp_path, cfg.dump(), "config.yaml")) == cfg
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("TRAIN: {BASELR: 0.1}", "unknown key TRAIN.BASELR; did you mean TRAIN.BASE_LR"),
+        ("epochs: 3", "unknown key epochs; did you mean TRAIN.EPOCHS"),
+        ("TRAIN: 3", "unknown key TRAIN"),
+        ("SEED: {A: 1}", "unknown key SEED.A"),
+        ("TRAIN: {EPOCHS: ten}", "TRAIN.EPOCHS must be of type int, not 'ten'"),
+        ("TRAIN: {EPOCHS: 2.5}", "TRAIN.EPOCHS must be of type int"),
+        ("TRAIN: {BASE_LR: 1}", r"TRAIN.BASE_LR must be of type float \(write 1.0\)"),
+        ("TRAIN: {EPOCHS:}", "TRAIN.EPOCHS must be of type int, not None"),
+        ("DATA: {PATH: 3}", "DATA.PATH must be of type str"),
+        ("TRAIN: [", "not valid YAML"),
+        ("just words", "must hold KEY: value pairs"),
+        ("!!python/object/apply:os.system ['touch /tmp/hostile']", "not valid YAML"),
+        ("TRAIN: {WARMUP_EPOCHS: 300}", "TRAIN.WARMUP_EPOCHS is 300 but must be 0 to below TRAIN.EPOCHS 300"),
+        ("DATA: {IMAGE_SIZE: 0}", "DATA.IMAGE_SIZE is 0"),
+        ("MODEL: {NUM_CLASSES: 1}", "MODEL.NUM_CLASSES is 1"),
+        ("MODEL: {T2T: {SPLITS: [[3, 1], [3, 1]]}}", "MODEL.T2T.SPLITS"),
+        ("DATA: {MEAN: [0.5]}", "DATA.MEAN .* 3 numbers"),
+        ("AUG: {SCALE: [0.9, 0.1]}", "AUG.SCALE"),
+        ("AUG: {INTERPOLATION: cubic}", "bilinear, bicubic or random"),
+        ("DEVICE: tpu", "DEVICE is 'tpu' but must be cpu, gpu or gpu:N"),
+        ("DEVICE: '7'", "DEVICE is '7'"),
+        ("TRAIN: &x {A: *x}", "refers to itself"),
+        ("DATA: {MEAN: [.inf, 0, 0]}", "DATA.MEAN"),
+        ("MODEL: {T2T: {MLP_RATIO: .inf}}", "MODEL.T2T.MLP_RATIO is inf"),
+        ("VAL: {CROP_PCT: 1.0e-9}", "VAL.CROP_PCT"),
+        ("NAME: ../x", "NAME"),
+        ("TRAIN: {BASE_LR: .nan}", "TRAIN.BASE_LR is nan"),
+        ("MODEL: {DROP_PATH_RATE: 1.5}", "MODEL.DROP_PATH_RATE"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_missing_and_executable_configs_are_refused(tmp_path):
+    with pytest.raises(UserError, match="absent.yaml not found; configs/ holds .*lit_data.yaml"):
+        load_config("absent.yaml")
+    marker = tmp_path / "executed"
+    hostile = write(tmp_path, f"open({str(marker)!r}, 'w')\ncfg = {{}}\n", "hostile.py")
+    with pytest.raises(UserError, match="not YAML"):
+        load_config(hostile)
+    assert not marker.exists()
+
+
+def test_relative_paths_of_a_yaml_count_from_the_repository():
+    assert config.resolve("lit_data") == config.ROOT / "lit_data"
+    assert str(config.resolve("/data/x")) == "/data/x"

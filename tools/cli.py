@@ -1,0 +1,146 @@
+"""What the commands share: options, environment, and how a failure is told.
+
+A command calls `run(main, parser)`; paddle is imported only inside `main`, after `run` has set what paddle reads
+from the environment at import.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import os
+import shutil
+import sys
+import warnings
+
+from errors import UserError
+
+_REQUIRED = {
+    "paddle": "PaddlePaddle",
+    "yacs": "yacs",
+    "yaml": "PyYAML",
+    "numpy": "NumPy",
+    "PIL": "Pillow",
+    "tqdm": "tqdm",
+}
+_DEFAULT_CONFIG = "configs/lit_data.yaml"
+_EPILOG = """KEY VALUE pairs override any key of the config, e.g. TRAIN.EPOCHS 100; tools/config.py lists all keys
+with their units and defaults. Exit status: 0 done, 1 a failure told in one line, 2 wrong usage."""
+
+
+def common_parser(description, batch_size_key):
+    """Argument parser with the options that every command has.
+
+    Args:
+        description: first line of --help.
+        batch_size_key: config key that --batch-size sets, e.g. "TRAIN.BATCH_SIZE".
+    """
+    parser = argparse.ArgumentParser(description=description, epilog=_EPILOG)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"YAML config; default: config.yaml beside --pretrained, else {_DEFAULT_CONFIG}",
+    )
+    parser.add_argument("--data-path", metavar="DIR", help="data set folder with train/ and val/ (DATA.PATH)")
+    parser.add_argument("--batch-size", metavar="N", help=f"images per process and step ({batch_size_key})")
+    parser.add_argument("--output", metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)")
+    parser.add_argument("--pretrained", metavar="FILE", help="weights, a .pdparams file (MODEL.PRETRAINED)")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override config keys")
+    parser.set_defaults(batch_size_key=batch_size_key)
+    return parser
+
+
+def run(main, parser, argv=None, split_images=None):
+    """Parse the command line, load the config, call `main(args, cfg)` and exit with its status.
+
+    `split_images` divides the words that are no options into (args.images, KEY VALUE words).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    args = parser.parse_intermixed_args(argv)
+    try:
+        _require_packages()
+        from config import load_config
+
+        if split_images:
+            args.images, args.opts = split_images(args.opts)
+        if len(args.opts) % 2:
+            parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value")
+        cfg = load_config(_config_path(args), _overrides(args))
+        import_paddle(cfg.DEVICE)
+        status = main(args, cfg)
+    except KeyboardInterrupt:
+        status = _fail("interrupted", args.debug)
+    except (UserError, OSError) as error:
+        status = _fail(_one_line(error), args.debug)
+    sys.exit(status or 0)
+
+
+def _config_path(args):
+    if args.config:
+        return args.config
+    if args.pretrained:
+        beside = os.path.join(os.path.dirname(args.pretrained), "config.yaml")
+        if os.path.isfile(beside):
+            return beside
+    return _DEFAULT_CONFIG
+
+
+def _overrides(args):
+    """(key, value) pairs of the command line; its paths count from the current folder.
+
+    `args.pretrained` becomes the weights that the command line names, whichever way.
+    """
+    flags = {
+        "DATA.PATH": args.data_path,
+        "OUTPUT": args.output,
+        "LOG": args.output,
+        "MODEL.PRETRAINED": args.pretrained,
+    }
+    pairs = [(key, os.path.abspath(os.path.expanduser(path))) for key, path in flags.items() if path]
+    pairs += [(args.batch_size_key, args.batch_size)] if args.batch_size else []
+    pairs += [("DEVICE", args.device)] if args.device else []
+    for key, value in zip(args.opts[::2], args.opts[1::2]):
+        is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED")
+        pairs.append((key, os.path.abspath(os.path.expanduser(value)) if is_path and value else value))
+    args.pretrained = dict(pairs).get("MODEL.PRETRAINED")
+    return pairs
+
+
+def _require_packages():
+    missing = [title for module, title in _REQUIRED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} not installed in {sys.executable}; "
+            "`source scripts/env.sh` makes and enters an environment that has all it needs"
+        )
+
+
+def import_paddle(device):
+    """Import paddle with settings that it reads only at import, leaving those that the user made."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = int(os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    if device == "cpu" or not (device or shutil.which("nvidia-smi")):
+        # Strided views make every CPU matmul copy its transposed input again: 5.3 against 8.7 images/s (t2t_vit_7).
+        os.environ.setdefault("FLAGS_use_stride_kernel", "0")
+    # Paddle warns of more than one OpenMP thread and of a missing ccache, on each import.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        import paddle  # noqa: F401
+
+
+def _one_line(error):
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def _fail(message, debug):
+    if debug:
+        raise
+    print(f"error: {message}", file=sys.stderr)
+    return 1

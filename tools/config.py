@@ -1,0 +1,250 @@
+"""Settings: defaults, the YAML file over them, command-line pairs over both.
+
+The defaults are the official recipe of the lite T2T-ViTs (main.py of yitu-opensource/T2T-ViT), so that a file in
+configs/ says only what differs. A relative path in a YAML file counts from the repository root, one on the command
+line from the current folder. Imports no paddle.
+"""
+
+import difflib
+import math
+import re
+from pathlib import Path
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_C = CN()
+_C.NAME = ""  # of the run, its folder and its log; "" = name of the config file
+_C.SEED = 42  # of the initial weights, order of the images, augmentation and dropout
+_C.DEVICE = ""  # cpu, gpu or gpu:N; "" = a GPU if there is one
+_C.OUTPUT = "output"  # folder of the run folders
+_C.LOG = "log"  # folder of the text logs
+
+_C.MODEL = CN()
+_C.MODEL.NAME = "t2t_vit_7"  # any of models.list_models()
+_C.MODEL.PRETRAINED = ""  # weights file: start of a training; for val and predict "" = best.pdparams of the run folder
+_C.MODEL.NUM_CLASSES = 1000
+_C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
+_C.MODEL.ATTN_DROP_RATE = 0.0  # dropout on the backbone's attention
+_C.MODEL.DROP_PATH_RATE = 0.1  # stochastic depth of the last block, rising linearly from 0 in the first
+_C.MODEL.QK_SCALE = 0.0  # scale of q.k in the backbone; 0.0 = head_dim ** -0.5
+_C.MODEL.T2T = CN()  # 0, 0.0, "" or [] = as in the named variant
+_C.MODEL.T2T.EMBED_DIM = 0  # width of the backbone
+_C.MODEL.T2T.DEPTH = 0  # blocks
+_C.MODEL.T2T.NUM_HEADS = 0
+_C.MODEL.T2T.MLP_RATIO = 0.0  # hidden width of the blocks' MLP / EMBED_DIM
+_C.MODEL.T2T.TOKENS_TYPE = ""  # performer, transformer or convolution
+_C.MODEL.T2T.TOKEN_DIM = 0  # width inside the T2T module
+_C.MODEL.T2T.SPLITS = []  # [[kernel, stride, padding], ...] of the soft splits, in pixels or tokens
+
+_C.DATA = CN()
+_C.DATA.NAME = "ImageNet"  # as printed with the accuracies
+_C.DATA.PATH = "datasets/imagenet"  # folder with train/ and val/
+_C.DATA.TRAIN_LIST = ""  # file of "relative/path label" lines, itself relative to PATH; "" = the class folders
+_C.DATA.VAL_LIST = ""
+_C.DATA.CLASSES = "configs/imagenet1k_classes.tsv"  # class list; "" = classes.txt in PATH or the names of the folders
+_C.DATA.CHANNELS = 3  # 3 RGB or 1 grey
+_C.DATA.IMAGE_SIZE = 224  # pixels, height and width of the model's input
+_C.DATA.MEAN = [0.485, 0.456, 0.406]  # per channel, of values in 0..1
+_C.DATA.STD = [0.229, 0.224, 0.225]
+_C.DATA.NUM_WORKERS = 8  # loader processes of each training process; 0 = read in the training process
+
+_C.AUG = CN()
+_C.AUG.SCALE = [0.08, 1.0]  # random-resized crop: share of the image's area
+_C.AUG.RATIO = [3 / 4, 4 / 3]  # width / height of the crop
+_C.AUG.INTERPOLATION = "random"  # bilinear, bicubic, or random: either, drawn for each image
+_C.AUG.HFLIP = 0.5  # probability of a horizontal flip
+
+_C.TRAIN = CN()
+_C.TRAIN.BATCH_SIZE = 64  # images per process and step
+_C.TRAIN.EPOCHS = 300  # of warm-up and cosine
+_C.TRAIN.COOLDOWN_EPOCHS = 10  # at MIN_LR, after EPOCHS
+_C.TRAIN.WARMUP_EPOCHS = 10
+_C.TRAIN.BASE_LR = 1e-3  # for a global batch of 512; never scaled by the batch
+_C.TRAIN.WARMUP_LR = 1e-6  # of the whole epoch 0
+_C.TRAIN.MIN_LR = 1e-5
+_C.TRAIN.WEIGHT_DECAY = 0.03
+_C.TRAIN.BETAS = [0.9, 0.999]
+_C.TRAIN.EPSILON = 1e-8
+_C.TRAIN.LABEL_SMOOTHING = 0.1
+_C.TRAIN.LOG_EVERY = 50  # steps between two log lines
+
+_C.VAL = CN()
+_C.VAL.BATCH_SIZE = 128  # images per process and step
+_C.VAL.CROP_PCT = 0.9  # the shorter side is resized to floor(IMAGE_SIZE / CROP_PCT), then the centre is cropped
+_C.VAL.INTERPOLATION = "bicubic"
+_C.VAL.EVERY = 1  # epochs between two validations; the last epoch is always validated
+_C.VAL.LOG_EVERY = 10  # steps between two lines of val.py
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+def load_config(path, overrides=()):
+    """Merge defaults, a YAML file and (key, value) pairs into a frozen CfgNode.
+
+    Raises UserError naming the file and key: missing or broken file, unknown key, wrong type, impossible value.
+    """
+    path = _find(path)
+    cfg = _C.clone()
+    try:
+        leaves = list(_leaves(_read_yaml(path)))
+    except RecursionError:
+        raise UserError(f"config {path} refers to itself") from None
+    for key, value in leaves:
+        _set(cfg, key, value, path)
+    for key, value in overrides:
+        _set(cfg, key, value, "command line")
+    cfg.NAME = cfg.NAME or path.stem
+    _check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def resolve(path):
+    """Absolute form of a path from a config: relative ones count from the repository root."""
+    return ROOT / Path(path).expanduser()
+
+
+def default_config():
+    """A frozen copy of the defaults."""
+    cfg = _C.clone()
+    cfg.freeze()
+    return cfg
+
+
+def _find(path):
+    candidates = [Path(path), ROOT / path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    available = ", ".join(sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
+    raise UserError(f"config {path} not found; configs/ holds {available}")
+
+
+def _read_yaml(path):
+    # yacs would execute a .py config.
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"config {path} is not YAML: its name must end in .yaml or .yml")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"config {path} must hold KEY: value pairs")
+    return tree
+
+
+def _leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def all_keys():
+    """Every key, with its sections: "TRAIN.EPOCHS"."""
+    return [key for key, _ in _leaves(_C)]
+
+
+def starts_like_a_key(word):
+    """True for a word like TRAIN.EPOCH, whose first part is a section or key, whether or not the rest is known."""
+    return word.split(".")[0] in _C
+
+
+def _set(cfg, key, value, source):
+    known = all_keys()
+    if key not in known:
+        near = difflib.get_close_matches(key.upper(), known, n=3, cutoff=0.5)
+        near += [k for k in known if k.split(".")[-1] == key.split(".")[-1].upper() and k not in near]
+        hint = f"; did you mean {', '.join(near)}?" if near else "; tools/config.py lists the keys"
+        raise UserError(f"{source}: unknown key {key}{hint}")
+    *sections, leaf = key.split(".")
+    node = cfg
+    for section in sections:
+        node = node[section]
+    default = node[leaf]
+    if isinstance(default, str) and isinstance(value, str):
+        node[leaf] = value  # as it is: yacs would turn a folder named 2012 into a number
+        return
+    try:
+        if value is None or isinstance(value, dict):
+            raise ValueError
+        cfg.merge_from_list([key, value])
+    except ValueError:
+        kind = type(default).__name__
+        hint = f" (write {value}.0)" if kind == "float" and str(value).lstrip("-").isdigit() else ""
+        raise UserError(f"{source}: {key} must be of type {kind}{hint}, not {value!r}") from None
+
+
+def _numbers(values, length, low=-math.inf, high=math.inf):
+    return len(values) == length and all(
+        type(value) in (int, float) and math.isfinite(value) and low <= value <= high for value in values
+    )
+
+
+def _is_split(split):
+    return (
+        isinstance(split, (list, tuple))
+        and len(split) == 3
+        and all(type(n) is int for n in split)
+        and split[0] >= 1
+        and split[1] >= 1
+        and 0 <= split[2] < split[0]
+    )
+
+
+def _check(cfg):
+    model, data, aug, train, val = cfg.MODEL, cfg.DATA, cfg.AUG, cfg.TRAIN, cfg.VAL
+    t2t = model.T2T
+    rules = [
+        ("NAME", cfg.NAME not in (".", "..") and "/" not in cfg.NAME, "a plain name, no path"),
+        ("SEED", 0 <= cfg.SEED < 2**31, "0 to 2147483647"),
+        ("DEVICE", re.fullmatch(r"(cpu|gpu(:[0-9]+)?)?", cfg.DEVICE), "cpu, gpu or gpu:N"),
+        ("MODEL.NUM_CLASSES", model.NUM_CLASSES >= 2, "2 or more"),
+        ("MODEL.DROP_RATE", 0 <= model.DROP_RATE < 1, "0.0 to below 1.0"),
+        ("MODEL.ATTN_DROP_RATE", 0 <= model.ATTN_DROP_RATE < 1, "0.0 to below 1.0"),
+        ("MODEL.DROP_PATH_RATE", 0 <= model.DROP_PATH_RATE < 1, "0.0 to below 1.0"),
+        ("MODEL.QK_SCALE", model.QK_SCALE >= 0, "0.0 or more"),
+        *((f"MODEL.T2T.{key}", 0 <= t2t[key] <= 65536, "0 to 65536")
+          for key in ("EMBED_DIM", "DEPTH", "NUM_HEADS", "MLP_RATIO", "TOKEN_DIM")),
+        ("MODEL.T2T.SPLITS", len(t2t.SPLITS) != 1 and all(map(_is_split, t2t.SPLITS)),
+         "[] or two or more [kernel, stride, padding] with padding below kernel"),
+        ("DATA.CHANNELS", data.CHANNELS in (1, 3), "1 or 3"),
+        ("DATA.IMAGE_SIZE", 1 <= data.IMAGE_SIZE <= 4096, "1 to 4096 pixels"),
+        ("DATA.MEAN", _numbers(data.MEAN, data.CHANNELS), f"{data.CHANNELS} numbers, one per channel"),
+        ("DATA.STD", _numbers(data.STD, data.CHANNELS, low=1e-6), f"{data.CHANNELS} positive numbers, one per channel"),
+        ("DATA.NUM_WORKERS", data.NUM_WORKERS >= 0, "0 or more"),
+        ("AUG.SCALE", _numbers(aug.SCALE, 2, 1e-6, 1.0) and aug.SCALE[0] <= aug.SCALE[1],
+         "[smallest, largest] within 0 to 1"),
+        ("AUG.RATIO", _numbers(aug.RATIO, 2, 1e-6) and aug.RATIO[0] <= aug.RATIO[1], "[smallest, largest], positive"),
+        ("AUG.INTERPOLATION", aug.INTERPOLATION in (*INTERPOLATIONS, "random"), "bilinear, bicubic or random"),
+        ("AUG.HFLIP", 0 <= aug.HFLIP <= 1, "0.0 to 1.0"),
+        ("TRAIN.BATCH_SIZE", train.BATCH_SIZE >= 1, "1 or more"),
+        ("TRAIN.EPOCHS", train.EPOCHS >= 1, "1 or more"),
+        ("TRAIN.COOLDOWN_EPOCHS", train.COOLDOWN_EPOCHS >= 0, "0 or more"),
+        ("TRAIN.WARMUP_EPOCHS", 0 <= train.WARMUP_EPOCHS < train.EPOCHS, f"0 to below TRAIN.EPOCHS {train.EPOCHS}"),
+        ("TRAIN.BASE_LR", 0 < train.BASE_LR < float("inf"), "positive"),
+        ("TRAIN.WARMUP_LR", 0 <= train.WARMUP_LR <= train.BASE_LR, f"0.0 to TRAIN.BASE_LR {train.BASE_LR}"),
+        ("TRAIN.MIN_LR", 0 <= train.MIN_LR <= train.BASE_LR, f"0.0 to TRAIN.BASE_LR {train.BASE_LR}"),
+        ("TRAIN.WEIGHT_DECAY", 0 <= train.WEIGHT_DECAY < float("inf"), "0.0 or more"),
+        ("TRAIN.BETAS", _numbers(train.BETAS, 2, 0.0, 1.0) and max(train.BETAS) < 1, "two numbers in 0.0 to below 1.0"),
+        ("TRAIN.EPSILON", 0 < train.EPSILON < 1, "above 0.0 and below 1.0"),
+        ("TRAIN.LABEL_SMOOTHING", 0 <= train.LABEL_SMOOTHING < 1, "0.0 to below 1.0"),
+        ("TRAIN.LOG_EVERY", train.LOG_EVERY >= 1, "1 or more"),
+        ("VAL.BATCH_SIZE", val.BATCH_SIZE >= 1, "1 or more"),
+        ("VAL.CROP_PCT", 0.1 <= val.CROP_PCT <= 1, "0.1 to 1.0"),
+        ("VAL.INTERPOLATION", val.INTERPOLATION in INTERPOLATIONS, "bilinear or bicubic"),
+        ("VAL.EVERY", val.EVERY >= 1, "1 or more"),
+        ("VAL.LOG_EVERY", val.LOG_EVERY >= 1, "1 or more"),
+    ]  # fmt: skip
+    values = dict(_leaves(cfg))
+    rules += [(key, math.isfinite(value), "finite") for key, value in values.items() if isinstance(value, float)]
+    for key, holds, allowed in rules:
+        if not holds:
+            value = values[key]
+            raise UserError(f"{key} is {value!r} but must be {allowed}")

@@ -1,0 +1,1 @@
+"""Training and evaluation: where the config, the models and the data meet."""
