@@ -1,0 +1,351 @@
+"""Reading data sets and images, transforms, and the order of batches."""
+
+import logging
+import math
+import struct
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image, ImageCms
+from scipy import stats
+
+from config import load_config
+from data.dataset import load_data, read_classes
+from data.loader import BatchOrder, Loader, Normalize
+from data.transforms import EvalTransform, ImageError, TrainTransform, load_image
+from errors import UserError
+
+
+def settings(**keys):
+    pairs = [(key.replace("__", "."), value) for key, value in keys.items()]
+    return load_config(ROOT / "configs/lit_data.yaml", pairs)
+
+
+def make_folders(root, spec):
+    """spec {"train/cat": 2}: folders with that many 4x4 images."""
+    for folder, count in spec.items():
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (4, 4), (i, 0, 0)).save(root / folder / f"{i}.png")
+    return root
+
+
+def folder_config(root, classes=2, **keys):
+    return settings(DATA__PATH=str(root), MODEL__NUM_CLASSES=str(classes), **keys)
+
+
+# --- Data sets ---
+
+
+def test_lit_data_is_whole():
+    classes, splits = load_data(settings())
+    assert classes.names == ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    assert (len(splits["train"]), len(splits["val"])) == (1437, 360)
+    from_lists = load_data(settings(DATA__TRAIN_LIST="train.txt", DATA__VAL_LIST="val.txt"))[1]
+    for name, split in splits.items():
+        assert split.paths == from_lists[name].paths and split.labels == from_lists[name].labels
+        counts = np.bincount(split.labels)
+        assert counts.max() - counts.min() <= 8  # stratified
+
+
+def test_classes_are_shared_by_both_splits(tmp_path):
+    make_folders(tmp_path, {"train/ant": 1, "train/bee": 2, "val/bee": 1})
+    classes, splits = load_data(folder_config(tmp_path))
+    assert classes.folders == ("ant", "bee")
+    assert splits["train"].labels == [0, 1, 1] and splits["val"].labels == [1]
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "test"])
+def test_validation_folder_may_have_any_usual_name(tmp_path, name):
+    make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, f"{name}/ant": 1, f"{name}/bee": 3})
+    assert len(load_data(folder_config(tmp_path))[1]["val"]) == 4
+
+
+def test_the_split_folder_itself_may_be_given(tmp_path):
+    make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 3})
+    split = load_data(folder_config(tmp_path / "val"), ["val"])[1]["val"]
+    assert split.labels == [1, 1, 1]  # bee is 1, by the training folders
+    make_folders(tmp_path / "pictures", {"ant": 1, "bee": 1})
+    assert load_data(folder_config(tmp_path / "pictures"), ["val"])[1]["val"].labels == [0, 1]
+
+
+def test_a_split_folder_given_is_the_one_used(tmp_path):
+    make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 3, "test/ant": 4})
+    assert load_data(folder_config(tmp_path / "test"), ["val"])[1]["val"].labels == [0] * 4
+    assert load_data(folder_config(tmp_path / "val"), ["val"])[1]["val"].labels == [1] * 3
+    assert load_data(folder_config(tmp_path / "train"), ["train"])[1]["train"].labels == [0, 1]
+
+
+def test_class_list_with_a_repeated_folder_is_refused(tmp_path):
+    (tmp_path / "classes.txt").write_text("ant\nbee\nant\n")
+    with pytest.raises(UserError, match="classes.txt names ant more than once"):
+        read_classes(tmp_path / "classes.txt")
+
+
+def test_class_missing_in_one_split_is_told(tmp_path, caplog):
+    make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 1, "val/wasp": 1})
+    with pytest.raises(UserError, match="val has class folders that .*train has not: wasp"):
+        load_data(folder_config(tmp_path))
+    make_folders(tmp_path / "b", {"train/ant": 1, "train/bee": 0, "val/ant": 1})
+    logging.getLogger("t2t").propagate = True
+    with caplog.at_level(logging.WARNING, logger="t2t"):
+        load_data(folder_config(tmp_path / "b"))
+    assert "1 of 2 classes have no image in" in caplog.text and caplog.text.count("bee") == 2
+
+
+@pytest.mark.parametrize(
+    "spec, classes, message",
+    [
+        ({}, 2, "has no class folders|has no val/ folder"),
+        ({"train/ant": 1, "train/bee": 1}, 2, "has no val/ folder"),
+        ({"train": 0, "val": 0}, 2, "has no class folders"),
+        ({"train/ant": 0, "train/bee": 0, "val/ant": 1}, 2, "hold no images"),
+        ({"train/ant": 1, "train/bee": 1, "val/ant": 1}, 3, "NUM_CLASSES is 3 but .* has 2 classes; set .*CLASSES 2"),
+    ],
+)
+def test_folders_that_cannot_serve_are_named(tmp_path, spec, classes, message):
+    make_folders(tmp_path, spec)
+    with pytest.raises(UserError, match=message):
+        load_data(folder_config(tmp_path, classes))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a b.png 0\nc.png x\n", "train.txt, line 2: expected 'relative/path label'"),
+        ("a b.png \u00b2\n", "line 1: expected"),
+        ("a b.png 2\n", "line 1: label 2 is out of range, the last of 2 classes is 1"),
+        ("", "is empty"),
+        ("gone.png 0\n", "names gone.png, which is in none of"),
+    ],
+)
+def test_list_files_are_checked(tmp_path, text, message):
+    make_folders(tmp_path, {"train": 0, "val": 0})
+    Image.new("L", (4, 4)).save(tmp_path / "train" / "a b.png")
+    (tmp_path / "train.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_data(folder_config(tmp_path, DATA__TRAIN_LIST="train.txt", DATA__VAL_LIST="train.txt"))
+
+
+def test_paths_of_a_list_may_hold_blanks_and_count_from_root_or_split(tmp_path):
+    make_folders(tmp_path, {"train": 0})
+    Image.new("L", (4, 4)).save(tmp_path / "train" / "a b.png")
+    for text in ("a b.png 1\n", "\ufeffa b.png 1\n", "train/a b.png 1\n", f"{tmp_path}/train/a b.png\t1\n"):
+        (tmp_path / "list.txt").write_text(text)
+        split = load_data(folder_config(tmp_path, DATA__TRAIN_LIST="list.txt"), ["train"])[1]["train"]
+        assert (split.paths, split.labels) == ([f"{tmp_path}/train/a b.png"], [1])
+
+
+def test_imagenet_classes_give_official_ids():
+    classes = read_classes(ROOT / "configs/imagenet1k_classes.tsv")
+    assert len(classes) == 1000 and classes.folders[923] == "n07579787" and classes.names[0] == "tench"
+
+
+def test_partial_imagenet_folders_keep_official_ids(imagenet_sample):
+    cfg = load_config(ROOT / "configs/t2t_vit_7.yaml", [("DATA.PATH", str(imagenet_sample))])
+    by_folder = load_data(cfg)[1]
+    cfg = load_config(
+        ROOT / "configs/t2t_vit_7.yaml",
+        [("DATA.PATH", str(imagenet_sample)), ("DATA.TRAIN_LIST", "train.txt"), ("DATA.VAL_LIST", "val.txt")],
+    )
+    by_list = load_data(cfg)[1]
+    for name in ("train", "val"):
+        assert dict(zip(by_folder[name].paths, by_folder[name].labels)) == dict(
+            zip(by_list[name].paths, by_list[name].labels)
+        )
+
+
+# --- Images ---
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    red = (200, 30, 40)
+    rgb = Image.new("RGB", (4, 4), red)
+    images = {
+        "rgb.png": rgb,
+        "palette.png": rgb.quantize(4),
+        "palette.gif": rgb.quantize(4),
+        "opaque.png": rgb.convert("RGBA"),
+        "cmyk.tif": rgb.convert("CMYK"),
+        "lab.tif": ImageCms.profileToProfile(
+            rgb, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        ),
+    }
+    for name, image in images.items():
+        image.save(tmp_path / name)
+        pixels = np.asarray(load_image(tmp_path / name)).astype(int)
+        assert pixels.shape == (4, 4, 3)
+        assert name.startswith("lab") or np.abs(pixels - red).max() <= 3, name
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (np.asarray(load_image(tmp_path / "clear.png")) == 255).all()  # white shows through
+    half = rgb.quantize(4)
+    half.info["transparency"] = 0
+    half.save(tmp_path / "hole.png", transparency=half.getpixel((0, 0)))
+    assert (np.asarray(load_image(tmp_path / "hole.png")) == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA"])
+def test_grey_becomes_rgb(tmp_path, mode):
+    Image.new("L", (4, 4), 255).convert(mode).save(tmp_path / "x.png")
+    assert (np.asarray(load_image(tmp_path / "x.png")) == 255).all()
+    assert np.asarray(load_image(tmp_path / "x.png", channels=1)).shape == (4, 4)
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    pixels = np.asarray(load_image(tmp_path / "x.png"))[:, :, 0]
+    assert np.abs(pixels - values / 257).max() <= 0.5
+
+
+def test_real_imagenet_pictures_load(imagenet_sample):
+    paths = sorted(imagenet_sample.rglob("*.JPEG"))
+    assert len(paths) == 76
+    modes = {Image.open(path).mode for path in paths}
+    assert "L" in modes
+    assert {load_image(path).mode for path in paths} == {"RGB"}
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [(b"", "not an image"), (b"just text", "not an image"), ("truncated", "truncated"), (None, "not found")],
+)
+def test_unreadable_images_are_named(tmp_path, content, reason):
+    path = tmp_path / "x.jpg"
+    if content == "truncated":
+        rng = np.random.default_rng(0)
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[:-700])
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match=f"x.jpg.*{reason}"):
+        load_image(path)
+
+
+def test_bomb_and_folder_are_named(tmp_path):
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(ImageError, match="folder.jpg"):
+        load_image(tmp_path / "folder.jpg")
+    header = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54, 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0)
+    (tmp_path / "bomb.bmp").write_bytes(header)
+    with pytest.raises(ImageError, match="bomb.bmp.*decompression bomb"):
+        load_image(tmp_path / "bomb.bmp")
+
+
+# --- Transforms ---
+
+
+def test_evaluation_is_resize_bicubic_then_centre_crop():
+    cfg = load_config(ROOT / "configs/t2t_vit_7.yaml")
+    rng = np.random.default_rng(0)
+    for width, height, resized, box in [
+        (500, 375, (330, 248), (53, 12)),
+        (375, 500, (248, 330), (12, 53)),
+        (248, 248, (248, 248), (12, 12)),
+        (68, 91, (248, 331), (12, 54)),
+    ]:
+        image = Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+        expected = image.resize(resized, Image.Resampling.BICUBIC).crop((*box, box[0] + 224, box[1] + 224))
+        assert (EvalTransform(cfg)(image) == np.asarray(expected)).all()
+    assert EvalTransform(load_config(ROOT / "configs/t2t_vit_14_384.yaml")).resize == 426
+
+
+def test_crop_follows_scale_and_ratio():
+    cfg = load_config(ROOT / "configs/t2t_vit_7.yaml")
+    transform = TrainTransform(cfg)
+    rng = np.random.default_rng(0)
+    boxes = np.array([transform.crop_box((1000, 1000), rng) for _ in range(4000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes.min() >= 0 and boxes.max() <= 1000
+    area, log_ratio = width * height / 1e6, np.log(width / height)
+    # Near 1 the sides of a long crop would not fit and the draw is repeated, so the laws are tested below that.
+    small = area < 0.7
+    assert stats.kstest(area[small], stats.uniform(0.08, 0.62).cdf).pvalue > 0.001
+    assert stats.kstest(log_ratio[small], stats.uniform(math.log(3 / 4), 2 * math.log(4 / 3)).cdf).pvalue > 0.001
+
+
+def test_crop_of_an_extreme_image_is_the_largest_centred_one():
+    transform = TrainTransform(load_config(ROOT / "configs/t2t_vit_7.yaml", [("AUG.SCALE", "[1.0, 1.0]")]))
+    assert transform.crop_box((1000, 100), np.random.default_rng(0)) == (433, 0, 566, 100)
+    assert transform.crop_box((100, 1000), np.random.default_rng(0)) == (0, 433, 100, 566)
+
+
+def test_flip_has_its_probability_and_mirrors():
+    ramp = Image.fromarray(np.tile(np.arange(0, 160, 10, dtype=np.uint8), (16, 1))).convert("RGB")
+    cfg = settings(AUG__HFLIP="0.3", AUG__SCALE="[1.0, 1.0]", AUG__RATIO="[1.0, 1.0]")
+    outputs = [TrainTransform(cfg)(ramp, np.random.default_rng(i)) for i in range(1000)]
+    straight = np.asarray(ramp)
+    flipped = [np.array_equal(out, straight[:, ::-1]) for out in outputs]
+    assert all(f or np.array_equal(out, straight) for f, out in zip(flipped, outputs))
+    assert abs(np.mean(flipped) - 0.3) < 0.05
+
+
+def test_normalisation_is_official():
+    cfg = load_config(ROOT / "configs/t2t_vit_7.yaml")
+    import paddle
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
+    expected = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    out = Normalize(cfg)(paddle.to_tensor(pixels)).numpy()
+    assert np.abs(out - expected.transpose(0, 3, 1, 2)).max() < 1e-6
+
+
+# --- Batches ---
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_images", [1, 7, 8, 31, 360])
+def test_validation_sees_each_image_once(world_size, num_images):
+    seen = []
+    for rank in range(world_size):
+        order = BatchOrder(num_images, 4, seed=0, rank=rank, world_size=world_size)
+        batches = list(order)
+        assert len(batches) == len(order)
+        seen += [index for batch in batches for _, index in batch]
+    assert sorted(seen) == list(range(num_images))
+
+
+def test_training_order_depends_on_seed_and_epoch_and_not_on_the_processes():
+    def global_batches(epoch, world_size, seed=3):
+        orders = [BatchOrder(50, 12 // world_size, seed, rank, world_size, True) for rank in range(world_size)]
+        for order in orders:
+            order.epoch = epoch
+        return [sum(parts, []) for parts in zip(*orders)]
+
+    batches = global_batches(0, 1)
+    assert len(batches) == 4 and {len(batch) for batch in batches} == {12}
+    assert len({index for batch in batches for _, index in batch}) == 48
+    assert batches == global_batches(0, 1) == global_batches(0, 2) == global_batches(0, 4)
+    indices = [[index for _, index in batch] for batch in batches]
+    assert indices != [[index for _, index in batch] for batch in global_batches(1, 1)]
+    assert indices != [[index for _, index in batch] for batch in global_batches(0, 1, seed=4)]
+
+
+def test_workers_change_nothing():
+    splits = load_data(settings())[1]
+    epochs = []
+    for workers in ("0", "2"):
+        loader = Loader(splits["train"], settings(DATA__NUM_WORKERS=workers), training=True)
+        batches = [[(images.numpy(), labels.numpy()) for images, labels in loader.epoch(epoch)][:3] for epoch in (0, 1)]
+        epochs.append(batches)
+    for a, b in zip(sum(epochs[0], []), sum(epochs[1], [])):
+        assert (a[0] == b[0]).all() and (a[1] == b[1]).all()
+    assert (epochs[0][0][0][0] != epochs[0][1][0][0]).any()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_broken_image_in_a_worker_is_named(tmp_path, workers):
+    make_folders(tmp_path, {"train/ant": 3, "train/bee": 3, "val/ant": 1})
+    (tmp_path / "train/bee/1.png").write_bytes(b"text")
+    cfg = folder_config(tmp_path, DATA__NUM_WORKERS=workers, TRAIN__BATCH_SIZE="2")
+    loader = Loader(load_data(cfg)[1]["train"], cfg, training=True)
+    with pytest.raises(UserError, match=r"^image .*bee/1.png cannot be read: not an image$"):
+        list(loader.epoch(0))
+
+
+def test_too_few_images_for_a_batch_is_told(tmp_path):
+    make_folders(tmp_path, {"train/ant": 3, "train/bee": 3, "val/ant": 1})
+    cfg = folder_config(tmp_path)
+    with pytest.raises(UserError, match="6 images, fewer than one batch of 64"):
+        Loader(load_data(cfg)[1]["train"], cfg, training=True)

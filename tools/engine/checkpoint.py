@@ -1,0 +1,211 @@
+"""Weights and training state on disk.
+
+Files are written by `paddle.save`, and replaced whole or not at all. They are read without `paddle.load`, which
+unpickles them and so runs any code that a stranger put into a .pdparams file.
+"""
+
+import math
+import pickle
+import re
+
+import numpy as np
+import paddle
+
+from errors import UserError
+from files import atomic_path
+
+_NAME_TABLE = "StructuredToParameterName@@"  # entry of a paddle state dict that holds no weights
+
+
+def save(path, tree):
+    """Write nested dicts of tensors, arrays, numbers and strings; plain `paddle.load` reads them."""
+    with atomic_path(path) as temporary:
+        paddle.save(_to_numpy(tree), str(temporary))
+
+
+def read(path):
+    """Read a .pdparams or .pdopt file into nested dicts of NumPy arrays, numbers and strings, running no code of it.
+
+    Raises:
+        UserError: the file is missing, torn, no Paddle file, or holds anything but such data (which is named).
+    """
+    try:
+        with open(path, "rb") as file:
+            tree = _plain(_Unpickler(file).load())
+    except FileNotFoundError:
+        raise UserError(f"weights {path} not found") from None
+    except _Refused as error:
+        raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
+    except OSError:
+        raise
+    except Exception as error:  # a torn or crafted pickle raises nearly anything
+        raise UserError(f"{path} is damaged or no Paddle weights file ({type(error).__name__}: {error})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no state dict")
+    return tree
+
+
+def load_weights(model, path):
+    """Put the weights of a file into `model`; the file is a state dict or a training state.
+
+    Raises:
+        UserError: tensors are missing, left over or of another shape, naming them and what to set.
+    """
+    tree = read(path)
+    weights = tree["model"] if isinstance(tree.get("model"), dict) else tree
+    weights = {name: value for name, value in weights.items() if name != _NAME_TABLE}
+    load_state(model, weights, path)
+
+
+def load_state(model, weights, path):
+    """Copy `weights`, arrays by name, into `model`: every tensor once, and none left over."""
+    own = model.state_dict()
+    wrong = [f"no {name}" for name in own if name not in weights]
+    wrong += [f"{name} is unknown to the model" for name in weights if name not in own]
+    for name in own:
+        value = weights.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, np.ndarray):
+            wrong.append(f"{name} is no array")
+        elif list(value.shape) != list(own[name].shape):
+            wrong.append(f"{name} is {list(value.shape)}, the model's is {list(own[name].shape)}")
+    if wrong:
+        rest = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        head = np.shape(weights.get("head.bias"))
+        other = len(head) == 1 and list(head) != list(own["head.bias"].shape)
+        classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
+        raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")
+    with paddle.no_grad():
+        for name, tensor in own.items():
+            tensor.set_value(paddle.to_tensor(_to_float32(weights[name], name, path)).astype(tensor.dtype))
+
+
+def _to_float32(value, name, path):
+    if value.dtype == np.uint16:  # how Paddle stores bfloat16: the upper half of a float32
+        return (value.astype(np.uint32) << 16).view(np.float32)
+    if value.dtype.kind != "f":
+        raise UserError(f"{path} does not fit the model: {name} holds {value.dtype}, not floating-point numbers")
+    return value.astype(np.float32)
+
+
+def _to_numpy(tree):
+    if isinstance(tree, dict):
+        return {key: _to_numpy(value) for key, value in tree.items()}
+    return tree.numpy() if isinstance(tree, paddle.Tensor) else tree
+
+
+class _Refused(Exception):
+    """Names what a file holds beside data."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Replaces everything that a file names by the makers of plain data below.
+
+    NumPy's own constructors are never handed out: a forged dtype makes them read memory at an address of the file's
+    choice.
+    """
+
+    def find_class(self, module, name):
+        # numpy.core until NumPy 1, numpy._core since NumPy 2; __builtin__ in protocol 2.
+        module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
+        if (module, name) not in _MAKERS:
+            raise _Refused(f"{module}.{name}")
+        return _Maker(*_MAKERS[module, name])
+
+
+class _Maker:
+    """A callable that a pickle can only call, not change."""
+
+    def __init__(self, make, title):
+        self._make, self._title = make, title
+
+    def __call__(self, *arguments):
+        return self._make(*arguments)
+
+    def __setstate__(self, state):
+        raise _Refused(f"a change of {self._title}")
+
+
+class _Dtype:
+    """A number type, from dtype("f4", False, True) and the byte order that follows."""
+
+    def __init__(self, code, *_):
+        if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?[biuf][1248]", code):
+            raise _Refused(f"an array of {'objects' if str(code).startswith('O') else code}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state):
+        _, order, *rest = state
+        if order not in ("<", ">", "|", "=") or any(value not in (None, -1, 0) for value in rest):
+            raise _Refused("an array of records")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """An array, from (version, shape, dtype, is Fortran order, bytes)."""
+
+    def __init__(self):
+        self.value = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+            raise _Refused("an array of objects")
+        size = math.prod(shape) * dtype.dtype.itemsize
+        if any(type(length) is not int or length < 0 for length in shape) or len(data) != size:
+            raise _Refused("an array of another size than its data")
+        flat = np.frombuffer(data, dtype.dtype) if size else np.empty(0, dtype.dtype)
+        self.value = flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _make_array(subtype, *_):
+    if not isinstance(subtype, _Maker) or subtype._title != "ndarray":
+        raise _Refused("an array of a type of its own")
+    return _Array()
+
+
+def _make_scalar(dtype, data):
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or len(data) != dtype.dtype.itemsize:
+        raise _Refused("an object that is no number")
+    return np.frombuffer(data, dtype.dtype)[0].item()
+
+
+def _make_nothing(*_):
+    raise _Refused("an array without a value")
+
+
+def _make_bytes(text, encoding):
+    # How pickle protocol 2 stores the bytes of an array.
+    if not isinstance(text, str) or encoding != "latin1":
+        raise _Refused(f"an encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _make_pair(pair):
+    """The (name, array) pair that paddle.save makes of a nested tensor."""
+    if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], _Array):
+        raise _Refused("a tuple that is no named array")
+    return pair[1]
+
+
+_MAKERS = {
+    ("collections", "OrderedDict"): (dict, "OrderedDict"),
+    ("builtins", "tuple"): (_make_pair, "tuple"),
+    ("_codecs", "encode"): (_make_bytes, "encode"),
+    ("numpy", "ndarray"): (_make_nothing, "ndarray"),
+    ("numpy", "dtype"): (_Dtype, "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"): (_make_array, "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"): (_make_scalar, "scalar"),
+}
+
+
+def _plain(tree):
+    """Check types all the way down and unwrap the arrays."""
+    if type(tree) is dict and all(isinstance(key, str) for key in tree):
+        return {key: _plain(value) for key, value in tree.items()}
+    if isinstance(tree, _Array) and tree.value is not None:
+        return tree.value
+    if tree is None or type(tree) in (bool, int, float, str):
+        return tree
+    raise _Refused(f"a {type(tree).__name__}")

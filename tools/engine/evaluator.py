@@ -1,0 +1,59 @@
+"""Exact evaluation: counts are summed over all images and processes and divided once."""
+
+import time
+from dataclasses import dataclass
+
+import paddle
+import paddle.nn.functional as F
+
+from data.loader import Normalize
+from engine.logger import log, progress_bar
+from engine.parallel import sum_over_processes
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean loss and shares of images (0 to 1) over `num_images`."""
+
+    loss: float
+    top1: float
+    top5: float
+    num_images: int
+
+
+@paddle.no_grad()
+def evaluate(model, loader, cfg, log_every=None):
+    """Evaluate `model` on every image of `loader` exactly once; top-5 means top-K where there are K < 5 classes.
+
+    Args:
+        model: (B, C, H, W) -> (B, K); left in the mode that it had.
+        loader: a `data.loader.Loader` for validation.
+        cfg: config.
+        log_every: batches between two printed lines; None for none.
+    """
+    was_training = model.training
+    model.eval()
+    normalize = Normalize(cfg)
+    totals = paddle.zeros([4], dtype="float64")  # loss, correct at 1, correct at 5, images
+    read_time, start = 0.0, time.perf_counter()
+    for step, (images, labels) in enumerate(progress_bar(loader.epoch(0), total=len(loader), desc="val"), start=1):
+        read_time += time.perf_counter() - start
+        totals += _batch_totals(model(normalize(images)), labels)
+        if log_every and (step % log_every == 0 or step == len(loader)):
+            _, top1, _, count = totals.tolist()
+            log.info("Step [%d/%d], acc: %.4f, read_time: %.4f", step, len(loader), top1 / count, read_time)
+            read_time = 0.0
+        start = time.perf_counter()
+    if was_training:
+        model.train()
+    loss, top1, top5, count = sum_over_processes(totals).tolist()
+    return Scores(loss / count, top1 / count, top5 / count, int(count))
+
+
+def _batch_totals(logits, labels):
+    logits = logits.astype("float32")
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    _, best = paddle.topk(logits, k=min(5, logits.shape[1]), axis=-1)  # (B, 5)
+    correct = (best == labels.unsqueeze(1)).astype("float64")  # (B, 5)
+    count = paddle.full([], labels.shape[0], dtype="float64")
+    return paddle.stack([loss.astype("float64"), correct[:, 0].sum(), correct.sum(), count])

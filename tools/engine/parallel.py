@@ -1,0 +1,65 @@
+"""Processes and devices: everything that asks for a rank goes through here.
+
+One process trains on one device. `python -m paddle.distributed.launch` starts several and sets what
+`paddle.distributed.ParallelEnv` reads; without it there is one.
+"""
+
+import paddle
+from paddle import distributed
+
+from errors import UserError
+
+
+def setup(device):
+    """Choose this process's device ("cpu", "gpu", "gpu:N", "" = a GPU if there is one) and join the other processes.
+
+    Returns the device's name.
+    """
+    gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+    if device.startswith("gpu") and not gpus:
+        build = "finds none" if paddle.is_compiled_with_cuda() else "is a CPU build (install paddlepaddle-gpu)"
+        raise UserError(
+            f"DEVICE is {device} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}"
+        )
+    name = device or ("gpu" if gpus else "cpu")
+    if name == "gpu" and gpus:
+        name = f"gpu:{distributed.ParallelEnv().device_id}"
+    if name.startswith("gpu:") and int(name[4:]) >= gpus:
+        raise UserError(f"DEVICE is {name} but there are {gpus} GPU(s), gpu:0 to gpu:{gpus - 1}")
+    paddle.set_device(name)
+    if world_size() > 1:
+        distributed.init_parallel_env()
+    return name
+
+
+def rank():
+    """Number of this process, 0 to world_size() - 1."""
+    return distributed.ParallelEnv().rank
+
+
+def world_size():
+    """How many processes train together."""
+    return distributed.ParallelEnv().world_size
+
+
+def is_main():
+    """True in the one process that prints and writes files."""
+    return rank() == 0
+
+
+def barrier():
+    """Wait for all processes."""
+    if world_size() > 1:
+        distributed.barrier()
+
+
+def sum_over_processes(tensor):
+    """Element-wise sum of every process's tensor."""
+    if world_size() > 1:
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def data_parallel(model):
+    """Model whose gradients are averaged over the processes."""
+    return paddle.DataParallel(model) if world_size() > 1 else model
