@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Classify pictures: bash scripts/predict.sh [configs/X.yaml] [IMAGE|FOLDER|GLOB ...] [options of tools/predict.py]
+# Without arguments: a shipped lit_data image with the shipped model.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+t2t_tool predict "$@"

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Evaluate: bash scripts/val.sh [configs/X.yaml] [--data-path DIR] [--pretrained FILE] [options of tools/val.py]
+# Without arguments: the shipped lit_data model. Several GPUs: GPUS=0,1,2,3 bash scripts/val.sh ...
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+t2t_tool val "$@"

@@ -1,0 +1,402 @@
+"""The commands as a user runs them: what they print, write, and say of mistakes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, SAMPLE_DATA, error_line, tool
+from PIL import Image
+
+# One short epoch of a model that takes a second.
+QUICK = ["MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.DEPTH", 1, "MODEL.T2T.TOKEN_DIM", 8]
+QUICK += ["TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0]
+TRAIN_LINE = re.compile(
+    r"Epoch \[\d+/\d+\], Step \[\d+/\d+\], Loss: \d+\.\d{4}, acc: \d\.\d{4}, read_time: \d+\.\d{4}, "
+    r"train_time: \d+\.\d{4}, lr: \d\.\d{6}, images/s: \d+\.\d, ETA: .*"
+)
+SHIPPED = ROOT / "output/lit_data/best.pdparams"
+DIGIT = ROOT / "lit_data/val/3/0045.png"
+
+
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory):
+    """(finished process, output folder) of a short training."""
+    output = tmp_path_factory.mktemp("run")
+    return tool("train", "--output", output, *QUICK), output
+
+
+def test_training_prints_the_promised_lines_and_fills_its_folder(quick_run):
+    done, output = quick_run
+    lines = done.stdout.splitlines()
+    assert sum(bool(TRAIN_LINE.fullmatch(line)) for line in lines) == 2 * 3  # steps 10, 20 and the last, 22
+    assert sum(bool(re.fullmatch(r"Epoch \[\d/2\], avg_Loss: \S+, avg_acc: \S+", line)) for line in lines) == 2
+    assert sum(bool(re.fullmatch(r"lit_data val acc is:0\.\d{4}", line)) for line in lines) == 2
+    assert re.search(r"tensors: \d+ decayed, \d+ undecayed, 3 frozen", done.stdout)
+    assert re.search(r"done: best lit_data val acc 0\.\d{4} at epoch \d in \S+best.pdparams", lines[-1])
+    assert done.stderr == ""
+    folder = output / "lit_data"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "best.pdparams", "classes.txt", "config.yaml", "latest.pdparams", "metrics.jsonl",
+    ]  # fmt: skip
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert (output / "lit_data.log").read_text() == done.stdout
+
+
+def test_val_agrees_with_training(quick_run):
+    done, output = quick_run
+    best = max(re.findall(r"val acc is:(\S+)", done.stdout))
+    # config.yaml beside the weights is found.
+    lines = tool("val", "--pretrained", output / "lit_data/best.pdparams").stdout.splitlines()
+    assert lines[-1] == f"lit_data final val acc is:{best}"
+    assert re.fullmatch(r"Step \[\d+/\d+\], acc: 0\.\d{4}, read_time: \d+\.\d{4}", lines[-3])
+    other = tool("val", "--pretrained", output / "lit_data/best.pdparams", "--batch-size", 7, "DATA.NUM_WORKERS", 1)
+    assert other.stdout.splitlines()[-1] == lines[-1]
+
+
+def test_resumed_training_ends_like_an_uncut_one(quick_run, tmp_path):
+    _, uncut = quick_run
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools/train.py"), "--output", str(tmp_path), *map(str, QUICK), "NAME", "cut"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("Epoch [2/2], Step"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: interrupted; \S+ holds 1 epochs, --resume auto continues after them\n", stderr)
+    done = tool("train", "--output", tmp_path, *QUICK, "NAME", "cut", "--resume", "auto")
+    assert "1 epochs done" in done.stdout and "Epoch [1/2]" not in done.stdout
+    log = (tmp_path / "cut.log").read_text()
+    assert log.count("Epoch [1/2], avg_Loss") == 1 and log.endswith(done.stdout)
+    for name in ("latest.pdparams", "best.pdparams"):
+        assert _arrays(tmp_path / "cut" / name) == _arrays(uncut / "lit_data" / name)
+    rows = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "cut", uncut / "lit_data")
+    ]
+    for row in rows[0] + rows[1]:
+        del row["seconds"], row["images_per_second"]
+    assert rows[0] == rows[1]
+
+
+def test_state_of_another_run_brings_its_best_along(quick_run, tmp_path):
+    _, output = quick_run
+    done = tool("train", "--output", tmp_path, *QUICK, "TRAIN.EPOCHS", 3, "TRAIN.BASE_LR", 1e-9, "TRAIN.MIN_LR", 0.0,
+                "TRAIN.WARMUP_LR", 0.0, "--resume", output / "lit_data/latest.pdparams")  # fmt: skip
+    assert "Epoch [3/3], avg_Loss" in done.stdout and "Epoch [2/3]" not in done.stdout
+    best = json.loads((tmp_path / "lit_data/metrics.jsonl").read_text().splitlines()[-1])
+    assert best["epoch"] == 3 and len((tmp_path / "lit_data/metrics.jsonl").read_text().splitlines()) == 3
+    assert (tmp_path / "lit_data/best.pdparams").read_bytes() == (output / "lit_data/best.pdparams").read_bytes()
+    assert len((output / "lit_data/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def _arrays(path):
+    from engine.checkpoint import read
+
+    def flatten(tree, prefix=""):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from flatten(value, f"{prefix}{key}/")
+            else:
+                yield prefix + key, value.tobytes() if isinstance(value, np.ndarray) else value
+
+    return dict(flatten(read(path)))
+
+
+def test_second_run_keeps_the_first(quick_run):
+    _, output = quick_run
+    first = (output / "lit_data/metrics.jsonl").read_text()
+    done = tool("train", "--output", output, *QUICK, "TRAIN.EPOCHS", 1)
+    assert "an earlier run was moved to" in done.stdout
+    assert (output / "lit_data.1/metrics.jsonl").read_text() == first
+    shutil.rmtree(output / "lit_data")
+    os.rename(output / "lit_data.1", output / "lit_data")
+    os.rename(output / "lit_data.1.log", output / "lit_data.log")
+
+
+def test_pretrained_weights_are_where_training_starts(quick_run):
+    _, output = quick_run
+    weights = output / "lit_data/best.pdparams"
+    done = tool("train", "--pretrained", weights, "--output", output, "NAME", "again", "TRAIN.EPOCHS", 1,
+                "TRAIN.BASE_LR", 1e-9, "TRAIN.MIN_LR", 0.0, "TRAIN.WARMUP_LR", 0.0)  # fmt: skip
+    best = max(re.findall(r"val acc is:(\S+)", (output / "lit_data.log").read_text()))
+    assert f"lit_data val acc is:{best}" in done.stdout
+    # The config still names the weights that it started from, but the run has better ones by now.
+    assert f"PRETRAINED: {weights}" in (output / "again/config.yaml").read_text()
+    assert f"with {output}/again/best.pdparams on" in tool("val", "--config", output / "again/config.yaml").stdout
+
+
+# --- The shipped model ---
+
+
+def test_shipped_model_agrees_with_its_log():
+    done = tool("val")
+    final = re.fullmatch(r"lit_data final val acc is:(0\.\d{4})", done.stdout.splitlines()[-1]).group(1)
+    log = (ROOT / "log/lit_data.log").read_text()
+    assert f"avg_acc: {final} model saved!" in log
+    assert f"best lit_data val acc {final}" in log
+    assert float(final) >= 0.97
+    rows = [json.loads(line) for line in (ROOT / "output/lit_data/metrics.jsonl").read_text().splitlines()]
+    assert f"{max(row['val_top1'] for row in rows):.4f}" == final
+    assert sum(row["seconds"] for row in rows) < 300  # trained in 5 minutes
+
+
+def test_val_of_a_split_folder_and_of_the_training_images():
+    last = tool("val").stdout.splitlines()[-1]
+    assert tool("val", "--data-path", ROOT / "lit_data/val").stdout.splitlines()[-1] == last
+    assert "images: 1437" in tool("val", "--split", "train").stdout
+
+
+def test_predict_without_arguments_names_a_shipped_digit():
+    lines = tool("predict", cwd="/").stdout.splitlines()
+    assert lines[0].endswith("lit_data/val/3/0045.png")
+    assert len(lines) == 7 and lines[-1] == "class_id is: 3"
+    assert re.fullmatch(r"  0\.\d{4} +3  three", lines[1])
+
+
+def test_predict_many_ways_and_json(tmp_path):
+    target = tmp_path / "out.json"
+    done = tool("predict", ROOT / "lit_data/val/7", DIGIT, f"{ROOT}/lit_data/val/1/*0.png", "--json", target,
+                "--top-k", 2, "VAL.BATCH_SIZE", 16)  # fmt: skip
+    results = json.loads(target.read_text())
+    sevens = len(list((ROOT / "lit_data/val/7").iterdir()))
+    ones = len(list((ROOT / "lit_data/val/1").glob("*0.png")))
+    assert len(results) == len(done.stdout.splitlines()) == sevens + ones + 1
+    right = sum(str(entry["class_id"]) == path.split("/")[-2] for path, entry in results.items())
+    assert right >= 0.9 * len(results)
+    entry = results[str(DIGIT)]
+    assert entry["name"] == "three" and len(entry["top"]) == 2
+    assert entry["top"][0]["probability"] >= entry["top"][1]["probability"]
+    assert re.search(rf"{DIGIT} \(class: 3\) three, prob: ", done.stdout)
+
+
+def test_predict_goes_on_past_unreadable_images(tmp_path):
+    for name in ("a.png", "c.png"):
+        shutil.copy(DIGIT, tmp_path / name)
+    (tmp_path / "b.jpg").write_text("text")
+    target = tmp_path / "out.json"
+    done = tool("predict", tmp_path, "--json", target, status=1)
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stderr.splitlines() == [
+        f"error: image {tmp_path}/b.jpg cannot be read: not an image",
+        "error: 1 of 3 images could not be read",
+    ]
+    results = json.loads(target.read_text())
+    assert "error" in results[f"{tmp_path}/b.jpg"] and results[f"{tmp_path}/c.png"]["class_id"] == 3
+
+
+def test_prediction_does_not_depend_on_the_batch(tmp_path):
+    folder = ROOT / "lit_data/val/5"
+    for size in (1, 50):
+        tool("predict", folder, "--batch-size", size, "--json", tmp_path / f"{size}.json")
+    a, b = (json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 50))
+    assert {path: entry["class_id"] for path, entry in a.items()} == {p: entry["class_id"] for p, entry in b.items()}
+
+
+def two_processes(log_dir, name, *words):
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", log_dir,
+               ROOT / f"tools/{name}.py", "--device", "cpu", *words]  # fmt: skip
+    environment = {**os.environ, "PADDLE_DISTRI_BACKEND": "gloo"}  # over CPU; cards take nccl by themselves
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=200, cwd=ROOT,
+                          env=environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_two_processes_validate_exactly_like_one(tmp_path):
+    printed = two_processes(tmp_path, "val", "--batch-size", 50)
+    scores = [line for line in printed.splitlines() if line.startswith("images: ")]
+    assert scores == [line for line in tool("val").stdout.splitlines() if line.startswith("images: ")]
+    assert scores[0].startswith("images: 360,")
+
+
+def test_two_processes_train_like_one_with_the_whole_batch(tmp_path):
+    # With the convolution module there is no dropout, which would differ between the processes.
+    words = [*QUICK, "MODEL.T2T.TOKENS_TYPE", "convolution", "TRAIN.EPOCHS", 1]
+    two_processes(tmp_path / "launch", "train", "--output", tmp_path / "two", "--batch-size", 32, *words)
+    tool("train", "--output", tmp_path / "one", "--batch-size", 64, *words)
+    a, b = (_arrays(tmp_path / run / "lit_data/best.pdparams") for run in ("one", "two"))
+    assert set(a) == set(b)
+    for name in a:
+        assert np.allclose(np.frombuffer(a[name], "f4"), np.frombuffer(b[name], "f4"), atol=1e-4), name
+    rows = [json.loads((tmp_path / run / "lit_data/metrics.jsonl").read_text()) for run in ("one", "two")]
+    assert rows[0]["train_loss"] == pytest.approx(rows[1]["train_loss"], abs=1e-4)
+    assert rows[0]["train_acc"] == pytest.approx(rows[1]["train_acc"], abs=2 / 1408)
+
+
+# --- Mistakes ---
+
+
+def broken_copy(tmp_path, change):
+    path = tmp_path / "w.pdparams"
+    shutil.copy(SHIPPED, path)
+    change(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--config", "absent.yaml"], "config absent.yaml not found"),
+        (["TRAIN.EPOCH", "3"], "command line: unknown key TRAIN.EPOCH; did you mean TRAIN.EPOCHS"),
+        (["TRAIN.EPOCHS", "many"], "TRAIN.EPOCHS must be of type int, not 'many'"),
+        (["--batch-size", "0"], "BATCH_SIZE is 0 but must be 1 or more"),
+        (["--data-path", "/absent"], "data folder /absent not found"),
+        (["--device", "gpu"], "DEVICE is gpu but there is no GPU to use"),
+        (["MODEL.NAME", "t2t_vit_8"], "unknown model 't2t_vit_8'; did you mean t2t_vit_7"),
+        (["MODEL.T2T.NUM_HEADS", "5"], "128 is not divisible by 5 heads"),
+        (["MODEL.NUM_CLASSES", "12"], "MODEL.NUM_CLASSES is 12 but .*classes.txt has 10 classes"),
+        (["--pretrained", "/absent.pdparams"], "absent.pdparams not found"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_mistakes_are_one_line(name, words, message, tmp_path):
+    assert re.search(message, error_line(name, "--output", tmp_path, *words))
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_weights_are_one_line(tmp_path):
+    truncated = broken_copy(tmp_path, lambda path: path.write_bytes(path.read_bytes()[:100000]))
+    for name in ("val", "predict", "train"):
+        line = error_line(name, "--config", "configs/lit_data.yaml", "--pretrained", truncated, "--output", tmp_path)
+        assert "w.pdparams is damaged" in line
+    line = error_line("val", "--pretrained", SHIPPED, "MODEL.T2T.DEPTH", 7)
+    assert "does not fit the model" in line
+    line = error_line("train", "--resume", SHIPPED, "--output", tmp_path)
+    assert "holds no training state to resume" in line
+
+
+def test_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    line = error_line("train", "--output", tmp_path / "file/x", *QUICK)
+    assert str(tmp_path / "file") in line
+    line = error_line("predict", "--json", tmp_path / "file/x.json")
+    assert str(tmp_path / "file") in line
+
+
+def test_broken_training_image_is_one_line(tmp_path):
+    shutil.copytree(ROOT / "lit_data", tmp_path / "data")
+    (tmp_path / "data/train/3").joinpath("zero.png").write_bytes(b"")
+    for workers in (0, 2):
+        line = error_line("train", "--data-path", tmp_path / "data", "--output", tmp_path, *QUICK, "DATA.NUM_WORKERS",
+                          workers)  # fmt: skip
+        assert line == f"error: image {tmp_path}/data/train/3/zero.png cannot be read: not an image"
+
+
+def test_no_image_at_a_path_is_one_line(tmp_path):
+    assert error_line("predict", tmp_path).endswith(f"in {tmp_path}")
+    assert error_line("predict", "IMG_1.JPG") == "error: image IMG_1.JPG not found"
+    done = tool("predict", DIGIT, "absent.png", status=1)
+    assert str(DIGIT) in done.stdout
+    assert done.stderr.splitlines() == ["error: image absent.png not found", "error: 1 of 2 images could not be read"]
+
+
+def test_predict_takes_any_file_name(tmp_path):
+    target, name = tmp_path / "out.json", os.fsdecode(b"\xff 3.png")
+    shutil.copy(DIGIT, tmp_path / name)
+    (tmp_path / "folder.png").mkdir()
+    tool("predict", tmp_path, "--json", target)
+    assert list(json.loads(target.read_text())) == [f"{tmp_path}/{name}"]
+
+
+def test_usage_errors_exit_with_2_and_debug_shows_the_traceback():
+    assert "has no value" in tool("val", "SEED", status=2).stderr
+    assert "unrecognized" in tool("val", "--no-such-flag", status=2).stderr
+    assert "Traceback" in tool("val", "--debug", "--data-path", "/absent", status=1).stderr
+
+
+def test_diverging_run_stops_with_a_clear_line(tmp_path):
+    line = error_line("train", "--output", tmp_path, *QUICK, "TRAIN.BASE_LR", 1e38)
+    assert re.search("the loss is (nan|inf) in epoch", line)
+
+
+def test_help_is_complete_and_quick():
+    for name in ("train", "val", "predict"):
+        start = time.perf_counter()
+        text = tool(name, "--help").stdout
+        assert time.perf_counter() - start < 5
+        for flag in ("--config", "--data-path", "--batch-size", "--output", "--device", "--pretrained", "--debug",
+                     "KEY VALUE", "Exit status"):  # fmt: skip
+            assert flag in text
+
+
+def test_without_paddle_one_line_says_how_to_get_it():
+    command = [sys.executable, "-S", str(ROOT / "tools/train.py")]  # -S: no site-packages
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: PaddlePaddle, .* not installed in \S+; `source scripts/env.sh` .*\n", done.stderr)
+
+
+# --- Real pictures ---
+
+
+def test_t2t_vit_7_learns_real_pictures(imagenet_sample, tmp_path):
+    """t2t_vit_7 at 64x64 memorises 16 ImageNet pictures; val and predict then know them by their ImageNet ids."""
+    model = ["--config", "configs/t2t_vit_7.yaml", "DATA.IMAGE_SIZE", 64]
+    words = [*model, "--data-path", imagenet_sample, "DATA.TRAIN_LIST", "train.txt", "DATA.VAL_LIST", "val.txt",
+             "DATA.NUM_WORKERS", 0, "--output", tmp_path]  # fmt: skip
+    recipe = ["--batch-size", 16, "TRAIN.EPOCHS", 100, "TRAIN.WARMUP_EPOCHS", 2, "TRAIN.WARMUP_LR", 1e-4]
+    recipe += ["TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LABEL_SMOOTHING", 0.0, "MODEL.DROP_PATH_RATE", 0.0, "VAL.EVERY", 100]
+    recipe += ["AUG.HFLIP", 0.0, "AUG.SCALE", "[0.9, 1.0]", "AUG.RATIO", "[1.0, 1.0]"]
+    done = tool("train", *words, *recipe)
+    assert float(re.findall(r"avg_Loss: (\S+),", done.stdout)[-1]) < 0.1
+    assert "984 of 1000 classes have no image" in done.stderr
+    latest = tmp_path / "t2t_vit_7/latest.pdparams"
+    done = tool("val", *words, "--split", "train", "--pretrained", latest)
+    assert done.stdout.splitlines()[-1] == "ImageNet final val acc is:1.0000"
+    target = tmp_path / "out.json"
+    tool(
+        "predict",
+        *words[:2],
+        imagenet_sample / "train",
+        "--pretrained",
+        latest,
+        "DATA.IMAGE_SIZE",
+        64,
+        "--json",
+        target,
+    )
+    labels = dict(line.rsplit(None, 1) for line in (imagenet_sample / "train.txt").read_text().splitlines())
+    results = json.loads(target.read_text())
+    assert {os.path.relpath(path, imagenet_sample / "train"): str(entry["class_id"]) for path, entry in results.items()
+            } == labels  # fmt: skip
+    assert results[str(imagenet_sample / "train/n07579787/n07579787_1228.JPEG")]["name"] == "plate"
+
+
+def test_convolution_model_trains_and_validates(tmp_path):
+    words = ["--output", tmp_path, *QUICK, "TRAIN.EPOCHS", 1, "MODEL.T2T.TOKENS_TYPE", "convolution"]
+    assert ", 1 frozen" in tool("train", *words).stdout  # pos_embed
+    assert "lit_data final val acc is:" in tool("val", *words).stdout
+
+
+def test_grey_model_trains_and_predicts(tmp_path):
+    Image.open(DIGIT).convert("RGB").save(tmp_path / "x.png")
+    grey = ["DATA.CHANNELS", 1, "DATA.MEAN", "[0.3]", "DATA.STD", "[0.35]"]
+    tool("train", "--output", tmp_path, *QUICK, *grey, "TRAIN.EPOCHS", 1)
+    assert "class_id is:" in tool("predict", "--output", tmp_path, *QUICK, *grey, tmp_path / "x.png").stdout
+
+
+def test_shipped_cifar10_model_scores_what_is_claimed(tmp_path):
+    archive = SAMPLE_DATA / "cifar10.tar.gz"
+    if not archive.is_file():
+        pytest.skip(f"no CIFAR-10 pictures at {archive}; T2T_TEST_DATA names another folder")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, members=(m for m in tar if m.name.startswith("test/")), filter="data")
+    config = ROOT / "configs/cifar10.yaml"
+    done = tool("val", "--config", config, "--data-path", tmp_path)
+    final = re.fullmatch(r"CIFAR-10 final val acc is:(0\.\d{4})", done.stdout.splitlines()[-1]).group(1)
+    rows = [json.loads(line) for line in (ROOT / "output/cifar10/metrics.jsonl").read_text().splitlines()]
+    assert final == f"{max(row['val_top1'] for row in rows):.4f}"
+    for text in (config.read_text(), (ROOT / "README.md").read_text(), (ROOT / "README_cn.md").read_text()):
+        assert f"{100 * float(final):.2f} %" in text and f"{100 * rows[-1]['val_top1']:.2f} %" in text

@@ -1,0 +1,135 @@
+"""The repository as a stranger sees it: names, imports, keys, scripts, and what the README promises."""
+
+import ast
+import filecmp
+import importlib.machinery
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ENVIRONMENT, ROOT
+
+from config import all_keys, load_config
+from models import list_models
+from models.t2t import T2TViT
+
+TOOLS = ROOT / "tools"
+SOURCES = sorted(TOOLS.rglob("*.py"))
+
+
+def test_no_module_shadows_another():
+    # `python tools/train.py` puts tools/ first on sys.path.
+    elsewhere = [path for path in sys.path if path and not path.startswith((str(TOOLS), str(ROOT / "tests")))]
+    names = {path.stem for path in TOOLS.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert {"config", "data", "engine", "models"} <= names
+    for name in names:
+        assert importlib.machinery.PathFinder.find_spec(name, elsewhere) is None, name
+        assert name not in sys.builtin_module_names
+
+
+def test_imports_go_one_way():
+    allowed = {
+        "models": {"models"},
+        "data": {"data", "config", "errors"},
+        "engine": {"engine", "data", "models", "config", "errors", "files"},
+    }
+    own = {"models", "data", "engine", "config", "errors", "files", "cli", "train", "val", "predict"}
+    for path in SOURCES:
+        room = path.relative_to(TOOLS).parts[0]
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+        if room in allowed:
+            assert imported & own <= allowed[room], path
+        if room == "models":
+            assert imported - own <= {"paddle", "math", "difflib"}, path
+
+
+def test_every_config_key_is_read():
+    chains = set()  # "trainer.cfg.TRAIN.LOG_EVERY", "train.BASE_LR", ...
+    for path in SOURCES:
+        if path.name != "config.py":
+            chains |= {ast.unparse(n) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
+    for key in all_keys():
+        section, _, leaf = key.rpartition(".")
+        if section == "MODEL.T2T":
+            assert leaf.lower() in inspect.signature(T2TViT).parameters  # passed on by name
+            continue
+        # As cfg.TRAIN.BASE_LR, or through a variable named after its section, train.BASE_LR.
+        whole, alias = f"cfg.{key}", f"{section.lower()}.{leaf}" if section else None
+        assert any(chain in (alias, whole) or chain.endswith(f".{whole}") for chain in chains), key
+
+
+def test_every_model_argument_comes_from_a_key():
+    build = (TOOLS / "engine/build.py").read_text()
+    t2t_keys = {key.split(".")[-1].lower() for key in all_keys() if key.startswith("MODEL.T2T.")}
+    for argument in inspect.signature(T2TViT).parameters:
+        assert argument in t2t_keys or f"{argument}=" in build, argument
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_configs_load_and_say_what_they_are(path):
+    cfg = load_config(path)
+    assert cfg.MODEL.NAME in list_models()
+    header = path.read_text().split("MODEL:")[0]
+    for word in ("# Launch:", "# Hardware:", "# Expected:"):
+        assert word in header
+
+
+@pytest.mark.parametrize("name", ["lit_data", "cifar10"])
+def test_shipped_runs_are_of_the_shipped_configs(name):
+    shipped = load_config(ROOT / f"output/{name}/config.yaml")
+    assert shipped == load_config(ROOT / f"configs/{name}.yaml")
+    for path in [*(ROOT / "output" / name).iterdir(), ROOT / "log/lit_data.log"]:
+        if path.suffix != ".pdparams":
+            assert not re.search(r"(^|[\s:'\"])/\w", path.read_text()), f"{path} names a path of some machine"
+
+
+def test_there_is_a_config_for_every_variant():
+    for name in list_models():
+        assert name == load_config(ROOT / f"configs/{name}.yaml").MODEL.NAME
+
+
+def test_lit_data_is_remade_byte_for_byte(tmp_path):
+    pytest.importorskip("sklearn")
+    subprocess.run([sys.executable, str(ROOT / "lit_data/make_lit_data.py"), "--root", str(tmp_path)], check=True)
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert len(made) == 1797 + 3
+    _, mismatch, errors = filecmp.cmpfiles(tmp_path, ROOT / "lit_data", made, shallow=False)
+    assert not mismatch and not errors
+    shipped = [path for split in ("train", "val") for path in (ROOT / "lit_data" / split).rglob("*.png")]
+    assert len(shipped) == 1797
+
+
+# --- Scripts ---
+
+
+def script(name, *words):
+    command = ["bash", str(ROOT / "scripts" / name), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/", env=ENVIRONMENT)
+
+
+@pytest.mark.parametrize("name", ["val.sh", "eval.sh", "predict.sh"])
+def test_scripts_work_without_arguments_from_anywhere(name):
+    done = script(name)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last == "class_id is: 3" if name == "predict.sh" else last.startswith("lit_data final val acc is:0.9")
+
+
+def test_train_script_takes_a_config_and_options(tmp_path):
+    done = script("train.sh", str(ROOT / "configs/lit_data.yaml"), "--output", str(tmp_path), "MODEL.T2T.DEPTH", "1",
+                  "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "lit_data/best.pdparams").is_file()
+    assert script("train.sh", "absent.yaml").returncode == 1
+
+
+def test_scripts_are_valid_bash():
+    for path in (ROOT / "scripts").glob("*.sh"):
+        subprocess.run(["bash", "-n", str(path)], check=True)

@@ -1,0 +1,163 @@
+"""Classify pictures: python tools/predict.py [IMAGE|FOLDER|GLOB ...] [--top-k K] [--json FILE] [KEY VALUE ...]."""
+
+import glob
+import itertools
+import json
+import sys
+from pathlib import Path
+
+from cli import common_parser, run
+
+DEFAULT_IMAGE = "lit_data/val/3/0045.png"
+
+
+def main(args, cfg):
+    import paddle
+
+    from config import resolve
+    from engine import parallel
+    from engine.build import build_trained_model
+    from engine.logger import progress_bar, setup_logging
+    from errors import UserError
+    from files import shown, write_text
+
+    parallel.setup(cfg.DEVICE)
+    setup_logging()
+    if args.top_k < 1:
+        raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
+    paths = find_images(args.images or [str(shown(resolve(DEFAULT_IMAGE)))])
+    model, weights = build_trained_model(cfg, args.pretrained)
+    names = class_names(cfg, weights)
+    batches = [paths[i : i + cfg.VAL.BATCH_SIZE] for i in range(0, len(paths), cfg.VAL.BATCH_SIZE)]
+    results = {}
+    with paddle.no_grad():
+        for batch in progress_bar(batches, desc="predict"):
+            found = predict_batch(model, batch, cfg, names, args.top_k)
+            print_results(found, single=len(paths) == 1)
+            results |= found
+    if args.json:
+        write_text(args.json, json.dumps(results, indent=1) + "\n")
+    failed = [result["error"] for result in results.values() if "error" in result]
+    for error in failed:
+        print(f"error: {error}", file=sys.stderr)
+    if failed and len(paths) > 1:
+        print(f"error: {len(failed)} of {len(paths)} images could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def find_images(patterns):
+    """Image files that the arguments name: files as they are, folders recursively, globs expanded; none twice.
+
+    An argument that names nothing stays in the list, to be reported like an unreadable image.
+
+    Raises UserError for a folder without images.
+    """
+    from data.dataset import EXTENSIONS, image_files
+    from errors import UserError
+
+    paths = []
+    for pattern in patterns:
+        if Path(pattern).is_dir():
+            found = image_files(pattern)
+            if not found:
+                raise UserError(f"no image ({', '.join(sorted(EXTENSIONS))}) in {pattern}")
+        elif Path(pattern).exists():
+            found = [pattern]
+        else:
+            found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+        paths += found or [pattern]
+    return list(dict.fromkeys(paths))
+
+
+def class_names(cfg, weights):
+    """Names of the model's classes: the class list beside its weights, else that of the data set, else numbers."""
+    from config import resolve
+    from data.dataset import read_classes
+    from errors import UserError
+
+    candidates = [weights.with_name("classes.txt"), resolve(cfg.DATA.PATH) / "classes.txt"]
+    if cfg.DATA.CLASSES:
+        candidates.insert(1, resolve(cfg.DATA.CLASSES))
+    for path in candidates:
+        if path.is_file():
+            classes = read_classes(path)
+            if len(classes) != cfg.MODEL.NUM_CLASSES:
+                raise UserError(f"{path} lists {len(classes)} classes but MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}")
+            return classes.names
+    return [str(i) for i in range(cfg.MODEL.NUM_CLASSES)]
+
+
+def predict_batch(model, paths, cfg, names, top_k):
+    """Predict some images.
+
+    Returns:
+        {path: {"class_id", "name", "probability", "top": [the same three for the K likeliest]}}, or
+        {path: {"error": reason}} for an image that cannot be read; in the order of `paths`.
+    """
+    import numpy as np
+    import paddle
+    import paddle.nn.functional as F
+
+    from data.loader import Normalize
+    from data.transforms import EvalTransform, ImageError, load_image
+
+    transform = EvalTransform(cfg)
+    results, images, readable = {}, [], []
+    for path in paths:
+        results[path] = {}
+        try:
+            images.append(transform(load_image(path, cfg.DATA.CHANNELS)))
+            readable.append(path)
+        except ImageError as error:
+            results[path]["error"] = str(error)
+    if not readable:
+        return results
+    probabilities = F.softmax(model(Normalize(cfg)(paddle.to_tensor(np.stack(images)))).astype("float32"), axis=-1)
+    values, ids = paddle.topk(probabilities, k=min(top_k, len(names)), axis=-1)  # (B, K)
+    for path, path_values, path_ids in zip(readable, values.tolist(), ids.tolist()):
+        top = [
+            {"class_id": class_id, "name": names[class_id], "probability": round(value, 6)}
+            for class_id, value in zip(path_ids, path_values)
+        ]
+        results[path] = {**top[0], "top": top}
+    return results
+
+
+def print_results(results, single):
+    """One line per image; for a single image the top classes and `class_id is: N`."""
+    for path, result in results.items():
+        if "error" in result:
+            continue
+        if single:
+            print(path)
+            for entry in result["top"]:
+                print(f"  {entry['probability']:.4f}  {entry['class_id']:>4}  {entry['name']}")
+            print(f"class_id is: {result['class_id']}")
+        else:
+            print(f"{path} (class: {result['class_id']}) {result['name']}, prob: {result['probability']:.4f}")
+
+
+def parser():
+    parser = common_parser("Classify pictures.", batch_size_key="VAL.BATCH_SIZE")
+    parser.usage = "predict.py [options] [IMAGE|FOLDER|GLOB ...] [KEY VALUE ...]"
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes shown per image; default 5")
+    parser.add_argument("--json", metavar="FILE", help="write {path: result} as JSON, complete or not at all")
+    return parser
+
+
+def split_arguments(words):
+    """(images, KEY VALUE words): what starts like a config key and names no file is one, and takes the next word."""
+    from config import starts_like_a_key
+
+    images, pairs = [], []
+    words = iter(words)
+    for word in words:
+        if starts_like_a_key(word) and not Path(word).exists():
+            pairs += [word, *itertools.islice(words, 1)]
+        else:
+            images.append(word)
+    return images, pairs
+
+
+if __name__ == "__main__":
+    run(main, parser(), split_images=split_arguments)
