@@ -1,0 +1,73 @@
+"""Every command of both READMEs runs, the ImageNet-sized ones on a tiny stand-in."""
+
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+from conftest import ENVIRONMENT, ROOT
+
+from engine import checkpoint
+from models import create_model
+
+# Makes a training that would take days one step long.
+TINY = "--batch-size 8 DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0 VAL.EVERY 1"
+TINY += " TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 TRAIN.COOLDOWN_EPOCHS 0"
+
+
+def bash_blocks(name):
+    return re.findall(r"```bash\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands():
+    text = "\n".join(bash_blocks("README.md")).replace("\\\n", "")
+    inline = re.findall(r"`((?:bash scripts|python tools)/[^`]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    lines = [re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines() + inline]
+    # Not the tests themselves, nor an environment variable for scripts/env.sh.
+    return [line for line in dict.fromkeys(lines) if line and "test.sh" not in line and not line.startswith("export")]
+
+
+def test_both_languages_show_the_same_commands():
+    assert bash_blocks("README.md") == bash_blocks("README_cn.md")
+    assert len(commands()) >= 14
+
+
+def test_no_figure_is_left_open():
+    for name in ("README.md", "README_cn.md", *(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml"))):
+        assert not re.findall(r"@[A-Z_0-9]+@", (ROOT / name).read_text(encoding="utf-8")), name
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder that stands in for the clone's parent: tiny ImageNet, weights, pictures."""
+    folder = tmp_path_factory.mktemp("readme")
+    digits = sorted((ROOT / "lit_data/val").glob("*/*.png"))
+    wnids = [line.split("\t")[1] for line in (ROOT / "configs/imagenet1k_classes.tsv").read_text().splitlines()[1:]]
+    for i, digit in enumerate(digits[::20]):
+        for split in ("train", "val"):
+            target = folder / "imagenet" / split / wnids[i]
+            target.mkdir(parents=True)
+            shutil.copy(digit, target / "x.JPEG")
+    shutil.copytree(ROOT / "lit_data", folder / "cifar10")
+    shutil.copy(digits[0], folder / "picture.png")
+    shutil.copy(digits[0], folder / "photo.jpg")
+    checkpoint.save(folder / "t2t_vit_7.pdparams", create_model("t2t_vit_7", image_size=32).state_dict())
+    return folder
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_runs(line, place):
+    line = line.replace("$SAMPLE", "/path/to/imagenet").replace("output/memorise", f"{place}/output/memorise")
+    line = re.sub(r"/path/to/(\S+)", rf"{place}/\1", line)
+    line = re.sub(r"\b(picture.png|photo.jpg|predictions.json)", rf"{place}/\1", line)
+    line = re.sub(r"^GPUS=\S+ ", "", line)  # no cards here
+    if "imagenet" in line or "t2t_vit" in line:
+        tiny = TINY if "train" in line.split()[1] else "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0"
+        line += f" --output {place}/output {tiny}" if "memorise/" not in line else ""
+    elif "train.sh" in line:
+        line += f" --output {place}/output MODEL.T2T.DEPTH 1 {TINY} DATA.IMAGE_SIZE 16"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=300, cwd=ROOT, env=ENVIRONMENT)
+    assert done.returncode == 0, f"{shlex.quote(line)}\n{done.stdout}\n{done.stderr}"
+    if "predict.py" in line and len(line.split()) <= 3:
+        assert "class_id is: " in done.stdout.splitlines()[-1]
