@@ -78,6 +78,10 @@ t2t_tool() {
     shift
   fi
   local launcher=()
+  if [[ -n ${GPUS:-} ]] && ! nvidia-smi -L >/dev/null 2>&1; then
+    echo "error: GPUS is $GPUS but nvidia-smi finds no GPU here" >&2
+    return 1
+  fi
   [[ -z ${GPUS:-} ]] || launcher=(-m paddle.distributed.launch --gpus "$GPUS" --log_dir "$T2T_ROOT/log/launch")
   # Before bash 4.4, set -u calls an empty array unbound.
   python ${launcher[@]+"${launcher[@]}"} "$tool" ${config[@]+"${config[@]}"} "$@"

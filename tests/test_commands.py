@@ -137,6 +137,27 @@ def test_pretrained_weights_are_where_training_starts(quick_run):
     assert f"with {output}/again/best.pdparams on" in tool("val", "--config", output / "again/config.yaml").stdout
 
 
+def test_run_that_fails_early_leaves_the_earlier_one_in_place(quick_run):
+    _, output = quick_run
+    before = (output / "lit_data/best.pdparams").read_bytes()
+    line = error_line("train", "--output", output, *QUICK, "TRAIN.BASE_LR", 1e38)
+    assert line.endswith("no epoch was saved yet")
+    assert (output / "lit_data/best.pdparams").read_bytes() == before
+    assert "nothing to resume" not in tool("train", "--output", output, *QUICK, "--resume", "auto").stdout
+    assert "nothing to resume" in tool("train", "--output", output, *QUICK, "NAME", "x", "--resume", "auto").stdout
+
+
+def test_full_disk_is_one_line(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(tmp_path)]).returncode:
+        pytest.skip("no right to mount a small file system")
+    try:
+        line = error_line("train", "--output", tmp_path, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0)
+        assert "No space left on device" in line and f"{tmp_path}/lit_data/best.pdparams" in line
+        assert not list(tmp_path.rglob("*.tmp*"))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
 # --- The shipped model ---
 
 
@@ -194,6 +215,24 @@ def test_predict_goes_on_past_unreadable_images(tmp_path):
     ]
     results = json.loads(target.read_text())
     assert "error" in results[f"{tmp_path}/b.jpg"] and results[f"{tmp_path}/c.png"]["class_id"] == 3
+
+
+def test_weights_of_other_classes_are_told(tmp_path):
+    for folder in (ROOT / "lit_data/val").iterdir():
+        shutil.copytree(folder, tmp_path / "val" / f"c{folder.name}")
+    done = tool("val", "--data-path", tmp_path, "--pretrained", SHIPPED)
+    assert re.fullmatch(rf"warning: class 0 is c0 in {tmp_path}/val but 0 in \S+/classes.txt\n", done.stderr)
+
+
+def test_weights_beside_a_renamed_run_are_its_own(tmp_path):
+    shutil.copytree(SHIPPED.parent, tmp_path / "renamed")
+    done = tool("val", "--config", tmp_path / "renamed/config.yaml")
+    assert f"with {tmp_path}/renamed/best.pdparams on" in done.stdout
+
+
+def test_reader_that_leaves_is_no_error():
+    command = f"{sys.executable} {ROOT}/tools/predict.py {ROOT}/lit_data/val | head -1"
+    assert subprocess.run(command, shell=True, capture_output=True, text=True).stderr == ""
 
 
 def test_prediction_does_not_depend_on_the_batch(tmp_path):
@@ -291,7 +330,9 @@ def test_broken_training_image_is_one_line(tmp_path):
     for workers in (0, 2):
         line = error_line("train", "--data-path", tmp_path / "data", "--output", tmp_path, *QUICK, "DATA.NUM_WORKERS",
                           workers)  # fmt: skip
-        assert line == f"error: image {tmp_path}/data/train/3/zero.png cannot be read: not an image"
+        image = f"{tmp_path}/data/train/3/zero.png"
+        assert line == f"error: image {image} cannot be read: not an image; no epoch was saved yet"
+        assert (tmp_path / "lit_data.log").read_text().endswith(line + "\n")
 
 
 def test_no_image_at_a_path_is_one_line(tmp_path):
@@ -313,6 +354,7 @@ def test_predict_takes_any_file_name(tmp_path):
 def test_usage_errors_exit_with_2_and_debug_shows_the_traceback():
     assert "has no value" in tool("val", "SEED", status=2).stderr
     assert "unrecognized" in tool("val", "--no-such-flag", status=2).stderr
+    assert "is empty" in tool("val", "--pretrained", "", status=2).stderr
     assert "Traceback" in tool("val", "--debug", "--data-path", "/absent", status=1).stderr
 
 
@@ -343,7 +385,8 @@ def test_without_paddle_one_line_says_how_to_get_it():
 
 def test_t2t_vit_7_learns_real_pictures(imagenet_sample, tmp_path):
     """t2t_vit_7 at 64x64 memorises 16 ImageNet pictures; val and predict then know them by their ImageNet ids."""
-    model = ["--config", "configs/t2t_vit_7.yaml", "DATA.IMAGE_SIZE", 64]
+    # At 64 pixels the official crop would show another part of a picture than the one that was learnt.
+    model = ["--config", "configs/t2t_vit_7.yaml", "DATA.IMAGE_SIZE", 64, "VAL.CROP_PCT", 1.0]
     words = [*model, "--data-path", imagenet_sample, "DATA.TRAIN_LIST", "train.txt", "DATA.VAL_LIST", "val.txt",
              "DATA.NUM_WORKERS", 0, "--output", tmp_path]  # fmt: skip
     recipe = ["--batch-size", 16, "TRAIN.EPOCHS", 100, "TRAIN.WARMUP_EPOCHS", 2, "TRAIN.WARMUP_LR", 1e-4]

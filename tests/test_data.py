@@ -77,6 +77,21 @@ def test_a_split_folder_given_is_the_one_used(tmp_path):
     assert load_data(folder_config(tmp_path / "train"), ["train"])[1]["train"].labels == [0, 1]
 
 
+def test_train_folder_is_not_validated_by_mistake(tmp_path):
+    make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 3})
+    with pytest.raises(UserError, match="train is no val folder; give the folder above it"):
+        load_data(folder_config(tmp_path / "train"), ["val"])
+
+
+def test_hidden_files_are_no_images_and_links_are_followed(tmp_path):
+    make_folders(tmp_path, {"train/ant/.ipynb_checkpoints": 2, "train/bee/more": 1, "elsewhere": 2})
+    (tmp_path / "train/ant/._x.png").write_bytes(b"macOS")
+    (tmp_path / "train/ant/dir.png").mkdir()
+    (tmp_path / "train/ant/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "train/bee/loop").symlink_to(tmp_path / "train/bee")
+    assert load_data(folder_config(tmp_path), ["train"])[1]["train"].labels == [0, 0, 1]
+
+
 def test_class_list_with_a_repeated_folder_is_refused(tmp_path):
     (tmp_path / "classes.txt").write_text("ant\nbee\nant\n")
     with pytest.raises(UserError, match="classes.txt names ant more than once"):

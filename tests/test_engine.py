@@ -317,13 +317,13 @@ def test_low_precision_weights_are_read_by_value(tmp_path):
 )
 def test_wrong_training_states_are_named(tmp_path, change, message):
     cfg = lit_config(("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path)))
-    trainer = Trainer(cfg, load_data(cfg)[1], RunFolder(cfg))
+    trainer = Trainer(cfg, *load_data(cfg), RunFolder(cfg))
     for parameter in trainer.model.parameters():
         if not parameter.stop_gradient:
             parameter.grad = paddle.zeros_like(parameter)
     trainer.optimizer.step()
-    trainer.run.folder.mkdir()
-    trainer._save({"epoch": 0})
+    trainer.epoch = 1
+    trainer._save({"epoch": 1})
     trainer.resume(trainer.run.latest)
     state = checkpoint.read(trainer.run.latest)
     change(state)
@@ -336,7 +336,8 @@ def test_torn_metrics_line_is_dropped(tmp_path):
     run = RunFolder(lit_config(("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))))
     run.folder.mkdir()
     run.metrics.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
-    run.continue_from(run.latest, 1)
+    cfg = lit_config()
+    run.continue_from(run.latest, 1, cfg, load_data(cfg, ["val"])[0])
     assert run.metrics.read_text() == '{"epoch": 1}\n'
 
 
@@ -376,11 +377,24 @@ with atomic_path({str(path)!r}) as temporary:
 
 def test_earlier_run_is_moved_aside(tmp_path):
     cfg = lit_config(("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path)))
-    for number in (1, 2):
+    classes = load_data(cfg, ["val"])[0]
+    for number in (1, 2, 3):
         run = RunFolder(cfg)
-        assert bool(run.move_earlier_run_aside()) == (number == 2)
-        run.folder.mkdir(exist_ok=True)
+        run.move_earlier_log_aside()
+        run.begin(cfg, classes)
         run.append_metrics({"epoch": number})
         run.log.write_text(str(number))
-    assert (tmp_path / "lit_data.1/metrics.jsonl").read_text() == '{"epoch": 1}\n'
-    assert (tmp_path / "lit_data.1.log").read_text() == "1" and run.log.read_text() == "2"
+    for number in (1, 2):
+        assert (tmp_path / f"lit_data.{number}/metrics.jsonl").read_text() == f'{{"epoch": {number}}}\n'
+        assert (tmp_path / f"lit_data.{number}.log").read_text() == str(number)
+    assert run.log.read_text() == "3"
+
+
+def test_one_name_is_trained_by_one_process(tmp_path):
+    cfg = lit_config(("OUTPUT", str(tmp_path)))
+    first = RunFolder(cfg)
+    first.lock()
+    with pytest.raises(UserError, match="lit_data is being trained by another process; give this run a NAME"):
+        RunFolder(cfg).lock()
+    first._lock.close()
+    RunFolder(cfg).lock()

@@ -5,6 +5,7 @@ import filecmp
 import importlib.machinery
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 
@@ -128,6 +129,15 @@ def test_train_script_takes_a_config_and_options(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "lit_data/best.pdparams").is_file()
     assert script("train.sh", "absent.yaml").returncode == 1
+
+
+def test_cards_that_are_not_there_are_one_line():
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has cards")
+    done = subprocess.run(["bash", str(ROOT / "scripts/val.sh")], capture_output=True, text=True,
+                          env={**ENVIRONMENT, "GPUS": "0,1"})  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "error: GPUS is 0,1 but nvidia-smi finds no GPU here\n"
 
 
 def test_scripts_are_valid_bash():

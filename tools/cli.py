@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 import shutil
+import signal
 import sys
 import warnings
 
@@ -25,7 +26,8 @@ _REQUIRED = {
 }
 _DEFAULT_CONFIG = "configs/lit_data.yaml"
 _EPILOG = """KEY VALUE pairs override any key of the config, e.g. TRAIN.EPOCHS 100; tools/config.py lists all keys
-with their units and defaults. Exit status: 0 done, 1 a failure told in one line, 2 wrong usage."""
+with their units and defaults. Exit status: 0 done, 1 a failure told in one line, 2 an unknown
+option or a KEY without a VALUE."""
 
 
 def common_parser(description, batch_size_key):
@@ -38,18 +40,31 @@ def common_parser(description, batch_size_key):
     parser = argparse.ArgumentParser(description=description, epilog=_EPILOG)
     parser.add_argument(
         "--config",
+        type=_not_empty,
         metavar="FILE",
         help=f"YAML config; default: config.yaml beside --pretrained, else {_DEFAULT_CONFIG}",
     )
-    parser.add_argument("--data-path", metavar="DIR", help="data set folder with train/ and val/ (DATA.PATH)")
+    parser.add_argument(
+        "--data-path", type=_not_empty, metavar="DIR", help="data set folder with train/ and val/ (DATA.PATH)"
+    )
     parser.add_argument("--batch-size", metavar="N", help=f"images per process and step ({batch_size_key})")
-    parser.add_argument("--output", metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)")
-    parser.add_argument("--pretrained", metavar="FILE", help="weights, a .pdparams file (MODEL.PRETRAINED)")
+    parser.add_argument(
+        "--output", type=_not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)"
+    )
+    parser.add_argument(
+        "--pretrained", type=_not_empty, metavar="FILE", help="weights, a .pdparams file (MODEL.PRETRAINED)"
+    )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override config keys")
     parser.set_defaults(batch_size_key=batch_size_key)
     return parser
+
+
+def _not_empty(value):
+    if not value:
+        raise argparse.ArgumentTypeError("is empty")
+    return value
 
 
 def run(main, parser, argv=None, split_images=None):
@@ -67,14 +82,19 @@ def run(main, parser, argv=None, split_images=None):
         if split_images:
             args.images, args.opts = split_images(args.opts)
         if len(args.opts) % 2:
-            parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value")
-        cfg = load_config(_config_path(args), _overrides(args))
+            parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
+        path = _config_path(args)
+        cfg = load_config(path, _overrides(args))
+        args.pretrained = cfg.MODEL.PRETRAINED if _named_on_command_line(args) else _best_beside(path)
         import_paddle(cfg.DEVICE)
         status = main(args, cfg)
+    except BrokenPipeError:  # whoever read the output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
     except KeyboardInterrupt:
         status = _fail("interrupted", args.debug)
     except (UserError, OSError) as error:
-        status = _fail(_one_line(error), args.debug)
+        status = _fail(one_line(error), args.debug)
     sys.exit(status or 0)
 
 
@@ -89,10 +109,7 @@ def _config_path(args):
 
 
 def _overrides(args):
-    """(key, value) pairs of the command line; its paths count from the current folder.
-
-    `args.pretrained` becomes the weights that the command line names, whichever way.
-    """
+    """(key, value) pairs of the command line; its paths count from the current folder."""
     flags = {
         "DATA.PATH": args.data_path,
         "OUTPUT": args.output,
@@ -105,8 +122,17 @@ def _overrides(args):
     for key, value in zip(args.opts[::2], args.opts[1::2]):
         is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED")
         pairs.append((key, os.path.abspath(os.path.expanduser(value)) if is_path and value else value))
-    args.pretrained = dict(pairs).get("MODEL.PRETRAINED")
     return pairs
+
+
+def _named_on_command_line(args):
+    return args.pretrained or "MODEL.PRETRAINED" in args.opts[::2]
+
+
+def _best_beside(config):
+    """Weights of the run that a run folder's config.yaml belongs to, even if the folder was renamed since."""
+    best = os.path.join(os.path.dirname(os.path.abspath(config)), "best.pdparams")
+    return best if os.path.basename(config) == "config.yaml" and os.path.isfile(best) else None
 
 
 def _require_packages():
@@ -128,12 +154,18 @@ def import_paddle(device):
         # Strided views make every CPU matmul copy its transposed input again: 5.3 against 8.7 images/s (t2t_vit_7).
         os.environ.setdefault("FLAGS_use_stride_kernel", "0")
     # Paddle warns of more than one OpenMP thread and of a missing ccache, on each import.
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        import paddle  # noqa: F401
+    # Ctrl-C waits for the end of the import, which would turn it into an ImportError.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            import paddle  # noqa: F401
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _one_line(error):
+def one_line(error):
+    """What an error says, without line breaks."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())

@@ -121,8 +121,21 @@ def _find(path):
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if Path(path).is_dir():
+        raise UserError(f"config {path} is a folder")
     available = ", ".join(sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
     raise UserError(f"config {path} not found; configs/ holds {available}")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} is given twice, the first time {node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path):
@@ -130,7 +143,7 @@ def _read_yaml(path):
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"config {path} is not YAML: its name must end in .yaml or .yml")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -216,8 +229,9 @@ def _check(cfg):
          "[] or two or more [kernel, stride, padding] with padding below kernel"),
         ("DATA.CHANNELS", data.CHANNELS in (1, 3), "1 or 3"),
         ("DATA.IMAGE_SIZE", 1 <= data.IMAGE_SIZE <= 4096, "1 to 4096 pixels"),
-        ("DATA.MEAN", _numbers(data.MEAN, data.CHANNELS), f"{data.CHANNELS} numbers, one per channel"),
-        ("DATA.STD", _numbers(data.STD, data.CHANNELS, low=1e-6), f"{data.CHANNELS} positive numbers, one per channel"),
+        ("DATA.MEAN", _numbers(data.MEAN, data.CHANNELS), f"a list of {data.CHANNELS} number(s), one per channel"),
+        ("DATA.STD", _numbers(data.STD, data.CHANNELS, low=1e-6),
+         f"a list of {data.CHANNELS} positive number(s), one per channel"),
         ("DATA.NUM_WORKERS", data.NUM_WORKERS >= 0, "0 or more"),
         ("AUG.SCALE", _numbers(aug.SCALE, 2, 1e-6, 1.0) and aug.SCALE[0] <= aug.SCALE[1],
          "[smallest, largest] within 0 to 1"),

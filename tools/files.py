@@ -1,6 +1,7 @@
 """Files: written so that a crash leaves either the old one or the new one, never a part; and how they are named."""
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -16,15 +17,37 @@ def atomic_path(path):
         yield path
         return
     path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            flush_to_disk(temporary)
+            os.replace(temporary, path)
+            flush_to_disk(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Give an OSError, which may name a temporary file or none (disk full), the name that the user knows."""
     try:
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
-        _flush_to_disk(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror or error}", str(path)) from error
+
+
+def check_writable(path):
+    """Raise OSError now if `path` could not be written later."""
+    path = Path(path)
+    if path.is_dir():
+        raise OSError(errno.EISDIR, "is a folder", str(path))
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, f"no right to write in {path.parent}")
 
 
 def shown(path):
@@ -39,7 +62,8 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
-def _flush_to_disk(path):
+def flush_to_disk(path):
+    """Wait until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -19,12 +19,14 @@ def main(args, cfg):
     from engine.build import build_trained_model
     from engine.logger import progress_bar, setup_logging
     from errors import UserError
-    from files import shown, write_text
+    from files import check_writable, shown, write_text
 
     parallel.setup(cfg.DEVICE)
     setup_logging()
     if args.top_k < 1:
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
+    if args.json:
+        check_writable(args.json)
     paths = find_images(args.images or [str(shown(resolve(DEFAULT_IMAGE)))])
     model, weights = build_trained_model(cfg, args.pretrained)
     names = class_names(cfg, weights)
@@ -57,11 +59,11 @@ def find_images(patterns):
 
     paths = []
     for pattern in patterns:
-        if Path(pattern).is_dir():
+        if pattern and Path(pattern).is_dir():
             found = image_files(pattern)
             if not found:
                 raise UserError(f"no image ({', '.join(sorted(EXTENSIONS))}) in {pattern}")
-        elif Path(pattern).exists():
+        elif pattern and Path(pattern).exists():
             found = [pattern]
         else:
             found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())

@@ -14,8 +14,9 @@ def main(args, cfg):
 
     parallel.setup(cfg.DEVICE)
     setup_logging(main=parallel.is_main())
-    _, splits = load_data(cfg, [args.split])
+    classes, splits = load_data(cfg, [args.split])
     model, weights = build_trained_model(cfg, args.pretrained)
+    warn_of_other_classes(classes, weights)
     loader = Loader(splits[args.split], cfg, False, parallel.rank(), parallel.world_size())
     log.info(
         "%s with %s on %d images of %s",
@@ -29,6 +30,20 @@ def main(args, cfg):
         "images: %d, loss: %.4f, top-1: %.4f, top-5: %.4f", scores.num_images, scores.loss, scores.top1, scores.top5
     )
     log.info("%s final val acc is:%.4f", cfg.DATA.NAME, scores.top1)
+
+
+def warn_of_other_classes(classes, weights):
+    """Warn where the class list beside the weights has other classes than the data: an accuracy then means little."""
+    from data.dataset import read_classes
+    from engine.logger import log
+
+    beside = weights.with_name("classes.txt")
+    if not beside.is_file() or classes.source == "MODEL.NUM_CLASSES":
+        return
+    for number, (ours, theirs) in enumerate(zip(classes.folders, read_classes(beside).folders)):
+        if ours != theirs:
+            log.warning("warning: class %d is %s in %s but %s in %s", number, ours, classes.source, theirs, beside)
+            return
 
 
 def parser():

@@ -10,7 +10,7 @@ from errors import UserError
 
 log = logging.getLogger("t2t")
 
-EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "test")}
 
 
@@ -91,6 +91,8 @@ def load_data(cfg, splits=("train", "val")):
         )
     loaded = {}
     for name in splits:
+        if given and name not in given:
+            raise UserError(f"DATA.PATH {cfg.DATA.PATH} is no {name} folder; give the folder above it")
         if lists[name]:
             loaded[name] = _read_list(root, name, root / lists[name], len(classes))
         else:
@@ -104,7 +106,8 @@ def _data_root(cfg):
     """(folder above the splits, {split: its folder if that is what DATA.PATH names})."""
     root = resolve(cfg.DATA.PATH)
     if not root.is_dir():
-        raise UserError(f"data folder {root} not found; give it with --data-path DIR (DATA.PATH)")
+        fault = "is no folder" if root.exists() else "not found"
+        raise UserError(f"data folder {root} {fault}; give it with --data-path DIR (DATA.PATH)")
     if not any((root / name).is_dir() for names in SPLIT_FOLDERS.values() for name in names):
         for split, names in SPLIT_FOLDERS.items():
             if root.name in names:
@@ -125,13 +128,19 @@ def _split_folder(root, split, required=True):
 
 
 def image_files(folder):
-    """Paths (str) of all images below a folder, sorted."""
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if os.path.splitext(name)[1].lower() in EXTENSIONS
-    )
+    """Paths (str) of all images below a folder, sorted; links are followed, hidden files and folders are not images."""
+    images, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            images += [os.path.join(parent, name) for name in names if _is_image_name(name)]
+        seen.add(real)
+    return sorted(images)
+
+
+def _is_image_name(name):
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def _class_folders(folder):
@@ -163,7 +172,7 @@ def _scan_split(folder, name, classes):
         raise UserError(f"{folder} has class folders that {classes.source} has not: {_some(unknown)}")
     paths, labels = [], []
     for class_folder in found:
-        images = sorted(str(path) for path in (folder / class_folder).rglob("*") if path.suffix.lower() in EXTENSIONS)
+        images = image_files(folder / class_folder)
         paths += images
         labels += [ids[class_folder]] * len(images)
     if not paths:

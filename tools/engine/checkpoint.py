@@ -33,7 +33,7 @@ def read(path):
         with open(path, "rb") as file:
             tree = _plain(_Unpickler(file).load())
     except FileNotFoundError:
-        raise UserError(f"weights {path} not found") from None
+        raise UserError(f"{path} not found") from None
     except _Refused as error:
         raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
     except OSError:
@@ -73,7 +73,7 @@ def load_state(model, weights, path):
     if wrong:
         rest = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         head = np.shape(weights.get("head.bias"))
-        other = len(head) == 1 and list(head) != list(own["head.bias"].shape)
+        other = len(head) == 1 and list(head) != list(own["head.bias"].shape) and len(wrong) == 2
         classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")
     with paddle.no_grad():

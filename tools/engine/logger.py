@@ -50,6 +50,13 @@ def log_to_file(path):
     log.addHandler(file_handler)
 
 
+def write_to_file_only(line):
+    """Add a line to the log file that the terminal shows in another way."""
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(logging.makeLogRecord({"msg": line}))
+
+
 def progress_bar(iterable, **options):
     """tqdm on a terminal, nothing elsewhere; gone when done."""
     return tqdm(iterable, disable=None, leave=False, dynamic_ncols=True, **options)

@@ -1,12 +1,16 @@
 """Files of one training run: output/<name>/ and log/<name>.log."""
 
+import fcntl
+import itertools
 import json
 import os
 import shutil
+from pathlib import Path
 
 from config import resolve
 from engine.logger import log
-from files import atomic_path, write_text
+from errors import UserError
+from files import atomic_path, check_writable, naming, shown, write_text
 
 
 class RunFolder:
@@ -23,46 +27,64 @@ class RunFolder:
         self.best = self.folder / "best.pdparams"
         self.metrics = self.folder / "metrics.jsonl"
 
-    def move_earlier_run_aside(self):
-        """Rename the files of an earlier run of this name, so that none is overwritten."""
-        if not self.folder.exists() and not self.log.exists():
-            return []
-        number = 1
-        while True:
-            moves = [
-                (self.folder, self.folder.with_name(f"{self.folder.name}.{number}")),
-                (self.log, self.log.with_name(f"{self.log.stem}.{number}.log")),
-            ]
-            if not any(target.exists() for _, target in moves):
-                break
-            number += 1
-        for source, target in moves:
-            if source.exists():
-                os.replace(source, target)
-        return [target for _, target in moves if target.exists()]
+    def lock(self):
+        """Keep other processes from training a run of this name until this one ends.
+
+        Raises UserError if one does already, OSError if the folder cannot be written.
+        """
+        path = self.folder.with_name(f".{self.folder.name}.lock")
+        check_writable(path)
+        self._lock = open(path, "w")  # noqa: SIM115  held until the process ends, however it ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.folder} is being trained by another process; give this run a NAME") from None
+
+    def begin(self, cfg, classes):
+        """Make the folder that of a new run, with its merged config and class list.
+
+        Called at the first save, so that a run that fails before leaves the earlier one where it is: that one is
+        renamed to the next free number.
+        """
+        if self.folder.exists():
+            target = _free_name(self.folder)
+            os.replace(self.folder, target)
+            log.info("an earlier run was moved to %s", shown(target))
+        self.write_header(cfg, classes)
+
+    def move_earlier_log_aside(self):
+        """Rename the log of an earlier run to the next free number."""
+        if self.log.exists():
+            os.replace(self.log, _free_name(self.log))
 
     def write_header(self, cfg, classes):
         """Write the merged config and the class list."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "config.yaml", cfg.dump())
         write_text(self.folder / "classes.txt", classes.to_text())
 
     def append_metrics(self, row):
         """Add one epoch's line to metrics.jsonl."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with naming(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def continue_from(self, state, epoch):
-        """Bring the best weights and the metrics beside a resumed state, whichever folder it is in, to this run.
+    def continue_from(self, state, epoch, cfg, classes):
+        """Make this the folder of the run that a state, after `epoch` epochs, is of.
 
-        Lines of epochs after `epoch`, which the run does again, and a line that was cut while written are dropped.
+        If the state is in another folder, the best weights and the metrics beside it are copied here, and an earlier
+        run of this name is moved aside. Metrics of later epochs, which the run does again, and a line that was cut
+        while written are dropped.
         """
-        origin = state.parent
-        if origin != self.folder and (origin / self.best.name).is_file():
-            with atomic_path(self.best) as temporary:
-                shutil.copyfile(origin / self.best.name, temporary)
+        origin = state.resolve().parent
+        if origin == self.folder.resolve():
+            self.write_header(cfg, classes)
+        else:
+            self.move_earlier_log_aside()
+            self.begin(cfg, classes)
+            if (origin / self.best.name).is_file():
+                with atomic_path(self.best) as temporary:
+                    shutil.copyfile(origin / self.best.name, temporary)
         if not (origin / self.metrics.name).is_file():
             return
         lines = (origin / self.metrics.name).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -70,3 +92,11 @@ class RunFolder:
         write_text(self.metrics, "".join(kept))
         if len(kept) < len(lines):
             log.info("metrics.jsonl: %d line(s) after epoch %d dropped", len(lines) - len(kept), epoch)
+
+
+def _free_name(path):
+    """First of x.1.log, x.2.log, ... (or x.1, x.2, ... of a folder x) that does not exist."""
+    for number in itertools.count(1):
+        target = path.with_name(f"{path.stem}.{number}{path.suffix}") if path.is_file() else Path(f"{path}.{number}")
+        if not target.exists():
+            return target

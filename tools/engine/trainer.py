@@ -25,12 +25,13 @@ class Trainer:
 
     Args:
         cfg: frozen config.
+        classes: `ClassList` of the data set.
         splits: {"train": Split, "val": Split}.
         run: `RunFolder` to write to.
     """
 
-    def __init__(self, cfg, splits, run):
-        self.cfg, self.run = cfg, run
+    def __init__(self, cfg, classes, splits, run):
+        self.cfg, self.classes, self.run = cfg, classes, run
         rank, world_size = parallel.rank(), parallel.world_size()
         self.train_loader = Loader(splits["train"], cfg, True, rank, world_size)
         self.val_loader = Loader(splits["val"], cfg, False, rank, world_size)
@@ -56,7 +57,7 @@ class Trainer:
         types = {"model": dict, "optimizer": dict, "epoch": int, "best_top1": float, "best_epoch": int}
         wrong = [key for key, kind in types.items() if not isinstance(state.get(key), kind)]
         if wrong:
-            raise UserError(f"{path} holds no training state to resume (no {', '.join(wrong)})")
+            raise UserError(f"{path} holds no training state to resume (no {', '.join(wrong)}); give a latest.pdparams")
         checkpoint.load_state(self.model, state["model"], path)
         load_optimizer_state(self.optimizer, self.model, state["optimizer"], path)
         self.epoch = self.saved_epoch = state["epoch"]
@@ -119,6 +120,8 @@ class Trainer:
             self.best_top1, self.best_epoch = top1, self.epoch
         if not parallel.is_main():
             return
+        if not self.saved_epoch:
+            self.run.begin(self.cfg, self.classes)
         if is_best:
             checkpoint.save(self.run.best, self.model.state_dict())
             log.info("avg_acc: %.4f model saved!", top1)
@@ -222,8 +225,7 @@ class _TrainMeter:
         trainer = self.trainer
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss is {loss} in epoch {trainer.epoch + 1}, step {self.step}; {trainer.how_to_continue()}; "
-                "a lower TRAIN.BASE_LR may help"
+                f"the loss is {loss} in epoch {trainer.epoch + 1}, step {self.step}; a lower TRAIN.BASE_LR may help"
             )
         step_time = (self.read_time + self.train_time) / self.window_steps
         steps_left = (trainer.total_epochs - trainer.epoch) * self.steps - self.step
