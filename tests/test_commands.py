@@ -399,17 +399,7 @@ def test_t2t_vit_7_learns_real_pictures(imagenet_sample, tmp_path):
     done = tool("val", *words, "--split", "train", "--pretrained", latest)
     assert done.stdout.splitlines()[-1] == "ImageNet final val acc is:1.0000"
     target = tmp_path / "out.json"
-    tool(
-        "predict",
-        *words[:2],
-        imagenet_sample / "train",
-        "--pretrained",
-        latest,
-        "DATA.IMAGE_SIZE",
-        64,
-        "--json",
-        target,
-    )
+    tool("predict", imagenet_sample / "train", "--pretrained", latest, "--json", target, *model)
     labels = dict(line.rsplit(None, 1) for line in (imagenet_sample / "train.txt").read_text().splitlines())
     results = json.loads(target.read_text())
     assert {os.path.relpath(path, imagenet_sample / "train"): str(entry["class_id"]) for path, entry in results.items()
