@@ -293,7 +293,7 @@ def test_weights_of_another_model_are_named(tmp_path):
 def test_low_precision_weights_are_read_by_value(tmp_path):
     path = tmp_path / "w.pdparams"
     model = build_model(lit_config())
-    for dtype, error in (("bfloat16", 2**-7), ("float16", 2**-11), ("float64", 0)):
+    for dtype, error in (("bfloat16", 2**-7), ("float16", 2**-10), ("float64", 0)):  # paddle 2.6 cuts, 3 rounds
         checkpoint.save(path, {name: tensor.astype(dtype) for name, tensor in model.state_dict().items()})
         other = build_model(lit_config())
         checkpoint.load_weights(other, path)
