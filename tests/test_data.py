@@ -362,5 +362,5 @@ def test_broken_image_in_a_worker_is_named(tmp_path, workers):
 def test_too_few_images_for_a_batch_is_told(tmp_path):
     make_folders(tmp_path, {"train/ant": 3, "train/bee": 3, "val/ant": 1})
     cfg = folder_config(tmp_path)
-    with pytest.raises(UserError, match="6 images, fewer than one batch of 64"):
+    with pytest.raises(UserError, match="6 images, fewer than one step of 64"):
         Loader(load_data(cfg)[1]["train"], cfg, training=True)

@@ -20,9 +20,7 @@ from engine.build import build_model
 from engine.evaluator import evaluate
 from engine.losses import LabelSmoothingCrossEntropy
 from engine.optimizer import build_optimizer, load_optimizer_state, optimizer_state, parameter_groups
-from engine.run_folder import RunFolder
 from engine.scheduler import learning_rate, total_epochs
-from engine.trainer import Trainer
 from errors import UserError
 from files import write_text
 from models import create_model
@@ -304,43 +302,6 @@ def test_low_precision_weights_are_read_by_value(tmp_path):
         checkpoint.load_weights(model, path)
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda state: state.update(epoch="x"), "no training state to resume .no epoch"),
-        (lambda state: state.update(model=3), "no model"),
-        (lambda state: state.update(optimizer={}), "no AdamW state of the 97 trained tensors"),
-        (lambda state: state["optimizer"].popitem(), "no AdamW state"),
-        (lambda state: state["optimizer"].update({"cls_token/moment1_0": np.zeros(3)}), "cls_token/moment1_0"),
-        (lambda state: state["model"].update({"head.bias": 3.0}), "head.bias is no array"),
-    ],
-)
-def test_wrong_training_states_are_named(tmp_path, change, message):
-    cfg = lit_config(("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path)))
-    trainer = Trainer(cfg, *load_data(cfg), RunFolder(cfg))
-    for parameter in trainer.model.parameters():
-        if not parameter.stop_gradient:
-            parameter.grad = paddle.zeros_like(parameter)
-    trainer.optimizer.step()
-    trainer.epoch = 1
-    trainer._save({"epoch": 1})
-    trainer.resume(trainer.run.latest)
-    state = checkpoint.read(trainer.run.latest)
-    change(state)
-    checkpoint.save(trainer.run.latest, state)
-    with pytest.raises(UserError, match=message):
-        trainer.resume(trainer.run.latest)
-
-
-def test_torn_metrics_line_is_dropped(tmp_path):
-    run = RunFolder(lit_config(("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))))
-    run.folder.mkdir()
-    run.metrics.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
-    cfg = lit_config()
-    run.continue_from(run.latest, 1, cfg, load_data(cfg, ["val"])[0])
-    assert run.metrics.read_text() == '{"epoch": 1}\n'
-
-
 def test_links_and_pipes_are_written_as_what_they_are(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to("target")
@@ -373,28 +334,3 @@ with atomic_path({str(path)!r}) as temporary:
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
     assert path.read_text() == "old"
-
-
-def test_earlier_run_is_moved_aside(tmp_path):
-    cfg = lit_config(("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path)))
-    classes = load_data(cfg, ["val"])[0]
-    for number in (1, 2, 3):
-        run = RunFolder(cfg)
-        run.move_earlier_log_aside()
-        run.begin(cfg, classes)
-        run.append_metrics({"epoch": number})
-        run.log.write_text(str(number))
-    for number in (1, 2):
-        assert (tmp_path / f"lit_data.{number}/metrics.jsonl").read_text() == f'{{"epoch": {number}}}\n'
-        assert (tmp_path / f"lit_data.{number}.log").read_text() == str(number)
-    assert run.log.read_text() == "3"
-
-
-def test_one_name_is_trained_by_one_process(tmp_path):
-    cfg = lit_config(("OUTPUT", str(tmp_path)))
-    first = RunFolder(cfg)
-    first.lock()
-    with pytest.raises(UserError, match="lit_data is being trained by another process; give this run a NAME"):
-        RunFolder(cfg).lock()
-    first._lock.close()
-    RunFolder(cfg).lock()

@@ -61,11 +61,11 @@ def test_command_runs(line, place):
     line = line.replace("$SAMPLE", "/path/to/imagenet").replace("output/memorise", f"{place}/output/memorise")
     line = re.sub(r"/path/to/(\S+)", rf"{place}/\1", line)
     line = re.sub(r"\b(picture.png|photo.jpg|predictions.json)", rf"{place}/\1", line)
-    line = re.sub(r"^GPUS=\S+ ", "", line)  # no cards here
+    line = re.sub(r"^(NNODES=\S+ MASTER=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
     if "imagenet" in line or "t2t_vit" in line:
         tiny = TINY if "train" in line.split()[1] else "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0"
         line += f" --output {place}/output {tiny}" if "memorise/" not in line else ""
-    elif "train.sh" in line:
+    elif "train." in line:
         line += f" --output {place}/output MODEL.T2T.DEPTH 1 {TINY} DATA.IMAGE_SIZE 16"
     done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=300, cwd=ROOT, env=ENVIRONMENT)
     assert done.returncode == 0, f"{shlex.quote(line)}\n{done.stdout}\n{done.stderr}"

@@ -6,6 +6,7 @@ import importlib.machinery
 import inspect
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -129,6 +130,26 @@ def test_train_script_takes_a_config_and_options(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "lit_data/best.pdparams").is_file()
     assert script("train.sh", "absent.yaml").returncode == 1
+
+
+def test_signal_to_the_train_script_reaches_the_training(tmp_path):
+    words = ["bash", "scripts/train.sh", "configs/lit_data.yaml", "--output", str(tmp_path), "MODEL.T2T.DEPTH", "1"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT)
+    for line in process.stdout:
+        if line.startswith("Epoch [1/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    lines = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == 0
+    assert lines[-2].startswith("stopped by SIGTERM after ")
+    assert lines[-1] == f"continue with: {' '.join(words)} --resume auto"
+
+
+def test_several_machines_need_a_master():
+    done = subprocess.run(["bash", str(ROOT / "scripts/train.sh")], capture_output=True, text=True,
+                          env={**ENVIRONMENT, "NNODES": "2"})  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "error: NNODES is 2 but MASTER is not set: HOST:PORT of the first machine, the same on all\n"
 
 
 def test_cards_that_are_not_there_are_one_line():

@@ -12,9 +12,10 @@ import os
 import shutil
 import signal
 import sys
+import time
 import warnings
 
-from errors import UserError
+from errors import UserError, one_line
 
 _REQUIRED = {
     "paddle": "PaddlePaddle",
@@ -75,6 +76,7 @@ def run(main, parser, argv=None, split_images=None):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     args = parser.parse_intermixed_args(argv)
+    args.started = time.monotonic()
     try:
         _require_packages()
         from config import load_config
@@ -162,13 +164,6 @@ def import_paddle(device):
             import paddle  # noqa: F401
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def one_line(error):
-    """What an error says, without line breaks."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
 
 
 def _fail(message, debug):

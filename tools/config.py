@@ -60,7 +60,8 @@ _C.AUG.INTERPOLATION = "random"  # bilinear, bicubic, or random: either, drawn f
 _C.AUG.HFLIP = 0.5  # probability of a horizontal flip
 
 _C.TRAIN = CN()
-_C.TRAIN.BATCH_SIZE = 64  # images per process and step
+_C.TRAIN.BATCH_SIZE = 64  # images per process and pass through the model
+_C.TRAIN.ACCUM_STEPS = 1  # passes whose gradients are averaged into one step, for a batch larger than the memory
 _C.TRAIN.EPOCHS = 300  # of warm-up and cosine
 _C.TRAIN.COOLDOWN_EPOCHS = 10  # at MIN_LR, after EPOCHS
 _C.TRAIN.WARMUP_EPOCHS = 10
@@ -71,12 +72,21 @@ _C.TRAIN.WEIGHT_DECAY = 0.03
 _C.TRAIN.BETAS = [0.9, 0.999]
 _C.TRAIN.EPSILON = 1e-8
 _C.TRAIN.LABEL_SMOOTHING = 0.1
+_C.TRAIN.CLIP_NORM = 0.0  # largest norm of all gradients together; 0.0 = not clipped
+_C.TRAIN.EMA_DECAY = 0.99996  # per step, of the moving average of the weights; 0.0 = no average
+_C.TRAIN.AMP = ""  # mixed precision on a GPU: O1 (per operation), O2 (weights too, with a float32 copy); "" = float32
+_C.TRAIN.AMP_DTYPE = "float16"  # float16 (with dynamic loss scaling) or bfloat16
+_C.TRAIN.MAX_BAD_STEPS = 10  # steps in a row with a loss or gradient that is not finite after which the run stops
 _C.TRAIN.LOG_EVERY = 50  # steps between two log lines
+_C.TRAIN.SAVE_MINUTES = 10.0  # between two saves within an epoch; 0.0 = only after each epoch
+_C.TRAIN.KEEP = 2  # states kept: latest.pdparams and KEEP - 1 before it
+_C.TRAIN.TIME_LIMIT = ""  # 71h30m, 90m, 30s: save and stop before a job limit ends the process; "" = none
 
 _C.VAL = CN()
 _C.VAL.BATCH_SIZE = 128  # images per process and step
 _C.VAL.CROP_PCT = 0.9  # the shorter side is resized to floor(IMAGE_SIZE / CROP_PCT), then the centre is cropped
 _C.VAL.INTERPOLATION = "bicubic"
+_C.VAL.BEST = "ema"  # weights whose top-1 decides on best.pdparams: ema (raw where EMA_DECAY is 0.0) or raw
 _C.VAL.EVERY = 1  # epochs between two validations; the last epoch is always validated
 _C.VAL.LOG_EVERY = 10  # steps between two lines of val.py
 
@@ -107,6 +117,12 @@ def load_config(path, overrides=()):
 def resolve(path):
     """Absolute form of a path from a config: relative ones count from the repository root."""
     return ROOT / Path(path).expanduser()
+
+
+def to_seconds(text):
+    """Seconds of a time such as 71h30m, 90m or 30s; 0 if it is none."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1))) if match else 0
 
 
 def default_config():
@@ -239,6 +255,7 @@ def _check(cfg):
         ("AUG.INTERPOLATION", aug.INTERPOLATION in (*INTERPOLATIONS, "random"), "bilinear, bicubic or random"),
         ("AUG.HFLIP", 0 <= aug.HFLIP <= 1, "0.0 to 1.0"),
         ("TRAIN.BATCH_SIZE", train.BATCH_SIZE >= 1, "1 or more"),
+        ("TRAIN.ACCUM_STEPS", train.ACCUM_STEPS >= 1, "1 or more"),
         ("TRAIN.EPOCHS", train.EPOCHS >= 1, "1 or more"),
         ("TRAIN.COOLDOWN_EPOCHS", train.COOLDOWN_EPOCHS >= 0, "0 or more"),
         ("TRAIN.WARMUP_EPOCHS", 0 <= train.WARMUP_EPOCHS < train.EPOCHS, f"0 to below TRAIN.EPOCHS {train.EPOCHS}"),
@@ -249,10 +266,19 @@ def _check(cfg):
         ("TRAIN.BETAS", _numbers(train.BETAS, 2, 0.0, 1.0) and max(train.BETAS) < 1, "two numbers in 0.0 to below 1.0"),
         ("TRAIN.EPSILON", 0 < train.EPSILON < 1, "above 0.0 and below 1.0"),
         ("TRAIN.LABEL_SMOOTHING", 0 <= train.LABEL_SMOOTHING < 1, "0.0 to below 1.0"),
+        ("TRAIN.CLIP_NORM", train.CLIP_NORM >= 0, "0.0 or more"),
+        ("TRAIN.EMA_DECAY", 0 <= train.EMA_DECAY < 1, "0.0 to below 1.0"),
+        ("TRAIN.AMP", train.AMP in ("", "O1", "O2"), "O1, O2 or empty"),
+        ("TRAIN.AMP_DTYPE", train.AMP_DTYPE in ("float16", "bfloat16"), "float16 or bfloat16"),
+        ("TRAIN.MAX_BAD_STEPS", train.MAX_BAD_STEPS >= 1, "1 or more"),
         ("TRAIN.LOG_EVERY", train.LOG_EVERY >= 1, "1 or more"),
+        ("TRAIN.SAVE_MINUTES", train.SAVE_MINUTES >= 0, "0.0 or more"),
+        ("TRAIN.KEEP", train.KEEP >= 1, "1 or more"),
+        ("TRAIN.TIME_LIMIT", not train.TIME_LIMIT or to_seconds(train.TIME_LIMIT), "a time such as 71h30m, 90m or 30s"),
         ("VAL.BATCH_SIZE", val.BATCH_SIZE >= 1, "1 or more"),
         ("VAL.CROP_PCT", 0.1 <= val.CROP_PCT <= 1, "0.1 to 1.0"),
         ("VAL.INTERPOLATION", val.INTERPOLATION in INTERPOLATIONS, "bilinear or bicubic"),
+        ("VAL.BEST", val.BEST in ("ema", "raw"), "ema or raw"),
         ("VAL.EVERY", val.EVERY >= 1, "1 or more"),
         ("VAL.LOG_EVERY", val.LOG_EVERY >= 1, "1 or more"),
     ]  # fmt: skip

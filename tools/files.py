@@ -5,6 +5,14 @@ import errno
 import os
 from pathlib import Path
 
+_TEMPORARY = ".tmp"  # and the number of the process
+
+
+def remove_temporary_files(folder):
+    """Remove what a killed process left in a folder that no other process writes to."""
+    for path in Path(folder).glob(f".*{_TEMPORARY}[0-9]*"):
+        path.unlink()
+
 
 @contextlib.contextmanager
 def atomic_path(path):
@@ -17,7 +25,7 @@ def atomic_path(path):
         yield path
         return
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -62,9 +70,13 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
-def flush_to_disk(path):
-    """Wait until a file or folder is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def flush_to_disk(file):
+    """Wait until an open file, or the file or folder of a path, is on disk."""
+    if hasattr(file, "flush"):
+        file.flush()
+        os.fsync(file.fileno())
+        return
+    descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

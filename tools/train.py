@@ -1,65 +1,98 @@
 """Train a model: python tools/train.py [--config configs/X.yaml] [--data-path DIR] [KEY VALUE ...].
 
-Several GPUs: python -m paddle.distributed.launch --gpus 0,1,2,3 tools/train.py --config configs/X.yaml ...
+A run that was cut goes on when the same command is given again. Several GPUs:
+python -m paddle.distributed.launch --gpus 0,1,2,3 [--nnodes 2 --master HOST:PORT] tools/train.py --config ...
 """
 
+import os
+import shlex
+import sys
 from pathlib import Path
 
-from cli import common_parser, one_line, run
+from cli import common_parser, run
 
 
 def main(args, cfg):
-    from config import resolve
-    from data.dataset import load_data
     from engine import parallel
-    from engine.logger import log, log_to_file, setup_logging, write_to_file_only
-    from engine.run_folder import RunFolder
-    from engine.trainer import Trainer
-    from errors import UserError
-    from files import shown
+    from engine.lifeline import Lifeline
+    from engine.logger import log, setup_logging, write_to_file_only
+    from engine.trainer import Stopped
+    from engine.watch import Watch
+    from errors import UserError, one_line
 
     parallel.setup(cfg.DEVICE)
     setup_logging(main=parallel.is_main())
+    with Lifeline() as lifeline, Watch(cfg.TRAIN, args.started) as watch:
+        trainer = _prepare(args, cfg, watch)
+        lifeline.hint = trainer.how_to_continue
+        try:
+            trainer.fit()
+        except Stopped as stopped:
+            log.info("%s", stopped)
+            log.info("continue with: %s", _this_command())
+        except (KeyboardInterrupt, OSError, UserError) as error:
+            message = f"{one_line(error)}; {trainer.how_to_continue()}"
+            write_to_file_only(f"error: {message}")
+            raise UserError(message) from error
+        parallel.barrier()
+
+
+def _prepare(args, cfg, watch):
+    """Trainer at the point where the run begins or goes on, with its files ready."""
+    from config import resolve
+    from data.dataset import load_data
+    from engine import parallel
+    from engine.logger import log_to_file
+    from engine.resume import check_setting, find_state
+    from engine.run_folder import RunFolder
+    from engine.trainer import Trainer
+
     folder = RunFolder(cfg)
-    state = _state_to_resume(args.resume, folder)
-    if args.resume and not state:
-        log.info("nothing to resume in %s: starting anew", shown(folder.folder))
+    path = state = None
+    if parallel.is_main():  # the others may run on a machine without these files
+        path, state = find_state(args.resume, folder)
+    path, state = parallel.from_main((path, state))
     classes, splits = load_data(cfg)
-    trainer = Trainer(cfg, classes, splits, folder)
+    trainer = Trainer(cfg, classes, splits, folder, watch)
     if state:
-        trainer.resume(state)
+        check_setting(state["setting"], trainer.setting, path, args.force)
+        trainer.resume(path, state)
     elif cfg.MODEL.PRETRAINED:
         trainer.start_from(resolve(cfg.MODEL.PRETRAINED))
     if parallel.is_main():
         folder.lock()
         if state:
-            folder.continue_from(state, trainer.epoch, cfg, classes)
+            folder.continue_from(path, state["sizes"], cfg, classes)
         else:
-            folder.move_earlier_log_aside()
+            folder.move_earlier_logs_aside()
         log_to_file(folder.log)
+        trainer.scalars.open(folder.scalars)
     parallel.barrier()
-    try:
-        trainer.fit()
-    except (KeyboardInterrupt, OSError, UserError) as error:
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
-        message = f"{reason}; {trainer.how_to_continue()}"
-        write_to_file_only(f"error: {message}")
-        raise UserError(message) from error
+    return trainer
 
 
-def _state_to_resume(choice, folder):
-    """File that `--resume choice` means, or None."""
-    if choice == "auto":
-        return folder.latest if folder.latest.is_file() else None
-    return Path(choice) if choice else None
+def _this_command():
+    """The command line by which this run was started, with --resume auto at its end."""
+    words = ["python", *sys.argv]
+    parent = Path(f"/proc/{os.getppid()}/cmdline")  # of the launcher, if there is one
+    if "T2T_COMMAND" in os.environ:  # set by scripts/env.sh
+        return f"{os.environ['T2T_COMMAND']} --resume auto"
+    if os.environ.get("PADDLE_TRAINER_ID") and parent.is_file():
+        words = parent.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    return f"{shlex.join(words)} --resume auto"
 
 
 def parser():
     parser = common_parser("Train a model.", batch_size_key="TRAIN.BATCH_SIZE")
     parser.add_argument(
         "--resume",
-        metavar="auto|FILE",
-        help="continue from a latest.pdparams; auto: from the run folder's, if it has one",
+        metavar="auto|none|FILE",
+        default="auto",
+        help="auto (default): go on from the latest state of the run folder, if it has one; none: start anew and move "
+        "an earlier run of this name aside; FILE: go on from a latest.pdparams",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="go on although settings that matter are not those of the state"
     )
     return parser
 

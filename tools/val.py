@@ -9,27 +9,29 @@ def main(args, cfg):
     from engine import parallel
     from engine.build import build_trained_model
     from engine.evaluator import evaluate
+    from engine.lifeline import Lifeline
     from engine.logger import log, setup_logging
     from files import shown
 
     parallel.setup(cfg.DEVICE)
     setup_logging(main=parallel.is_main())
-    classes, splits = load_data(cfg, [args.split])
-    model, weights = build_trained_model(cfg, args.pretrained)
-    warn_of_other_classes(classes, weights)
-    loader = Loader(splits[args.split], cfg, False, parallel.rank(), parallel.world_size())
-    log.info(
-        "%s with %s on %d images of %s",
-        cfg.MODEL.NAME,
-        shown(weights),
-        loader.num_images,
-        shown(splits[args.split].source),
-    )
-    scores = evaluate(model, loader, cfg, cfg.VAL.LOG_EVERY)
-    log.info(
-        "images: %d, loss: %.4f, top-1: %.4f, top-5: %.4f", scores.num_images, scores.loss, scores.top1, scores.top5
-    )
-    log.info("%s final val acc is:%.4f", cfg.DATA.NAME, scores.top1)
+    with Lifeline():
+        classes, splits = load_data(cfg, [args.split])
+        model, weights = build_trained_model(cfg, args.pretrained)
+        warn_of_other_classes(classes, weights)
+        loader = Loader(splits[args.split], cfg, False, parallel.rank(), parallel.world_size())
+        log.info(
+            "%s with %s on %d images of %s",
+            cfg.MODEL.NAME,
+            shown(weights),
+            loader.num_images,
+            shown(splits[args.split].source),
+        )
+        scores = evaluate(model, loader, cfg, cfg.VAL.LOG_EVERY)
+        log.info(
+            "images: %d, loss: %.4f, top-1: %.4f, top-5: %.4f", scores.num_images, scores.loss, scores.top1, scores.top5
+        )
+        log.info("%s final val acc is:%.4f", cfg.DATA.NAME, scores.top1)
 
 
 def warn_of_other_classes(classes, weights):

@@ -4,13 +4,23 @@ Order and augmentation of an image depend on SEED, the epoch and the image's ind
 workers or processes changes nothing.
 """
 
+import atexit
+import contextlib
+import ctypes
+import glob
+import itertools
+import multiprocessing
+import os
 import signal
+import sys
 
 import numpy as np
 import paddle
 
 from data.transforms import EvalTransform, ImageError, TrainTransform, load_image
 from errors import UserError
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent dies
 
 
 class ImageDataset(paddle.io.Dataset):
@@ -44,25 +54,27 @@ class ImageDataset(paddle.io.Dataset):
 class BatchOrder(paddle.io.BatchSampler):
     """Batches of (epoch, index) of one process.
 
-    Training shuffles by (seed, epoch), drops the incomplete last batch and cuts each global batch into one slice per
-    process. Validation goes through every image exactly once over all processes, without padding.
+    Training shuffles by (seed, epoch), leaves out the first `start` images of that order, drops the incomplete last
+    step and cuts the images of each step into `passes` global batches, each of them into one slice per process.
+    Validation goes through every image exactly once over all processes, without padding.
     """
 
-    def __init__(self, num_images, batch_size, seed, rank=0, world_size=1, training=False):
+    def __init__(self, num_images, batch_size, seed, rank=0, world_size=1, training=False, passes=1):
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.rank, self.world_size, self.training = rank, world_size, training
-        self.epoch = 0
+        self.rank, self.world_size, self.training, self.passes = rank, world_size, training, passes
+        self.images_per_step = batch_size * world_size * passes
+        self.epoch = self.start = 0
 
     def __len__(self):
         if self.training:
-            return self.num_images // (self.batch_size * self.world_size)
+            return (self.num_images - self.start) // self.images_per_step * self.passes
         mine = len(range(self.rank, self.num_images, self.world_size))
         return -(-mine // self.batch_size)
 
     def __iter__(self):
         if self.training:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_images)
-            order = order[: len(self) * self.batch_size * self.world_size]
+            order = order[self.start :][: len(self) * self.batch_size * self.world_size]
             mine = order.reshape(len(self), self.world_size, self.batch_size)[:, self.rank].reshape(-1)
         else:
             mine = np.arange(self.rank, self.num_images, self.world_size)
@@ -81,11 +93,12 @@ class Loader:
         transform = TrainTransform(cfg) if training else EvalTransform(cfg)
         batch_size = cfg.TRAIN.BATCH_SIZE if training else cfg.VAL.BATCH_SIZE
         self.num_images = len(split)
-        self.order = BatchOrder(len(split), batch_size, cfg.SEED, rank, world_size, training)
+        passes = cfg.TRAIN.ACCUM_STEPS if training else 1
+        self.order = BatchOrder(len(split), batch_size, cfg.SEED, rank, world_size, training, passes)
         if training and len(self.order) == 0:
             raise UserError(
-                f"{split.source} has {len(split)} images, fewer than one batch of {batch_size} on {world_size} "
-                "process(es); lower TRAIN.BATCH_SIZE"
+                f"{split.source} has {len(split)} images, fewer than one step of {self.order.images_per_step} on "
+                f"{world_size} process(es); lower TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
             )
         self.batches = paddle.io.DataLoader(
             ImageDataset(split, transform, cfg),
@@ -93,11 +106,23 @@ class Loader:
             collate_fn=_collate,
             num_workers=cfg.DATA.NUM_WORKERS,
             persistent_workers=training and cfg.DATA.NUM_WORKERS > 0,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_live_and_die_with_parent,
         )
 
     def __len__(self):
         return len(self.order)
+
+    def steps(self, start=0):
+        """Training steps of an epoch of which `start` images are done."""
+        return (self.num_images - start) // self.order.images_per_step
+
+    def epoch_steps(self, epoch, start):
+        """Yield one list of batches per training step of the given epoch, of which `start` images are done."""
+        self.order.start = start
+        batches = self.epoch(epoch)
+        for _ in range(self.steps(start)):
+            yield list(itertools.islice(batches, self.order.passes))
+        next(batches, None)  # lets the loader end the epoch
 
     def epoch(self, epoch):
         """Yield the batches of the given epoch."""
@@ -113,9 +138,35 @@ def _collate(samples):
     return np.stack(images), np.array(labels, np.int64), next(filter(None, errors), "")
 
 
-def _ignore_interrupt(_worker_id):
-    # Ctrl-C reaches the whole process group; the training process alone decides what to do.
+def _live_and_die_with_parent(_worker_id):
+    # Ctrl-C and the SIGTERM of a job queue may reach every process; the training process alone decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, _end_worker)
+    if sys.platform == "linux":  # Paddle's loader processes outlive a killed parent
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
+        if not multiprocessing.parent_process().is_alive():
+            _end_worker()
+
+
+def _end_worker(*_):
+    # Batches that nobody has fetched would stay in memory until the next boot.
+    for segment in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):
+        with contextlib.suppress(OSError):
+            os.unlink(segment)
+    os._exit(0)
+
+
+@atexit.register
+def _end_workers():
+    # Before multiprocessing ends them by a SIGTERM, which they ignore, and waits for it.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Paddle takes their end for a failure
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGHUP)
+    for worker in workers:
+        worker.join(5)
+        worker.kill()
 
 
 class Normalize:

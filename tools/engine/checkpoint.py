@@ -1,26 +1,43 @@
 """Weights and training state on disk.
 
-Files are written by `paddle.save`, and replaced whole or not at all. They are read without `paddle.load`, which
-unpickles them and so runs any code that a stranger put into a .pdparams file.
+Files are in the format of `paddle.save` with a checksum behind it, which `paddle.load` does not look at, and are
+replaced whole or not at all. They are read without `paddle.load`, which unpickles them and so runs any code that a
+stranger put into a .pdparams file.
 """
 
+import errno
+import hashlib
+import io
 import math
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import paddle
 
 from errors import UserError
-from files import atomic_path
+from files import atomic_path, flush_to_disk
 
+_SEAL = b"\nsha256:"  # before the 32 bytes of the checksum at the end of a file
 _NAME_TABLE = "StructuredToParameterName@@"  # entry of a paddle state dict that holds no weights
 
 
 def save(path, tree):
-    """Write nested dicts of tensors, arrays, numbers and strings; plain `paddle.load` reads them."""
+    """Write nested dicts of tensors, arrays, numbers and strings; plain `paddle.load` reads them.
+
+    The file is read back before it takes the place of an earlier one. Raises OSError naming it.
+    """
+    buffer = io.BytesIO()
+    paddle.save(_to_numpy(tree), buffer)
+    data = buffer.getbuffer()
+    checksum = hashlib.sha256(data).digest()
     with atomic_path(path) as temporary:
-        paddle.save(_to_numpy(tree), str(temporary))
+        with open(temporary, "wb") as file:
+            file.writelines([data, _SEAL, checksum])
+            flush_to_disk(file)
+        if hashlib.sha256(Path(temporary).read_bytes()[: len(data)]).digest() != checksum:
+            raise OSError(errno.EIO, "what was written is not what the disk gives back", str(path))
 
 
 def read(path):
@@ -30,8 +47,9 @@ def read(path):
         UserError: the file is missing, torn, no Paddle file, or holds anything but such data (which is named).
     """
     try:
-        with open(path, "rb") as file:
-            tree = _plain(_Unpickler(file).load())
+        data = memoryview(Path(path).read_bytes())
+        _check_seal(data)
+        tree = _plain(_Unpickler(io.BytesIO(data)).load())
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
     except _Refused as error:
@@ -43,6 +61,13 @@ def read(path):
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no state dict")
     return tree
+
+
+def _check_seal(data):
+    """Raise ValueError if `data` ends in a checksum that is not its own; files of other programs end in none."""
+    content, end = data[: -len(_SEAL) - 32], data[-len(_SEAL) - 32 :]
+    if bytes(end).startswith(_SEAL) and not bytes(end).endswith(hashlib.sha256(content).digest()):
+        raise ValueError("its checksum is not that of its content")
 
 
 def load_weights(model, path):

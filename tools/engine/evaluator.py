@@ -22,7 +22,7 @@ class Scores:
 
 
 @paddle.no_grad()
-def evaluate(model, loader, cfg, log_every=None):
+def evaluate(model, loader, cfg, log_every=None, must_stop=None):
     """Evaluate `model` on every image of `loader` exactly once; top-5 means top-K where there are K < 5 classes.
 
     Args:
@@ -30,6 +30,7 @@ def evaluate(model, loader, cfg, log_every=None):
         loader: a `data.loader.Loader` for validation.
         cfg: config.
         log_every: batches between two printed lines; None for none.
+        must_stop: asked before each batch; if it says True, the result is None.
     """
     was_training = model.training
     model.eval()
@@ -37,6 +38,8 @@ def evaluate(model, loader, cfg, log_every=None):
     totals = paddle.zeros([4], dtype="float64")  # loss, correct at 1, correct at 5, images
     read_time, start = 0.0, time.perf_counter()
     for step, (images, labels) in enumerate(progress_bar(loader.epoch(0), total=len(loader), desc="val"), start=1):
+        if must_stop and must_stop():
+            break
         read_time += time.perf_counter() - start
         totals += _batch_totals(model(normalize(images)), labels)
         if log_every and (step % log_every == 0 or step == len(loader)):
@@ -44,8 +47,12 @@ def evaluate(model, loader, cfg, log_every=None):
             log.info("Step [%d/%d], acc: %.4f, read_time: %.4f", step, len(loader), top1 / count, read_time)
             read_time = 0.0
         start = time.perf_counter()
+    else:
+        must_stop = None
     if was_training:
         model.train()
+    if must_stop:
+        return None
     loss, top1, top5, count = sum_over_processes(totals).tolist()
     return Scores(loss / count, top1 / count, top5 / count, int(count))
 

@@ -1,20 +1,35 @@
 """The log of a run: plain lines on the terminal and in one file."""
 
 import logging
+import os
 import sys
 
 from tqdm import tqdm
+
+from errors import one_line
 
 log = logging.getLogger("t2t")
 
 
 class _TerminalHandler(logging.Handler):
-    """Prints above a progress bar, if there is one."""
+    """Prints above a progress bar, if there is one. A run that has a log file goes on without its terminal."""
 
     def emit(self, record):
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        tqdm.write(self.format(record), file=stream)
-        stream.flush()
+        try:
+            tqdm.write(self.format(record), file=stream)
+            stream.flush()
+        except OSError:
+            if not any(isinstance(handler, _FileHandler) for handler in log.handlers):
+                raise
+            leave_terminal()
+
+
+def leave_terminal():
+    """Write to nowhere what would go to a terminal, or a program behind a pipe, that is gone."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
 
 
 class _Backlog(logging.Handler):
@@ -38,10 +53,19 @@ def setup_logging(main=True):
     log.addHandler(_Backlog())
 
 
+class _FileHandler(logging.FileHandler):
+    """A full disk costs the log its lines, not the run its life: that ends where a state cannot be saved."""
+
+    def handleError(self, record):
+        if not getattr(self, "failed", False):
+            self.failed = True
+            print(f"warning: {one_line(sys.exc_info()[1])}: {self.baseFilename} misses lines", file=sys.stderr)
+
+
 def log_to_file(path):
     """Append the log to a file too, from its first line on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file_handler = logging.FileHandler(path, encoding="utf-8")
+    file_handler = _FileHandler(path, encoding="utf-8")
     for handler in list(log.handlers):
         if isinstance(handler, _Backlog):
             for record in handler.records:

@@ -7,6 +7,7 @@ from errors import UserError
 
 NO_DECAY = ("cls_token", "pos_embed")
 _SLOTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")  # what Paddle's AdamW keeps per parameter
+_MASTER = "master_weight"  # float32 copy of a parameter, under AMP O2
 
 
 def parameter_groups(model):
@@ -47,10 +48,17 @@ def build_optimizer(model, train):
     )
 
 
+def float32_weights(model, optimizer):
+    """State dict of `model` in float32: under AMP O2, the float32 copies that the optimizer keeps."""
+    masters = getattr(optimizer, "_master_weights", {})
+    return {name: masters.get(tensor.name, tensor).astype("float32") for name, tensor in model.state_dict().items()}
+
+
 def optimizer_state(optimizer, model):
     """State of the optimizer by structured parameter names; Paddle's own depend on what was built before."""
-    state = {}
-    for key, value in optimizer.state_dict().items():
+    state, flat = {}, dict(optimizer.state_dict())
+    flat.update({f"{name}_{_MASTER}": value for name, value in flat.pop("master_weights", {}).items()})
+    for key, value in flat.items():
         for name, parameter in model.named_parameters():
             if key.startswith(parameter.name + "_"):
                 state[f"{name}/{key[len(parameter.name) + 1 :]}"] = value
@@ -63,14 +71,23 @@ def load_optimizer_state(optimizer, model, state, path):
     Raises UserError if it is not the state of every trained parameter, and of no other.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-    expected = {f"{name}/{slot}" for name in trained for slot in _SLOTS}
-    if not isinstance(state, dict) or set(state) != expected:
+    expected = {f"{name}/{slot}": name for name, parameter in trained.items() for slot in _slots(parameter)}
+    if not isinstance(state, dict) or set(state) != set(expected):
         raise UserError(f"{path} holds no AdamW state of the {len(trained)} trained tensors of this model")
-    own = {}
+    own, masters = {}, {}
     for key, value in state.items():
-        name, _, slot = key.partition("/")
-        shape = [1] if slot.endswith("pow_acc_0") else list(trained[name].shape)
+        parameter, slot = trained[expected[key]], key.rpartition("/")[2]
+        shape = [1] if slot.endswith("pow_acc_0") else list(parameter.shape)
         if not isinstance(value, np.ndarray) or list(value.shape) != shape:
             raise UserError(f"{path} does not fit the model: the optimizer's {key} is no array of shape {shape}")
-        own[f"{trained[name].name}_{slot}"] = paddle.to_tensor(value)
-    optimizer.set_state_dict(own)
+        if slot == _MASTER:
+            masters[parameter.name] = paddle.to_tensor(value)
+        else:
+            own[f"{parameter.name}_{slot}"] = paddle.to_tensor(value)
+    optimizer.set_state_dict({**own, "master_weights": masters} if masters else own)
+
+
+def _slots(parameter):
+    if parameter.dtype == paddle.float32:
+        return _SLOTS
+    return [f"fp32_master_0_{slot}" for slot in _SLOTS] + [_MASTER]

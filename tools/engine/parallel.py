@@ -1,9 +1,12 @@
 """Processes and devices: everything that asks for a rank goes through here.
 
-One process trains on one device. `python -m paddle.distributed.launch` starts several and sets what
-`paddle.distributed.ParallelEnv` reads; without it there is one.
+One process trains on one device. `python -m paddle.distributed.launch` starts several, on one or more machines, and
+sets what `paddle.distributed.ParallelEnv` reads; without it there is one.
 """
 
+import contextlib
+
+import numpy as np
 import paddle
 from paddle import distributed
 
@@ -47,10 +50,24 @@ def is_main():
     return rank() == 0
 
 
+def main_host():
+    """Host name or address of the machine of the main process."""
+    return distributed.ParallelEnv().trainer_endpoints[0].rpartition(":")[0]
+
+
 def barrier():
     """Wait for all processes."""
     if world_size() > 1:
         distributed.barrier()
+
+
+def from_main(value):
+    """The main process's `value`, anything that pickles, in every process."""
+    if world_size() == 1:
+        return value
+    values = [value if is_main() else None]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def sum_over_processes(tensor):
@@ -60,6 +77,29 @@ def sum_over_processes(tensor):
     return tensor
 
 
+def max_over_processes(values):
+    """Element-wise maximum of every process's list of numbers. Waits for the device."""
+    if world_size() == 1:
+        return list(values)
+    tensor = paddle.to_tensor(values, dtype="float32")
+    distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def gather(tensor):
+    """Every process's (n,) tensor as one (world_size, n) array. Waits for the device."""
+    if world_size() == 1:
+        return tensor.numpy()[None]
+    tensors = []
+    distributed.all_gather(tensors, tensor)
+    return np.stack([tensor.numpy() for tensor in tensors])
+
+
 def data_parallel(model):
     """Model whose gradients are averaged over the processes."""
     return paddle.DataParallel(model) if world_size() > 1 else model
+
+
+def local_gradients(model):
+    """Context in which the gradients of a `data_parallel` model add up in each process, without being averaged."""
+    return model.no_sync() if world_size() > 1 else contextlib.nullcontext()

@@ -1,31 +1,37 @@
-"""Files of one training run: output/<name>/ and log/<name>.log."""
+"""Files of one training run: output/<name>/, log/<name>.log and log/<name>.visualdl/."""
 
 import fcntl
 import itertools
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 
 from config import resolve
+from engine import checkpoint, scalars
 from engine.logger import log
 from errors import UserError
-from files import atomic_path, check_writable, naming, shown, write_text
+from files import atomic_path, check_writable, flush_to_disk, naming, remove_temporary_files, shown, write_text
 
 
 class RunFolder:
     """Where a run keeps its files.
 
-    latest.pdparams: state to resume from; best.pdparams: weights only; config.yaml: merged config; classes.txt: class
-    list; metrics.jsonl: one line per epoch.
+    latest.pdparams: state to resume from, latest.1.pdparams the one before, and so on; best.pdparams: weights only;
+    config.yaml: merged config; classes.txt: class list; metrics.jsonl: one line per epoch, the same whenever the run is
+    repeated; times.jsonl: seconds and memory of each epoch.
     """
 
     def __init__(self, cfg):
         self.folder = resolve(cfg.OUTPUT) / cfg.NAME
         self.log = resolve(cfg.LOG) / f"{cfg.NAME}.log"
+        self.scalars = resolve(cfg.LOG) / f"{cfg.NAME}.visualdl"
         self.latest = self.folder / "latest.pdparams"
         self.best = self.folder / "best.pdparams"
         self.metrics = self.folder / "metrics.jsonl"
+        self.times = self.folder / "times.jsonl"
+        self.keep = cfg.TRAIN.KEEP
 
     def lock(self):
         """Keep other processes from training a run of this name until this one ends.
@@ -34,11 +40,33 @@ class RunFolder:
         """
         path = self.folder.with_name(f".{self.folder.name}.lock")
         check_writable(path)
+        if self.folder.exists():
+            check_writable(self.latest)
         self._lock = open(path, "w")  # noqa: SIM115  held until the process ends, however it ends
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{self.folder} is being trained by another process; give this run a NAME") from None
+        remove_temporary_files(self.folder)
+
+    def states(self):
+        """Files that may hold a state to resume from, the newest first."""
+        return [path for path in (self._kept(number) for number in range(1000)) if path.is_file()]
+
+    def _kept(self, number):
+        return self.folder / f"latest.{number}.pdparams" if number else self.latest
+
+    def save_state(self, state):
+        """Make `state` the latest, and keep TRAIN.KEEP - 1 before it."""
+        new = self.folder / "next.pdparams"
+        checkpoint.save(new, state)
+        for number in reversed(range(self.keep - 1)):
+            if self._kept(number).is_file():
+                os.replace(self._kept(number), self._kept(number + 1))
+        os.replace(new, self.latest)
+        flush_to_disk(self.folder)
+        for path in self.states()[self.keep :]:
+            path.unlink()
 
     def begin(self, cfg, classes):
         """Make the folder that of a new run, with its merged config and class list.
@@ -52,46 +80,66 @@ class RunFolder:
             log.info("an earlier run was moved to %s", shown(target))
         self.write_header(cfg, classes)
 
-    def move_earlier_log_aside(self):
-        """Rename the log of an earlier run to the next free number."""
-        if self.log.exists():
-            os.replace(self.log, _free_name(self.log))
+    def move_earlier_logs_aside(self):
+        """Rename the log and the curves of an earlier run to the next free number."""
+        for path in (self.log, self.scalars):
+            if path.exists():
+                os.replace(path, _free_name(path))
 
     def write_header(self, cfg, classes):
         """Write the merged config and the class list."""
         write_text(self.folder / "config.yaml", cfg.dump())
         write_text(self.folder / "classes.txt", classes.to_text())
 
-    def append_metrics(self, row):
-        """Add one epoch's line to metrics.jsonl."""
-        with naming(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def append_rows(self, metrics, times):
+        """Add one epoch's lines to metrics.jsonl and times.jsonl; what is not finite becomes null."""
+        for path, row in ((self.metrics, metrics), (self.times, times)):
+            row = {key: value if math.isfinite(value) else None for key, value in row.items()}
+            with naming(path), open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+                flush_to_disk(file)
 
-    def continue_from(self, state, epoch, cfg, classes):
-        """Make this the folder of the run that a state, after `epoch` epochs, is of.
+    def sizes(self):
+        """Bytes of each file that grows with the run, by name."""
+        return {name: path.stat().st_size if path.is_file() else 0 for name, path in self._growing().items()}
 
-        If the state is in another folder, the best weights and the metrics beside it are copied here, and an earlier
-        run of this name is moved aside. Metrics of later epochs, which the run does again, and a line that was cut
-        while written are dropped.
+    def _growing(self):
+        curves = self.scalars / scalars.FILE_NAME
+        return {"metrics": self.metrics, "times": self.times, "log": self.log, "scalars": curves}
+
+    def continue_from(self, path, sizes, cfg, classes):
+        """Make this the folder of the run that the state in `path` is of.
+
+        If the state is in another folder, the best weights and the rows beside it are copied here, and an earlier run
+        of this name is moved aside. What the files hold beyond `sizes`, which the run does again, is dropped, but for
+        errors, warnings and stops in the log.
         """
-        origin = state.resolve().parent
+        origin = path.resolve().parent
         if origin == self.folder.resolve():
+            names = [state.name for state in self.states()]
+            for newer in names[: names.index(path.name)] if path.name in names else ():
+                (self.folder / newer).unlink()  # damaged, or given up by --resume FILE
             self.write_header(cfg, classes)
         else:
-            self.move_earlier_log_aside()
+            self.move_earlier_logs_aside()
             self.begin(cfg, classes)
-            if (origin / self.best.name).is_file():
-                with atomic_path(self.best) as temporary:
-                    shutil.copyfile(origin / self.best.name, temporary)
-        if not (origin / self.metrics.name).is_file():
-            return
-        lines = (origin / self.metrics.name).read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epoch]
-        write_text(self.metrics, "".join(kept))
-        if len(kept) < len(lines):
-            log.info("metrics.jsonl: %d line(s) after epoch %d dropped", len(lines) - len(kept), epoch)
+            for target in (self.best, self.metrics, self.times):
+                if (origin / target.name).is_file():
+                    with atomic_path(target) as temporary:
+                        shutil.copyfile(origin / target.name, temporary)
+        for name, target in self._growing().items():
+            size = sizes.get(name)
+            if target.is_file() and size is not None and target.stat().st_size > size:
+                _cut(target, size, keep=("error: ", "warning: ", "stopped by ") if name == "log" else ())
+
+
+def _cut(path, size, keep):
+    """Shorten a file to `size` bytes and the lines after them that start with one of `keep`."""
+    data = path.read_bytes()
+    lines = data[size:].splitlines(keepends=True)
+    kept = [line for line in lines if keep and line.decode(errors="replace").startswith(keep)]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data[:size] + b"".join(kept))
 
 
 def _free_name(path):

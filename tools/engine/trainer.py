@@ -5,19 +5,23 @@ import math
 import platform
 import time
 
-import numpy as np
 import paddle
 
-from data.loader import Loader, Normalize
-from engine import checkpoint, parallel
-from engine.build import build_model
+from data.loader import Loader
+from engine import checkpoint, parallel, resume
 from engine.evaluator import evaluate
 from engine.logger import log, progress_bar
-from engine.losses import LabelSmoothingCrossEntropy
-from engine.optimizer import build_optimizer, load_optimizer_state, optimizer_state, parameter_groups
+from engine.meter import EpochMeter
+from engine.optimizer import parameter_groups
+from engine.scalars import Scalars
 from engine.scheduler import learning_rate, total_epochs
-from errors import UserError
+from engine.train_step import TrainStep
+from engine.watch import GO_ON, STOP_FOR_SIGNAL, STOP_FOR_TIME
 from files import shown
+
+
+class Stopped(Exception):
+    """Training ended before its last epoch, by a signal or a time limit, with all of it saved."""
 
 
 class Trainer:
@@ -28,238 +32,229 @@ class Trainer:
         classes: `ClassList` of the data set.
         splits: {"train": Split, "val": Split}.
         run: `RunFolder` to write to.
+        watch: `Watch` that says when to save and to stop.
     """
 
-    def __init__(self, cfg, classes, splits, run):
-        self.cfg, self.classes, self.run = cfg, classes, run
+    def __init__(self, cfg, classes, splits, run, watch):
+        self.cfg, self.classes, self.run, self.watch = cfg, classes, run, watch
         rank, world_size = parallel.rank(), parallel.world_size()
         self.train_loader = Loader(splits["train"], cfg, True, rank, world_size)
         self.val_loader = Loader(splits["val"], cfg, False, rank, world_size)
         paddle.seed(cfg.SEED)
-        self.model = build_model(cfg)
-        self.parallel_model = parallel.data_parallel(self.model)
-        self.optimizer = build_optimizer(self.model, cfg.TRAIN)
-        self.criterion = LabelSmoothingCrossEntropy(cfg.TRAIN.LABEL_SMOOTHING)
-        self.normalize = Normalize(cfg)
+        self.train_step = TrainStep(cfg)
+        self.scalars = Scalars()
         self.total_epochs = total_epochs(cfg.TRAIN)
-        self.epoch = 0  # epochs trained
-        self.saved_epoch = 0  # epochs that latest.pdparams holds
+        self.setting = resume.setting(cfg, len(splits["train"]), len(splits["val"]))
+        self.epoch = self.images = 0  # epochs done; images of the next one that are done
+        self.meter = None  # EpochMeter of an epoch that has begun
+        self.begun = False  # whether the run folder is this run's
+        self.saved = None  # "3 epochs and 5 steps" that latest.pdparams holds
         self.best_top1, self.best_epoch = -1.0, 0
+        self.scores = {}  # top-1 of the last validation, by models()
+        self.validation_seconds = 0.0
+
+    # --- Begin ---
 
     def start_from(self, path):
         """Begin with the weights of a file."""
-        checkpoint.load_weights(self.model, path)
+        self.train_step.start_from(path)
         log.info("weights from %s", shown(path))
 
-    def resume(self, path):
-        """Continue from the state of a latest.pdparams."""
-        state = checkpoint.read(path)
-        types = {"model": dict, "optimizer": dict, "epoch": int, "best_top1": float, "best_epoch": int}
-        wrong = [key for key, kind in types.items() if not isinstance(state.get(key), kind)]
-        if wrong:
-            raise UserError(f"{path} holds no training state to resume (no {', '.join(wrong)}); give a latest.pdparams")
-        checkpoint.load_state(self.model, state["model"], path)
-        load_optimizer_state(self.optimizer, self.model, state["optimizer"], path)
-        self.epoch = self.saved_epoch = state["epoch"]
-        self.best_top1, self.best_epoch = state["best_top1"], state["best_epoch"]
-        log.info(
-            "resumed %s: %d epochs done, best %.4f at epoch %d",
-            shown(path),
-            self.epoch,
-            self.best_top1,
-            self.best_epoch,
-        )
+    def resume(self, path, state):
+        """Continue from a state that `resume.find_state` found in `path`."""
+        self.train_step.load_state(state, path)
+        self.epoch, self.images = state["epoch"], state["images"]
+        self.best_top1, self.best_epoch, self.scores = state["best_top1"], state["best_epoch"], state["scores"]
+        if state["meter"]:
+            self.meter = self._new_meter(state["meter"]["step"])
+            self.meter.load_state(state["meter"])
+        self.begun, self.saved = True, self._position()
+        log.info("%s", resume.describe(path, state))
+
+    def _new_meter(self, steps_done=0):
+        steps = steps_done + self.train_loader.steps(self.images)
+        lr = learning_rate(self.epoch, self.cfg.TRAIN)
+        return EpochMeter(self.cfg, self.epoch, self.total_epochs, steps, lr, self.scalars)
+
+    # --- Train ---
 
     def fit(self):
-        """Train to the last epoch; validates and saves after each."""
+        """Train to the last epoch; saves after each, and where the watch says so.
+
+        Raises:
+            Stopped: the watch ended the training, and its state is saved.
+            UserError: a broken image, or a loss that stays non-finite.
+            OSError: a file cannot be written.
+        """
         self._log_summary()
+        if self.epoch == self.total_epochs:
+            log.info("all %d epochs are done; --resume none trains anew", self.total_epochs)
         while self.epoch < self.total_epochs:
-            metrics = self._train_epoch()
-            self.epoch += 1
-            if self.epoch % self.cfg.VAL.EVERY == 0 or self.epoch == self.total_epochs:
-                metrics |= self._validate()
-            self._save(metrics)
+            self._train_epoch()
+            scores = self._validate()
+            self._end_epoch(scores)
         log.info(
-            "done: best %s val acc %.4f at epoch %d in %s, latest state in %s",
+            "done: best %s val acc %.4f at epoch %d in %s; latest %s in %s",
             self.cfg.DATA.NAME,
             self.best_top1,
             self.best_epoch,
             shown(self.run.best),
+            ", ".join(f"{which} {top1:.4f}" for which, top1 in self.scores.items()),
             shown(self.run.latest),
         )
 
     def _train_epoch(self):
-        lr = learning_rate(self.epoch, self.cfg.TRAIN)
-        self.optimizer.set_lr(lr)
-        # Dropout depends on the seed, the process and the epoch alone, so that a resumed run continues as it would.
-        paddle.seed(int(np.random.SeedSequence([self.cfg.SEED, parallel.rank(), self.epoch]).generate_state(1)[0]))
-        self.parallel_model.train()
-        meter = _TrainMeter(self, lr)
+        self.meter = self.meter or self._new_meter()
+        self.train_step.parallel_model.train()
+        self.watch.epoch_starts()
+        batches = self.train_loader.epoch_steps(self.epoch, self.images)
         bar = progress_bar(
-            self.train_loader.epoch(self.epoch), total=len(self.train_loader), desc=f"epoch {self.epoch + 1}"
+            batches, total=self.meter.steps, initial=self.meter.step, desc=f"epoch {self.epoch + 1}", unit="step"
         )
-        for images, labels in bar:
-            meter.batch_read()
-            logits = self.parallel_model(self.normalize(images))
-            loss = self.criterion(logits, labels)
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.clear_grad()
-            meter.step_done(loss, logits, labels)
-        return meter.epoch_metrics()
+        for step_batches in bar:
+            self.meter.batch_read()
+            result = self.train_step(step_batches, self.meter.lr, self.epoch, self.meter.step)
+            self.images += self.train_loader.order.images_per_step
+            self.meter.step_done(result)
+            wish = self.watch.after_step()
+            if wish != GO_ON:
+                self._save()
+            if wish in (STOP_FOR_TIME, STOP_FOR_SIGNAL):
+                self._stop(wish)
 
     def _validate(self):
-        scores = evaluate(self.model, self.val_loader, self.cfg)
-        log.info("%s val acc is:%.4f", self.cfg.DATA.NAME, scores.top1)
-        return {"val_loss": scores.loss, "val_top1": scores.top1, "val_top5": scores.top5}
+        """{"raw": Scores, "ema": Scores}; {} in an epoch without validation."""
+        if (self.epoch + 1) % self.cfg.VAL.EVERY and self.epoch + 1 < self.total_epochs:
+            return {}
+        wish = self.watch.before_validation(self.validation_seconds)
+        if wish in (STOP_FOR_TIME, STOP_FOR_SIGNAL):
+            self._save()
+            self._stop(wish)
+        start, scores = time.monotonic(), {}
+        # Several processes would have to agree on it in the middle; they finish the validation.
+        must_stop = self.watch.must_stop if parallel.world_size() == 1 else None
+        for which, model in self.train_step.models().items():
+            scores[which] = evaluate(model, self.val_loader, self.cfg, must_stop=must_stop)
+            if scores[which] is None:
+                self._save()
+                self._stop(self.watch.before_validation(0.0))
+        self.validation_seconds = time.monotonic() - start
+        return scores
 
-    def _save(self, metrics):
-        top1 = metrics.get("val_top1", -1.0)
-        is_best = top1 > self.best_top1 and math.isfinite(metrics["val_loss"])
-        if is_best:
-            self.best_top1, self.best_epoch = top1, self.epoch
-        if not parallel.is_main():
+    # --- Save and stop ---
+
+    def _end_epoch(self, scores):
+        metrics, times = self.meter.rows()
+        for which, score in scores.items():
+            name = "val_" if which == "raw" else f"val_{which}_"
+            metrics |= {f"{name}loss": score.loss, f"{name}top1": score.top1, f"{name}top5": score.top5}
+            self.scores[which] = score.top1
+            log.info("%s val acc is:%.4f%s", self.cfg.DATA.NAME, score.top1, "" if which == "raw" else " (EMA)")
+        self.scalars.add(self.epoch + 1, {key.replace("_", "/", 1): metrics[key] for key in metrics if "val_" in key})
+        self.epoch, self.images, self.meter = self.epoch + 1, 0, None
+        if scores:
+            self._keep_best(scores)
+        if parallel.is_main():
+            self._begin_folder()
+            # Before the state: a row too many is dropped at resume, a missing one would be missing for ever.
+            self.run.append_rows(metrics, times)
+        self._save()
+
+    def _keep_best(self, scores):
+        which = self.cfg.VAL.BEST if self.cfg.VAL.BEST in scores else "raw"
+        if scores[which].top1 <= self.best_top1 or not math.isfinite(scores[which].loss):
             return
-        if not self.saved_epoch:
+        self.best_top1, self.best_epoch = scores[which].top1, self.epoch
+        if parallel.is_main():
+            self._begin_folder()
+            checkpoint.save(self.run.best, self.train_step.weights(which))
+            log.info("avg_acc: %.4f model saved!", self.best_top1)
+
+    def _begin_folder(self):
+        if not self.begun:
             self.run.begin(self.cfg, self.classes)
-        if is_best:
-            checkpoint.save(self.run.best, self.model.state_dict())
-            log.info("avg_acc: %.4f model saved!", top1)
-        # Before the state: a row too many is dropped at resume, a missing one would be missing for ever.
-        self.run.append_metrics(metrics)
-        checkpoint.save(
-            self.run.latest,
-            {
-                "model": self.model.state_dict(),
-                "optimizer": optimizer_state(self.optimizer, self.model),
-                "epoch": self.epoch,
-                "best_top1": self.best_top1,
-                "best_epoch": self.best_epoch,
-            },
-        )
-        self.saved_epoch = self.epoch
+            self.begun = True
+
+    def _save(self):
+        """Write all that the rest of the run needs; to be called in every process."""
+        start = time.monotonic()
+        meter = self.meter.state() if self.meter else {}
+        if parallel.is_main():
+            self._begin_folder()
+            self.scalars.flush()
+            self.run.save_state(
+                {
+                    **self.train_step.state(),
+                    "epoch": self.epoch,
+                    "images": self.images,
+                    "meter": meter,
+                    "best_top1": self.best_top1,
+                    "best_epoch": self.best_epoch,
+                    "scores": self.scores,
+                    "sizes": self.run.sizes(),
+                    "setting": self.setting,
+                }
+            )
+        self.saved = self._position()
+        self.watch.saved(time.monotonic() - start)
+
+    def _position(self):
+        within = f" and {self.meter.step} steps" if self.meter else ""
+        return f"{self.epoch} epochs{within}"
+
+    def _stop(self, wish):
+        raise Stopped(f"stopped by {self.watch.reason(wish)} after {self.saved}, saved in {shown(self.run.latest)}")
 
     def how_to_continue(self):
         """What is safe if the run ends now, in words."""
-        if not self.saved_epoch:
-            return "no epoch was saved yet"
-        latest = shown(self.run.latest)
-        return f"{latest} holds {self.saved_epoch} epochs, --resume auto continues after them"
+        if not self.saved:
+            return "nothing was saved yet"
+        return f"{shown(self.run.latest)} holds {self.saved}, --resume auto continues after them"
+
+    # --- Summary ---
 
     def _log_summary(self):
         cfg, train = self.cfg, self.cfg.TRAIN
-        groups = parameter_groups(self.model)
-        count = sum(math.prod(p.shape) for p in self.model.parameters())
         log.info(
-            "%s, %s: PaddlePaddle %s on %s, %d process(es), Python %s",
+            "%s, %s: PaddlePaddle %s on %s, %s, %d process(es), Python %s",
             cfg.NAME,
             datetime.datetime.now().isoformat(" ", "seconds"),
             paddle.__version__,
             paddle.device.get_device(),
+            self.train_step.precision,
             parallel.world_size(),
             platform.python_version(),
         )
-        log.info(
-            "model %s: %d parameters; tensors: %d decayed, %d undecayed, %d frozen",
-            cfg.MODEL.NAME,
-            count,
-            len(groups["decayed"]),
-            len(groups["undecayed"]),
-            len(groups["frozen"]),
-        )
+        model = self.train_step.model
+        named, groups = dict(model.named_parameters()), parameter_groups(model)
+        counts = [
+            f"{sum(math.prod(named[name].shape) for name in names)} {group} in {len(names)} tensors"
+            for group, names in groups.items()
+        ]
+        total = sum(math.prod(parameter.shape) for parameter in named.values())
+        log.info("model %s: %d parameters: %s", cfg.MODEL.NAME, total, ", ".join(counts))
         log.info(
             "data %s: %d train, %d val images; global batch %d, %d steps per epoch, %d epochs",
             cfg.DATA.NAME,
             self.train_loader.num_images,
             self.val_loader.num_images,
-            train.BATCH_SIZE * parallel.world_size(),
-            len(self.train_loader),
+            self.train_loader.order.images_per_step,
+            self.train_loader.steps(),
             self.total_epochs,
         )
         epochs = sorted({0, min(train.WARMUP_EPOCHS, self.total_epochs - 1), self.total_epochs - 1})
         log.info("lr: %s", ", ".join(f"{learning_rate(e, train):.6g} in epoch {e + 1}" for e in epochs))
+        self._warn_of_short_average()
+        log.info("ready %.1f s after the start", time.monotonic() - self.watch.started)
 
-
-class _TrainMeter:
-    """Sums loss, accuracy and times of one epoch, on the device; reads them only where a line is logged."""
-
-    def __init__(self, trainer, lr):
-        self.trainer, self.lr = trainer, lr
-        self.log_every = trainer.cfg.TRAIN.LOG_EVERY
-        self.steps = len(trainer.train_loader)
-        self.batch_size = trainer.cfg.TRAIN.BATCH_SIZE
-        self.global_batch = self.batch_size * parallel.world_size()
-        self.step = 0
-        self.epoch_totals = np.zeros(2)  # loss * images, correct images
-        self._start_window()
-        self.epoch_start = self.mark = time.perf_counter()
-
-    def _start_window(self):
-        self.totals = paddle.zeros([2], dtype="float32")  # loss * images, correct images since the last line
-        self.window_steps, self.read_time, self.train_time = 0, 0.0, 0.0
-
-    def batch_read(self):
-        now = time.perf_counter()
-        self.read_time += now - self.mark
-        self.mark = now
-
-    def step_done(self, loss, logits, labels):
-        with paddle.no_grad():
-            correct = (logits.argmax(axis=-1) == labels).astype("float32").sum()
-            self.totals += paddle.stack([loss.astype("float32") * self.batch_size, correct])
-        self.step += 1
-        self.window_steps += 1
-        if self.step % self.log_every == 0 or self.step == self.steps:
-            self._log_line()
-        now = time.perf_counter()
-        self.train_time += now - self.mark
-        self.mark = now
-
-    def _log_line(self):
-        # Waits for the device; all processes see the same loss, so that none stops alone.
-        totals = np.array(parallel.sum_over_processes(self.totals).tolist())
-        self.train_time += time.perf_counter() - self.mark
-        self.mark = time.perf_counter()
-        self.epoch_totals += totals
-        loss, accuracy = totals / (self.window_steps * self.global_batch)
-        trainer = self.trainer
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} in epoch {trainer.epoch + 1}, step {self.step}; a lower TRAIN.BASE_LR may help"
+    def _warn_of_short_average(self):
+        steps, decay = self.total_epochs * self.train_loader.steps(), self.cfg.TRAIN.EMA_DECAY
+        if self.cfg.VAL.BEST == "ema" and decay and decay**steps > 0.05:  # the initial weights' share in the end
+            log.warning(
+                "warning: TRAIN.EMA_DECAY %g averages over about %.0f steps and the run has %d: best.pdparams would "
+                "hold much of the initial weights; set TRAIN.EMA_DECAY %g or VAL.BEST raw",
+                decay,
+                1 / (1 - decay),
+                steps,
+                1 - float(f"{min(4 / steps, 0.9):.1g}"),
             )
-        step_time = (self.read_time + self.train_time) / self.window_steps
-        steps_left = (trainer.total_epochs - trainer.epoch) * self.steps - self.step
-        log.info(
-            "Epoch [%d/%d], Step [%d/%d], Loss: %.4f, acc: %.4f, read_time: %.4f, train_time: %.4f, lr: %.6f, "
-            "images/s: %.1f, ETA: %s",
-            trainer.epoch + 1,
-            trainer.total_epochs,
-            self.step,
-            self.steps,
-            loss,
-            accuracy,
-            self.read_time / self.window_steps,
-            self.train_time / self.window_steps,
-            self.lr,
-            self.global_batch / step_time,
-            datetime.timedelta(seconds=round(steps_left * step_time)),
-        )
-        self._start_window()
-
-    def epoch_metrics(self):
-        """Log the epoch's line and return its row of metrics.jsonl."""
-        trainer = self.trainer
-        images = self.steps * self.global_batch
-        loss, accuracy = (float(total) / images for total in self.epoch_totals)
-        seconds = time.perf_counter() - self.epoch_start
-        log.info(
-            "Epoch [%d/%d], avg_Loss: %.4f, avg_acc: %.4f", trainer.epoch + 1, trainer.total_epochs, loss, accuracy
-        )
-        return {
-            "epoch": trainer.epoch + 1,
-            "lr": self.lr,
-            "train_loss": loss,
-            "train_acc": accuracy,
-            "images_per_second": round(images / seconds, 1),
-            "seconds": round(seconds, 2),
-        }

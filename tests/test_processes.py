@@ -1,0 +1,238 @@
+"""Several processes, over CPU and gloo: the same numbers as one, one writer, and one failure that stops all."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ENVIRONMENT, ROOT, tool
+
+from engine import checkpoint
+
+# A model without dropout, which differs between processes, and images without augmentation.
+PLAIN = [
+    "MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.DEPTH", 1, "MODEL.T2T.TOKEN_DIM", 8, "MODEL.T2T.TOKENS_TYPE", "transformer",
+    "AUG.SCALE", "[1.0, 1.0]", "AUG.RATIO", "[1.0, 1.0]", "AUG.INTERPOLATION", "bilinear", "AUG.HFLIP", 0.0,
+    "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.EPOCHS", 1, "TRAIN.LOG_EVERY", 1,
+]  # fmt: skip
+LONG = [*PLAIN, "TRAIN.EPOCHS", 500, "TRAIN.SAVE_MINUTES", 0.002]
+
+
+def start(log_dir, script, *words, launch=("--nproc_per_node", "2")):
+    """Start the launcher; its output goes to log_dir/launcher.txt."""
+    command = [sys.executable, "-m", "paddle.distributed.launch", *launch, "--log_dir", log_dir, script, *words]
+    log_dir.mkdir(parents=True, exist_ok=True)
+    environment = {**ENVIRONMENT, "PADDLE_DISTRI_BACKEND": "gloo"}  # over CPU; cards take nccl by themselves
+    with open(log_dir / "launcher.txt", "a") as output:
+        process = subprocess.Popen([str(word) for word in command], stdout=output, stderr=output, cwd=ROOT,
+                                   env=environment)  # fmt: skip
+    started.append(process)
+    return process
+
+
+started = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    yield
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+    started.clear()
+
+
+def launched(log_dir, name, *words, **options):
+    """Run tools/NAME.py in two processes to its end; all that the launcher printed."""
+    process = start(log_dir, ROOT / f"tools/{name}.py", "--device", "cpu", *words, **options)
+    assert process.wait(200) == 0, (log_dir / "launcher.txt").read_text()
+    return (log_dir / "launcher.txt").read_text()
+
+
+def rank_of(launcher, rank):
+    """Process id of one rank that a launcher has started."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    for child in children:
+        if f"PADDLE_TRAINER_ID={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise LookupError(rank)
+
+
+def wait_for(what, process, seconds=90):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+
+
+def has_step(log, count=1):
+    return log.is_file() and log.read_text().count("Step [") >= count
+
+
+# --- The same numbers ---
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_evaluation_counts_every_image_once(world_size, tmp_path):
+    import evaluate_sizes
+
+    process = start(tmp_path, ROOT / "tests/evaluate_sizes.py", launch=("--nproc_per_node", world_size))
+    assert process.wait(200) == 0, (tmp_path / "launcher.txt").read_text()
+    printed = (tmp_path / "workerlog.0").read_text()
+    result = json.loads(re.search(r"^SCORES (.*)", printed, flags=re.MULTILINE).group(1))
+    expected = evaluate_sizes.scores()
+    assert expected["360"]["top1"] < 0.7 < expected["360"]["top5"] < 1  # a third of the labels are wrong on purpose
+    for size in map(str, evaluate_sizes.SIZES):
+        for key in ("num_images", "top1", "top5"):
+            assert result[size][key] == expected[size][key], (size, key)
+        assert result[size]["loss"] == pytest.approx(expected[size]["loss"], rel=1e-6), size
+
+
+def test_two_processes_validate_like_one(tmp_path):
+    printed = launched(tmp_path, "val", "--batch-size", 50)
+    scores = [line for line in printed.splitlines() if line.startswith("images: ")]
+    assert scores == [line for line in tool("val").stdout.splitlines() if line.startswith("images: ")]
+    assert scores[0].startswith("images: 360,")
+    assert all((tmp_path / f"workerlog.{rank}").is_file() for rank in (0, 1))
+
+
+@pytest.fixture(scope="module")
+def ten_steps(tmp_path_factory):
+    """(options of a run of ten steps of 64 images, folder of that run in one process)."""
+    folder = tmp_path_factory.mktemp("ten")
+    images = sorted((ROOT / "lit_data/train").glob("*/*.png"))[:: 1437 // 640][:640]
+    lines = [f"{path.relative_to(ROOT / 'lit_data/train')} {path.parent.name}\n" for path in images]
+    (folder / "train.txt").write_text("".join(lines))
+    words = [*PLAIN, "DATA.TRAIN_LIST", folder / "train.txt", "DATA.CLASSES", "lit_data/classes.txt"]
+    tool("train", "--output", folder / "one", "--batch-size", 64, *words)
+    return words, folder / "one/lit_data"
+
+
+def losses(folder):
+    return [float(loss) for loss in re.findall(r"Step .* Loss: (\S+),", folder.with_suffix(".log").read_text())]
+
+
+def assert_close(folder, other):
+    """Losses of each step (as printed, and their exact mean) and weights after them."""
+    assert len(losses(folder)) == 10
+    assert losses(folder) == pytest.approx(losses(other), abs=1.01e-4)
+    rows = [json.loads((path / "metrics.jsonl").read_text()) for path in (folder, other)]
+    for key in ("train_loss", "train_acc", "grad_norm", "val_loss", "val_ema_loss"):
+        assert rows[0][key] == pytest.approx(rows[1][key], abs=1e-5), key
+    states = [checkpoint.read(path / "latest.pdparams") for path in (folder, other)]
+    for part in ("model", "ema"):
+        for name, value in states[1][part].items():
+            assert np.abs(states[0][part][name] - value).max() <= 1e-5, name
+
+
+def test_two_processes_train_like_one(ten_steps, tmp_path):
+    words, one = ten_steps
+    launched(tmp_path / "launch", "train", "--output", tmp_path, "--batch-size", 32, *words)
+    assert_close(tmp_path / "lit_data", one)
+
+
+def test_accumulated_steps_train_like_whole_ones(ten_steps, tmp_path):
+    words, one = ten_steps
+    tool("train", "--output", tmp_path / "one", "--batch-size", 16, *words, "TRAIN.ACCUM_STEPS", 4)
+    assert_close(tmp_path / "one/lit_data", one)
+    words = ["--output", tmp_path / "two", "--batch-size", 16, *words, "TRAIN.ACCUM_STEPS", 2]
+    launched(tmp_path / "launch", "train", *words)
+    assert_close(tmp_path / "two/lit_data", one)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_nodes(tmp_path, *words):
+    """Two launchers that stand for two machines without a common disk; each has its own --output."""
+    master = f"127.0.0.1:{free_port()}"
+    launch = ["--nnodes", 2, "--master", master, "--nproc_per_node", 1, "--rank"]
+    script = ROOT / "tools/train.py"
+    return [start(tmp_path / f"launch{node}", script, "--device", "cpu", "--output", tmp_path / f"node{node}", *words,
+                  launch=(*launch, node)) for node in (0, 1)]  # fmt: skip
+
+
+def test_two_nodes_train_like_one_process(ten_steps, tmp_path):
+    words, one = ten_steps
+    for node in start_nodes(tmp_path, "--batch-size", 32, *words):
+        assert node.wait(200) == 0
+    assert_close(tmp_path / "node0/lit_data", one)
+    assert not (tmp_path / "node1").exists()  # only the main process writes
+    assert list((tmp_path / "launch1").glob("workerlog.*"))
+
+
+# --- One fails, all stop ---
+
+
+def assert_all_stopped(launchers, log, reason):
+    """Within a minute, not with status 0, and the main log says which process and why."""
+    for launcher in launchers:
+        assert launcher.wait(60) != 0
+    assert re.search(rf"error: rank 1 of 2: .*{reason}.*--resume auto continues", log.read_text()), log.read_text()
+
+
+def test_killed_process_stops_all_and_the_run_resumes(tmp_path):
+    words = ["--device", "cpu", "--output", tmp_path, "--batch-size", 32, *LONG]
+    log = tmp_path / "lit_data.log"
+    launcher = start(tmp_path / "launch", ROOT / "tools/train.py", *words)
+    wait_for(lambda: has_step(log, 5), launcher)
+    os.kill(rank_of(launcher, 1), signal.SIGKILL)
+    assert_all_stopped([launcher], log, "killed")
+
+    # The other way to end: a signal to the launcher, which passes it on; then on one process, which is told apart.
+    launcher = start(tmp_path / "launch", ROOT / "tools/train.py", *words)
+    wait_for(lambda: re.search(r"resumed .*Step \[", log.read_text(), flags=re.DOTALL), launcher)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.wait(60)
+    assert re.search(r"stopped by SIGTERM after \d+ epochs and \d+ steps, saved in", log.read_text())
+    state = checkpoint.read(tmp_path / "lit_data/latest.pdparams")
+    assert state["images"] == state["meter"]["step"] * 64
+    done = tool("train", *words, "TRAIN.TIME_LIMIT", "6s")
+    assert "warning: process(es) was 2 and is now 1: no longer bit-exact" in done.stderr
+    first = re.search(r"Epoch \[(\d+)/500\], Step \[(\d+)/(\d+)\]", done.stdout)
+    epoch, step, left = state["epoch"], state["meter"]["step"], (1437 - state["images"]) // 32
+    if left == 0:  # cut after the last step of an epoch
+        epoch, step, left = epoch + 1, 0, 1437 // 32
+    assert first.groups() == (str(epoch + 1), str(step + 1), str(step + left))
+
+
+def test_lost_machine_stops_the_others(tmp_path):
+    launchers = start_nodes(tmp_path, "--batch-size", 32, *LONG)
+    log = tmp_path / "node0/lit_data.log"
+    wait_for(lambda: has_step(log, 3), launchers[0])
+    worker = rank_of(launchers[1], 1)
+    launchers[1].kill()
+    os.kill(worker, signal.SIGKILL)
+    assert_all_stopped(launchers, log, "killed")
+
+
+def test_broken_image_of_one_process_stops_all(tmp_path):
+    shutil.copytree(ROOT / "lit_data", tmp_path / "data")
+    words = ["--device", "cpu", "--output", tmp_path, "--batch-size", 32, "--data-path", tmp_path / "data", *LONG]
+    # An image that is left out of the first epoch and read by the second process in the second.
+    from config import load_config
+    from data.dataset import load_data
+    from data.loader import BatchOrder
+
+    cfg = load_config(ROOT / "configs/lit_data.yaml", [("DATA.PATH", str(tmp_path / "data"))])
+    orders = [BatchOrder(1437, 32, cfg.SEED, rank, world_size=2, training=True) for rank in (0, 1, 1)]
+    orders[2].epoch = 1
+    first, other, second = ({index for batch in order for _, index in batch} for order in orders)
+    broken = Path(load_data(cfg)[1]["train"].paths[min(second - first - other)])
+    broken.write_bytes(broken.read_bytes()[:40])
+    launcher = start(tmp_path / "launch", ROOT / "tools/train.py", *words)
+    log = tmp_path / "lit_data.log"
+    wait_for(lambda: log.is_file() and "Epoch [" in log.read_text(), launcher)
+    assert_all_stopped([launcher], log, f"image {broken} cannot be read")

@@ -1,0 +1,374 @@
+"""A run that is cut, anywhere and in any way, and resumed ends as the run that was left alone."""
+
+import contextlib
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ENVIRONMENT, ROOT, error_line
+
+from engine import checkpoint
+
+# All that could make a difference is on: augmentation, dropout, drop path, two data workers, accumulation, clipping.
+SMALL = [
+    "MODEL.T2T.DEPTH", 1, "MODEL.DROP_RATE", 0.1, "MODEL.ATTN_DROP_RATE", 0.1, "MODEL.DROP_PATH_RATE", 0.1,
+    "AUG.HFLIP", 0.5, "DATA.NUM_WORKERS", 2, "TRAIN.BATCH_SIZE", 32, "TRAIN.ACCUM_STEPS", 2, "TRAIN.CLIP_NORM", 1.0,
+    "TRAIN.EMA_DECAY", 0.9, "TRAIN.WARMUP_EPOCHS", 1, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LOG_EVERY", 5,
+]  # fmt: skip
+OFTEN = ["TRAIN.SAVE_MINUTES", 0.002, "TRAIN.KEEP", 3]
+
+
+def command(output, *words):
+    return [sys.executable, str(ROOT / "tools/train.py"), "--output", str(output), *map(str, [*SMALL, *words])]
+
+
+def start(output, *words):
+    with open(f"{output}.stdout", "a") as stdout:
+        return subprocess.Popen(command(output, *words), stdout=stdout, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+
+
+def wait_for(what, process=None, seconds=60):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end and (process is None or process.poll() is None)
+        time.sleep(0.001)
+
+
+def assert_same_run(folder, other):
+    """Weights, moving average, optimizer, best weights and metrics of two runs are the same, bit by bit."""
+    state, expected = (checkpoint.read(path / "latest.pdparams") for path in (folder, other))
+    for part in ("model", "ema", "optimizer"):
+        assert set(state[part]) == set(expected[part]) and state[part]
+        for name, value in expected[part].items():
+            assert (state[part][name] == value).all(), f"{part} {name}"
+    for key in ("epoch", "best_top1", "best_epoch", "scores", "images", "meter"):
+        assert state[key] == expected[key], key
+    for name in ("metrics.jsonl", "best.pdparams"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """(run folder, seconds until its first save) of a run of six epochs that nothing disturbs."""
+    output = tmp_path_factory.mktemp("left") / "alone"
+    began = time.monotonic()
+    process = start(output, "TRAIN.EPOCHS", 6, *OFTEN)
+    wait_for((output / "lit_data/latest.pdparams").is_file, process)
+    seconds = time.monotonic() - began
+    assert process.wait(300) == 0
+    return output / "lit_data", seconds
+
+
+def test_twenty_kills_change_nothing(left_alone, tmp_path):
+    expected, seconds = left_alone
+    output = tmp_path / "killed"
+    draw = random.Random(3)
+    in_a_save = 0
+    for number in range(20):
+        process = start(output, "TRAIN.EPOCHS", 6, *OFTEN)
+        if number % 4 == 3:  # in the middle of a save
+            wait_for(lambda: list((output / "lit_data").glob(".*.tmp*")), process)
+            time.sleep(draw.uniform(0, 0.01))
+        else:
+            time.sleep(draw.uniform(0.3, 1.6) * seconds)
+        assert process.poll() is None, "ended before it was killed"
+        process.kill()
+        process.wait()
+        in_a_save += bool(list((output / "lit_data").glob(".*.tmp*")))
+    assert in_a_save >= 2
+    assert start(output, "TRAIN.EPOCHS", 6, *OFTEN).wait(300) == 0
+    assert_same_run(output / "lit_data", expected)
+    assert sorted(path.name for path in (output / "lit_data").iterdir()) == [
+        "best.pdparams", "classes.txt", "config.yaml", "latest.1.pdparams", "latest.2.pdparams", "latest.pdparams",
+        "metrics.jsonl", "times.jsonl"]  # fmt: skip
+    log = (output / "lit_data.log").read_text()
+    steps = re.findall(r"^Epoch \[(\d+)/6\], Step \[(\d+)/22\]", log, flags=re.MULTILINE)
+    assert steps == [(str(epoch), str(step)) for epoch in range(1, 7) for step in (5, 10, 15, 20, 22)]
+    assert log.count("avg_Loss") == log.count("(EMA)") == 6
+
+
+def test_workers_change_nothing(left_alone, tmp_path):
+    output = tmp_path / "alone"
+    process = start(output, "TRAIN.EPOCHS", 6, "DATA.NUM_WORKERS", 0)
+    assert process.wait(300) == 0
+    assert_same_run(output / "lit_data", left_alone[0])
+
+
+def run(output, *words, status=0):
+    """The finished command, for what it prints."""
+    done = subprocess.run(command(output, *words), capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def run_until(output, what, act, *words):
+    """Start the command, wait until its log holds `what` beyond what it held before, `act(process)`, wait for its end.
+
+    Returns (status, stdout, stderr).
+    """
+    log = output / "lit_data.log"
+    before = log.read_text().count(what) if log.is_file() else 0
+    process = subprocess.Popen(command(output, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=ENVIRONMENT)  # fmt: skip
+    wait_for(lambda: log.is_file() and log.read_text().count(what) > before, process)
+    act(process)
+    stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, stdout, stderr
+
+
+def the_only_error(stderr):
+    lines = [line for line in stderr.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1 and lines[0].startswith("error: "), stderr
+    return lines[0]
+
+
+# --- Cut by a signal or a clock ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_tell_how_to_go_on(left_alone, tmp_path, number):
+    output = tmp_path / "cut"
+    words = ["TRAIN.EPOCHS", 6]
+    for what in ("Step [5/22]", "Step [22/22]", "Epoch [4/6], Step [10/22]"):
+        # After the last step of an epoch the signal meets the validation.
+        status, stdout, _ = run_until(output, what, lambda process: process.send_signal(number), *words)
+        assert status == 0
+        stopped, going_on = stdout.splitlines()[-2:]
+        assert re.fullmatch(rf"stopped by {number.name} after \d epochs( and \d+ steps)?, saved in \S+", stopped)
+        assert going_on == f"continue with: python {ROOT}/tools/train.py {' '.join(command(output, *words)[2:])}" \
+            .replace("[1.0, 1.0]", "'[1.0, 1.0]'") + " --resume auto"  # fmt: skip
+    assert run(output, *words).returncode == 0
+    assert_same_run(output / "lit_data", left_alone[0])
+    assert (output / "lit_data.log").read_text().count(f"stopped by {number.name}") == 3
+    assert (output / "lit_data.log").read_text().count("avg_Loss") == 6
+
+
+def test_a_lost_terminal_does_not_lose_the_run(left_alone, tmp_path):
+    # Whoever read the output is gone after its first line; then the terminal itself hangs up.
+    words = command(tmp_path, "TRAIN.EPOCHS", 6)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    process.stdout.readline()
+    process.stdout.close()
+    log = tmp_path / "lit_data.log"
+    wait_for(lambda: log.is_file() and "Epoch [2/6], Step [5/22]" in log.read_text(), process)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0 and process.stderr.read() == b""
+    assert "stopped by SIGHUP after 1 epochs and " in log.read_text()
+    run(tmp_path, "TRAIN.EPOCHS", 6)
+    assert_same_run(tmp_path / "lit_data", left_alone[0])
+
+
+def test_time_limit_saves_and_stops_before_it(left_alone, tmp_path):
+    expected, seconds = left_alone
+    output, limit = tmp_path / "limited", int(seconds) + 3
+    attempts = 0
+    while attempts < 30:
+        attempts += 1
+        began = time.monotonic()
+        done = run(output, "TRAIN.EPOCHS", 6, "TRAIN.TIME_LIMIT", f"{limit}s")
+        assert time.monotonic() - began < limit + 1  # the end of the process itself
+        if "stopped by TRAIN.TIME_LIMIT after" not in done.stdout:
+            break
+    assert attempts >= 3 and done.stdout.splitlines()[-1].startswith("done: ")
+    assert_same_run(output / "lit_data", expected)
+    again = run(output, "TRAIN.EPOCHS", 6)
+    assert "all 6 epochs are done; --resume none trains anew" in again.stdout
+    assert_same_run(output / "lit_data", expected)
+
+
+# --- Faults ---
+
+
+def test_damaged_state_is_noticed_and_the_one_before_used(left_alone, tmp_path):
+    output = tmp_path / "damaged"
+    status, _, _ = run_until(output, "Epoch [2/6], Step [10/22]", subprocess.Popen.terminate, "TRAIN.EPOCHS", 6, *OFTEN)
+    assert status == 0
+    latest, before = (output / "lit_data" / name for name in ("latest.pdparams", "latest.1.pdparams"))
+    content = bytearray(latest.read_bytes())
+    content[len(content) // 2] ^= 1
+    latest.write_bytes(content)
+    done = run(output, "TRAIN.EPOCHS", 6, *OFTEN)
+    assert f"warning: {latest} is damaged" in done.stderr and "checksum" in done.stderr
+    assert f"resumed {before}: 1 epochs and " in done.stdout
+    assert_same_run(output / "lit_data", left_alone[0])
+
+    for path in (output / "lit_data").glob("latest*.pdparams"):
+        path.write_bytes(path.read_bytes()[:-1000])
+    assert re.search(r"latest.2.pdparams is damaged .* --resume none starts anew",
+                     the_only_error(run(output, "TRAIN.EPOCHS", 6, status=1).stderr))  # fmt: skip
+
+
+def test_going_back_to_an_earlier_state_is_exact_too(left_alone, tmp_path):
+    shutil.copytree(left_alone[0], tmp_path / "lit_data")
+    earlier = tmp_path / "lit_data/latest.2.pdparams"
+    step = checkpoint.read(earlier)["meter"]["step"]
+    # Nothing is saved before the end of the epoch, where the states that were given up must be gone.
+    done = run(tmp_path, "TRAIN.EPOCHS", 6, "TRAIN.KEEP", 3, "--resume", earlier)
+    assert f"resumed {earlier}: 5 epochs and {step} steps done" in done.stdout
+    assert [path.name for path in sorted((tmp_path / "lit_data").glob("latest*"))] == [
+        "latest.2.pdparams", "latest.pdparams"]  # fmt: skip
+    assert_same_run(tmp_path / "lit_data", left_alone[0])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A mounted file system of 12 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]).returncode:
+        pytest.skip("no right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_and_read_only_disks_keep_the_last_state(left_alone, small_disk):
+    words = ["TRAIN.EPOCHS", 6, *OFTEN, "TRAIN.KEEP", 2]
+
+    def fill(_):
+        with open(small_disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while filler.write(b"x" * 4096):
+                pass
+
+    status, _, stderr = run_until(small_disk, "Epoch [2/6], Step [5/22]", fill, *words)
+    assert status == 1
+    line = the_only_error(stderr)
+    assert re.search(
+        r"cannot be written: No space left on device; .*latest.pdparams holds 1 epochs and \d+ steps, --resume", line
+    )
+    assert not list(small_disk.rglob("*.tmp*"))
+    (small_disk / "filler").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert "no right to write in" in the_only_error(run(small_disk, *words, status=1).stderr)
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    run(small_disk, *words)
+    assert_same_run(small_disk / "lit_data", left_alone[0])
+
+
+def test_vanished_data_keep_the_last_state(left_alone, tmp_path):
+    data, away = tmp_path / "data", tmp_path / "away"
+    shutil.copytree(ROOT / "lit_data", data)
+    words = ["--data-path", data, "TRAIN.EPOCHS", 6, *OFTEN]
+    status, _, stderr = run_until(tmp_path, "Epoch [2/6], Step [5/22]", lambda _: data.rename(away), *words)
+    assert status == 1
+    line = the_only_error(stderr)
+    assert re.fullmatch(r"error: image \S+ not found; \S+latest.pdparams holds \d epochs.*, --resume auto .*", line)
+    assert "data folder" in the_only_error(run(tmp_path, *words, status=1).stderr)
+    away.rename(data)
+    run(tmp_path, *words)
+    assert_same_run(tmp_path / "lit_data", left_alone[0])
+
+
+def test_diverging_run_stops_with_the_last_good_state(tmp_path):
+    run(tmp_path, "TRAIN.EPOCHS", 2)
+    words = ["TRAIN.EPOCHS", 4, "TRAIN.BASE_LR", 1e38, "--force"]
+    done = run(tmp_path, *words, status=1)
+    assert re.search(
+        r"error: the loss or its gradient was not finite in \d+ steps in a row \(TRAIN.MAX_BAD_STEPS\), up to epoch 3, "
+        r"step \d+; .*latest.pdparams holds 2 epochs, --resume auto",
+        done.stderr,
+    )
+    assert "skipped steps: " in done.stdout
+    for name in ("latest", "best"):
+        tree = checkpoint.read(tmp_path / f"lit_data/{name}.pdparams")
+        weights = {**tree["model"], **tree["ema"]} if name == "latest" else tree
+        assert all(np.isfinite(value).all() for value in weights.values())
+
+
+# --- Another setting, another folder ---
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Folder of the run folder of a run of one epoch."""
+    output = tmp_path_factory.mktemp("short")
+    run(output, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0)
+    return output
+
+
+def test_other_settings_are_refused_by_name_unless_forced(short_run, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(short_run, output)
+    same = ["TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    line = the_only_error(
+        run(output, *same, "SEED", 7, "TRAIN.BATCH_SIZE", 16, "MODEL.DROP_RATE", 0.0, status=1).stderr
+    )
+    for difference in ("SEED was 42, is 7", "TRAIN.BATCH_SIZE was 32, is 16", "MODEL.DROP_RATE was 0.1, is 0.0"):
+        assert difference in line
+    assert "--force goes on" in line and "--resume none" in line
+    lists = ["DATA.TRAIN_LIST", ROOT / "lit_data/train.txt", "DATA.VAL_LIST", tmp_path / "val.txt"]
+    (tmp_path / "val.txt").write_text("".join((ROOT / "lit_data/val.txt").read_text().splitlines(True)[:300]))
+    assert "number of val images was 360, is 300" in the_only_error(run(output, *same, *lists, status=1).stderr)
+    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    # What decides only where and how fast may change; so may the division of a step.
+    run(output, *same, "DATA.NUM_WORKERS", 0, "TRAIN.KEEP", 4, "TRAIN.BATCH_SIZE", 64, "TRAIN.ACCUM_STEPS", 1)
+    done = run(output, "TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0, "--force")
+    assert "warning: going on with other settings (--force): TRAIN.EPOCHS was 1, is 2" in done.stderr
+    assert "Epoch [2/2], avg_Loss" in done.stdout and "Epoch [1/2]" not in done.stdout
+    assert "EPOCHS: 2" in (output / "lit_data/config.yaml").read_text()
+
+
+def test_resume_none_starts_anew_and_keeps_the_first(short_run, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(short_run, output)
+    done = run(output, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "--resume", "none")
+    assert "an earlier run was moved to" in done.stdout
+    for name in ("lit_data.1", "lit_data"):
+        assert (output / name / "metrics.jsonl").read_bytes() == (short_run / "lit_data/metrics.jsonl").read_bytes()
+    assert (output / "lit_data.1.log").read_bytes() == (short_run / "lit_data.log").read_bytes()
+
+
+def test_run_that_fails_before_it_saves_leaves_the_earlier_one_in_place(short_run, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(short_run, output)
+    done = run(output, "TRAIN.EPOCHS", 2, "--resume", "none", "TRAIN.BASE_LR", 1e38, "TRAIN.WARMUP_EPOCHS", 0, status=1)
+    assert done.stderr.rstrip().endswith("nothing was saved yet")
+    for path in (short_run / "lit_data").iterdir():
+        assert (output / "lit_data" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_state_of_another_folder_brings_its_best_along(short_run, tmp_path):
+    latest = short_run / "lit_data/latest.pdparams"
+    words = ["TRAIN.EPOCHS", 3, "TRAIN.BASE_LR", 1e-9, "TRAIN.MIN_LR", 0.0, "TRAIN.WARMUP_LR", 0.0]
+    done = run(tmp_path, *words, "--resume", latest, "--force")
+    assert "Epoch [3/3], avg_Loss" in done.stdout and "Epoch [1/3]" not in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "lit_data/metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    state = checkpoint.read(tmp_path / "lit_data/latest.pdparams")
+    best = max(rows, key=lambda row: row["val_ema_top1"])
+    assert (state["best_top1"], state["best_epoch"]) == (best["val_ema_top1"], best["epoch"])
+    assert len((short_run / "lit_data/metrics.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda state: state.update(epoch="x"), "no training state to resume .no epoch"),
+        (lambda state: state.update(model=3), "no model"),
+        (lambda state: state.pop("setting"), "no setting"),
+        (lambda state: state.update(optimizer={}), "no AdamW state of the 28 trained tensors|no AdamW state"),
+        (lambda state: state["optimizer"].popitem(), "no AdamW state"),
+        (lambda state: state["optimizer"].update({"cls_token/moment1_0": np.zeros(3)}), "cls_token/moment1_0"),
+        (lambda state: state["model"].update({"head.bias": 3.0}), "head.bias is no array"),
+        (lambda state: state["ema"].update({"head.bias": np.zeros(7)}), "head.bias is .7., the model's is .10."),
+    ],
+)
+def test_wrong_states_are_named(short_run, tmp_path, change, message):
+    state = checkpoint.read(short_run / "lit_data/latest.pdparams")
+    change(state)
+    checkpoint.save(tmp_path / "wrong.pdparams", state)
+    words = [*map(str, SMALL), "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
+    line = error_line("train", "--output", tmp_path / "run", "--resume", tmp_path / "wrong.pdparams", *words)
+    assert re.search(message, line)
+
+
+def test_weights_are_no_state(short_run, tmp_path):
+    line = error_line("train", "--output", tmp_path, "--resume", short_run / "lit_data/best.pdparams")
+    assert "holds no training state to resume" in line

@@ -1,0 +1,234 @@
+"""What one step does: moving average, skipped steps, clipping, and no waiting for the device."""
+
+import json
+import math
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+
+from config import load_config, to_seconds
+from data.dataset import load_data
+from data.loader import Loader
+from engine.ema import ModelEma
+from engine.meter import EpochMeter
+from engine.scalars import Scalars
+from engine.train_step import TrainStep
+from engine.watch import GO_ON, SAVE, STOP_FOR_TIME, Watch
+from errors import UserError
+
+
+def lit_config(*pairs):
+    small = [("MODEL.T2T.DEPTH", "1"), ("TRAIN.EMA_DECAY", "0.9"), ("TRAIN.BATCH_SIZE", "16")]
+    return load_config(ROOT / "configs/lit_data.yaml", [*small, *pairs])
+
+
+def steps(cfg):
+    """The training steps of one epoch, as lists of batches."""
+    return Loader(load_data(cfg, ["train"])[1]["train"], cfg, training=True).epoch_steps(0, 0)
+
+
+def arrays(tensors):
+    return {name: tensor.numpy().copy() for name, tensor in tensors.items()}
+
+
+def make_step(cfg):
+    paddle.seed(0)
+    step = TrainStep(cfg)
+    step.model.train()
+    return step
+
+
+def test_average_by_definition():
+    model = paddle.nn.Linear(3, 2)
+    model.register_buffer("scale", paddle.ones([2]))
+    ema, expected = ModelEma(model, 0.9), {name: t.numpy().astype("f8") for name, t in model.state_dict().items()}
+    for number in range(5):
+        for tensor in model.state_dict().values():
+            tensor.set_value(paddle.full_like(tensor, float(number)))
+        ok = number != 2
+        ema.update(model.state_dict(), paddle.to_tensor(ok))
+        if ok:
+            expected = {name: 0.9 * value + 0.1 * number for name, value in expected.items()}
+    assert set(ema.model.state_dict()) == {"weight", "bias", "scale"}  # buffers too
+    for name, tensor in ema.model.state_dict().items():
+        assert np.allclose(tensor.numpy(), expected[name], atol=1e-6), name
+        assert tensor.stop_gradient
+
+
+def test_average_follows_the_steps():
+    cfg = lit_config()
+    step = make_step(cfg)
+    expected = arrays(step.model.state_dict())
+    for number, batches in zip(range(3), steps(cfg)):
+        step(batches, 1e-3, 0, number)
+        expected = {name: 0.9 * expected[name] + 0.1 * now for name, now in arrays(step.model.state_dict()).items()}
+    average = step.models()["ema"].state_dict()
+    assert all(np.allclose(average[name].numpy(), value, atol=1e-6) for name, value in expected.items())
+    assert not np.allclose(expected["head.weight"], step.model.state_dict()["head.weight"].numpy(), atol=1e-4)
+
+
+def test_clipping_by_the_norm_of_all_gradients():
+    cfg = lit_config(("TRAIN.CLIP_NORM", "0.01"), ("TRAIN.WEIGHT_DECAY", "0.0"))
+    seen = []
+    for config in (lit_config(("TRAIN.WEIGHT_DECAY", "0.0")), cfg):
+        step = make_step(config)
+        clear = step.optimizer.clear_grad
+
+        def note(step=step, clear=clear):
+            seen.append(math.sqrt(sum(float((p.grad.astype("float64") ** 2).sum()) for p in step.trained)))
+            clear()
+
+        step.optimizer.clear_grad = note
+        norm = step(next(steps(config)), 1e-3, 0, 0).gradient_norm.item()
+    assert norm == pytest.approx(seen[0], rel=1e-5) and seen[0] > 0.1  # reported before clipping
+    assert seen[1] == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+def test_step_that_is_not_finite_is_skipped(fault):
+    cfg = lit_config()
+    step, batches = make_step(cfg), steps(cfg)
+    step(next(batches), 1e-3, 0, 0)
+    before = [arrays(model.state_dict()) for model in step.models().values()]
+    criterion = step.criterion
+    if fault == "loss":
+        step.criterion = lambda logits, labels: criterion(logits, labels) + float("inf")  # of a finite gradient
+    else:
+        step.criterion = lambda logits, labels: (logits - logits.detach()).sum().sqrt()  # sqrt'(0) = inf
+    result = step(next(batches), 1e-3, 0, 1)
+    assert not result.ok.item()
+    for model, weights in zip(step.models().values(), before):
+        for name, tensor in model.state_dict().items():
+            assert (tensor.numpy() == weights[name]).all(), name
+    step.criterion = criterion
+    assert step(next(batches), 1e-3, 0, 2).ok.item()
+    assert all(np.isfinite(tensor.numpy()).all() for tensor in step.state()["optimizer"].values())
+    assert (step.model.state_dict()["head.weight"].numpy() != before[0]["head.weight"]).any()
+
+
+def meter(cfg, steps_of_epoch):
+    return EpochMeter(cfg, 0, 1, steps_of_epoch, 1e-3, Scalars())
+
+
+def test_skipped_steps_are_counted_and_leave_the_means_alone():
+    cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.MAX_BAD_STEPS", "3"))
+    step, batches = make_step(cfg), steps(cfg)
+    criterion, epoch = step.criterion, meter(cfg, 6)
+    losses = []
+    for number in range(6):
+        bad = number in (1, 2, 4)
+        step.criterion = (lambda logits, labels: criterion(logits, labels) * float("nan")) if bad else criterion
+        result = step(next(batches), 1e-3, 0, number)
+        losses += [] if bad else [result.loss.item()]
+        epoch.step_done(result)
+    row, _ = epoch.rows()
+    assert row["skipped_steps"] == 3
+    assert row["train_loss"] == pytest.approx(np.mean(losses), abs=1e-6) and math.isfinite(row["grad_norm"])
+
+    step.criterion, epoch = lambda logits, labels: criterion(logits, labels) * float("nan"), meter(cfg, 6)
+    epoch.step_done(step(next(batches), 1e-3, 0, 6))
+    epoch.step_done(step(next(batches), 1e-3, 0, 7))
+    with pytest.raises(UserError, match=r"not finite in 3 steps in a row \(TRAIN.MAX_BAD_STEPS\)"):
+        epoch.step_done(step(next(batches), 1e-3, 0, 8))
+
+
+def test_a_step_never_waits_for_the_device(monkeypatch):
+    """Whatever brings a number from the device to the host may happen only where a line is logged."""
+    cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"))
+    step, epoch = make_step(cfg), meter(cfg, 100)
+    batches = [batches for _, batches in zip(range(3), steps(cfg))]
+    epoch.step_done(step(batches[0], 1e-3, 0, 0))  # makes the optimizer's state
+    read = []
+    for name in ("numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__array__"):
+        original = getattr(paddle.Tensor, name)
+
+        def noting(self, *arguments, original=original, name=name):
+            read.append(name)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(paddle.Tensor, name, noting)
+    epoch.step_done(step(batches[1], 1e-3, 0, 1))
+    assert not read
+    epoch.step_done(step(batches[2], 1e-3, 0, 2))  # logs
+    assert read
+
+
+# --- When to save and stop ---
+
+
+def test_times_are_read():
+    assert [to_seconds(text) for text in ("71h30m", "90m", "30s", "1h1s", "0s")] == [257400, 5400, 30, 3601, 0]
+    assert [to_seconds(text) for text in ("", "3", "5x", "1m1h", "-3s", "1.5h")] == [0] * 6
+    with pytest.raises(UserError, match="TRAIN.TIME_LIMIT is '72' but must be a time such as 71h30m"):
+        lit_config(("TRAIN.TIME_LIMIT", "72"))
+
+
+def test_room_for_the_save_is_measured(monkeypatch):
+    import engine.watch
+
+    now = [1000.0]
+    monkeypatch.setattr(engine.watch.time, "monotonic", lambda: now[0])
+    watch = Watch(lit_config(("TRAIN.TIME_LIMIT", "10m"), ("TRAIN.SAVE_MINUTES", "3.0")).TRAIN, started=900.0)
+
+    def after(seconds):
+        now[0] += seconds
+        return watch.after_step()
+
+    assert [after(10) for _ in range(18)] == [GO_ON] * 18
+    assert after(10) == SAVE
+    watch.saved(25.0)
+    assert after(20) == GO_ON
+    # At 900 + 600 s the process must be gone: less than two saves of 25 s and a step of 31 s before that, it stops.
+    assert [after(30) for _ in range(6)] == [GO_ON] * 5 + [SAVE]
+    watch.saved(20.0)
+    assert after(31) == STOP_FOR_TIME
+    assert now[0] <= 1500 - 2 * 25
+
+
+def test_settings_of_the_state_are_all_config_keys():
+    from config import all_keys
+    from engine.resume import FREE_KEYS
+
+    assert set(all_keys()) >= FREE_KEYS
+
+
+# --- Curves ---
+
+
+def test_visualdl_curves_hold_each_step_once(tmp_path):
+    visualdl = pytest.importorskip("visualdl")
+    from conftest import tool
+
+    words = ["--output", tmp_path, "MODEL.T2T.DEPTH", 1, "TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0]
+    words += ["TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LOG_EVERY", 11]
+    folder = tmp_path / "lit_data.visualdl"
+    tool("train", *words)
+    # As if killed after the first epoch was saved: its rows and curves of later steps are dropped and made again.
+    (tmp_path / "lit_data/latest.pdparams").unlink()
+    tool("train", *words)
+    (file,) = folder.iterdir()
+    reader = visualdl.LogReader(file_path=str(file))
+    expected = {"train/loss", "train/acc", "train/lr", "train/gradient_norm", "time/images_per_second",
+                "time/read_seconds", "memory/mb", "val/top1", "val/top5", "val/loss", "val/ema_top1", "val/ema_top5",
+                "val/ema_loss"}  # fmt: skip
+    assert set(reader.get_tags()["scalar"]) == expected
+    assert [point.id for point in reader.get_data("scalar", "train/loss")] == [11, 22, 33, 44]
+    assert [point.id for point in reader.get_data("scalar", "val/ema_top1")] == [1, 2]
+    rows = [json.loads(line) for line in (tmp_path / "lit_data/metrics.jsonl").read_text().splitlines()]
+    values = [point.value for point in reader.get_data("scalar", "val/ema_top1")]
+    assert values == pytest.approx([row["val_ema_top1"] for row in rows])
+
+
+@pytest.mark.parametrize("epochs, told", [(1, "0.8"), (40, None)])
+def test_short_run_is_told_of_its_average(epochs, told, tmp_path, caplog):
+    from engine.run_folder import RunFolder
+    from engine.trainer import Trainer
+
+    pairs = [("TRAIN.EPOCHS", str(epochs)), ("TRAIN.WARMUP_EPOCHS", "0"), ("TRAIN.COOLDOWN_EPOCHS", "0")]
+    cfg = lit_config(("TRAIN.BATCH_SIZE", "64"), ("TRAIN.EMA_DECAY", "0.99"), ("OUTPUT", str(tmp_path)), *pairs)
+    Trainer(cfg, *load_data(cfg), RunFolder(cfg), Watch(cfg.TRAIN, 0.0))._log_summary()
+    warnings = [record.getMessage() for record in caplog.records if "EMA_DECAY" in record.getMessage()]
+    assert bool(warnings) == bool(told)
+    assert not told or f"set TRAIN.EMA_DECAY {told} or VAL.BEST raw" in warnings[0]

@@ -1,0 +1,198 @@
+"""What the training loop reports: sums of one epoch, kept on the device and read only where a line is logged."""
+
+import datetime
+import math
+import resource
+import sys
+import time
+
+import numpy as np
+import paddle
+
+from engine import parallel
+from engine.logger import log
+from errors import UserError
+
+# Sums of every process over its own images, then sums that the main process alone keeps, being the same in all.
+_SUMS = ("loss", "correct", "images", "steps", "bad_steps", "gradient_norm")
+_OWN = 3
+
+
+class EpochMeter:
+    """Loss, accuracy, skipped steps and times of one training epoch.
+
+    Args:
+        cfg: config.
+        epoch: from 0.
+        total_epochs: of the run.
+        steps: of this epoch.
+        lr: learning rate of this epoch.
+        scalars: `Scalars` to write to.
+    """
+
+    def __init__(self, cfg, epoch, total_epochs, steps, lr, scalars):
+        self.cfg, self.epoch, self.total_epochs, self.steps, self.lr = cfg, epoch, total_epochs, steps, lr
+        self.scalars = scalars
+        self.step = 0
+        self.epoch_sums = np.zeros(len(_SUMS))
+        self.seconds = self.read_seconds = 0.0  # of earlier parts of this epoch, and of windows that are logged
+        self.streak = paddle.zeros([])  # bad steps in a row up to now
+        self._own = paddle.to_tensor([1.0] * _OWN + [float(parallel.is_main())] * (len(_SUMS) - _OWN))
+        self._start_window()
+        self.mark = time.perf_counter()
+
+    def _start_window(self):
+        self.sums = paddle.zeros([len(_SUMS)])  # since the last line
+        self.worst_streak = self.streak
+        self.window_steps, self.window_images, self.read_time, self.train_time = 0, 0, 0.0, 0.0
+
+    def batch_read(self):
+        """Note that a step's images are there."""
+        now = time.perf_counter()
+        self.read_time += now - self.mark
+        self.mark = now
+
+    @paddle.no_grad()
+    def step_done(self, result):
+        """Add a `StepResult`; logs a line every TRAIN.LOG_EVERY steps and after the last.
+
+        Raises UserError after TRAIN.MAX_BAD_STEPS bad steps in a row.
+        """
+        images, one, zero = paddle.full([], float(result.images)), paddle.ones([]), paddle.zeros([])
+        good = paddle.stack([result.loss * images, result.correct, images, one, zero, result.gradient_norm])
+        bad = paddle.stack([zero, zero, zero, zero, one, zero])
+        self.sums += self._own * paddle.where(result.ok, good, bad)
+        self.streak = paddle.where(result.ok, zero, self.streak + 1)
+        self.worst_streak = paddle.maximum(self.worst_streak, self.streak)
+        self.step += 1
+        self.window_steps += 1
+        self.window_images += result.images * parallel.world_size()
+        if self.step % self.cfg.TRAIN.LOG_EVERY == 0 or self.step == self.steps:
+            self._log_line()
+        now = time.perf_counter()
+        self.train_time += now - self.mark
+        self.mark = now
+
+    def _log_line(self):
+        # Waits for the device; all processes see the same sums, so that none stops alone.
+        sums = np.array(parallel.sum_over_processes(self.sums.astype("float64")).tolist())
+        streak = int(self.worst_streak.item())
+        self.train_time += time.perf_counter() - self.mark
+        self.mark = time.perf_counter()
+        self.epoch_sums += sums
+        self.seconds += self.read_time + self.train_time
+        self.read_seconds += self.read_time
+        means = _means(sums)
+        step_time = (self.read_time + self.train_time) / self.window_steps
+        images_per_second = self.window_images / (self.read_time + self.train_time)
+        steps_left = (self.total_epochs - self.epoch) * self.steps - self.step
+        log.info(
+            "Epoch [%d/%d], Step [%d/%d], Loss: %.4f, acc: %.4f, read_time: %.4f, train_time: %.4f, lr: %.6f, "
+            "images/s: %.1f, ETA: %s%s",
+            self.epoch + 1,
+            self.total_epochs,
+            self.step,
+            self.steps,
+            means["loss"],
+            means["acc"],
+            self.read_time / self.window_steps,
+            self.train_time / self.window_steps,
+            self.lr,
+            images_per_second,
+            datetime.timedelta(seconds=round(steps_left * step_time)),
+            f", skipped steps: {means['skipped_steps']}" if means["skipped_steps"] else "",
+        )
+        self.scalars.add(
+            self.epoch * self.steps + self.step,
+            {
+                "train/loss": means["loss"],
+                "train/acc": means["acc"],
+                "train/lr": self.lr,
+                "train/gradient_norm": means["grad_norm"],
+                "time/images_per_second": images_per_second,
+                "time/read_seconds": self.read_time / self.window_steps,
+                "memory/mb": memory_mb(),
+            },
+        )
+        self._start_window()
+        if streak >= self.cfg.TRAIN.MAX_BAD_STEPS:
+            raise UserError(
+                f"the loss or its gradient was not finite in {streak} steps in a row (TRAIN.MAX_BAD_STEPS), up to "
+                f"epoch {self.epoch + 1}, step {self.step}; a lower TRAIN.BASE_LR or TRAIN.CLIP_NORM 1.0 may help"
+            )
+
+    def rows(self):
+        """Log the epoch's line; (row of metrics.jsonl, the same in every run, and row of times.jsonl)."""
+        means = _means(self.epoch_sums)
+        log.info(
+            "Epoch [%d/%d], avg_Loss: %.4f, avg_acc: %.4f",
+            self.epoch + 1,
+            self.total_epochs,
+            means["loss"],
+            means["acc"],
+        )
+        metrics = {
+            "epoch": self.epoch + 1,
+            "lr": self.lr,
+            "train_loss": means["loss"],
+            "train_acc": means["acc"],
+            "grad_norm": means["grad_norm"],
+            "skipped_steps": means["skipped_steps"],
+        }
+        images = self.steps * self.cfg.TRAIN.BATCH_SIZE * self.cfg.TRAIN.ACCUM_STEPS * parallel.world_size()
+        times = {
+            "epoch": self.epoch + 1,
+            "images_per_second": round(images / max(self.seconds, 1e-9), 1),
+            "seconds": round(self.seconds, 2),
+            "read_seconds": round(self.read_seconds, 2),
+            "memory_mb": round(memory_mb(), 1),
+        }
+        return metrics, times
+
+    def state(self):
+        """All that the rest of the epoch needs; to be called in every process."""
+        return {
+            "step": self.step,
+            "epoch_sums": self.epoch_sums,
+            "sums": parallel.gather(self.sums),  # (world_size, 6)
+            "streak": self.streak,
+            "worst_streak": self.worst_streak,
+            "window_steps": self.window_steps,
+            "window_images": self.window_images,
+            "read_time": self.read_time,
+            "train_time": self.train_time,
+            "seconds": self.seconds,
+            "read_seconds": self.read_seconds,
+        }
+
+    def load_state(self, state):
+        """Undo `state`, also for another number of processes than wrote it."""
+        sums = state["sums"]
+        if len(sums) == parallel.world_size():
+            own = sums[parallel.rank()]
+        else:
+            own = sums.sum(0) if parallel.is_main() else np.zeros_like(sums[0])
+        self.sums = paddle.to_tensor(own)
+        self.epoch_sums = state["epoch_sums"].copy()
+        self.streak, self.worst_streak = (paddle.to_tensor(state[key]) for key in ("streak", "worst_streak"))
+        for key in ("step", "window_steps", "window_images", "read_time", "train_time", "seconds", "read_seconds"):
+            setattr(self, key, state[key])
+
+
+def _means(values):
+    sums = dict(zip(_SUMS, (float(value) for value in values)))
+    images, steps = sums["images"] or math.nan, sums["steps"] or math.nan
+    return {
+        "loss": sums["loss"] / images,
+        "acc": sums["correct"] / images,
+        "grad_norm": sums["gradient_norm"] / steps,
+        "skipped_steps": round(sums["bad_steps"]),
+    }
+
+
+def memory_mb():
+    """Largest memory that this process has held so far, in MB: of the GPU if it uses one, else of the process."""
+    if paddle.device.get_device().startswith("gpu"):
+        return paddle.device.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes or KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

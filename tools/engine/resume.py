@@ -1,0 +1,129 @@
+"""Which state a run continues from, and whether it may."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import paddle
+import yaml
+
+from config import ROOT, all_keys
+from engine import checkpoint, parallel
+from engine.logger import log
+from errors import UserError
+from files import shown
+
+# Keys that decide where and how fast a run goes, not where it arrives.
+FREE_KEYS = {
+    "NAME", "DEVICE", "OUTPUT", "LOG", "MODEL.PRETRAINED", "DATA.NAME", "DATA.PATH", "DATA.CLASSES", "DATA.NUM_WORKERS",
+    "TRAIN.MAX_BAD_STEPS", "TRAIN.LOG_EVERY", "TRAIN.SAVE_MINUTES", "TRAIN.KEEP", "TRAIN.TIME_LIMIT",
+    "VAL.BATCH_SIZE", "VAL.LOG_EVERY",
+}  # fmt: skip
+_BATCH_KEYS = ("TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS")
+_TYPES = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "epoch": int, "images": int, "meter": dict,
+          "best_top1": float, "best_epoch": int, "scores": dict, "sizes": dict, "setting": dict}  # fmt: skip
+
+
+def find_state(choice, run):
+    """(file, state) that --resume `choice` means: auto, none or a file. (None, None) if there is nothing to resume.
+
+    Raises UserError if the file is no training state, or if all states of the run folder are damaged.
+    """
+    if choice == "none":
+        return None, None
+    if choice != "auto":
+        return Path(choice), _read(Path(choice))
+    paths = run.states()
+    for path in paths:
+        try:
+            return path, _read(path)
+        except UserError as error:
+            if path == paths[-1]:
+                raise UserError(f"{error}; --resume none starts anew") from error
+            log.warning("warning: %s; trying the state before it", error)
+    return None, None
+
+
+def _read(path):
+    state = checkpoint.read(path)
+    wrong = [key for key, kind in _TYPES.items() if not isinstance(state.get(key), kind)]
+    if wrong:
+        raise UserError(f"{path} holds no training state to resume (no {', '.join(wrong)}); give a latest.pdparams")
+    return state
+
+
+def setting(cfg, num_train, num_val):
+    """What a state says of the run that wrote it."""
+    return {
+        "config": cfg.dump(),
+        "train_images": num_train,
+        "val_images": num_val,
+        "processes": parallel.world_size(),
+        "paddle": paddle.__version__,
+        "python": platform.python_version(),
+        "code": _code_version(),
+    }
+
+
+def _code_version():
+    """Git commit, with + if files were changed since; "" where there is no git or no repository."""
+    try:
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def check_setting(then, now, path, force=False):
+    """Compare the `setting` of a state in `path` with today's.
+
+    Raises UserError listing what differs in what matters, unless `force`; what only costs exactness is a warning.
+    """
+    differences = _differences(then, now)
+    if differences and not force:
+        raise UserError(
+            f"{path} is of a run with other settings: {'; '.join(differences)}; --force goes on with those of now, "
+            "--resume none starts anew, NAME gives this run a folder of its own"
+        )
+    for difference in differences:
+        log.warning("warning: going on with other settings (--force): %s", difference)
+    for key, what in (("processes", "process(es)"), ("paddle", "PaddlePaddle"), ("code", "code version")):
+        if then.get(key) != now[key]:
+            log.warning(
+                "warning: %s was %s and is now %s: no longer bit-exact, the run continues at the right image",
+                what,
+                then.get(key) or "unknown",
+                now[key] or "unknown",
+            )
+
+
+def _differences(then, now):
+    before, after = (yaml.safe_load(str(side.get("config"))) for side in (then, now))
+    matters = [key for key in all_keys() if key not in FREE_KEYS]
+    if _images_per_step(before, then) == _images_per_step(after, now):
+        matters = [key for key in matters if key not in _BATCH_KEYS]  # the same step, divided otherwise
+    pairs = [(key, _value(before, key), _value(after, key)) for key in matters]
+    for split in ("train", "val"):
+        pairs.append((f"number of {split} images", then.get(f"{split}_images"), now[f"{split}_images"]))
+    return [f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new]
+
+
+def _images_per_step(tree, setting):
+    batch, passes = (_value(tree, key) for key in _BATCH_KEYS)
+    return batch and passes and batch * passes * setting.get("processes", 1)
+
+
+def _value(tree, key):
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def describe(path, state):
+    """The line that tells what was resumed."""
+    meter = state["meter"]
+    within = f" and {meter['step']} steps" if meter else ""
+    return (
+        f"resumed {shown(path)}: {state['epoch']} epochs{within} done, best {state['best_top1']:.4f} "
+        f"at epoch {state['best_epoch']}"
+    )

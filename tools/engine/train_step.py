@@ -1,0 +1,132 @@
+"""One step of training, and all that it changes: model, moving average, optimizer, loss scale."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+
+from data.loader import Normalize
+from engine import checkpoint, parallel
+from engine.build import build_model
+from engine.ema import ModelEma
+from engine.losses import LabelSmoothingCrossEntropy
+from engine.optimizer import build_optimizer, float32_weights, load_optimizer_state, optimizer_state
+from engine.precision import MixedPrecision
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one process saw in one step, as 0-D tensors on the device: reading them would wait for it."""
+
+    loss: paddle.Tensor  # mean over this process's images
+    correct: paddle.Tensor  # images of this process whose largest logit is their label's
+    images: int  # of this process
+    gradient_norm: paddle.Tensor  # of the averaged gradients, before clipping; the same in every process
+    ok: paddle.Tensor  # False: something was not finite and the step was skipped; the same in every process
+
+
+class TrainStep:
+    """The model of a config with its optimizer; a call makes one step.
+
+    Nothing in a step waits for the device, except Paddle's own loss scaler in float16.
+    """
+
+    def __init__(self, cfg):
+        train = cfg.TRAIN
+        self.seed = cfg.SEED
+        self.model = build_model(cfg)
+        self.ema = ModelEma(self.model, train.EMA_DECAY) if train.EMA_DECAY else None
+        self.optimizer = build_optimizer(self.model, train)
+        self.precision = MixedPrecision(train)
+        self.precision.decorate(self.model, self.optimizer)
+        self.parallel_model = parallel.data_parallel(self.model)
+        self.trained = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
+        self.clip_norm = train.CLIP_NORM or float("inf")
+        self.criterion = LabelSmoothingCrossEntropy(train.LABEL_SMOOTHING)
+        self.normalize = Normalize(cfg)
+
+    def __call__(self, batches, lr, epoch, step):
+        """Step by the mean gradient of `batches`, a list of (images, labels) that pass through the model one by one.
+
+        Dropout depends on the seed, the process, the epoch, the step and the place in the list alone.
+        """
+        losses, correct, images = [], [], 0
+        for place, (pixels, labels) in enumerate(batches):
+            _seed_dropout([self.seed, parallel.rank(), epoch, step, place])
+            if place == len(batches) - 1:
+                loss, logits = self._backward(pixels, labels, len(batches))
+            else:
+                with parallel.local_gradients(self.parallel_model):
+                    loss, logits = self._backward(pixels, labels, len(batches))
+            losses.append(loss)
+            correct.append((logits.argmax(axis=-1) == labels).astype("float32").sum())
+            images += labels.shape[0]
+        norm, ok = self._step(lr)
+        return StepResult(paddle.stack(losses).mean(), paddle.stack(correct).sum(), images, norm, ok)
+
+    def _backward(self, pixels, labels, passes):
+        with self.precision.autocast():
+            logits = self.parallel_model(self.normalize(pixels))
+        logits = logits.astype("float32")
+        loss = self.criterion(logits, labels)
+        # Times NaN where the loss is not finite: the average over the processes then tells all of them.
+        finite = paddle.where(paddle.isfinite(loss), paddle.ones([]), paddle.full([], float("nan")))
+        self.precision.scaler.scale(loss * finite / passes).backward()
+        return loss.detach(), logits.detach()
+
+    @paddle.no_grad()
+    def _step(self, lr):
+        """Clip, update the weights and their average; (gradient norm, whether it was finite)."""
+        scaler, optimizer = self.precision.scaler, self.optimizer
+        scaler.unscale_(optimizer)
+        norm = paddle.nn.utils.clip_grad_norm_(self.trained, self.clip_norm).astype("float32")
+        ok = paddle.isfinite(norm)
+        # A skipped step is one with gradients and a learning rate of zero, so that nobody waits to learn which it is.
+        for parameter in self.trained:
+            parameter.grad.masked_fill_(~ok, 0.0)
+        optimizer.set_lr(lr)
+        optimizer._create_global_learning_rate()  # the tensor that the update reads; there is no public name for it
+        paddle.assign(optimizer._global_learning_rate() * ok.astype("float32"), optimizer._global_learning_rate())
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.clear_grad()
+        if self.ema:
+            self.ema.update(float32_weights(self.model, optimizer), ok)
+        return norm, ok
+
+    def models(self):
+        """{"raw": the trained model, "ema": its moving average, if there is one}."""
+        return {"raw": self.model, "ema": self.ema.model} if self.ema else {"raw": self.model}
+
+    def weights(self, which):
+        """Float32 state dict of one of `models`."""
+        return float32_weights(self.models()[which], self.optimizer)
+
+    def state(self):
+        """All of it, in dicts of tensors and numbers."""
+        return {
+            "model": self.weights("raw"),
+            "ema": self.weights("ema") if self.ema else {},
+            "optimizer": optimizer_state(self.optimizer, self.model),
+            "scaler": self.precision.scaler.state_dict(),
+        }
+
+    def load_state(self, state, path):
+        """Undo `state`, whose tensors are arrays now, as `checkpoint.read` gave them from `path`."""
+        checkpoint.load_state(self.model, state["model"], path)
+        if self.ema:
+            # A run that had none starts its average here.
+            checkpoint.load_state(self.ema.model, state["ema"] or state["model"], path)
+        load_optimizer_state(self.optimizer, self.model, state["optimizer"], path)
+        if state["scaler"]:
+            self.precision.scaler.load_state_dict(dict(state["scaler"]))
+
+    def start_from(self, path):
+        """Begin with the weights of a file."""
+        checkpoint.load_weights(self.model, path)
+        if self.ema:
+            checkpoint.load_weights(self.ema.model, path)
+
+
+def _seed_dropout(numbers):
+    paddle.seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))

@@ -1,0 +1,105 @@
+"""When to save and when to stop: signals, SAVE_MINUTES, TIME_LIMIT."""
+
+import math
+import os
+import signal
+import sys
+import time
+
+from config import to_seconds
+from engine import parallel
+from engine.logger import leave_terminal
+
+GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes agree on the largest
+_AGREE_SECONDS = 5.0  # between two agreements of several processes, which wait for the devices
+_FIRST_SAVE_SECONDS = 30.0  # allowed for the first save, before one was measured
+
+
+class Watch:
+    """Asked after each step whether to go on. As a context it takes over SIGTERM, SIGINT and SIGHUP.
+
+    The first of these signals only makes a note; a second SIGINT interrupts at once. Under nohup SIGHUP stays ignored.
+
+    Args:
+        train: the TRAIN section of the config.
+        started: `time.monotonic()` when the command started, from which TIME_LIMIT counts.
+    """
+
+    def __init__(self, train, started):
+        self.limit = to_seconds(train.TIME_LIMIT) or math.inf
+        self.interval = 60 * train.SAVE_MINUTES or math.inf
+        self.started = started
+        self.signal = None
+        self.slowest_save = None
+        self.last_save = time.monotonic()
+        self.steps = 0  # since the command started
+        self.seconds_between = 0.0  # the last two questions
+        self.epoch_starts()
+
+    def __enter__(self):
+        self._earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        for number, handler in self._earlier.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _frame):
+        self.signal = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGHUP:
+            leave_terminal()
+        if number == signal.SIGINT:
+            os.write(sys.stderr.fileno(), b"\nsaving after this step; Ctrl-C again gives up what is not saved\n")
+
+    def epoch_starts(self):
+        """Leave out the validation before when the time between two questions is measured."""
+        self.asked, self.asked_at, self.next_question = time.monotonic(), self.steps, self.steps + 1
+
+    def after_step(self):
+        """GO_ON, SAVE, STOP_FOR_TIME or STOP_FOR_SIGNAL, the same in every process."""
+        self.steps += 1
+        if self.steps < self.next_question:
+            return GO_ON
+        now = time.monotonic()
+        wish, self.seconds_between = parallel.max_over_processes([self._wish(), now - self.asked])
+        steps = 1
+        if parallel.world_size() > 1:
+            steps = int(_AGREE_SECONDS * (self.steps - self.asked_at) / max(self.seconds_between, 1e-3))
+        self.asked, self.asked_at, self.next_question = now, self.steps, self.steps + max(1, steps)
+        return int(wish)
+
+    def before_validation(self, seconds):
+        """The same, where the next question comes only after a validation that takes about `seconds`."""
+        return int(parallel.max_over_processes([self._wish(seconds)])[0])
+
+    def _wish(self, seconds_ahead=0.0):
+        if self.signal:
+            return STOP_FOR_SIGNAL
+        now = time.monotonic()
+        if now + seconds_ahead > self.started + self.limit - self._room():
+            return STOP_FOR_TIME
+        return SAVE if now > self.last_save + self.interval else GO_ON
+
+    def _room(self):
+        """Seconds before the limit at which to save: for the way to the next question, and twice the slowest save."""
+        save = self.slowest_save if self.slowest_save is not None else min(_FIRST_SAVE_SECONDS, self.limit / 10)
+        return 2 * save + self.seconds_between
+
+    def must_stop(self):
+        """Whether this process alone would stop now."""
+        return self._wish() in (STOP_FOR_TIME, STOP_FOR_SIGNAL)
+
+    def saved(self, seconds):
+        """Note that a save ended now and took so long."""
+        self.last_save = time.monotonic()
+        self.slowest_save = max(seconds, self.slowest_save or 0.0)
+
+    def reason(self, wish):
+        """Why to stop, in words."""
+        if wish == STOP_FOR_SIGNAL:
+            return self.signal or "a signal to another process"
+        return "TRAIN.TIME_LIMIT"
