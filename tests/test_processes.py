@@ -173,6 +173,19 @@ def test_two_nodes_train_like_one_process(ten_steps, tmp_path):
     assert list((tmp_path / "launch1").glob("workerlog.*"))
 
 
+def test_all_skip_the_step_in_which_one_diverges(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONHASHSEED", "0")  # hashes of two processes are compared
+    assert start(tmp_path, ROOT / "tests/one_rank_diverges.py").wait(200) == 0
+    first, second = (
+        json.loads(re.search(r"^SEEN (.*)", (tmp_path / f"workerlog.{rank}").read_text(), flags=re.MULTILINE).group(1))
+        for rank in (0, 1)
+    )
+    assert first == second
+    assert [ok for ok, _ in first] == [True, False, True]
+    weights = [value for _, value in first]
+    assert weights[0] == weights[1] != weights[2]
+
+
 # --- One fails, all stop ---
 
 

@@ -8,6 +8,7 @@ from errors import UserError
 NO_DECAY = ("cls_token", "pos_embed")
 _SLOTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")  # what Paddle's AdamW keeps per parameter
 _MASTER = "master_weight"  # float32 copy of a parameter, under AMP O2
+_MASTER_NAME = "fp32_master_0"  # how Paddle names it, and so what the optimizer keeps for it
 
 
 def parameter_groups(model):
@@ -51,7 +52,8 @@ def build_optimizer(model, train):
 def float32_weights(model, optimizer):
     """State dict of `model` in float32: under AMP O2, the float32 copies that the optimizer keeps."""
     masters = getattr(optimizer, "_master_weights", {})
-    return {name: masters.get(tensor.name, tensor).astype("float32") for name, tensor in model.state_dict().items()}
+    weights = {name: masters.get(tensor.name, tensor) for name, tensor in model.state_dict().items()}
+    return {name: t if t.dtype == paddle.float32 else t.astype("float32") for name, t in weights.items()}
 
 
 def optimizer_state(optimizer, model):
@@ -82,6 +84,7 @@ def load_optimizer_state(optimizer, model, state, path):
             raise UserError(f"{path} does not fit the model: the optimizer's {key} is no array of shape {shape}")
         if slot == _MASTER:
             masters[parameter.name] = paddle.to_tensor(value)
+            masters[parameter.name].name = f"{parameter.name}_{_MASTER_NAME}"
         else:
             own[f"{parameter.name}_{slot}"] = paddle.to_tensor(value)
     optimizer.set_state_dict({**own, "master_weights": masters} if masters else own)
@@ -90,4 +93,4 @@ def load_optimizer_state(optimizer, model, state, path):
 def _slots(parameter):
     if parameter.dtype == paddle.float32:
         return _SLOTS
-    return [f"fp32_master_0_{slot}" for slot in _SLOTS] + [_MASTER]
+    return [f"{_MASTER_NAME}_{slot}" for slot in _SLOTS] + [_MASTER]
