@@ -214,6 +214,7 @@ def test_killed_process_stops_all_and_the_run_resumes(tmp_path):
     assert state["images"] == state["meter"]["step"] * 64
     done = tool("train", *words, "TRAIN.TIME_LIMIT", "6s")
     assert "warning: process(es) was 2 and is now 1: no longer bit-exact" in done.stderr
+    assert "warning: a step had 64 images and has now 32: set TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS" in done.stderr
     first = re.search(r"Epoch \[(\d+)/500\], Step \[(\d+)/(\d+)\]", done.stdout)
     epoch, step, left = state["epoch"], state["meter"]["step"], (1437 - state["images"]) // 32
     if left == 0:  # cut after the last step of an epoch

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import re
 import shutil
@@ -152,12 +153,13 @@ def test_signals_save_and_tell_how_to_go_on(left_alone, tmp_path, number):
 def test_a_lost_terminal_does_not_lose_the_run(left_alone, tmp_path):
     # Whoever read the output is gone after its first line; then the terminal itself hangs up.
     words = command(tmp_path, "TRAIN.EPOCHS", 6)
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
+                               start_new_session=True)  # fmt: skip
     process.stdout.readline()
     process.stdout.close()
     log = tmp_path / "lit_data.log"
     wait_for(lambda: log.is_file() and "Epoch [2/6], Step [5/22]" in log.read_text(), process)
-    process.send_signal(signal.SIGHUP)
+    os.killpg(process.pid, signal.SIGHUP)  # the data workers too
     assert process.wait(60) == 0 and process.stderr.read() == b""
     assert "stopped by SIGHUP after 1 epochs and " in log.read_text()
     run(tmp_path, "TRAIN.EPOCHS", 6)
@@ -180,6 +182,18 @@ def test_time_limit_saves_and_stops_before_it(left_alone, tmp_path):
     again = run(output, "TRAIN.EPOCHS", 6)
     assert "all 6 epochs are done; --resume none trains anew" in again.stdout
     assert_same_run(output / "lit_data", expected)
+
+
+def test_cut_before_the_validation_and_killed_after_it(left_alone, tmp_path):
+    # The save after that validation holds an optimizer that was loaded and has made no step.
+    words = ["TRAIN.EPOCHS", 6, "TRAIN.SAVE_MINUTES", 0.0]
+    terminate = subprocess.Popen.terminate
+    status, stdout, _ = run_until(tmp_path, "Epoch [2/6], Step [22/22]", terminate, *words)
+    assert status == 0 and "1 epochs and 22 steps" in stdout
+    status, _, _ = run_until(tmp_path, "Epoch [3/6], Step [5/22]", subprocess.Popen.kill, *words)
+    assert status == -signal.SIGKILL
+    assert "resumed " in run(tmp_path, *words).stdout
+    assert_same_run(tmp_path / "lit_data", left_alone[0])
 
 
 # --- Faults ---
@@ -208,11 +222,10 @@ def test_going_back_to_an_earlier_state_is_exact_too(left_alone, tmp_path):
     shutil.copytree(left_alone[0], tmp_path / "lit_data")
     earlier = tmp_path / "lit_data/latest.2.pdparams"
     step = checkpoint.read(earlier)["meter"]["step"]
-    # Nothing is saved before the end of the epoch, where the states that were given up must be gone.
     done = run(tmp_path, "TRAIN.EPOCHS", 6, "TRAIN.KEEP", 3, "--resume", earlier)
     assert f"resumed {earlier}: 5 epochs and {step} steps done" in done.stdout
     assert [path.name for path in sorted((tmp_path / "lit_data").glob("latest*"))] == [
-        "latest.2.pdparams", "latest.pdparams"]  # fmt: skip
+        "latest.1.pdparams", "latest.2.pdparams", "latest.pdparams"]  # fmt: skip
     assert_same_run(tmp_path / "lit_data", left_alone[0])
 
 
@@ -274,10 +287,19 @@ def test_diverging_run_stops_with_the_last_good_state(tmp_path):
         done.stderr,
     )
     assert "skipped steps: " in done.stdout
-    for name in ("latest", "best"):
+    for name in ("latest", "latest.1", "best"):
         tree = checkpoint.read(tmp_path / f"lit_data/{name}.pdparams")
-        weights = {**tree["model"], **tree["ema"]} if name == "latest" else tree
-        assert all(np.isfinite(value).all() for value in weights.values())
+        weights = tree if name == "best" else {**tree["model"], **tree["ema"]}
+        assert all(np.abs(value).max() < 1e3 for value in weights.values())
+
+
+def test_run_of_few_steps_an_epoch_stops_when_it_diverges_too(tmp_path):
+    run(tmp_path, "TRAIN.EPOCHS", 2, "TRAIN.BATCH_SIZE", 256)
+    words = ["TRAIN.EPOCHS", 40, "TRAIN.BATCH_SIZE", 256, "TRAIN.BASE_LR", 1e38, "--force"]  # 2 steps an epoch
+    line = the_only_error(run(tmp_path, *words, status=1).stderr)
+    assert re.search("not finite in 1[0-2] steps in a row", line)
+    states = [checkpoint.read(path) for path in (tmp_path / "lit_data").glob("latest*.pdparams")]
+    assert any(state["epoch"] == 2 and np.abs(state["model"]["head.weight"]).max() < 1e3 for state in states)
 
 
 # --- Another setting, another folder ---

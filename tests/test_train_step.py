@@ -109,7 +109,7 @@ def test_step_that_is_not_finite_is_skipped(fault):
 
 
 def meter(cfg, steps_of_epoch):
-    return EpochMeter(cfg, 0, 1, steps_of_epoch, 1e-3, Scalars())
+    return EpochMeter(cfg, 0, 1, steps_of_epoch, 1e-3, Scalars(), paddle.zeros([]))
 
 
 def test_skipped_steps_are_counted_and_leave_the_means_alone():

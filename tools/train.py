@@ -34,6 +34,9 @@ def main(args, cfg):
             message = f"{one_line(error)}; {trainer.how_to_continue()}"
             write_to_file_only(f"error: {message}")
             raise UserError(message) from error
+        except Exception as error:
+            write_to_file_only(f"error: {one_line(error)}; {trainer.how_to_continue()}")
+            raise
         parallel.barrier()
 
 
@@ -73,13 +76,15 @@ def _prepare(args, cfg, watch):
 
 def _this_command():
     """The command line by which this run was started, with --resume auto at its end."""
-    words = ["python", *sys.argv]
-    parent = Path(f"/proc/{os.getppid()}/cmdline")  # of the launcher, if there is one
-    if "T2T_COMMAND" in os.environ:  # set by scripts/env.sh
-        return f"{os.environ['T2T_COMMAND']} --resume auto"
-    if os.environ.get("PADDLE_TRAINER_ID") and parent.is_file():
-        words = parent.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
-    return f"{shlex.join(words)} --resume auto"
+    command = os.environ.get("T2T_COMMAND")  # set by scripts/train.sh
+    if not command:
+        words = ["python", *sys.argv]
+        launcher = Path(f"/proc/{os.getppid()}/cmdline")
+        if os.environ.get("PADDLE_TRAINER_ID") and launcher.is_file():
+            words = launcher.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+        command = shlex.join(words)
+    backend = os.environ.get("PADDLE_DISTRI_BACKEND")
+    return f"{f'PADDLE_DISTRI_BACKEND={backend} ' if backend else ''}{command} --resume auto"
 
 
 def parser():

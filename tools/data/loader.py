@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 
 import numpy as np
 import paddle
@@ -139,12 +140,12 @@ def _collate(samples):
 
 
 def _live_and_die_with_parent(_worker_id):
-    # Ctrl-C and the SIGTERM of a job queue may reach every process; the training process alone decides what to do.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, _end_worker)
+    # Ctrl-C, a hang-up and the SIGTERM of a job queue may reach every process; the training process alone decides.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, _end_worker)
     if sys.platform == "linux":  # Paddle's loader processes outlive a killed parent
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
         if not multiprocessing.parent_process().is_alive():
             _end_worker()
 
@@ -160,10 +161,12 @@ def _end_worker(*_):
 @atexit.register
 def _end_workers():
     # Before multiprocessing ends them by a SIGTERM, which they ignore, and waits for it.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Paddle takes their end for a failure
+    # Paddle takes their end for a failure, which its reading thread would tell of.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    threading.excepthook = lambda _: None
     workers = multiprocessing.active_children()
     for worker in workers:
-        os.kill(worker.pid, signal.SIGHUP)
+        os.kill(worker.pid, signal.SIGUSR1)
     for worker in workers:
         worker.join(5)
         worker.kill()

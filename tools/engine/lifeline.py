@@ -6,18 +6,22 @@ a process, the connection ends with it.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
+import time
 
 from engine import parallel
 from engine.logger import log
-from errors import one_line
+from errors import UserError, one_line
 
 _WAIT_SECONDS = 60  # for a connection, and for the others to be done
+_LAST_WORD_SECONDS = 5  # for the reason of a failure to reach the main log
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # a machine that vanished is noticed in 35 s
 
 
@@ -35,6 +39,11 @@ class Lifeline:
     def __enter__(self):
         if parallel.world_size() == 1:
             return self
+        if parallel.is_main():
+            # gloo aborts the process when it loses another one: as its handler, sleep(SIGABRT) leaves six seconds to
+            # say which. Python's own handlers would come too late.
+            libc = ctypes.CDLL(None)
+            libc.signal(signal.SIGABRT, libc.sleep)
         server = _listen(parallel.main_host()) if parallel.is_main() else None
         token = secrets.token_hex(16)
         port, token = parallel.from_main((server.getsockname()[1] if server else 0, token))
@@ -45,22 +54,33 @@ class Lifeline:
         return self
 
     def __exit__(self, kind, error, _traceback):
-        self._done.set()
         if parallel.world_size() == 1:
             return
         if not parallel.is_main():
+            self._done.set()
             self._send({"done": True} if error is None else {"reason": one_line(error)})
-        elif error is None:
+            if error is not None:
+                with contextlib.suppress(OSError):  # the main process ends the connection when it has logged it
+                    self._link.settimeout(_LAST_WORD_SECONDS)
+                    self._link.recv(1)
+            return
+        if error is None:
             for thread in self._links:
                 thread.join(_WAIT_SECONDS)
+        elif not isinstance(error, (UserError, OSError, KeyboardInterrupt)):
+            # A collective operation that failed, perhaps: who failed first then ends this process meanwhile.
+            time.sleep(_LAST_WORD_SECONDS)
+        self._done.set()
 
     def _accept(self, server, token):
         server.settimeout(_WAIT_SECONDS)
         while len(self._links) < parallel.world_size() - 1:
             link, _ = server.accept()
+            link.settimeout(_WAIT_SECONDS)
             messages = _keep_alive(link).makefile("r", encoding="utf-8")
             hello = _message(messages)
             if hello.get("token") == token:
+                link.settimeout(None)
                 thread = threading.Thread(target=self._listen_to, args=(hello["rank"], messages), daemon=True)
                 thread.start()
                 self._links.append(thread)
@@ -118,6 +138,7 @@ def _keep_alive(link):
 def _message(messages):
     """Next line of a connection as a dict; {} at its end."""
     try:
-        return json.loads(messages.readline() or "{}")
+        message = json.loads(messages.readline() or "{}")
     except (OSError, ValueError):
         return {}
+    return message if isinstance(message, dict) else {}

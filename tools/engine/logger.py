@@ -49,8 +49,8 @@ def setup_logging(main=True):
         log.removeHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
-    log.addHandler(_TerminalHandler() if main else logging.NullHandler())
-    log.addHandler(_Backlog())
+    for handler in (_TerminalHandler(), _Backlog()) if main else (logging.NullHandler(),):
+        log.addHandler(handler)
 
 
 class _FileHandler(logging.FileHandler):

@@ -28,15 +28,16 @@ class EpochMeter:
         steps: of this epoch.
         lr: learning rate of this epoch.
         scalars: `Scalars` to write to.
+        streak: bad steps in a row before this epoch, a 0-D tensor.
     """
 
-    def __init__(self, cfg, epoch, total_epochs, steps, lr, scalars):
+    def __init__(self, cfg, epoch, total_epochs, steps, lr, scalars, streak):
         self.cfg, self.epoch, self.total_epochs, self.steps, self.lr = cfg, epoch, total_epochs, steps, lr
         self.scalars = scalars
         self.step = 0
         self.epoch_sums = np.zeros(len(_SUMS))
         self.seconds = self.read_seconds = 0.0  # of earlier parts of this epoch, and of windows that are logged
-        self.streak = paddle.zeros([])  # bad steps in a row up to now
+        self.streak = streak
         self._own = paddle.to_tensor([1.0] * _OWN + [float(parallel.is_main())] * (len(_SUMS) - _OWN))
         self._start_window()
         self.mark = time.perf_counter()
@@ -155,7 +156,6 @@ class EpochMeter:
             "step": self.step,
             "epoch_sums": self.epoch_sums,
             "sums": parallel.gather(self.sums),  # (world_size, 6)
-            "streak": self.streak,
             "worst_streak": self.worst_streak,
             "window_steps": self.window_steps,
             "window_images": self.window_images,
@@ -174,7 +174,7 @@ class EpochMeter:
             own = sums.sum(0) if parallel.is_main() else np.zeros_like(sums[0])
         self.sums = paddle.to_tensor(own)
         self.epoch_sums = state["epoch_sums"].copy()
-        self.streak, self.worst_streak = (paddle.to_tensor(state[key]) for key in ("streak", "worst_streak"))
+        self.worst_streak = paddle.to_tensor(state["worst_streak"])
         for key in ("step", "window_steps", "window_images", "read_time", "train_time", "seconds", "read_seconds"):
             setattr(self, key, state[key])
 

@@ -49,16 +49,11 @@ def build_optimizer(model, train):
     )
 
 
-def float32_weights(model, optimizer):
-    """State dict of `model` in float32: under AMP O2, the float32 copies that the optimizer keeps."""
-    masters = getattr(optimizer, "_master_weights", {})
-    weights = {name: masters.get(tensor.name, tensor) for name, tensor in model.state_dict().items()}
-    return {name: t if t.dtype == paddle.float32 else t.astype("float32") for name, t in weights.items()}
-
-
 def optimizer_state(optimizer, model):
     """State of the optimizer by structured parameter names; Paddle's own depend on what was built before."""
-    state, flat = {}, dict(optimizer.state_dict())
+    state = {}
+    # What was loaded waits in the holder until the first step; paddle 2.6 leaves it out of state_dict().
+    flat = {**getattr(optimizer, "_accumulators_holder", {}), **optimizer.state_dict()}
     flat.update({f"{name}_{_MASTER}": value for name, value in flat.pop("master_weights", {}).items()})
     for key, value in flat.items():
         for name, parameter in model.named_parameters():
@@ -73,8 +68,10 @@ def load_optimizer_state(optimizer, model, state, path):
     Raises UserError if it is not the state of every trained parameter, and of no other.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    if all(parameter.dtype == paddle.float32 for parameter in trained.values()):  # the state may be of AMP O2
+        state = {key.replace(f"{_MASTER_NAME}_", ""): state[key] for key in state if not key.endswith(f"/{_MASTER}")}
     expected = {f"{name}/{slot}": name for name, parameter in trained.items() for slot in _slots(parameter)}
-    if not isinstance(state, dict) or set(state) != set(expected):
+    if set(state) != set(expected):
         raise UserError(f"{path} holds no AdamW state of the {len(trained)} trained tensors of this model")
     own, masters = {}, {}
     for key, value in state.items():

@@ -4,6 +4,7 @@ import platform
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import paddle
 import yaml
 
@@ -21,7 +22,8 @@ FREE_KEYS = {
 }  # fmt: skip
 _BATCH_KEYS = ("TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS")
 _TYPES = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "epoch": int, "images": int, "meter": dict,
-          "best_top1": float, "best_epoch": int, "scores": dict, "sizes": dict, "setting": dict}  # fmt: skip
+          "best_top1": float, "best_epoch": int, "scores": dict, "streak": np.ndarray, "validation_seconds": float,
+          "sizes": dict, "setting": dict}  # fmt: skip
 
 
 def find_state(choice, run):
@@ -87,6 +89,12 @@ def check_setting(then, now, path, force=False):
         )
     for difference in differences:
         log.warning("warning: going on with other settings (--force): %s", difference)
+    batches = [_images_per_step(yaml.safe_load(str(side.get("config"))), side) for side in (then, now)]
+    if batches[0] != batches[1] and not differences:
+        log.warning(
+            "warning: a step had %s images and has now %s: set TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS to keep them",
+            *batches,
+        )
     for key, what in (("processes", "process(es)"), ("paddle", "PaddlePaddle"), ("code", "code version")):
         if then.get(key) != now[key]:
             log.warning(

@@ -14,6 +14,8 @@ from engine.logger import log
 from errors import UserError
 from files import atomic_path, check_writable, flush_to_disk, naming, remove_temporary_files, shown, write_text
 
+_GIVEN_UP = ".old"  # ends the name of a state that a resumed run has left behind
+
 
 class RunFolder:
     """Where a run keeps its files.
@@ -65,8 +67,17 @@ class RunFolder:
                 os.replace(self._kept(number), self._kept(number + 1))
         os.replace(new, self.latest)
         flush_to_disk(self.folder)
-        for path in self.states()[self.keep :]:
+        for path in [*self.states()[self.keep :], *self.folder.glob(f"latest*{_GIVEN_UP}")]:
             path.unlink()
+
+    def _make_latest(self, path):
+        """Put a state of this folder before all others; newer ones, damaged or given up, stay until the next save."""
+        names = [state.name for state in self.states()]
+        for newer in names[: names.index(path.name)] if path.name in names else names:
+            os.replace(self.folder / newer, self.folder / f"{newer}{_GIVEN_UP}")
+        if path.resolve() != self.latest.resolve():
+            with atomic_path(self.latest) as temporary:
+                shutil.copyfile(path, temporary)
 
     def begin(self, cfg, classes):
         """Make the folder that of a new run, with its merged config and class list.
@@ -116,9 +127,7 @@ class RunFolder:
         """
         origin = path.resolve().parent
         if origin == self.folder.resolve():
-            names = [state.name for state in self.states()]
-            for newer in names[: names.index(path.name)] if path.name in names else ():
-                (self.folder / newer).unlink()  # damaged, or given up by --resume FILE
+            self._make_latest(path)
             self.write_header(cfg, classes)
         else:
             self.move_earlier_logs_aside()

@@ -1,5 +1,6 @@
 """One step of training, and all that it changes: model, moving average, optimizer, loss scale."""
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from engine import checkpoint, parallel
 from engine.build import build_model
 from engine.ema import ModelEma
 from engine.losses import LabelSmoothingCrossEntropy
-from engine.optimizer import build_optimizer, float32_weights, load_optimizer_state, optimizer_state
+from engine.optimizer import build_optimizer, load_optimizer_state, optimizer_state
 from engine.precision import MixedPrecision
 
 
@@ -38,6 +39,8 @@ class TrainStep:
         self.ema = ModelEma(self.model, train.EMA_DECAY) if train.EMA_DECAY else None
         self.optimizer = build_optimizer(self.model, train)
         self.precision = MixedPrecision(train)
+        # Under O2 the model's weights lose bits: this one keeps the frozen ones, and is what is validated.
+        self.float32_model = copy.deepcopy(self.model) if self.precision.level == "O2" else self.model
         self.precision.decorate(self.model, self.optimizer)
         self.parallel_model = parallel.data_parallel(self.model)
         self.trained = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
@@ -91,16 +94,28 @@ class TrainStep:
         scaler.update()
         optimizer.clear_grad()
         if self.ema:
-            self.ema.update(float32_weights(self.model, optimizer), ok)
+            self.ema.update(self._float32_weights(), ok)
         return norm, ok
 
+    def _float32_weights(self):
+        """State dict of the trained model; under O2 the float32 copies that the optimizer keeps."""
+        if self.float32_model is self.model:
+            return self.model.state_dict()
+        copies, frozen = self.optimizer._master_weights, self.float32_model.state_dict()
+        return {name: copies.get(tensor.name, frozen[name]) for name, tensor in self.model.state_dict().items()}
+
+    @paddle.no_grad()
     def models(self):
-        """{"raw": the trained model, "ema": its moving average, if there is one}."""
-        return {"raw": self.model, "ema": self.ema.model} if self.ema else {"raw": self.model}
+        """{"raw": the trained model, "ema": its moving average, if there is one}, both in float32."""
+        if self.float32_model is not self.model:
+            weights = self._float32_weights()
+            for name, tensor in self.float32_model.state_dict().items():
+                tensor.set_value(weights[name])
+        return {"raw": self.float32_model, "ema": self.ema.model} if self.ema else {"raw": self.float32_model}
 
     def weights(self, which):
-        """Float32 state dict of one of `models`."""
-        return float32_weights(self.models()[which], self.optimizer)
+        """State dict of one of `models`."""
+        return self._float32_weights() if which == "raw" else self.ema.model.state_dict()
 
     def state(self):
         """All of it, in dicts of tensors and numbers."""
@@ -113,7 +128,8 @@ class TrainStep:
 
     def load_state(self, state, path):
         """Undo `state`, whose tensors are arrays now, as `checkpoint.read` gave them from `path`."""
-        checkpoint.load_state(self.model, state["model"], path)
+        for model in {self.model, self.float32_model}:
+            checkpoint.load_state(model, state["model"], path)
         if self.ema:
             # A run that had none starts its average here.
             checkpoint.load_state(self.ema.model, state["ema"] or state["model"], path)
@@ -123,9 +139,8 @@ class TrainStep:
 
     def start_from(self, path):
         """Begin with the weights of a file."""
-        checkpoint.load_weights(self.model, path)
-        if self.ema:
-            checkpoint.load_weights(self.ema.model, path)
+        for model in {self.model, *self.models().values()}:
+            checkpoint.load_weights(model, path)
 
 
 def _seed_dropout(numbers):

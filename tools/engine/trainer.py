@@ -5,6 +5,7 @@ import math
 import platform
 import time
 
+import numpy as np
 import paddle
 
 from data.loader import Loader
@@ -17,6 +18,7 @@ from engine.scalars import Scalars
 from engine.scheduler import learning_rate, total_epochs
 from engine.train_step import TrainStep
 from engine.watch import GO_ON, STOP_FOR_SIGNAL, STOP_FOR_TIME
+from errors import UserError
 from files import shown
 
 
@@ -52,6 +54,7 @@ class Trainer:
         self.best_top1, self.best_epoch = -1.0, 0
         self.scores = {}  # top-1 of the last validation, by models()
         self.validation_seconds = 0.0
+        self.streak = paddle.zeros([])  # steps in a row that were not finite
 
     # --- Begin ---
 
@@ -65,6 +68,7 @@ class Trainer:
         self.train_step.load_state(state, path)
         self.epoch, self.images = state["epoch"], state["images"]
         self.best_top1, self.best_epoch, self.scores = state["best_top1"], state["best_epoch"], state["scores"]
+        self.streak, self.validation_seconds = paddle.to_tensor(state["streak"]), state["validation_seconds"]
         if state["meter"]:
             self.meter = self._new_meter(state["meter"]["step"])
             self.meter.load_state(state["meter"])
@@ -74,7 +78,7 @@ class Trainer:
     def _new_meter(self, steps_done=0):
         steps = steps_done + self.train_loader.steps(self.images)
         lr = learning_rate(self.epoch, self.cfg.TRAIN)
-        return EpochMeter(self.cfg, self.epoch, self.total_epochs, steps, lr, self.scalars)
+        return EpochMeter(self.cfg, self.epoch, self.total_epochs, steps, lr, self.scalars, self.streak)
 
     # --- Train ---
 
@@ -93,12 +97,10 @@ class Trainer:
             self._train_epoch()
             scores = self._validate()
             self._end_epoch(scores)
+        best = f"best {self.cfg.DATA.NAME} val acc {self.best_top1:.4f} at epoch {self.best_epoch}"
         log.info(
-            "done: best %s val acc %.4f at epoch %d in %s; latest %s in %s",
-            self.cfg.DATA.NAME,
-            self.best_top1,
-            self.best_epoch,
-            shown(self.run.best),
+            "done: %s; latest %s in %s",
+            f"{best} in {shown(self.run.best)}" if self.best_epoch else "no validation had a finite loss",
             ", ".join(f"{which} {top1:.4f}" for which, top1 in self.scores.items()),
             shown(self.run.latest),
         )
@@ -116,6 +118,7 @@ class Trainer:
             result = self.train_step(step_batches, self.meter.lr, self.epoch, self.meter.step)
             self.images += self.train_loader.order.images_per_step
             self.meter.step_done(result)
+            self.streak = self.meter.streak
             wish = self.watch.after_step()
             if wish != GO_ON:
                 self._save()
@@ -126,6 +129,8 @@ class Trainer:
         """{"raw": Scores, "ema": Scores}; {} in an epoch without validation."""
         if (self.epoch + 1) % self.cfg.VAL.EVERY and self.epoch + 1 < self.total_epochs:
             return {}
+        if parallel.world_size() > 1:
+            self._save()  # a validation of several processes cannot be cut short
         wish = self.watch.before_validation(self.validation_seconds)
         if wish in (STOP_FOR_TIME, STOP_FOR_SIGNAL):
             self._save()
@@ -176,34 +181,51 @@ class Trainer:
             self.begun = True
 
     def _save(self):
-        """Write all that the rest of the run needs; to be called in every process."""
+        """Write all that the rest of the run needs; to be called in every process.
+
+        Not while steps fail: the last state stays what it is.
+        """
         start = time.monotonic()
         meter = self.meter.state() if self.meter else {}
+        failing = int(self.streak.item())
+        if failing > 1:  # one alone happens when the loss scale of float16 was too high
+            log.warning("warning: not saved: the last %d steps were not finite", failing)
+            self.watch.saved(0.0)
+            return
         if parallel.is_main():
             self._begin_folder()
             self.scalars.flush()
-            self.run.save_state(
-                {
-                    **self.train_step.state(),
-                    "epoch": self.epoch,
-                    "images": self.images,
-                    "meter": meter,
-                    "best_top1": self.best_top1,
-                    "best_epoch": self.best_epoch,
-                    "scores": self.scores,
-                    "sizes": self.run.sizes(),
-                    "setting": self.setting,
-                }
-            )
+            self.run.save_state(self._state(meter))
         self.saved = self._position()
         self.watch.saved(time.monotonic() - start)
+
+    def _state(self, meter):
+        state = {
+            **self.train_step.state(),
+            "epoch": self.epoch,
+            "images": self.images,
+            "meter": meter,
+            "best_top1": self.best_top1,
+            "best_epoch": self.best_epoch,
+            "scores": self.scores,
+            "streak": self.streak,
+            "validation_seconds": self.validation_seconds,
+            "sizes": self.run.sizes(),
+            "setting": self.setting,
+        }
+        broken = [name for name, value in state["model"].items() if not np.isfinite(value.numpy()).all()]
+        if broken:
+            raise UserError(f"weights are not finite any more ({broken[0]}); a lower TRAIN.BASE_LR may help")
+        return state
 
     def _position(self):
         within = f" and {self.meter.step} steps" if self.meter else ""
         return f"{self.epoch} epochs{within}"
 
     def _stop(self, wish):
-        raise Stopped(f"stopped by {self.watch.reason(wish)} after {self.saved}, saved in {shown(self.run.latest)}")
+        latest, position = shown(self.run.latest), self._position()
+        kept = f", saved in {latest}" if self.saved == position else f"; {latest} holds {self.saved}"
+        raise Stopped(f"stopped by {self.watch.reason(wish)} after {position}{kept}")
 
     def how_to_continue(self):
         """What is safe if the run ends now, in words."""
