@@ -34,12 +34,24 @@ def evaluate(model, loader, cfg, log_every=None, must_stop=None):
     """
     was_training = model.training
     model.eval()
-    normalize = Normalize(cfg)
-    totals = paddle.zeros([4], dtype="float64")  # loss, correct at 1, correct at 5, images
+    try:
+        totals = _totals(model, loader, Normalize(cfg), log_every, must_stop)
+    finally:
+        if was_training:
+            model.train()
+    if totals is None:
+        return None
+    loss, top1, top5, count = sum_over_processes(totals).tolist()
+    return Scores(loss / count, top1 / count, top5 / count, int(count))
+
+
+def _totals(model, loader, normalize, log_every, must_stop):
+    """Sums over this process's images: loss, correct at 1, correct at 5, images; None if it must stop."""
+    totals = paddle.zeros([4], dtype="float64")
     read_time, start = 0.0, time.perf_counter()
     for step, (images, labels) in enumerate(progress_bar(loader.epoch(0), total=len(loader), desc="val"), start=1):
         if must_stop and must_stop():
-            break
+            return None
         read_time += time.perf_counter() - start
         totals += _batch_totals(model(normalize(images)), labels)
         if log_every and (step % log_every == 0 or step == len(loader)):
@@ -47,14 +59,7 @@ def evaluate(model, loader, cfg, log_every=None, must_stop=None):
             log.info("Step [%d/%d], acc: %.4f, read_time: %.4f", step, len(loader), top1 / count, read_time)
             read_time = 0.0
         start = time.perf_counter()
-    else:
-        must_stop = None
-    if was_training:
-        model.train()
-    if must_stop:
-        return None
-    loss, top1, top5, count = sum_over_processes(totals).tolist()
-    return Scores(loss / count, top1 / count, top5 / count, int(count))
+    return totals
 
 
 def _batch_totals(logits, labels):

@@ -91,7 +91,7 @@ class Trainer:
             OSError: a file cannot be written.
         """
         self._log_summary()
-        if self.epoch == self.total_epochs:
+        if self.epoch >= self.total_epochs:
             log.info("all %d epochs are done; --resume none trains anew", self.total_epochs)
         while self.epoch < self.total_epochs:
             self._train_epoch()
@@ -129,11 +129,11 @@ class Trainer:
         """{"raw": Scores, "ema": Scores}; {} in an epoch without validation."""
         if (self.epoch + 1) % self.cfg.VAL.EVERY and self.epoch + 1 < self.total_epochs:
             return {}
-        if parallel.world_size() > 1:
-            self._save()  # a validation of several processes cannot be cut short
         wish = self.watch.before_validation(self.validation_seconds)
-        if wish in (STOP_FOR_TIME, STOP_FOR_SIGNAL):
+        stop = wish in (STOP_FOR_TIME, STOP_FOR_SIGNAL)
+        if stop or parallel.world_size() > 1:  # a validation of several processes cannot be cut short
             self._save()
+        if stop:
             self._stop(wish)
         start, scores = time.monotonic(), {}
         # Several processes would have to agree on it in the middle; they finish the validation.
