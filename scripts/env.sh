@@ -70,8 +70,8 @@ _t2t_env() {
 }
 
 # t2t_tool NAME [CONFIG.yaml] [OPTION...]: run tools/NAME.py, on the cards that GPUS names ("0,1,2,3") if it is set, and
-# together with other machines, each of which is given the same command, if NNODES (how many) and MASTER (HOST:PORT of
-# the first) are set.
+# together with other machines, each of which is given the same command, if NNODES (how many), MASTER (HOST:PORT of
+# the first) and NODE_RANK (0 on the first, 1, 2, ... on the others) are set.
 t2t_tool() {
   local tool="$T2T_ROOT/tools/$1.py" config=()
   shift
@@ -84,14 +84,14 @@ t2t_tool() {
     echo "error: GPUS is $GPUS but nvidia-smi finds no GPU here" >&2
     return 1
   fi
-  if [[ -n ${NNODES:-} && -z ${MASTER:-} ]]; then
-    echo "error: NNODES is $NNODES but MASTER is not set: HOST:PORT of the first machine, the same on all" >&2
+  if [[ -n ${NNODES:-} && ( -z ${MASTER:-} || -z ${NODE_RANK:-} ) ]]; then
+    echo "error: NNODES is $NNODES: set MASTER to HOST:PORT of the first machine, and NODE_RANK to 0 on it, 1, 2, ... on the others" >&2
     return 1
   fi
   if [[ -n ${GPUS:-}${NNODES:-} ]]; then
     launcher=(-m paddle.distributed.launch --log_dir "$T2T_ROOT/log/launch")
     [[ -z ${GPUS:-} ]] || launcher+=(--gpus "$GPUS")
-    [[ -z ${NNODES:-} ]] || launcher+=(--nnodes "$NNODES" --master "$MASTER")
+    [[ -z ${NNODES:-} ]] || launcher+=(--nnodes "$NNODES" --master "$MASTER" --rank "$NODE_RANK")
   fi
   # exec: a signal to the script is one to Python. Before bash 4.4, set -u calls an empty array unbound.
   exec python ${launcher[@]+"${launcher[@]}"} "$tool" ${config[@]+"${config[@]}"} "$@"

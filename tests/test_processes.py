@@ -222,6 +222,33 @@ def test_killed_process_stops_all_and_the_run_resumes(tmp_path):
     assert first.groups() == (str(epoch + 1), str(step + 1), str(step + left))
 
 
+def test_other_settings_on_one_machine_stop_all(tmp_path):
+    master = f"127.0.0.1:{free_port()}"
+    words = ["--device", "cpu", "--output", tmp_path, *LONG, "SEED"]
+    launch = ["--nnodes", 2, "--master", master, "--nproc_per_node", 1, "--rank"]
+    nodes = [start(tmp_path / f"launch{node}", ROOT / "tools/train.py", *words, node, launch=(*launch, node))
+             for node in (0, 1)]  # fmt: skip
+    for node in nodes:
+        assert node.wait(60) != 0
+    told = "error: rank 1 has other settings than rank 0: SEED was 0, is 1"
+    assert told in (tmp_path / "launch1/launcher.txt").read_text()
+    assert "rank 1 of 2: rank 1 has other settings" in (tmp_path / "launch0/launcher.txt").read_text()
+
+
+def test_start_that_fails_in_the_main_process_is_no_traceback_elsewhere(tmp_path):
+    master = f"127.0.0.1:{free_port()}"
+    launch = ["--nnodes", 2, "--master", master, "--nproc_per_node", 1, "--rank"]
+    nodes = []
+    for node, data in enumerate([tmp_path / "absent", ROOT / "lit_data"]):
+        words = ["--device", "cpu", "--output", tmp_path, *LONG, "--data-path", data]
+        nodes.append(start(tmp_path / f"launch{node}", ROOT / "tools/train.py", *words, launch=(*launch, node)))
+    for node in nodes:
+        assert node.wait(60) != 0
+    assert f"error: data folder {tmp_path}/absent not found" in (tmp_path / "launch0/launcher.txt").read_text()
+    other = (tmp_path / "launch1/workerlog.0").read_text()
+    assert "error: the main process has stopped; its log has the reason" in other and "Traceback" not in other
+
+
 def test_lost_machine_stops_the_others(tmp_path):
     launchers = start_nodes(tmp_path, "--batch-size", 32, *LONG)
     log = tmp_path / "node0/lit_data.log"

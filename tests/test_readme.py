@@ -61,7 +61,7 @@ def test_command_runs(line, place):
     line = line.replace("$SAMPLE", "/path/to/imagenet").replace("output/memorise", f"{place}/output/memorise")
     line = re.sub(r"/path/to/(\S+)", rf"{place}/\1", line)
     line = re.sub(r"\b(picture.png|photo.jpg|predictions.json)", rf"{place}/\1", line)
-    line = re.sub(r"^(NNODES=\S+ MASTER=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
+    line = re.sub(r"^(NNODES=\S+ MASTER=\S+ NODE_RANK=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
     if "imagenet" in line or "t2t_vit" in line:
         tiny = TINY if "train" in line.split()[1] else "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0"
         line += f" --output {place}/output {tiny}" if "memorise/" not in line else ""

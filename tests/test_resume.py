@@ -218,6 +218,24 @@ def test_damaged_state_is_noticed_and_the_one_before_used(left_alone, tmp_path):
                      the_only_error(run(output, "TRAIN.EPOCHS", 6, status=1).stderr))  # fmt: skip
 
 
+def test_lost_lines_and_a_lost_best_file_are_told(left_alone, tmp_path):
+    shutil.copytree(left_alone[0], tmp_path / "lit_data")
+    folder = tmp_path / "lit_data"
+    (folder / "best.pdparams").unlink()
+    first, rest = (folder / "metrics.jsonl").read_text().split("\n", 1)
+    (folder / "metrics.jsonl").write_text(first + "\n" + rest[:50])
+    done = run(tmp_path, "TRAIN.EPOCHS", 6, "TRAIN.KEEP", 3, "--resume", folder / "latest.2.pdparams")
+    assert f"warning: {folder}/metrics.jsonl has lost lines" in done.stderr
+    assert f"warning: {folder}/best.pdparams is missing" in done.stderr
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 6]
+
+
+def test_log_every_changes_nothing_but_the_log(left_alone, tmp_path):
+    run(tmp_path, "TRAIN.EPOCHS", 6, "TRAIN.LOG_EVERY", 22)
+    assert (tmp_path / "lit_data/metrics.jsonl").read_bytes() == (left_alone[0] / "metrics.jsonl").read_bytes()
+
+
 def test_going_back_to_an_earlier_state_is_exact_too(left_alone, tmp_path):
     shutil.copytree(left_alone[0], tmp_path / "lit_data")
     earlier = tmp_path / "lit_data/latest.2.pdparams"
@@ -351,8 +369,9 @@ def test_run_that_fails_before_it_saves_leaves_the_earlier_one_in_place(short_ru
     shutil.copytree(short_run, output)
     done = run(output, "TRAIN.EPOCHS", 2, "--resume", "none", "TRAIN.BASE_LR", 1e38, "TRAIN.WARMUP_EPOCHS", 0, status=1)
     assert done.stderr.rstrip().endswith("nothing was saved yet")
-    for path in (short_run / "lit_data").iterdir():
-        assert (output / "lit_data" / path.name).read_bytes() == path.read_bytes()
+    for path in short_run.rglob("*"):
+        assert path.is_dir() or (output / path.relative_to(short_run)).read_bytes() == path.read_bytes()
+    assert "error: " in (output / "lit_data.new.log").read_text()
 
 
 def test_state_of_another_folder_brings_its_best_along(short_run, tmp_path):
@@ -388,6 +407,12 @@ def test_wrong_states_are_named(short_run, tmp_path, change, message):
     words = [*map(str, SMALL), "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
     line = error_line("train", "--output", tmp_path / "run", "--resume", tmp_path / "wrong.pdparams", *words)
     assert re.search(message, line)
+
+
+@pytest.mark.parametrize("choice", ["absent.pdparams", str(ROOT)])
+def test_state_that_is_no_file_is_named(tmp_path, choice):
+    line = error_line("train", "--output", tmp_path, "--resume", choice)
+    assert line == f"error: --resume {choice}: no such file; give a latest.pdparams, auto or none"
 
 
 def test_weights_are_no_state(short_run, tmp_path):

@@ -170,6 +170,7 @@ def test_room_for_the_save_is_measured(monkeypatch):
 
     now = [1000.0]
     monkeypatch.setattr(engine.watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(engine.watch, "_EXIT_SECONDS", 0.0)
     watch = Watch(lit_config(("TRAIN.TIME_LIMIT", "10m"), ("TRAIN.SAVE_MINUTES", "3.0")).TRAIN, started=900.0)
 
     def after(seconds):
@@ -223,12 +224,14 @@ def test_visualdl_curves_hold_each_step_once(tmp_path):
 
 @pytest.mark.parametrize("epochs, told", [(1, "0.8"), (40, None)])
 def test_short_run_is_told_of_its_average(epochs, told, tmp_path, caplog):
+    from engine.resume import setting
     from engine.run_folder import RunFolder
     from engine.trainer import Trainer
 
     pairs = [("TRAIN.EPOCHS", str(epochs)), ("TRAIN.WARMUP_EPOCHS", "0"), ("TRAIN.COOLDOWN_EPOCHS", "0")]
     cfg = lit_config(("TRAIN.BATCH_SIZE", "64"), ("TRAIN.EMA_DECAY", "0.99"), ("OUTPUT", str(tmp_path)), *pairs)
-    Trainer(cfg, *load_data(cfg), RunFolder(cfg), Watch(cfg.TRAIN, 0.0))._log_summary()
+    classes, splits = load_data(cfg)
+    Trainer(cfg, classes, splits, RunFolder(cfg), Watch(cfg.TRAIN, 0.0), setting(cfg, splits))._log_summary()
     warnings = [record.getMessage() for record in caplog.records if "EMA_DECAY" in record.getMessage()]
     assert bool(warnings) == bool(told)
     assert not told or f"set TRAIN.EMA_DECAY {told} or VAL.BEST raw" in warnings[0]

@@ -41,19 +41,19 @@ def common_parser(description, batch_size_key):
     parser = argparse.ArgumentParser(description=description, epilog=_EPILOG)
     parser.add_argument(
         "--config",
-        type=_not_empty,
+        type=not_empty,
         metavar="FILE",
         help=f"YAML config; default: config.yaml beside --pretrained, else {_DEFAULT_CONFIG}",
     )
     parser.add_argument(
-        "--data-path", type=_not_empty, metavar="DIR", help="data set folder with train/ and val/ (DATA.PATH)"
+        "--data-path", type=not_empty, metavar="DIR", help="data set folder with train/ and val/ (DATA.PATH)"
     )
     parser.add_argument("--batch-size", metavar="N", help=f"images per process and step ({batch_size_key})")
     parser.add_argument(
-        "--output", type=_not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)"
+        "--output", type=not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)"
     )
     parser.add_argument(
-        "--pretrained", type=_not_empty, metavar="FILE", help="weights, a .pdparams file (MODEL.PRETRAINED)"
+        "--pretrained", type=not_empty, metavar="FILE", help="weights, a .pdparams file (MODEL.PRETRAINED)"
     )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
@@ -62,7 +62,8 @@ def common_parser(description, batch_size_key):
     return parser
 
 
-def _not_empty(value):
+def not_empty(value):
+    """Type of an option whose value may not be the empty string."""
     if not value:
         raise argparse.ArgumentTypeError("is empty")
     return value
@@ -73,6 +74,9 @@ def run(main, parser, argv=None, split_images=None):
 
     `split_images` divides the words that are no options into (args.images, KEY VALUE words).
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     args = parser.parse_intermixed_args(argv)
@@ -161,7 +165,9 @@ def import_paddle(device):
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            import paddle  # noqa: F401
+            import paddle
+
+        paddle.disable_signal_handler()  # which prints a C++ trace at SIGTERM
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 

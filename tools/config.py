@@ -76,7 +76,7 @@ _C.TRAIN.CLIP_NORM = 0.0  # largest norm of all gradients together; 0.0 = not cl
 _C.TRAIN.EMA_DECAY = 0.99996  # per step, of the moving average of the weights; 0.0 = no average
 _C.TRAIN.AMP = ""  # mixed precision on a GPU: O1 (per operation), O2 (weights too, with a float32 copy); "" = float32
 _C.TRAIN.AMP_DTYPE = "float16"  # float16 (with dynamic loss scaling) or bfloat16
-_C.TRAIN.MAX_BAD_STEPS = 10  # steps in a row with a loss or gradient that is not finite after which the run stops
+_C.TRAIN.MAX_BAD_STEPS = 10  # steps in a row that are not finite after which the run stops, at its next log line
 _C.TRAIN.LOG_EVERY = 50  # steps between two log lines
 _C.TRAIN.SAVE_MINUTES = 10.0  # between two saves within an epoch; 0.0 = only after each epoch
 _C.TRAIN.KEEP = 2  # states kept: latest.pdparams and KEEP - 1 before it

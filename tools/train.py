@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from cli import common_parser, run
+from cli import common_parser, not_empty, run
 
 
 def main(args, cfg):
@@ -45,20 +45,25 @@ def _prepare(args, cfg, watch):
     from config import resolve
     from data.dataset import load_data
     from engine import parallel
-    from engine.logger import log_to_file
-    from engine.resume import check_setting, find_state
+    from engine.logger import log, log_to_file
+    from engine.resume import check_same_everywhere, check_setting, find_state, setting
     from engine.run_folder import RunFolder
     from engine.trainer import Trainer
+    from files import shown
 
     folder = RunFolder(cfg)
     path = state = None
     if parallel.is_main():  # the others may run on a machine without these files
+        if folder.folder.exists():
+            folder.lock()
         path, state = find_state(args.resume, folder)
     path, state = parallel.from_main((path, state))
     classes, splits = load_data(cfg)
-    trainer = Trainer(cfg, classes, splits, folder, watch)
+    now = setting(cfg, splits)
+    check_same_everywhere(now)
+    trainer = Trainer(cfg, classes, splits, folder, watch, now)
     if state:
-        check_setting(state["setting"], trainer.setting, path, args.force)
+        check_setting(state["setting"], now, path, args.force)
         trainer.resume(path, state)
     elif cfg.MODEL.PRETRAINED:
         trainer.start_from(resolve(cfg.MODEL.PRETRAINED))
@@ -66,10 +71,10 @@ def _prepare(args, cfg, watch):
         folder.lock()
         if state:
             folder.continue_from(path, state["sizes"], cfg, classes)
-        else:
-            folder.move_earlier_logs_aside()
-        log_to_file(folder.log)
-        trainer.scalars.open(folder.scalars)
+            trainer.scalars.open(folder.scalars)
+            if trainer.best_epoch and not folder.best.is_file():
+                log.warning("warning: %s is missing; the next better validation writes it again", shown(folder.best))
+        log_to_file(folder.log if state else folder.log_until_begun())
     parallel.barrier()
     return trainer
 
@@ -91,6 +96,7 @@ def parser():
     parser = common_parser("Train a model.", batch_size_key="TRAIN.BATCH_SIZE")
     parser.add_argument(
         "--resume",
+        type=not_empty,
         metavar="auto|none|FILE",
         default="auto",
         help="auto (default): go on from the latest state of the run folder, if it has one; none: start anew and move "

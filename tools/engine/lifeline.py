@@ -56,7 +56,10 @@ class Lifeline:
     def __exit__(self, kind, error, _traceback):
         if parallel.world_size() == 1:
             return
+        is_fault = error is not None and not isinstance(error, (UserError, OSError, KeyboardInterrupt))
         if not parallel.is_main():
+            if is_fault:  # or a collective operation that failed because the main process is gone, which ends this one
+                time.sleep(_LAST_WORD_SECONDS)
             self._done.set()
             self._send({"done": True} if error is None else {"reason": one_line(error)})
             if error is not None:
@@ -67,8 +70,7 @@ class Lifeline:
         if error is None:
             for thread in self._links:
                 thread.join(_WAIT_SECONDS)
-        elif not isinstance(error, (UserError, OSError, KeyboardInterrupt)):
-            # A collective operation that failed, perhaps: who failed first then ends this process meanwhile.
+        elif is_fault:  # or a collective operation that failed: who failed first then ends this process meanwhile
             time.sleep(_LAST_WORD_SECONDS)
         self._done.set()
 

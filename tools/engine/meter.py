@@ -35,7 +35,8 @@ class EpochMeter:
         self.cfg, self.epoch, self.total_epochs, self.steps, self.lr = cfg, epoch, total_epochs, steps, lr
         self.scalars = scalars
         self.step = 0
-        self.epoch_sums = np.zeros(len(_SUMS))
+        self.sums = paddle.zeros([len(_SUMS)], dtype="float64")  # of this epoch, of this process
+        self.logged = np.zeros(len(_SUMS))  # of all processes, up to the last line
         self.seconds = self.read_seconds = 0.0  # of earlier parts of this epoch, and of windows that are logged
         self.streak = streak
         self._own = paddle.to_tensor([1.0] * _OWN + [float(parallel.is_main())] * (len(_SUMS) - _OWN))
@@ -43,7 +44,6 @@ class EpochMeter:
         self.mark = time.perf_counter()
 
     def _start_window(self):
-        self.sums = paddle.zeros([len(_SUMS)])  # since the last line
         self.worst_streak = self.streak
         self.window_steps, self.window_images, self.read_time, self.train_time = 0, 0, 0.0, 0.0
 
@@ -62,7 +62,7 @@ class EpochMeter:
         images, one, zero = paddle.full([], float(result.images)), paddle.ones([]), paddle.zeros([])
         good = paddle.stack([result.loss * images, result.correct, images, one, zero, result.gradient_norm])
         bad = paddle.stack([zero, zero, zero, zero, one, zero])
-        self.sums += self._own * paddle.where(result.ok, good, bad)
+        self.sums += (self._own * paddle.where(result.ok, good, bad)).astype("float64")
         self.streak = paddle.where(result.ok, zero, self.streak + 1)
         self.worst_streak = paddle.maximum(self.worst_streak, self.streak)
         self.step += 1
@@ -76,14 +76,13 @@ class EpochMeter:
 
     def _log_line(self):
         # Waits for the device; all processes see the same sums, so that none stops alone.
-        sums = np.array(parallel.sum_over_processes(self.sums.astype("float64")).tolist())
+        sums = np.array(parallel.sum_over_processes(self.sums.clone()).tolist())
+        means, self.logged = _means(sums - self.logged), sums
         streak = int(self.worst_streak.item())
         self.train_time += time.perf_counter() - self.mark
         self.mark = time.perf_counter()
-        self.epoch_sums += sums
         self.seconds += self.read_time + self.train_time
         self.read_seconds += self.read_time
-        means = _means(sums)
         step_time = (self.read_time + self.train_time) / self.window_steps
         images_per_second = self.window_images / (self.read_time + self.train_time)
         steps_left = (self.total_epochs - self.epoch) * self.steps - self.step
@@ -124,7 +123,7 @@ class EpochMeter:
 
     def rows(self):
         """Log the epoch's line; (row of metrics.jsonl, the same in every run, and row of times.jsonl)."""
-        means = _means(self.epoch_sums)
+        means = _means(self.logged)
         log.info(
             "Epoch [%d/%d], avg_Loss: %.4f, avg_acc: %.4f",
             self.epoch + 1,
@@ -154,7 +153,7 @@ class EpochMeter:
         """All that the rest of the epoch needs; to be called in every process."""
         return {
             "step": self.step,
-            "epoch_sums": self.epoch_sums,
+            "logged": self.logged,
             "sums": parallel.gather(self.sums),  # (world_size, 6)
             "worst_streak": self.worst_streak,
             "window_steps": self.window_steps,
@@ -173,7 +172,7 @@ class EpochMeter:
         else:
             own = sums.sum(0) if parallel.is_main() else np.zeros_like(sums[0])
         self.sums = paddle.to_tensor(own)
-        self.epoch_sums = state["epoch_sums"].copy()
+        self.logged = state["logged"]
         self.worst_streak = paddle.to_tensor(state["worst_streak"])
         for key in ("step", "window_steps", "window_images", "read_time", "train_time", "seconds", "read_seconds"):
             setattr(self, key, state[key])

@@ -34,6 +34,8 @@ def find_state(choice, run):
     if choice == "none":
         return None, None
     if choice != "auto":
+        if not Path(choice).is_file():
+            raise UserError(f"--resume {choice}: no such file; give a latest.pdparams, auto or none")
         return Path(choice), _read(Path(choice))
     paths = run.states()
     for path in paths:
@@ -50,16 +52,16 @@ def _read(path):
     state = checkpoint.read(path)
     wrong = [key for key, kind in _TYPES.items() if not isinstance(state.get(key), kind)]
     if wrong:
-        raise UserError(f"{path} holds no training state to resume (no {', '.join(wrong)}); give a latest.pdparams")
+        raise UserError(f"{path} holds no training state to resume (no {', '.join(wrong[:3])}); give a latest.pdparams")
     return state
 
 
-def setting(cfg, num_train, num_val):
+def setting(cfg, splits):
     """What a state says of the run that wrote it."""
     return {
         "config": cfg.dump(),
-        "train_images": num_train,
-        "val_images": num_val,
+        "train_images": len(splits["train"]),
+        "val_images": len(splits["val"]),
         "processes": parallel.world_size(),
         "paddle": paddle.__version__,
         "python": platform.python_version(),
@@ -89,6 +91,9 @@ def check_setting(then, now, path, force=False):
         )
     for difference in differences:
         log.warning("warning: going on with other settings (--force): %s", difference)
+    split = [[_value(yaml.safe_load(str(side.get("config"))), key) for key in _BATCH_KEYS] for side in (then, now)]
+    if split[0] != split[1]:
+        log.warning("warning: %s were %s and are now %s: no longer bit-exact", " and ".join(_BATCH_KEYS), *split)
     batches = [_images_per_step(yaml.safe_load(str(side.get("config"))), side) for side in (then, now)]
     if batches[0] != batches[1] and not differences:
         log.warning(
@@ -103,6 +108,13 @@ def check_setting(then, now, path, force=False):
                 then.get(key) or "unknown",
                 now[key] or "unknown",
             )
+
+
+def check_same_everywhere(setting):
+    """Raise UserError in a process whose settings are not those of the main one."""
+    differences = _differences(parallel.from_main(setting), setting)
+    if differences:
+        raise UserError(f"rank {parallel.rank()} has other settings than rank 0: {'; '.join(differences)}")
 
 
 def _differences(then, now):

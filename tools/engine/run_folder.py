@@ -40,6 +40,10 @@ class RunFolder:
 
         Raises UserError if one does already, OSError if the folder cannot be written.
         """
+        if hasattr(self, "_lock"):
+            return
+        if self.folder.parent.exists() and not self.folder.parent.is_dir():
+            raise UserError(f"{self.folder.parent} is no folder (--output, OUTPUT)")
         path = self.folder.with_name(f".{self.folder.name}.lock")
         check_writable(path)
         if self.folder.exists():
@@ -79,8 +83,14 @@ class RunFolder:
             with atomic_path(self.latest) as temporary:
                 shutil.copyfile(path, temporary)
 
+    def log_until_begun(self):
+        """Where a new run logs until it begins: beside the log of an earlier run, if there is one."""
+        path = self.log.with_name(f"{self.folder.name}.new.log") if self.log.exists() else self.log
+        path.unlink(missing_ok=True)
+        return path
+
     def begin(self, cfg, classes):
-        """Make the folder that of a new run, with its merged config and class list.
+        """Make folder and log those of a new run, with its merged config and class list.
 
         Called at the first save, so that a run that fails before leaves the earlier one where it is: that one is
         renamed to the next free number.
@@ -89,13 +99,13 @@ class RunFolder:
             target = _free_name(self.folder)
             os.replace(self.folder, target)
             log.info("an earlier run was moved to %s", shown(target))
-        self.write_header(cfg, classes)
-
-    def move_earlier_logs_aside(self):
-        """Rename the log and the curves of an earlier run to the next free number."""
-        for path in (self.log, self.scalars):
+        new_log = self.log.with_name(f"{self.folder.name}.new.log")
+        for path in (self.log, self.scalars) if new_log.exists() else (self.scalars,):
             if path.exists():
                 os.replace(path, _free_name(path))
+        if new_log.exists():
+            os.replace(new_log, self.log)
+        self.write_header(cfg, classes)
 
     def write_header(self, cfg, classes):
         """Write the merged config and the class list."""
@@ -130,15 +140,19 @@ class RunFolder:
             self._make_latest(path)
             self.write_header(cfg, classes)
         else:
-            self.move_earlier_logs_aside()
+            if self.log.exists():
+                os.replace(self.log, _free_name(self.log))
             self.begin(cfg, classes)
             for target in (self.best, self.metrics, self.times):
                 if (origin / target.name).is_file():
                     with atomic_path(target) as temporary:
                         shutil.copyfile(origin / target.name, temporary)
         for name, target in self._growing().items():
-            size = sizes.get(name)
-            if target.is_file() and size is not None and target.stat().st_size > size:
+            size, found = sizes.get(name, 0), target.stat().st_size if target.is_file() else 0
+            if found < size and target in (self.metrics, self.times):
+                log.warning("warning: %s has lost lines: %d bytes of %d are left", shown(target), found, size)
+                size = target.read_bytes().rfind(b"\n") + 1 if found else 0
+            if found > size:
                 _cut(target, size, keep=("error: ", "warning: ", "stopped by ") if name == "log" else ())
 
 

@@ -9,26 +9,39 @@ FILE_NAME = "vdlrecords.run.log"  # VisualDL continues a file of this form inste
 
 
 class Scalars:
-    """Writes numbers by step into one file of a folder; does nothing without a folder or without VisualDL."""
+    """Writes numbers by step into one file of a folder; until `open` it keeps them.
 
-    def __init__(self):
+    Args:
+        active: False for a process that writes nothing.
+    """
+
+    def __init__(self, active=True):
+        self._active = active and importlib.util.find_spec("visualdl") is not None
         self._writer = None
+        self._kept = []
 
     def open(self, folder):
         """Write to `folder` from now on, after what is there."""
-        if importlib.util.find_spec("visualdl") is None:
+        if not self._active:
             return
         with contextlib.redirect_stdout(io.StringIO()):  # it tells of the file that it continues
             from visualdl import LogWriter
 
             self._writer = LogWriter(str(folder), file_name=FILE_NAME)
+        for step, values in self._kept:
+            self.add(step, values)
+        self._kept = []
 
     def add(self, step, values):
         """Add {tag: number} at a step; what is not finite is left out."""
-        if self._writer:
-            for tag, value in values.items():
-                if value is not None and math.isfinite(value):
-                    self._writer.add_scalar(tag, value, step)
+        if not self._active:
+            return
+        if not self._writer:
+            self._kept.append((step, values))
+            return
+        for tag, value in values.items():
+            if value is not None and math.isfinite(value):
+                self._writer.add_scalar(tag, value, step)
 
     def flush(self):
         """Hand all to the operating system."""

@@ -35,18 +35,18 @@ class Trainer:
         splits: {"train": Split, "val": Split}.
         run: `RunFolder` to write to.
         watch: `Watch` that says when to save and to stop.
+        setting: `resume.setting` of this run.
     """
 
-    def __init__(self, cfg, classes, splits, run, watch):
-        self.cfg, self.classes, self.run, self.watch = cfg, classes, run, watch
+    def __init__(self, cfg, classes, splits, run, watch, setting):
+        self.cfg, self.classes, self.run, self.watch, self.setting = cfg, classes, run, watch, setting
         rank, world_size = parallel.rank(), parallel.world_size()
         self.train_loader = Loader(splits["train"], cfg, True, rank, world_size)
         self.val_loader = Loader(splits["val"], cfg, False, rank, world_size)
         paddle.seed(cfg.SEED)
         self.train_step = TrainStep(cfg)
-        self.scalars = Scalars()
+        self.scalars = Scalars(active=parallel.is_main())
         self.total_epochs = total_epochs(cfg.TRAIN)
-        self.setting = resume.setting(cfg, len(splits["train"]), len(splits["val"]))
         self.epoch = self.images = 0  # epochs done; images of the next one that are done
         self.meter = None  # EpochMeter of an epoch that has begun
         self.begun = False  # whether the run folder is this run's
@@ -67,7 +67,8 @@ class Trainer:
         """Continue from a state that `resume.find_state` found in `path`."""
         self.train_step.load_state(state, path)
         self.epoch, self.images = state["epoch"], state["images"]
-        self.best_top1, self.best_epoch, self.scores = state["best_top1"], state["best_epoch"], state["scores"]
+        self.best_top1, self.best_epoch = state["best_top1"], state["best_epoch"]
+        self.scores = {which: top1 for which, top1 in state["scores"].items() if which in self.train_step.models()}
         self.streak, self.validation_seconds = paddle.to_tensor(state["streak"]), state["validation_seconds"]
         if state["meter"]:
             self.meter = self._new_meter(state["meter"]["step"])
@@ -178,6 +179,7 @@ class Trainer:
     def _begin_folder(self):
         if not self.begun:
             self.run.begin(self.cfg, self.classes)
+            self.scalars.open(self.run.scalars)
             self.begun = True
 
     def _save(self):

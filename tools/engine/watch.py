@@ -12,6 +12,7 @@ from engine.logger import leave_terminal
 
 GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes agree on the largest
 _AGREE_SECONDS = 5.0  # between two agreements of several processes, which wait for the devices
+_EXIT_SECONDS = 5.0  # for the process to end after its last save
 _FIRST_SAVE_SECONDS = 30.0  # allowed for the first save, before one was measured
 
 
@@ -87,7 +88,7 @@ class Watch:
     def _room(self):
         """Seconds before the limit at which to save: for the way to the next question, and twice the slowest save."""
         save = self.slowest_save if self.slowest_save is not None else min(_FIRST_SAVE_SECONDS, self.limit / 10)
-        return 2 * save + self.seconds_between
+        return 2 * save + self.seconds_between + min(_EXIT_SECONDS, self.limit / 10)
 
     def must_stop(self):
         """Whether this process alone would stop now."""
