@@ -160,16 +160,18 @@ def import_paddle(device):
         # Strided views make every CPU matmul copy its transposed input again: 5.3 against 8.7 images/s (t2t_vit_7).
         os.environ.setdefault("FLAGS_use_stride_kernel", "0")
     # Paddle warns of more than one OpenMP thread and of a missing ccache, on each import.
-    # Ctrl-C waits for the end of the import, which would turn it into an ImportError.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Signals wait for the end of the import, which would turn Ctrl-C into an ImportError; after it, Paddle's own
+    # handlers, which print a C++ trace, are gone.
+    waiting = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             import paddle
 
-        paddle.disable_signal_handler()  # which prints a C++ trace at SIGTERM
+        paddle.disable_signal_handler()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, waiting)
 
 
 def _fail(message, debug):
