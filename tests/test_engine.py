@@ -25,6 +25,7 @@ from engine.optimizer import (
     optimizer_state,
     parameter_groups,
 )
+from engine.run_folder import RunFolder
 from engine.scheduler import learning_rate, total_epochs
 from errors import UserError
 from files import write_text
@@ -370,3 +371,14 @@ with atomic_path({str(path)!r}) as temporary:
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
     assert path.read_text() == "old"
+
+
+def test_a_state_that_was_given_up_can_be_taken_up_again(tmp_path):
+    run = RunFolder(lit_config(("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))))
+    run.folder.mkdir()
+    for name, text in (("latest", "newer"), ("latest.1", "older")):
+        (run.folder / f"{name}.pdparams").write_text(text)
+    run._make_latest(run.folder / "latest.1.pdparams")
+    assert run.latest.read_text() == "older"
+    run._make_latest(run.folder / "latest.pdparams.old")
+    assert run.latest.read_text() == "newer"

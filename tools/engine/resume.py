@@ -12,7 +12,6 @@ from config import ROOT, all_keys
 from engine import checkpoint, parallel
 from engine.logger import log
 from errors import UserError
-from files import shown
 
 # Keys that decide where and how fast a run goes, not where it arrives.
 FREE_KEYS = {
@@ -91,14 +90,16 @@ def check_setting(then, now, path, force=False):
         )
     for difference in differences:
         log.warning("warning: going on with other settings (--force): %s", difference)
-    split = [[_value(yaml.safe_load(str(side.get("config"))), key) for key in _BATCH_KEYS] for side in (then, now)]
-    if split[0] != split[1]:
-        log.warning("warning: %s were %s and are now %s: no longer bit-exact", " and ".join(_BATCH_KEYS), *split)
-    batches = [_images_per_step(yaml.safe_load(str(side.get("config"))), side) for side in (then, now)]
-    if batches[0] != batches[1] and not differences:
+    (old_split, old_images), (new_split, new_images) = (_step(side) for side in (then, now))
+    if old_split != new_split:
+        log.warning(
+            "warning: %s were %s and are now %s: no longer bit-exact", " and ".join(_BATCH_KEYS), old_split, new_split
+        )
+    if old_images != new_images and not differences:
         log.warning(
             "warning: a step had %s images and has now %s: set TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS to keep them",
-            *batches,
+            old_images,
+            new_images,
         )
     for key, what in (("processes", "process(es)"), ("paddle", "PaddlePaddle"), ("code", "code version")):
         if then.get(key) != now[key]:
@@ -118,9 +119,9 @@ def check_same_everywhere(setting):
 
 
 def _differences(then, now):
-    before, after = (yaml.safe_load(str(side.get("config"))) for side in (then, now))
+    before, after = _config(then), _config(now)
     matters = [key for key in all_keys() if key not in FREE_KEYS]
-    if _images_per_step(before, then) == _images_per_step(after, now):
+    if _step(then)[1] == _step(now)[1]:
         matters = [key for key in matters if key not in _BATCH_KEYS]  # the same step, divided otherwise
     pairs = [(key, _value(before, key), _value(after, key)) for key in matters]
     for split in ("train", "val"):
@@ -128,22 +129,17 @@ def _differences(then, now):
     return [f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new]
 
 
-def _images_per_step(tree, setting):
-    batch, passes = (_value(tree, key) for key in _BATCH_KEYS)
-    return batch and passes and batch * passes * setting.get("processes", 1)
+def _step(setting):
+    """([BATCH_SIZE, ACCUM_STEPS], images of one step of all processes)."""
+    batch, passes = split = [_value(_config(setting), key) for key in _BATCH_KEYS]
+    return split, batch and passes and batch * passes * setting.get("processes", 1)
+
+
+def _config(setting):
+    return yaml.safe_load(str(setting.get("config")))
 
 
 def _value(tree, key):
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
-
-
-def describe(path, state):
-    """The line that tells what was resumed."""
-    meter = state["meter"]
-    within = f" and {meter['step']} steps" if meter else ""
-    return (
-        f"resumed {shown(path)}: {state['epoch']} epochs{within} done, best {state['best_top1']:.4f} "
-        f"at epoch {state['best_epoch']}"
-    )

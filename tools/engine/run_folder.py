@@ -76,12 +76,13 @@ class RunFolder:
 
     def _make_latest(self, path):
         """Put a state of this folder before all others; newer ones, damaged or given up, stay until the next save."""
+        if path.resolve() == self.latest.resolve():
+            return
         names = [state.name for state in self.states()]
-        for newer in names[: names.index(path.name)] if path.name in names else names:
-            os.replace(self.folder / newer, self.folder / f"{newer}{_GIVEN_UP}")
-        if path.resolve() != self.latest.resolve():
-            with atomic_path(self.latest) as temporary:
-                shutil.copyfile(path, temporary)
+        with atomic_path(self.latest) as temporary:
+            shutil.copyfile(path, temporary)  # first: it may be one that was given up before
+            for newer in names[: names.index(path.name)] if path.name in names else names:
+                os.replace(self.folder / newer, self.folder / f"{newer}{_GIVEN_UP}")
 
     def log_until_begun(self):
         """Where a new run logs until it begins: beside the log of an earlier run, if there is one."""

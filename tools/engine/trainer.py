@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 
 from data.loader import Loader
-from engine import checkpoint, parallel, resume
+from engine import checkpoint, parallel
 from engine.evaluator import evaluate
 from engine.logger import log, progress_bar
 from engine.meter import EpochMeter
@@ -17,7 +17,7 @@ from engine.optimizer import parameter_groups
 from engine.scalars import Scalars
 from engine.scheduler import learning_rate, total_epochs
 from engine.train_step import TrainStep
-from engine.watch import GO_ON, STOP_FOR_SIGNAL, STOP_FOR_TIME
+from engine.watch import GO_ON, STOPS
 from errors import UserError
 from files import shown
 
@@ -74,7 +74,8 @@ class Trainer:
             self.meter = self._new_meter(state["meter"]["step"])
             self.meter.load_state(state["meter"])
         self.begun, self.saved = True, self._position()
-        log.info("%s", resume.describe(path, state))
+        best = f"best {self.best_top1:.4f} at epoch {self.best_epoch}"
+        log.info("resumed %s: %s done, %s", shown(path), self.saved, best)
 
     def _new_meter(self, steps_done=0):
         steps = steps_done + self.train_loader.steps(self.images)
@@ -123,7 +124,7 @@ class Trainer:
             wish = self.watch.after_step()
             if wish != GO_ON:
                 self._save()
-            if wish in (STOP_FOR_TIME, STOP_FOR_SIGNAL):
+            if wish in STOPS:
                 self._stop(wish)
 
     def _validate(self):
@@ -131,7 +132,7 @@ class Trainer:
         if (self.epoch + 1) % self.cfg.VAL.EVERY and self.epoch + 1 < self.total_epochs:
             return {}
         wish = self.watch.before_validation(self.validation_seconds)
-        stop = wish in (STOP_FOR_TIME, STOP_FOR_SIGNAL)
+        stop = wish in STOPS
         if stop or parallel.world_size() > 1:  # a validation of several processes cannot be cut short
             self._save()
         if stop:

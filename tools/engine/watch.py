@@ -11,6 +11,7 @@ from engine import parallel
 from engine.logger import leave_terminal
 
 GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes agree on the largest
+STOPS = (STOP_FOR_TIME, STOP_FOR_SIGNAL)
 _AGREE_SECONDS = 5.0  # between two agreements of several processes, which wait for the devices
 _EXIT_SECONDS = 5.0  # for the process to end after its last save
 _FIRST_SAVE_SECONDS = 30.0  # allowed for the first save, before one was measured
@@ -92,7 +93,7 @@ class Watch:
 
     def must_stop(self):
         """Whether this process alone would stop now."""
-        return self._wish() in (STOP_FOR_TIME, STOP_FOR_SIGNAL)
+        return self._wish() in STOPS
 
     def saved(self, seconds):
         """Note that a save ended now and took so long."""
