@@ -5,6 +5,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 SIZES = (1, 7, 8, 31, 360)
@@ -14,7 +16,8 @@ def scores():
     """{N: scores as a dict}; a third of the labels are wrong on purpose."""
     from config import load_config
     from data.dataset import Split, load_data
-    from data.loader import Loader
+    from data.index import Paths
+    from data.loader import EvalLoader
     from engine import parallel
     from engine.build import build_trained_model
     from engine.evaluator import evaluate
@@ -25,9 +28,9 @@ def scores():
     order = [number * 97 % len(whole) for number in range(len(whole))]  # the files are sorted by class
     result = {}
     for size in SIZES:
-        paths, labels = ([values[i] for i in order[:size]] for values in (whole.paths, whole.labels))
-        split = Split("val", whole.source, paths, [(label + (i % 3 == 0)) % 10 for i, label in enumerate(labels)])
-        loader = Loader(split, cfg, False, parallel.rank(), parallel.world_size())
+        paths, labels = Paths.of(whole.paths[i] for i in order[:size]), whole.labels[order[:size]]
+        split = Split("val", whole.source, paths, (labels + (np.arange(size) % 3 == 0)) % 10)
+        loader = EvalLoader(split, cfg, parallel.rank(), parallel.world_size())
         result[str(size)] = asdict(evaluate(model, loader, cfg))
     return result
 

@@ -13,14 +13,14 @@ def main():
     cli.import_paddle("cpu")
     from config import load_config
     from data.dataset import load_data
-    from data.loader import Loader
+    from data.loader import TrainLoader
     from engine import parallel
     from engine.train_step import TrainStep
 
     parallel.setup("cpu")
     rank, world_size = parallel.rank(), parallel.world_size()
     cfg = load_config("configs/lit_data.yaml", [("MODEL.T2T.DEPTH", "1"), ("TRAIN.BATCH_SIZE", "8")])
-    batches = Loader(load_data(cfg, ["train"])[1]["train"], cfg, True, rank, world_size).epoch_steps(0, 0)
+    batches = TrainLoader(load_data(cfg, ["train"])[1]["train"], cfg, rank, world_size).epoch_steps(0)
     step = TrainStep(cfg)
     criterion, seen = step.criterion, []
     for number in range(3):

@@ -246,7 +246,7 @@ def test_usage_errors_exit_with_2_and_debug_shows_the_traceback():
 
 
 def test_help_is_complete_and_quick():
-    for name in ("train", "val", "predict"):
+    for name in ("train", "val", "predict", "benchmark", "visualize", "check_data"):
         start = time.perf_counter()
         text = tool(name, "--help").stdout
         assert time.perf_counter() - start < 5
@@ -274,6 +274,8 @@ def test_t2t_vit_7_learns_real_pictures(imagenet_sample, tmp_path):
     recipe = ["--batch-size", 16, "TRAIN.EPOCHS", 100, "TRAIN.WARMUP_EPOCHS", 2, "TRAIN.WARMUP_LR", 1e-4]
     recipe += ["TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LABEL_SMOOTHING", 0.0, "MODEL.DROP_PATH_RATE", 0.0, "VAL.EVERY", 100]
     recipe += ["AUG.HFLIP", 0.0, "AUG.SCALE", "[0.9, 1.0]", "AUG.RATIO", "[1.0, 1.0]"]
+    recipe += ["AUG.AUTO_AUGMENT", "", "AUG.COLOR_JITTER", 0.0, "AUG.ERASE_PROB", 0.0]
+    recipe += ["AUG.MIXUP", 0.0, "AUG.CUTMIX", 0.0]
     done = tool("train", *words, *recipe)
     assert float(re.findall(r"avg_Loss: (\S+),", done.stdout)[-1]) < 0.1
     assert "984 of 1000 classes have no image" in done.stderr

@@ -11,9 +11,10 @@ from PIL import Image, ImageCms
 from scipy import stats
 
 from config import load_config
+from data.batch import Normalize
 from data.dataset import load_data, read_classes
-from data.loader import BatchOrder, Loader, Normalize
-from data.transforms import EvalTransform, ImageError, TrainTransform, load_image
+from data.images import ImageError, PillowPicture, load_image
+from data.transforms import EvalTransform, TrainTransform
 from errors import UserError
 
 
@@ -44,7 +45,7 @@ def test_lit_data_is_whole():
     assert (len(splits["train"]), len(splits["val"])) == (1437, 360)
     from_lists = load_data(settings(DATA__TRAIN_LIST="train.txt", DATA__VAL_LIST="val.txt"))[1]
     for name, split in splits.items():
-        assert split.paths == from_lists[name].paths and split.labels == from_lists[name].labels
+        assert list(split.paths) == list(from_lists[name].paths) and (split.labels == from_lists[name].labels).all()
         counts = np.bincount(split.labels)
         assert counts.max() - counts.min() <= 8  # stratified
 
@@ -53,7 +54,7 @@ def test_classes_are_shared_by_both_splits(tmp_path):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 2, "val/bee": 1})
     classes, splits = load_data(folder_config(tmp_path))
     assert classes.folders == ("ant", "bee")
-    assert splits["train"].labels == [0, 1, 1] and splits["val"].labels == [1]
+    assert splits["train"].labels.tolist() == [0, 1, 1] and splits["val"].labels.tolist() == [1]
 
 
 @pytest.mark.parametrize("name", ["val", "validation", "test"])
@@ -65,16 +66,16 @@ def test_validation_folder_may_have_any_usual_name(tmp_path, name):
 def test_the_split_folder_itself_may_be_given(tmp_path):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 3})
     split = load_data(folder_config(tmp_path / "val"), ["val"])[1]["val"]
-    assert split.labels == [1, 1, 1]  # bee is 1, by the training folders
+    assert split.labels.tolist() == [1, 1, 1]  # bee is 1, by the training folders
     make_folders(tmp_path / "pictures", {"ant": 1, "bee": 1})
-    assert load_data(folder_config(tmp_path / "pictures"), ["val"])[1]["val"].labels == [0, 1]
+    assert load_data(folder_config(tmp_path / "pictures"), ["val"])[1]["val"].labels.tolist() == [0, 1]
 
 
 def test_a_split_folder_given_is_the_one_used(tmp_path):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 3, "test/ant": 4})
-    assert load_data(folder_config(tmp_path / "test"), ["val"])[1]["val"].labels == [0] * 4
-    assert load_data(folder_config(tmp_path / "val"), ["val"])[1]["val"].labels == [1] * 3
-    assert load_data(folder_config(tmp_path / "train"), ["train"])[1]["train"].labels == [0, 1]
+    assert load_data(folder_config(tmp_path / "test"), ["val"])[1]["val"].labels.tolist() == [0] * 4
+    assert load_data(folder_config(tmp_path / "val"), ["val"])[1]["val"].labels.tolist() == [1] * 3
+    assert load_data(folder_config(tmp_path / "train"), ["train"])[1]["train"].labels.tolist() == [0, 1]
 
 
 def test_train_folder_is_not_validated_by_mistake(tmp_path):
@@ -89,7 +90,7 @@ def test_hidden_files_are_no_images_and_links_are_followed(tmp_path):
     (tmp_path / "train/ant/dir.png").mkdir()
     (tmp_path / "train/ant/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "train/bee/loop").symlink_to(tmp_path / "train/bee")
-    assert load_data(folder_config(tmp_path), ["train"])[1]["train"].labels == [0, 0, 1]
+    assert load_data(folder_config(tmp_path), ["train"])[1]["train"].labels.tolist() == [0, 0, 1]
 
 
 def test_class_list_with_a_repeated_folder_is_refused(tmp_path):
@@ -149,7 +150,7 @@ def test_paths_of_a_list_may_hold_blanks_and_count_from_root_or_split(tmp_path):
     for text in ("a b.png 1\n", "\ufeffa b.png 1\n", "train/a b.png 1\n", f"{tmp_path}/train/a b.png\t1\n"):
         (tmp_path / "list.txt").write_text(text)
         split = load_data(folder_config(tmp_path, DATA__TRAIN_LIST="list.txt"), ["train"])[1]["train"]
-        assert (split.paths, split.labels) == ([f"{tmp_path}/train/a b.png"], [1])
+        assert (list(split.paths), split.labels.tolist()) == ([f"{tmp_path}/train/a b.png"], [1])
 
 
 def test_imagenet_classes_give_official_ids():
@@ -289,7 +290,7 @@ def test_crop_of_an_extreme_image_is_the_largest_centred_one():
 def test_flip_has_its_probability_and_mirrors():
     ramp = Image.fromarray(np.tile(np.arange(0, 160, 10, dtype=np.uint8), (16, 1))).convert("RGB")
     cfg = settings(AUG__HFLIP="0.3", AUG__SCALE="[1.0, 1.0]", AUG__RATIO="[1.0, 1.0]")
-    outputs = [TrainTransform(cfg)(ramp, np.random.default_rng(i)) for i in range(1000)]
+    outputs = [TrainTransform(cfg)(PillowPicture(ramp), np.random.default_rng(i)) for i in range(1000)]
     straight = np.asarray(ramp)
     flipped = [np.array_equal(out, straight[:, ::-1]) for out in outputs]
     assert all(f or np.array_equal(out, straight) for f, out in zip(flipped, outputs))
@@ -304,63 +305,3 @@ def test_normalisation_is_official():
     expected = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     out = Normalize(cfg)(paddle.to_tensor(pixels)).numpy()
     assert np.abs(out - expected.transpose(0, 3, 1, 2)).max() < 1e-6
-
-
-# --- Batches ---
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("num_images", [1, 7, 8, 31, 360])
-def test_validation_sees_each_image_once(world_size, num_images):
-    seen = []
-    for rank in range(world_size):
-        order = BatchOrder(num_images, 4, seed=0, rank=rank, world_size=world_size)
-        batches = list(order)
-        assert len(batches) == len(order)
-        seen += [index for batch in batches for _, index in batch]
-    assert sorted(seen) == list(range(num_images))
-
-
-def test_training_order_depends_on_seed_and_epoch_and_not_on_the_processes():
-    def global_batches(epoch, world_size, seed=3):
-        orders = [BatchOrder(50, 12 // world_size, seed, rank, world_size, True) for rank in range(world_size)]
-        for order in orders:
-            order.epoch = epoch
-        return [sum(parts, []) for parts in zip(*orders)]
-
-    batches = global_batches(0, 1)
-    assert len(batches) == 4 and {len(batch) for batch in batches} == {12}
-    assert len({index for batch in batches for _, index in batch}) == 48
-    assert batches == global_batches(0, 1) == global_batches(0, 2) == global_batches(0, 4)
-    indices = [[index for _, index in batch] for batch in batches]
-    assert indices != [[index for _, index in batch] for batch in global_batches(1, 1)]
-    assert indices != [[index for _, index in batch] for batch in global_batches(0, 1, seed=4)]
-
-
-def test_workers_change_nothing():
-    splits = load_data(settings())[1]
-    epochs = []
-    for workers in ("0", "2"):
-        loader = Loader(splits["train"], settings(DATA__NUM_WORKERS=workers), training=True)
-        batches = [[(images.numpy(), labels.numpy()) for images, labels in loader.epoch(epoch)][:3] for epoch in (0, 1)]
-        epochs.append(batches)
-    for a, b in zip(sum(epochs[0], []), sum(epochs[1], [])):
-        assert (a[0] == b[0]).all() and (a[1] == b[1]).all()
-    assert (epochs[0][0][0][0] != epochs[0][1][0][0]).any()
-
-
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_broken_image_in_a_worker_is_named(tmp_path, workers):
-    make_folders(tmp_path, {"train/ant": 3, "train/bee": 3, "val/ant": 1})
-    (tmp_path / "train/bee/1.png").write_bytes(b"text")
-    cfg = folder_config(tmp_path, DATA__NUM_WORKERS=workers, TRAIN__BATCH_SIZE="2")
-    loader = Loader(load_data(cfg)[1]["train"], cfg, training=True)
-    with pytest.raises(UserError, match=r"^image .*bee/1.png cannot be read: not an image$"):
-        list(loader.epoch(0))
-
-
-def test_too_few_images_for_a_batch_is_told(tmp_path):
-    make_folders(tmp_path, {"train/ant": 3, "train/bee": 3, "val/ant": 1})
-    cfg = folder_config(tmp_path)
-    with pytest.raises(UserError, match="6 images, fewer than one step of 64"):
-        Loader(load_data(cfg)[1]["train"], cfg, training=True)

@@ -13,12 +13,13 @@ import pytest
 from conftest import ROOT
 
 from config import load_config
+from data.batch import Normalize
 from data.dataset import load_data
-from data.loader import Loader
+from data.loader import EvalLoader
 from engine import checkpoint
 from engine.build import build_model
 from engine.evaluator import evaluate
-from engine.losses import LabelSmoothingCrossEntropy
+from engine.losses import CrossEntropy
 from engine.optimizer import (
     build_optimizer,
     load_optimizer_state,
@@ -170,9 +171,9 @@ def test_label_smoothing_by_definition():
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     target = np.full((6, 5), 0.1 / 5)
     target[range(6), labels] += 0.9
-    loss = LabelSmoothingCrossEntropy(0.1)(paddle.to_tensor(logits), paddle.to_tensor(labels))
+    loss = CrossEntropy(0.1)(paddle.to_tensor(logits), paddle.to_tensor(labels))
     assert loss.item() == pytest.approx(-(target * log_p).sum(1).mean())
-    plain = LabelSmoothingCrossEntropy(0.0)(paddle.to_tensor(logits), paddle.to_tensor(labels))
+    plain = CrossEntropy(0.0)(paddle.to_tensor(logits), paddle.to_tensor(labels))
     assert plain.item() == pytest.approx(-log_p[range(6), labels].mean())
 
 
@@ -185,15 +186,13 @@ def test_evaluation_is_exact_whatever_the_batch(batch_size):
     split = load_data(cfg, ["val"])[1]["val"]
     paddle.seed(0)
     model = build_model(cfg)
-    loader = Loader(split, cfg, training=False)
+    loader = EvalLoader(split, cfg)
     scores = evaluate(model, loader, cfg)
     assert model.training and scores.num_images == 360
 
     whole = lit_config(("VAL.BATCH_SIZE", "360"))
-    from data.loader import Normalize
-
     model.eval()
-    images, labels = next(iter(Loader(split, whole, training=False).epoch(0)))
+    images, labels = next(iter(EvalLoader(split, whole)))
     with paddle.no_grad():
         logits = model(Normalize(cfg)(images)).numpy().astype(np.float64)
     labels = labels.numpy()

@@ -265,13 +265,18 @@ def test_broken_image_of_one_process_stops_all(tmp_path):
     # An image that is left out of the first epoch and read by the second process in the second.
     from config import load_config
     from data.dataset import load_data
-    from data.loader import BatchOrder
+    from data.loader import TrainOrder
 
-    cfg = load_config(ROOT / "configs/lit_data.yaml", [("DATA.PATH", str(tmp_path / "data"))])
-    orders = [BatchOrder(1437, 32, cfg.SEED, rank, world_size=2, training=True) for rank in (0, 1, 1)]
-    orders[2].epoch = 1
-    first, other, second = ({index for batch in order for _, index in batch} for order in orders)
-    broken = Path(load_data(cfg)[1]["train"].paths[min(second - first - other)])
+    cfg = load_config(
+        ROOT / "configs/lit_data.yaml", [("DATA.PATH", str(tmp_path / "data")), ("TRAIN.BATCH_SIZE", "32")]
+    )
+    samples = [
+        {sample for rank in ranks for batch in TrainOrder(1437, cfg, rank, world_size=2, epochs=2) for sample in batch}
+        for ranks in ((0, 1), (1,))
+    ]
+    first = {index for epoch, index, _ in samples[0] if epoch == 0}
+    second = {index for epoch, index, _ in samples[1] if epoch == 1}
+    broken = Path(load_data(cfg)[1]["train"].paths[min(second - first)])
     broken.write_bytes(broken.read_bytes()[:40])
     launcher = start(tmp_path / "launch", ROOT / "tools/train.py", *words)
     log = tmp_path / "lit_data.log"

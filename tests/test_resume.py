@@ -20,8 +20,10 @@ from engine import checkpoint
 # All that could make a difference is on: augmentation, dropout, drop path, two data workers, accumulation, clipping.
 SMALL = [
     "MODEL.T2T.DEPTH", 1, "MODEL.DROP_RATE", 0.1, "MODEL.ATTN_DROP_RATE", 0.1, "MODEL.DROP_PATH_RATE", 0.1,
-    "AUG.HFLIP", 0.5, "DATA.NUM_WORKERS", 2, "TRAIN.BATCH_SIZE", 32, "TRAIN.ACCUM_STEPS", 2, "TRAIN.CLIP_NORM", 1.0,
-    "TRAIN.EMA_DECAY", 0.9, "TRAIN.WARMUP_EPOCHS", 1, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LOG_EVERY", 5,
+    "AUG.HFLIP", 0.5, "AUG.AUTO_AUGMENT", "rand-m9-mstd0.5-inc1", "AUG.ERASE_PROB", 0.25, "AUG.MIXUP", 0.8,
+    "AUG.CUTMIX", 1.0, "AUG.REPEATS", 2, "DATA.NUM_WORKERS", 2, "TRAIN.BATCH_SIZE", 32, "TRAIN.ACCUM_STEPS", 2,
+    "TRAIN.CLIP_NORM", 1.0, "TRAIN.EMA_DECAY", 0.9, "TRAIN.WARMUP_EPOCHS", 1, "TRAIN.COOLDOWN_EPOCHS", 0,
+    "TRAIN.LOG_EVERY", 5,
 ]  # fmt: skip
 OFTEN = ["TRAIN.SAVE_MINUTES", 0.002, "TRAIN.KEEP", 3]
 

@@ -1,6 +1,7 @@
 """What one step does: moving average, skipped steps, clipping, and no waiting for the device."""
 
 import json
+import logging
 import math
 
 import numpy as np
@@ -10,9 +11,9 @@ from conftest import ROOT
 
 from config import load_config, to_seconds
 from data.dataset import load_data
-from data.loader import Loader
+from data.loader import TrainLoader
 from engine.ema import ModelEma
-from engine.meter import EpochMeter
+from engine.meter import EpochMeter, Reports
 from engine.scalars import Scalars
 from engine.train_step import TrainStep
 from engine.watch import GO_ON, SAVE, STOP_FOR_TIME, Watch
@@ -26,7 +27,7 @@ def lit_config(*pairs):
 
 def steps(cfg):
     """The training steps of one epoch, as lists of batches."""
-    return Loader(load_data(cfg, ["train"])[1]["train"], cfg, training=True).epoch_steps(0, 0)
+    return TrainLoader(load_data(cfg, ["train"])[1]["train"], cfg).epoch_steps(0)
 
 
 def arrays(tensors):
@@ -109,7 +110,7 @@ def test_step_that_is_not_finite_is_skipped(fault):
 
 
 def meter(cfg, steps_of_epoch):
-    return EpochMeter(cfg, 0, 1, steps_of_epoch, 1e-3, Scalars(), paddle.zeros([]))
+    return EpochMeter(cfg, 0, 1, steps_of_epoch, 1e-3, Reports(Scalars()), paddle.zeros([]))
 
 
 def test_skipped_steps_are_counted_and_leave_the_means_alone():
@@ -136,7 +137,8 @@ def test_skipped_steps_are_counted_and_leave_the_means_alone():
 
 def test_a_step_never_waits_for_the_device(monkeypatch):
     """Whatever brings a number from the device to the host may happen only where a line is logged."""
-    cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"))
+    recipe = [("AUG.ERASE_PROB", "1.0"), ("AUG.MIXUP", "0.8"), ("AUG.CUTMIX", "1.0"), ("AUG.MIX_MODE", "elem")]
+    cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"), *recipe)
     step, epoch = make_step(cfg), meter(cfg, 100)
     batches = [batches for _, batches in zip(range(3), steps(cfg))]
     epoch.step_done(step(batches[0], 1e-3, 0, 0))  # makes the optimizer's state
@@ -153,6 +155,19 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
     assert not read
     epoch.step_done(step(batches[2], 1e-3, 0, 2))  # logs
     assert read
+
+
+def test_slow_reading_is_told_once_and_not_of_the_first_lines(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("t2t"), "propagate", True)
+    reports = Reports(Scalars())
+    with caplog.at_level(logging.WARNING, logger="t2t"):
+        for read_seconds, seconds in ((90, 100), (9, 100), (4, 5)):  # the first line; a good one; too short to judge
+            reports.check_reading(read_seconds, seconds, lit_config())
+        assert not caplog.text
+        for read_seconds, seconds in ((38, 95), (90, 100)):
+            reports.check_reading(read_seconds, seconds, lit_config())
+    assert caplog.text.count("of the time was spent waiting for images") == 1
+    assert "warning: 42 % of the time" in caplog.text and "raise DATA.NUM_WORKERS (0; " in caplog.text
 
 
 # --- When to save and stop ---

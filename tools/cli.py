@@ -69,31 +69,42 @@ def not_empty(value):
     return value
 
 
-def run(main, parser, argv=None, split_images=None):
+def run(main, parser, argv=None, split_words=None, needs_paddle=True):
     """Parse the command line, load the config, call `main(args, cfg)` and exit with its status.
 
-    `split_images` divides the words that are no options into (args.images, KEY VALUE words).
+    `split_words` divides the words that are no options into (args.words, KEY VALUE words). Only a command that
+    `needs_paddle` waits for its import.
     """
+
+    def work(args):
+        args.started = time.monotonic()
+        _require_packages()
+        from config import load_config
+
+        if split_words:
+            args.words, args.opts = split_words(args.opts)
+        if len(args.opts) % 2:
+            parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
+        path = _config_path(args)
+        cfg = load_config(path, overrides(args))
+        args.pretrained = cfg.MODEL.PRETRAINED if _named_on_command_line(args) else _best_beside(path)
+        if needs_paddle:
+            import_paddle(cfg.DEVICE)
+        return main(args, cfg)
+
+    exit_with(lambda: parser.parse_intermixed_args(argv), work)
+
+
+def exit_with(parse, work):
+    """Exit with the status that `work(args)` returns, where `args = parse()`; a failure is told in one line."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
-    args = parser.parse_intermixed_args(argv)
-    args.started = time.monotonic()
+    args = parse()
     try:
-        _require_packages()
-        from config import load_config
-
-        if split_images:
-            args.images, args.opts = split_images(args.opts)
-        if len(args.opts) % 2:
-            parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
-        path = _config_path(args)
-        cfg = load_config(path, _overrides(args))
-        args.pretrained = cfg.MODEL.PRETRAINED if _named_on_command_line(args) else _best_beside(path)
-        import_paddle(cfg.DEVICE)
-        status = main(args, cfg)
+        status = work(args)
     except BrokenPipeError:  # whoever read the output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
@@ -114,7 +125,7 @@ def _config_path(args):
     return _DEFAULT_CONFIG
 
 
-def _overrides(args):
+def overrides(args):
     """(key, value) pairs of the command line; its paths count from the current folder."""
     flags = {
         "DATA.PATH": args.data_path,

@@ -52,12 +52,28 @@ _C.DATA.IMAGE_SIZE = 224  # pixels, height and width of the model's input
 _C.DATA.MEAN = [0.485, 0.456, 0.406]  # per channel, of values in 0..1
 _C.DATA.STD = [0.229, 0.224, 0.225]
 _C.DATA.NUM_WORKERS = 8  # loader processes of each training process; 0 = read in the training process
+_C.DATA.READER = "turbo"  # of training images: turbo (libjpeg-turbo, SIMD resizing; where installed) or pillow
+_C.DATA.ON_ERROR = "raise"  # at an unreadable training image: raise, or skip (take another one, up to 1 % of an epoch)
 
 _C.AUG = CN()
 _C.AUG.SCALE = [0.08, 1.0]  # random-resized crop: share of the image's area
 _C.AUG.RATIO = [3 / 4, 4 / 3]  # width / height of the crop
 _C.AUG.INTERPOLATION = "random"  # bilinear, bicubic, or random: either, drawn for each image
 _C.AUG.HFLIP = 0.5  # probability of a horizontal flip
+_C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # RandAugment by this string, AutoAugment original or v0, 3a, or ""
+_C.AUG.COLOR_JITTER = 0.4  # brightness, contrast, saturation times 1 +- this; only where AUTO_AUGMENT is "" or 3a
+_C.AUG.ERASE_PROB = 0.25  # probability of random erasing
+_C.AUG.ERASE_MODE = "pixel"  # fill of the erased boxes: pixel (noise), rand (one colour each) or const (the mean)
+_C.AUG.ERASE_COUNT = 1  # largest number of boxes in an image
+_C.AUG.ERASE_MIXED = True  # erase in the mixed images, as T2T-ViT does; False: in each before mixing, as DeiT does
+_C.AUG.MIXUP = 0.8  # alpha of mixup's Beta law; 0.0 = no mixup
+_C.AUG.CUTMIX = 1.0  # alpha of cutmix's Beta law; 0.0 = no cutmix
+_C.AUG.CUTMIX_MINMAX = []  # [smallest, largest] side of the cut box / side of the image, instead of the Beta law
+_C.AUG.MIX_PROB = 1.0  # probability of mixing
+_C.AUG.MIX_SWITCH_PROB = 0.5  # share of cutmix where both are on
+_C.AUG.MIX_MODE = "batch"  # one draw for the batch, each pair (pair) or each image (elem)
+_C.AUG.MIX_OFF_EPOCH = 0  # epoch (from 0) from which nothing is mixed any more; 0 = never
+_C.AUG.REPEATS = 1  # repeated augmentation: copies of an image in an epoch, which then sees 1/REPEATS of the images
 
 _C.TRAIN = CN()
 _C.TRAIN.BATCH_SIZE = 64  # images per process and pass through the model
@@ -71,7 +87,7 @@ _C.TRAIN.MIN_LR = 1e-5
 _C.TRAIN.WEIGHT_DECAY = 0.03
 _C.TRAIN.BETAS = [0.9, 0.999]
 _C.TRAIN.EPSILON = 1e-8
-_C.TRAIN.LABEL_SMOOTHING = 0.1
+_C.TRAIN.LABEL_SMOOTHING = 0.1  # also inside the mixed targets
 _C.TRAIN.CLIP_NORM = 0.0  # largest norm of all gradients together; 0.0 = not clipped
 _C.TRAIN.EMA_DECAY = 0.99996  # per step, of the moving average of the weights; 0.0 = no average
 _C.TRAIN.AMP = ""  # mixed precision on a GPU: O1 (per operation), O2 (weights too, with a float32 copy); "" = float32
@@ -86,6 +102,7 @@ _C.VAL = CN()
 _C.VAL.BATCH_SIZE = 128  # images per process and step
 _C.VAL.CROP_PCT = 0.9  # the shorter side is resized to floor(IMAGE_SIZE / CROP_PCT), then the centre is cropped
 _C.VAL.INTERPOLATION = "bicubic"
+_C.VAL.CROP_MODE = "center"  # center, or squash: resized to IMAGE_SIZE x IMAGE_SIZE, CROP_PCT unused
 _C.VAL.BEST = "ema"  # weights whose top-1 decides on best.pdparams: ema (raw where EMA_DECAY is 0.0) or raw
 _C.VAL.EVERY = 1  # epochs between two validations; the last epoch is always validated
 _C.VAL.LOG_EVERY = 10  # steps between two lines of val.py
@@ -249,11 +266,24 @@ def _check(cfg):
         ("DATA.STD", _numbers(data.STD, data.CHANNELS, low=1e-6),
          f"a list of {data.CHANNELS} positive number(s), one per channel"),
         ("DATA.NUM_WORKERS", data.NUM_WORKERS >= 0, "0 or more"),
+        ("DATA.READER", data.READER in ("turbo", "pillow"), "turbo or pillow"),
+        ("DATA.ON_ERROR", data.ON_ERROR in ("raise", "skip"), "raise or skip"),
         ("AUG.SCALE", _numbers(aug.SCALE, 2, 1e-6, 1.0) and aug.SCALE[0] <= aug.SCALE[1],
          "[smallest, largest] within 0 to 1"),
         ("AUG.RATIO", _numbers(aug.RATIO, 2, 1e-6) and aug.RATIO[0] <= aug.RATIO[1], "[smallest, largest], positive"),
         ("AUG.INTERPOLATION", aug.INTERPOLATION in (*INTERPOLATIONS, "random"), "bilinear, bicubic or random"),
-        ("AUG.HFLIP", 0 <= aug.HFLIP <= 1, "0.0 to 1.0"),
+        *((f"AUG.{key}", 0 <= aug[key] <= 1, "0.0 to 1.0")
+          for key in ("HFLIP", "COLOR_JITTER", "ERASE_PROB", "MIX_PROB", "MIX_SWITCH_PROB")),
+        ("AUG.ERASE_MODE", aug.ERASE_MODE in ("pixel", "rand", "const"), "pixel, rand or const"),
+        ("AUG.ERASE_COUNT", 1 <= aug.ERASE_COUNT <= 100, "1 to 100"),
+        *((f"AUG.{key}", aug[key] >= 0, "0.0 or more") for key in ("MIXUP", "CUTMIX")),
+        ("AUG.CUTMIX_MINMAX", not aug.CUTMIX_MINMAX
+         or _numbers(aug.CUTMIX_MINMAX, 2, 0.0, 1.0) and aug.CUTMIX_MINMAX[0] <= aug.CUTMIX_MINMAX[1],
+         "[] or [smallest, largest] within 0 to 1"),
+        ("AUG.CUTMIX", aug.CUTMIX > 0 or not aug.CUTMIX_MINMAX, "above 0.0 with AUG.CUTMIX_MINMAX"),
+        ("AUG.MIX_MODE", aug.MIX_MODE in ("batch", "pair", "elem"), "batch, pair or elem"),
+        ("AUG.MIX_OFF_EPOCH", aug.MIX_OFF_EPOCH >= 0, "0 or more"),
+        ("AUG.REPEATS", aug.REPEATS >= 1, "1 or more"),
         ("TRAIN.BATCH_SIZE", train.BATCH_SIZE >= 1, "1 or more"),
         ("TRAIN.ACCUM_STEPS", train.ACCUM_STEPS >= 1, "1 or more"),
         ("TRAIN.ACCUM_STEPS", train.ACCUM_STEPS == 1 or train.AMP != "O2", "1 with TRAIN.AMP O2 (or use O1)"),
@@ -280,6 +310,7 @@ def _check(cfg):
         ("VAL.CROP_PCT", 0.1 <= val.CROP_PCT <= 1, "0.1 to 1.0"),
         ("VAL.INTERPOLATION", val.INTERPOLATION in INTERPOLATIONS, "bilinear or bicubic"),
         ("VAL.BEST", val.BEST in ("ema", "raw"), "ema or raw"),
+        ("VAL.CROP_MODE", val.CROP_MODE in ("center", "squash"), "center or squash"),
         ("VAL.EVERY", val.EVERY >= 1, "1 or more"),
         ("VAL.LOG_EVERY", val.LOG_EVERY >= 1, "1 or more"),
     ]  # fmt: skip

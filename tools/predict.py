@@ -27,7 +27,7 @@ def main(args, cfg):
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
     if args.json:
         check_writable(args.json)
-    paths = find_images(args.images or [str(shown(resolve(DEFAULT_IMAGE)))])
+    paths = find_images(args.words or [str(shown(resolve(DEFAULT_IMAGE)))])
     model, weights = build_trained_model(cfg, args.pretrained)
     names = class_names(cfg, weights)
     batches = [paths[i : i + cfg.VAL.BATCH_SIZE] for i in range(0, len(paths), cfg.VAL.BATCH_SIZE)]
@@ -54,7 +54,7 @@ def find_images(patterns):
 
     Raises UserError for a folder without images.
     """
-    from data.dataset import EXTENSIONS, image_files
+    from data.index import EXTENSIONS, image_files
     from errors import UserError
 
     paths = []
@@ -100,8 +100,9 @@ def predict_batch(model, paths, cfg, names, top_k):
     import paddle
     import paddle.nn.functional as F
 
-    from data.loader import Normalize
-    from data.transforms import EvalTransform, ImageError, load_image
+    from data.batch import Normalize
+    from data.images import ImageError, load_image
+    from data.transforms import EvalTransform
 
     transform = EvalTransform(cfg)
     results, images, readable = {}, [], []
@@ -162,4 +163,4 @@ def split_arguments(words):
 
 
 if __name__ == "__main__":
-    run(main, parser(), split_images=split_arguments)
+    run(main, parser(), split_words=split_arguments)

@@ -5,7 +5,7 @@ from cli import common_parser, run
 
 def main(args, cfg):
     from data.dataset import load_data
-    from data.loader import Loader
+    from data.loader import EvalLoader
     from engine import parallel
     from engine.build import build_trained_model
     from engine.evaluator import evaluate
@@ -19,7 +19,7 @@ def main(args, cfg):
         classes, splits = load_data(cfg, [args.split])
         model, weights = build_trained_model(cfg, args.pretrained)
         warn_of_other_classes(classes, weights)
-        loader = Loader(splits[args.split], cfg, False, parallel.rank(), parallel.world_size())
+        loader = EvalLoader(splits[args.split], cfg, parallel.rank(), parallel.world_size())
         log.info(
             "%s with %s on %d images of %s",
             cfg.MODEL.NAME,

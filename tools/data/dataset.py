@@ -1,16 +1,17 @@
 """ImageNet-style data sets: class folders or list files, one class list for both splits."""
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from config import resolve
+from data.index import EXTENSIONS, Paths, class_folders, scan
 from errors import UserError
 
 log = logging.getLogger("t2t")
 
-EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "test")}
 
 
@@ -33,12 +34,12 @@ class ClassList:
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split: `paths[i]` (str) shows class `labels[i]`."""
+    """Images of one split: `paths[i]` shows class `labels[i]`."""
 
     name: str
     source: str
-    paths: list
-    labels: list
+    paths: Paths
+    labels: np.ndarray  # int32 (N,)
 
     def __len__(self):
         return len(self.paths)
@@ -67,7 +68,7 @@ def read_classes(path):
 def _class_list(folders, names, path):
     repeated = sorted({folder for folder in folders if folders.count(folder) > 1})
     if repeated:
-        raise UserError(f"class list {path} names {_some(repeated)} more than once")
+        raise UserError(f"class list {path} names {some(repeated)} more than once")
     return ClassList(tuple(folders), tuple(names), str(path))
 
 
@@ -81,9 +82,9 @@ def load_data(cfg, splits=("train", "val")):
         UserError: for a missing or empty folder, a class that the class list does not know, a label out of range,
             a class count that is not MODEL.NUM_CLASSES. Classes without images in one split are logged as a warning.
     """
-    root, given = _data_root(cfg)
+    root, given = data_root(cfg)
     lists = {"train": cfg.DATA.TRAIN_LIST, "val": cfg.DATA.VAL_LIST}
-    classes = _load_classes(cfg, root, lists)
+    classes = load_classes(cfg, root, lists)
     if len(classes) != cfg.MODEL.NUM_CLASSES:
         raise UserError(
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {classes.source} has {len(classes)} classes; "
@@ -94,15 +95,15 @@ def load_data(cfg, splits=("train", "val")):
         if given and name not in given:
             raise UserError(f"DATA.PATH {cfg.DATA.PATH} is no {name} folder; give the folder above it")
         if lists[name]:
-            loaded[name] = _read_list(root, name, root / lists[name], len(classes))
+            loaded[name] = read_list(root, name, root / lists[name], len(classes))
         else:
-            folder = given.get(name) or _split_folder(root, name)
-            loaded[name] = _scan_split(folder, name, classes)
+            folder = given.get(name) or split_folder(root, name)
+            loaded[name] = _scan_split(folder, name, classes, resolve(cfg.OUTPUT))
         _warn_of_empty_classes(loaded[name], classes)
     return classes, loaded
 
 
-def _data_root(cfg):
+def data_root(cfg):
     """(folder above the splits, {split: its folder if that is what DATA.PATH names})."""
     root = resolve(cfg.DATA.PATH)
     if not root.is_dir():
@@ -115,39 +116,19 @@ def _data_root(cfg):
     return root, {}
 
 
-def _split_folder(root, split, required=True):
+def split_folder(root, split, required=True):
     for name in SPLIT_FOLDERS[split]:
         if (root / name).is_dir():
             return root / name
     # A folder of class folders, named otherwise, serves as the validation split.
-    if split == "val" and not (root / "train").is_dir() and _class_folders(root):
+    if split == "val" and not (root / "train").is_dir() and class_folders(root):
         return root
     if required:
         raise UserError(f"data folder {root} has no {split}/ folder")
     return None
 
 
-def image_files(folder):
-    """Paths (str) of all images below a folder, sorted; links are followed, hidden files and folders are not images."""
-    images, seen = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            images += [os.path.join(parent, name) for name in names if _is_image_name(name)]
-        seen.add(real)
-    return sorted(images)
-
-
-def _is_image_name(name):
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def _class_folders(folder):
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _load_classes(cfg, root, lists):
+def load_classes(cfg, root, lists):
     if cfg.DATA.CLASSES:
         return read_classes(resolve(cfg.DATA.CLASSES))
     if (root / "classes.txt").is_file():
@@ -155,32 +136,28 @@ def _load_classes(cfg, root, lists):
     if any(lists.values()):
         ids = tuple(str(i) for i in range(cfg.MODEL.NUM_CLASSES))
         return ClassList(ids, ids, "MODEL.NUM_CLASSES")
-    folder = _split_folder(root, "train", required=False) or _split_folder(root, "val")
-    folders = tuple(_class_folders(folder))
+    folder = split_folder(root, "train", required=False) or split_folder(root, "val")
+    folders = tuple(class_folders(folder))
     if not folders:
         raise UserError(f"{folder} has no class folders")
     return ClassList(folders, folders, str(folder))
 
 
-def _scan_split(folder, name, classes):
-    found = _class_folders(folder)
+def _scan_split(folder, name, classes, spare_folder):
+    found = class_folders(folder)
     if not found:
         raise UserError(f"{folder} has no class folders")
     ids = {class_folder: i for i, class_folder in enumerate(classes.folders)}
     unknown = [class_folder for class_folder in found if class_folder not in ids]
     if unknown:
-        raise UserError(f"{folder} has class folders that {classes.source} has not: {_some(unknown)}")
-    paths, labels = [], []
-    for class_folder in found:
-        images = image_files(folder / class_folder)
-        paths += images
-        labels += [ids[class_folder]] * len(images)
+        raise UserError(f"{folder} has class folders that {classes.source} has not: {some(unknown)}")
+    found, paths, class_of = scan(folder, spare_folder)
     if not paths:
         raise UserError(f"the class folders of {folder} hold no images ({', '.join(sorted(EXTENSIONS))})")
-    return Split(name, str(folder), paths, labels)
+    return Split(name, str(folder), paths, np.array([ids[class_folder] for class_folder in found], np.int32)[class_of])
 
 
-def _read_list(root, name, list_file, num_classes):
+def read_list(root, name, list_file, num_classes):
     """Read "relative/path label" lines; the path may hold blanks and counts from the split's folder or from `root`."""
     try:
         lines = list_file.read_text(encoding="utf-8-sig").splitlines()
@@ -205,7 +182,7 @@ def _read_list(root, name, list_file, num_classes):
     if not paths:
         raise UserError(f"list file {list_file} is empty")
     base = _list_base(root, name, list_file, paths[0])
-    return Split(name, str(list_file), [str(base / path) for path in paths], labels)
+    return Split(name, str(list_file), Paths.of(str(base / path) for path in paths), np.array(labels, np.int32))
 
 
 def _list_base(root, name, list_file, first):
@@ -217,11 +194,11 @@ def _list_base(root, name, list_file, first):
 
 
 def _warn_of_empty_classes(split, classes):
-    empty = sorted(set(range(len(classes))) - set(split.labels))
-    if empty:
-        names = _some([classes.folders[i] for i in empty])
+    empty = np.flatnonzero(np.bincount(split.labels, minlength=len(classes)) == 0)
+    if len(empty):
+        names = some([classes.folders[i] for i in empty])
         log.warning("warning: %d of %d classes have no image in %s: %s", len(empty), len(classes), split.source, names)
 
 
-def _some(names, limit=5):
+def some(names, limit=5):
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

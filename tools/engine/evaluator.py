@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import paddle
 import paddle.nn.functional as F
 
-from data.loader import Normalize
+from data.batch import Normalize
 from engine.logger import log, progress_bar
 from engine.parallel import sum_over_processes
 
@@ -27,7 +27,7 @@ def evaluate(model, loader, cfg, log_every=None, must_stop=None):
 
     Args:
         model: (B, C, H, W) -> (B, K); left in the mode that it had.
-        loader: a `data.loader.Loader` for validation.
+        loader: a `data.loader.EvalLoader`.
         cfg: config.
         log_every: batches between two printed lines; None for none.
         must_stop: asked before each batch; if it says True, the result is None.
@@ -49,7 +49,7 @@ def _totals(model, loader, normalize, log_every, must_stop):
     """Sums over this process's images: loss, correct at 1, correct at 5, images; None if it must stop."""
     totals = paddle.zeros([4], dtype="float64")
     read_time, start = 0.0, time.perf_counter()
-    for step, (images, labels) in enumerate(progress_bar(loader.epoch(0), total=len(loader), desc="val"), start=1):
+    for step, (images, labels) in enumerate(progress_bar(loader, total=len(loader), desc="val"), start=1):
         if must_stop and must_stop():
             return None
         read_time += time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import os
 import resource
 import sys
 import time
@@ -14,8 +15,11 @@ from engine.logger import log
 from errors import UserError
 
 # Sums of every process over its own images, then sums that the main process alone keeps, being the same in all.
-_SUMS = ("loss", "correct", "images", "steps", "bad_steps", "gradient_norm")
-_OWN = 3
+_SUMS = ("loss", "correct", "images", "skipped_images", "steps", "bad_steps", "gradient_norm")
+_OWN = 4
+_MAX_SKIPPED = 0.01  # of an epoch's images
+_SLOW_READING = 0.1  # of a step's time
+_JUDGED_SECONDS = 10.0
 
 
 class EpochMeter:
@@ -27,13 +31,13 @@ class EpochMeter:
         total_epochs: of the run.
         steps: of this epoch.
         lr: learning rate of this epoch.
-        scalars: `Scalars` to write to.
+        reports: `Reports` of the run.
         streak: bad steps in a row before this epoch, a 0-D tensor.
     """
 
-    def __init__(self, cfg, epoch, total_epochs, steps, lr, scalars, streak):
+    def __init__(self, cfg, epoch, total_epochs, steps, lr, reports, streak):
         self.cfg, self.epoch, self.total_epochs, self.steps, self.lr = cfg, epoch, total_epochs, steps, lr
-        self.scalars = scalars
+        self.reports = reports
         self.step = 0
         self.sums = paddle.zeros([len(_SUMS)], dtype="float64")  # of this epoch, of this process
         self.logged = np.zeros(len(_SUMS))  # of all processes, up to the last line
@@ -60,8 +64,10 @@ class EpochMeter:
         Raises UserError after TRAIN.MAX_BAD_STEPS bad steps in a row.
         """
         images, one, zero = paddle.full([], float(result.images)), paddle.ones([]), paddle.zeros([])
-        good = paddle.stack([result.loss * images, result.correct, images, one, zero, result.gradient_norm])
-        bad = paddle.stack([zero, zero, zero, zero, one, zero])
+        skipped = paddle.full([], float(len(result.skipped)))
+        good = paddle.stack([result.loss * images, result.correct, images, skipped, one, zero, result.gradient_norm])
+        bad = paddle.stack([zero, zero, zero, skipped, zero, one, zero])
+        self.reports.add_skipped(result.skipped)
         self.sums += (self._own * paddle.where(result.ok, good, bad)).astype("float64")
         self.streak = paddle.where(result.ok, zero, self.streak + 1)
         self.worst_streak = paddle.maximum(self.worst_streak, self.streak)
@@ -102,7 +108,7 @@ class EpochMeter:
             datetime.timedelta(seconds=round(steps_left * step_time)),
             f", skipped steps: {means['skipped_steps']}" if means["skipped_steps"] else "",
         )
-        self.scalars.add(
+        self.reports.scalars.add(
             self.epoch * self.steps + self.step,
             {
                 "train/loss": means["loss"],
@@ -114,7 +120,18 @@ class EpochMeter:
                 "memory/mb": memory_mb(),
             },
         )
+        self.reports.check_reading(self.read_time, self.read_time + self.train_time, self.cfg)
         self._start_window()
+        self._check(streak)
+
+    def _check(self, streak):
+        skipped, epoch_images = _means(self.logged)["skipped_images"], self._epoch_images()
+        if skipped > _MAX_SKIPPED * epoch_images:
+            self.reports.gather_skipped()
+            raise UserError(
+                f"{skipped} images could not be read, more than {_MAX_SKIPPED:.0%} of the {epoch_images} of an epoch "
+                "(DATA.ON_ERROR skip); `python tools/check_data.py` lists them all"
+            )
         if streak >= self.cfg.TRAIN.MAX_BAD_STEPS:
             raise UserError(
                 f"the loss or its gradient was not finite in {streak} steps in a row (TRAIN.MAX_BAD_STEPS), up to "
@@ -131,6 +148,9 @@ class EpochMeter:
             means["loss"],
             means["acc"],
         )
+        if means["skipped_images"]:
+            self.reports.gather_skipped()
+            log.warning("warning: %d unreadable images were replaced in this epoch", means["skipped_images"])
         metrics = {
             "epoch": self.epoch + 1,
             "lr": self.lr,
@@ -138,23 +158,26 @@ class EpochMeter:
             "train_acc": means["acc"],
             "grad_norm": means["grad_norm"],
             "skipped_steps": means["skipped_steps"],
+            "skipped_images": means["skipped_images"],
         }
-        images = self.steps * self.cfg.TRAIN.BATCH_SIZE * self.cfg.TRAIN.ACCUM_STEPS * parallel.world_size()
         times = {
             "epoch": self.epoch + 1,
-            "images_per_second": round(images / max(self.seconds, 1e-9), 1),
+            "images_per_second": round(self._epoch_images() / max(self.seconds, 1e-9), 1),
             "seconds": round(self.seconds, 2),
             "read_seconds": round(self.read_seconds, 2),
             "memory_mb": round(memory_mb(), 1),
         }
         return metrics, times
 
+    def _epoch_images(self):
+        return self.steps * self.cfg.TRAIN.BATCH_SIZE * self.cfg.TRAIN.ACCUM_STEPS * parallel.world_size()
+
     def state(self):
         """All that the rest of the epoch needs; to be called in every process."""
         return {
             "step": self.step,
             "logged": self.logged,
-            "sums": parallel.gather(self.sums),  # (world_size, 6)
+            "sums": parallel.gather(self.sums),  # (world_size, len(_SUMS))
             "worst_streak": self.worst_streak,
             "window_steps": self.window_steps,
             "window_images": self.window_images,
@@ -186,7 +209,56 @@ def _means(values):
         "acc": sums["correct"] / images,
         "grad_norm": sums["gradient_norm"] / steps,
         "skipped_steps": round(sums["bad_steps"]),
+        "skipped_images": round(sums["skipped_images"]),
     }
+
+
+class Reports:
+    """What is told once in a run, whatever the epoch; and the `Scalars` to write to."""
+
+    def __init__(self, scalars):
+        self.scalars = scalars
+        self._skipped = set()  # lines that the log has
+        self._reading, self._has_warned = None, False  # seconds of reading, and in all, not judged yet
+
+    def add_skipped(self, lines):
+        """Log why images of this process were replaced, each once."""
+        for line in lines:
+            if line not in self._skipped:
+                self._skipped.add(line)
+                log.warning("warning: replaced: %s", line)
+
+    def gather_skipped(self):
+        """Log the lines of the other processes; to be called in all."""
+        for lines in parallel.gather_objects(sorted(self._skipped)):
+            self.add_skipped(lines)
+
+    def check_reading(self, read_seconds, seconds, cfg):
+        """Warn once if reading took more than a tenth of the time of many steps; the first line is left out.
+
+        Args:
+            read_seconds: of the steps since the last line.
+            seconds: of these steps in all.
+            cfg: config.
+        """
+        if self._reading is None:  # the loader processes are starting
+            self._reading = np.zeros(2)
+            return
+        self._reading += read_seconds, seconds
+        if self._has_warned or self._reading[1] < _JUDGED_SECONDS:
+            return
+        share = self._reading[0] / self._reading[1]
+        self._reading[:] = 0
+        if share > _SLOW_READING:
+            self._has_warned = True
+            log.warning(
+                "warning: %.0f %% of the time was spent waiting for images: raise DATA.NUM_WORKERS (%d; %d cores here "
+                "for %d process(es)) or use a faster disk; `python tools/benchmark.py data` shows what is slow",
+                100 * share,
+                cfg.DATA.NUM_WORKERS,
+                os.cpu_count(),
+                parallel.world_size(),
+            )
 
 
 def memory_mb():

@@ -95,6 +95,15 @@ def gather(tensor):
     return np.stack([tensor.numpy() for tensor in tensors])
 
 
+def gather_objects(value):
+    """List of every process's `value`, anything that pickles."""
+    if world_size() == 1:
+        return [value]
+    values = []
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def data_parallel(model):
     """Model whose gradients are averaged over the processes."""
     return paddle.DataParallel(model) if world_size() > 1 else model

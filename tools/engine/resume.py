@@ -9,6 +9,7 @@ import paddle
 import yaml
 
 from config import ROOT, all_keys
+from data.images import reader_name
 from engine import checkpoint, parallel
 from engine.logger import log
 from errors import UserError
@@ -16,6 +17,7 @@ from errors import UserError
 # Keys that decide where and how fast a run goes, not where it arrives.
 FREE_KEYS = {
     "NAME", "DEVICE", "OUTPUT", "LOG", "MODEL.PRETRAINED", "DATA.NAME", "DATA.PATH", "DATA.CLASSES", "DATA.NUM_WORKERS",
+    "DATA.READER", "DATA.ON_ERROR",
     "TRAIN.MAX_BAD_STEPS", "TRAIN.LOG_EVERY", "TRAIN.SAVE_MINUTES", "TRAIN.KEEP", "TRAIN.TIME_LIMIT",
     "VAL.BATCH_SIZE", "VAL.LOG_EVERY",
 }  # fmt: skip
@@ -62,6 +64,7 @@ def setting(cfg, splits):
         "train_images": len(splits["train"]),
         "val_images": len(splits["val"]),
         "processes": parallel.world_size(),
+        "reader": reader_name(cfg.DATA.READER),
         "paddle": paddle.__version__,
         "python": platform.python_version(),
         "code": _code_version(),
@@ -101,7 +104,12 @@ def check_setting(then, now, path, force=False):
             old_images,
             new_images,
         )
-    for key, what in (("processes", "process(es)"), ("paddle", "PaddlePaddle"), ("code", "code version")):
+    for key, what in (
+        ("processes", "process(es)"),
+        ("paddle", "PaddlePaddle"),
+        ("reader", "image reader"),
+        ("code", "code version"),
+    ):
         if then.get(key) != now[key]:
             log.warning(
                 "warning: %s was %s and is now %s: no longer bit-exact, the run continues at the right image",

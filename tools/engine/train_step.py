@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
-from data.loader import Normalize
+from data.batch import TrainInput
 from engine import checkpoint, parallel
 from engine.build import build_model
 from engine.ema import ModelEma
-from engine.losses import LabelSmoothingCrossEntropy
+from engine.losses import CrossEntropy
 from engine.optimizer import build_optimizer, load_optimizer_state, optimizer_state
 from engine.precision import MixedPrecision
 
@@ -20,8 +20,9 @@ class StepResult:
     """What one process saw in one step, as 0-D tensors on the device: reading them would wait for it."""
 
     loss: paddle.Tensor  # mean over this process's images
-    correct: paddle.Tensor  # images of this process whose largest logit is their label's
+    correct: paddle.Tensor  # images of this process whose largest logit is their label's (if mixed: the larger share's)
     images: int  # of this process
+    skipped: tuple  # why images of this process were replaced, one line each
     gradient_norm: paddle.Tensor  # of the averaged gradients, before clipping; the same in every process
     ok: paddle.Tensor  # False: something was not finite and the step was skipped; the same in every process
 
@@ -45,33 +46,36 @@ class TrainStep:
         self.parallel_model = parallel.data_parallel(self.model)
         self.trained = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
         self.clip_norm = train.CLIP_NORM or float("inf")
-        self.criterion = LabelSmoothingCrossEntropy(train.LABEL_SMOOTHING)
-        self.normalize = Normalize(cfg)
+        self.criterion = CrossEntropy(train.LABEL_SMOOTHING)
+        self.train_input = TrainInput(cfg)
 
     def __call__(self, batches, lr, epoch, step):
-        """Step by the mean gradient of `batches`, a list of (images, labels) that pass through the model one by one.
+        """Step by the mean gradient of `batches`, a list of `Batch` that pass through the model one by one.
 
         Dropout depends on the seed, the process, the epoch, the step and the place in the list alone.
         """
-        losses, correct, images = [], [], 0
-        for place, (pixels, labels) in enumerate(batches):
+        losses, correct, skipped = [], [], []
+        for place, batch in enumerate(batches):
+            images, targets = self.train_input(batch)
             _seed_dropout([self.seed, parallel.rank(), epoch, step, place])
             if place == len(batches) - 1:
-                loss, logits = self._backward(pixels, labels, len(batches))
+                loss, logits = self._backward(images, targets, len(batches))
             else:
                 with parallel.local_gradients(self.parallel_model):
-                    loss, logits = self._backward(pixels, labels, len(batches))
+                    loss, logits = self._backward(images, targets, len(batches))
             losses.append(loss)
+            labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
             correct.append((logits.argmax(axis=-1) == labels).astype("float32").sum())
-            images += labels.shape[0]
+            skipped += batch.skipped
         norm, ok = self._step(lr)
-        return StepResult(paddle.stack(losses).mean(), paddle.stack(correct).sum(), images, norm, ok)
+        images = sum(batch.labels.shape[0] for batch in batches)
+        return StepResult(paddle.stack(losses).mean(), paddle.stack(correct).sum(), images, tuple(skipped), norm, ok)
 
-    def _backward(self, pixels, labels, passes):
+    def _backward(self, images, targets, passes):
         with self.precision.autocast():
-            logits = self.parallel_model(self.normalize(pixels))
+            logits = self.parallel_model(images)
         logits = logits.astype("float32")
-        loss = self.criterion(logits, labels)
+        loss = self.criterion(logits, targets)
         # Times NaN where the loss is not finite: the average over the processes then tells all of them.
         finite = paddle.where(paddle.isfinite(loss), paddle.ones([]), paddle.full([], float("nan")))
         self.precision.scaler.scale(loss * finite / passes).backward()

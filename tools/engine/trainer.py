@@ -8,11 +8,11 @@ import time
 import numpy as np
 import paddle
 
-from data.loader import Loader
+from data.loader import EvalLoader, TrainLoader
 from engine import checkpoint, parallel
 from engine.evaluator import evaluate
 from engine.logger import log, progress_bar
-from engine.meter import EpochMeter
+from engine.meter import EpochMeter, Reports
 from engine.optimizer import parameter_groups
 from engine.scalars import Scalars
 from engine.scheduler import learning_rate, total_epochs
@@ -41,12 +41,13 @@ class Trainer:
     def __init__(self, cfg, classes, splits, run, watch, setting):
         self.cfg, self.classes, self.run, self.watch, self.setting = cfg, classes, run, watch, setting
         rank, world_size = parallel.rank(), parallel.world_size()
-        self.train_loader = Loader(splits["train"], cfg, True, rank, world_size)
-        self.val_loader = Loader(splits["val"], cfg, False, rank, world_size)
+        self.total_epochs = total_epochs(cfg.TRAIN)
+        self.train_loader = TrainLoader(splits["train"], cfg, rank, world_size, self.total_epochs)
+        self.val_loader = EvalLoader(splits["val"], cfg, rank, world_size)
         paddle.seed(cfg.SEED)
         self.train_step = TrainStep(cfg)
         self.scalars = Scalars(active=parallel.is_main())
-        self.total_epochs = total_epochs(cfg.TRAIN)
+        self.reports = Reports(self.scalars)
         self.epoch = self.images = 0  # epochs done; images of the next one that are done
         self.meter = None  # EpochMeter of an epoch that has begun
         self.begun = False  # whether the run folder is this run's
@@ -80,7 +81,7 @@ class Trainer:
     def _new_meter(self, steps_done=0):
         steps = steps_done + self.train_loader.steps(self.images)
         lr = learning_rate(self.epoch, self.cfg.TRAIN)
-        return EpochMeter(self.cfg, self.epoch, self.total_epochs, steps, lr, self.scalars, self.streak)
+        return EpochMeter(self.cfg, self.epoch, self.total_epochs, steps, lr, self.reports, self.streak)
 
     # --- Train ---
 

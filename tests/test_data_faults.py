@@ -1,0 +1,128 @@
+"""Broken data met by a training: told in one line or replaced, never a hang, never a wrong result."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, error_line, tool
+from test_processes import launched, nothing_is_left_running  # noqa: F401
+
+# Long enough to be disturbed; two loader processes.
+WORDS = ["MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.DEPTH", 1, "MODEL.T2T.TOKEN_DIM", 8, "DATA.NUM_WORKERS", 2]
+WORDS += ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.EMA_DECAY", 0.9, "TRAIN.EPOCHS"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    shutil.copytree(ROOT / "lit_data", tmp_path / "data")
+    return tmp_path / "data"
+
+
+def images(data, number):
+    return sorted((data / "train" / str(number)).iterdir())
+
+
+def make_link(path):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+FAULTS = {
+    "empty": (lambda path: path.write_bytes(b""), "cannot be read: not an image"),
+    "text": (lambda path: path.write_text("no picture"), "cannot be read: not an image"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:100]), "cannot be read: "),
+    "link to nothing": (make_link, "is a link to nothing"),
+    "bomb": (lambda path: path.write_bytes(b"P5 60000 60000 255\n"), "decompression bomb"),
+}
+
+
+def test_skip_replaces_and_lists_each_file_once(data, tmp_path):
+    broken = images(data, 3)[: len(FAULTS)]
+    for path, (damage, _) in zip(broken, FAULTS.values()):
+        damage(path)
+    done = tool("train", "--data-path", data, "--output", tmp_path, *WORDS, 3, "DATA.ON_ERROR", "skip")
+    for path, (_, reason) in zip(broken, FAULTS.values()):
+        assert len(re.findall(f"^warning: replaced: image {path} .*{reason}", done.stderr, re.MULTILINE)) == 1
+    totals = re.findall(r"^warning: (\d+) unreadable images were replaced in this epoch$", done.stderr, re.MULTILINE)
+    rows = [json.loads(line) for line in (tmp_path / "lit_data/metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped_images"] for row in rows] == [int(total) for total in totals]
+    assert len(rows) == 3 and all(4 <= row["skipped_images"] <= 8 for row in rows)  # an epoch drops 29
+    again = tool("train", "--data-path", data, "--output", tmp_path, *WORDS, 3, "DATA.ON_ERROR", "skip",
+                 "NAME", "again", "DATA.NUM_WORKERS", 0)  # fmt: skip
+    assert again.stderr == done.stderr
+    assert (tmp_path / "again/metrics.jsonl").read_text() == (tmp_path / "lit_data/metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_raise_names_the_file(data, tmp_path, fault):
+    path = images(data, 3)[0]
+    FAULTS[fault][0](path)
+    line = error_line("train", "--data-path", data, "--output", tmp_path, *WORDS, 2)
+    assert f"image {path} " in line and FAULTS[fault][1] in line
+
+
+def test_folder_named_like_an_image_is_none(data, tmp_path):
+    (data / "train/3/x.jpg").mkdir()
+    assert "1437 train" in tool("train", "--data-path", data, "--output", tmp_path, *WORDS, 1).stdout
+    (data / "train.txt").write_text((data / "train.txt").read_text() + "3/x.jpg 3\n")
+    line = error_line("train", "--data-path", data, "--output", tmp_path, *WORDS, 3, "DATA.TRAIN_LIST", "train.txt",
+                      "NAME", "list")  # fmt: skip
+    assert "train/3/x.jpg cannot be read" in line
+
+
+def test_more_than_a_hundredth_stops(data, tmp_path):
+    for path in images(data, 4)[:20]:
+        path.write_text("no picture")
+    line = error_line("train", "--data-path", data, "--output", tmp_path, *WORDS, 3, "DATA.ON_ERROR", "skip")
+    assert re.search(r"\d\d images could not be read, more than 1% of the 1408 of an epoch .*check_data.py", line)
+
+
+def test_main_log_lists_the_images_of_all_processes(data, tmp_path):
+    broken = images(data, 3)[:8]
+    for path in broken:
+        path.write_text("no picture")
+    launched(tmp_path / "launch", "train", "--data-path", data, "--output", tmp_path, "--batch-size", 32, *WORDS, 2,
+             "DATA.ON_ERROR", "skip")  # fmt: skip
+    log = (tmp_path / "lit_data.log").read_text()
+    assert [log.count(f"replaced: image {path} cannot be read") for path in broken] == [1] * 8
+
+
+def disturbed(data, output, disturb):
+    """stderr of a long training that `disturb(process)` ends after its first line."""
+    command = [sys.executable, ROOT / "tools/train.py", "--data-path", data, "--output", output, *WORDS, 500]
+    process = subprocess.Popen([str(word) for word in [*command, "TRAIN.SAVE_MINUTES", 0.002]], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, cwd=ROOT)  # fmt: skip
+    while not process.stdout.readline().startswith("Epoch [1/"):
+        assert process.poll() is None
+    disturb(process)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    return stderr
+
+
+def test_file_that_vanishes_in_a_run_is_named(data, tmp_path):
+    stderr = disturbed(data, tmp_path, lambda _: [path.unlink() for path in images(data, 3)])
+    assert re.fullmatch(r"error: image \S+/train/3/\d+.png not found; \S+ holds .*--resume auto continues after them\n",
+                        stderr)  # fmt: skip
+
+
+def test_killed_loader_process_ends_the_run_in_one_line(data, tmp_path):
+    def kill_a_loader(process):
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+
+    start = time.monotonic()
+    stderr = disturbed(data, tmp_path, kill_a_loader)
+    assert re.fullmatch(
+        r"error: a data loader process ended \(.*\); if the memory ran out, lower DATA.NUM_WORKERS; .*\n", stderr
+    )
+    assert time.monotonic() - start < 40
+    done = tool("train", "--data-path", data, "--output", tmp_path, *WORDS, 500, "TRAIN.SAVE_MINUTES", 0.002,
+                "TRAIN.TIME_LIMIT", "5s")  # fmt: skip
+    assert "resumed" in done.stdout

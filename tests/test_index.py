@@ -1,0 +1,143 @@
+"""Finding the images of a folder, and remembering them."""
+
+import os
+import random
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_data import settings
+
+from data import index
+from data.dataset import load_data
+from data.index import Paths, scan
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """12 classes x 3 empty files, old enough to be remembered."""
+    for number in range(12):
+        (tmp_path / f"data/train/c{number:02d}").mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / f"data/train/c{number:02d}/{i}.jpg").touch()
+    age(tmp_path / "data/train")
+    return tmp_path / "data/train"
+
+
+def age(folder):
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            os.utime(path, (time.time() - 60,) * 2)
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    """Folders that are read, with every result kept on disk."""
+    monkeypatch.setattr(index, "_CACHED_FROM", 1)
+    seen, walk = [], index._walk
+    monkeypatch.setattr(index, "_walk", lambda folder: seen.append(folder) or walk(folder))
+    return seen
+
+
+def names(result):
+    found, paths, class_of = result
+    return [(found[number], os.path.basename(path)) for number, path in zip(class_of, paths)]
+
+
+def test_paths_are_a_list():
+    rng = random.Random(0)
+    words = ["a", "b c", "é", "日本", "\udcff", "x" * 40]
+    paths = ["/".join(["", *rng.choices(words, k=rng.randint(1, 4))]) for _ in range(200)]
+    compact = Paths.of(paths)
+    assert len(compact) == 200 and list(compact) == paths
+    assert compact[-1] == paths[-1] and compact[5:9] == paths[5:9]
+    assert list(Paths.joined([Paths.of(paths[:70]), Paths.of([]), Paths.of(paths[70:])])) == paths
+    assert list(Paths.joined([])) == []
+    for wrong in (200, -201):
+        with pytest.raises(IndexError):
+            compact[wrong]
+
+
+def test_memory_of_a_million_paths():
+    names = Paths.of(f"/data/imagenet/train/n{i // 1300:08d}/n{i // 1300:08d}_{i % 1300}.JPEG" for i in range(20_000))
+    assert names.nbytes / len(names) < 40  # bytes a path: 51 MB for ImageNet
+
+
+def test_second_scan_reads_no_folder(tree, tmp_path, walks):
+    first = scan(tree, tmp_path)
+    assert len(walks) == 12 and len(first[1]) == 36
+    assert (tree.parent / ".index_of_train.npz").is_file()
+    second = scan(tree, tmp_path)
+    assert len(walks) == 12
+    assert list(first[1]) == list(second[1]) and (first[2] == second[2]).all() and first[0] == second[0]
+
+
+@pytest.mark.usefixtures("walks")
+@pytest.mark.parametrize("change", ["new file", "lost file", "new class", "lost class", "renamed", "nested"])
+def test_a_changed_folder_is_read_again(tree, tmp_path, change):
+    (tree / "c03/more").mkdir()
+    (tree / "c03/more/deep.jpg").touch()
+    age(tree)
+    before = names(scan(tree, tmp_path))
+    assert ("c03", "deep.jpg") in before
+    expected = {
+        "new file": lambda: (tree / "c05/new.jpg").touch(),
+        "lost file": lambda: (tree / "c05/1.jpg").unlink(),
+        "new class": lambda: (tree / "c99").mkdir(),
+        "lost class": lambda: [path.unlink() for path in (tree / "c05").iterdir()] + [(tree / "c05").rmdir()],
+        "renamed": lambda: (tree / "c05/1.jpg").rename(tree / "c05/9.jpg"),
+        "nested": lambda: (tree / "c03/more/new.jpg").touch(),
+    }
+    expected[change]()
+    after = scan(tree, tmp_path)
+    on_disk = {(path.relative_to(tree).parts[0], path.name) for path in tree.rglob("*.jpg")}
+    assert set(names(after)) == on_disk and len(after[1]) == len(on_disk)
+    assert after[0] == sorted(path.name for path in tree.iterdir())
+
+
+@pytest.mark.usefixtures("walks")
+def test_a_moved_data_set_is_read_again(tree, tmp_path):
+    scan(tree, tmp_path)
+    tree.parent.rename(tmp_path / "moved")
+    assert {path.split("/")[-4] for path in scan(tmp_path / "moved/train", tmp_path)[1]} == {"moved"}
+
+
+@pytest.mark.usefixtures("walks")
+def test_a_folder_that_changed_a_moment_ago_is_not_remembered(tree, tmp_path):
+    (tree / "c00/new.jpg").touch()
+    scan(tree, tmp_path)
+    assert not list(tree.parent.glob(".index*"))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + b"x" * 100, "cut", "other arrays"])
+def test_a_broken_memory_is_no_harm(tree, tmp_path, walks, content):
+    expected = names(scan(tree, tmp_path))
+    file = tree.parent / ".index_of_train.npz"
+    if content == "cut":
+        content = file.read_bytes()[: file.stat().st_size // 2]
+    if content == "other arrays":
+        np.savez(file, header=np.zeros(3))
+    else:
+        file.write_bytes(content)
+    assert names(scan(tree, tmp_path)) == expected and len(walks) == 24
+    assert names(scan(tree, tmp_path)) == expected and len(walks) == 24  # mended
+
+
+def test_data_that_cannot_be_written_is_remembered_elsewhere(tree, tmp_path, walks, monkeypatch):
+    def refuse(path, _open=index.atomic_path):
+        if str(path).startswith(str(tree.parent)):
+            raise PermissionError(13, "read-only", str(path))
+        return _open(path)
+
+    monkeypatch.setattr(index, "atomic_path", refuse)
+    for _ in range(2):
+        scan(tree, tmp_path / "output")
+    assert len(walks) == 12 and len(list((tmp_path / "output").glob(".index_*.npz"))) == 1
+
+
+def test_small_data_sets_leave_no_file(tree, tmp_path):
+    scan(tree, tmp_path)
+    assert not list(tmp_path.rglob("*.npz"))
+    load_data(settings())
+    assert not list(ROOT.glob("lit_data/.*"))

@@ -1,0 +1,441 @@
+"""Check a data set: python tools/check_data.py [--config C] --data-path DIR [--jobs N] [--json FILE] [KEY VALUE ...].
+
+Reads every image, and tells what would stop or spoil a training and which settings fit the data. What `load_data`
+refuses is explained here, and the rest is checked all the same.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import ctypes
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+
+import cli
+
+CHUNK = 64  # images that a reading process is given at a time
+SHOWN = 10  # unreadable files of a split that are printed; --json has all
+MAY_BE_SKIPPED = 0.01  # share of the training images that DATA.ON_ERROR skip replaces
+GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
+# Without --config: what to start from, by the median of the shorter sides in pixels.
+CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "configs/lit_data.yaml"))
+
+
+def main(args, cfg):
+    from config import all_keys, load_config
+    from errors import UserError
+    from files import check_writable, write_text
+
+    if args.jobs < 1:
+        raise UserError(f"--jobs is {args.jobs} but must be 1 or more")
+    if args.json:
+        check_writable(args.json)
+    splits, faults = find_splits(cfg)
+    for split in splits:
+        read_images(split, cfg.DATA.CHANNELS, args.jobs)
+    held_to = all_keys() if args.config else args.opts[::2]
+    if not args.config:
+        args.config = fitting_config(splits)
+        cfg = load_config(args.config, cli.overrides(args))
+    findings = Findings(faults)
+    judge_splits(splits, findings)
+    judge_classes(cfg, splits, findings, held_to)
+    judge_images(cfg, splits, findings)
+    findings.command = command(args, splits, findings.settings)
+    print_report(splits, findings)
+    if args.json:
+        write_text(args.json, json.dumps(to_json(splits, findings), indent=1) + "\n")
+    if findings.faults:
+        print(f"error: {len(findings.faults)} fault(s) would stop or spoil a training, see above", file=sys.stderr)
+    return 1 if findings.faults else 0
+
+
+# --- What there is ---
+
+
+@dataclass
+class SplitReport:
+    """The images of one split, and what they are."""
+
+    name: str
+    source: str
+    paths: list = field(default_factory=list)
+    classes: dict = field(default_factory=dict)  # {folder, or number in a list file: images}, empty folders among them
+    loose: int = 0  # images in no class folder
+    others: Counter = field(default_factory=Counter)  # by ending, files that are no images
+    closed: list = field(default_factory=list)  # folders that cannot be listed
+    unreadable: dict = field(default_factory=dict)  # {path: reason}
+    sides: Counter = field(default_factory=Counter)  # {shorter side in pixels: images}
+    modes: Counter = field(default_factory=Counter)
+    misnamed: Counter = field(default_factory=Counter)  # {"PNG called .jpg": images}
+    grey: list = field(default_factory=lambda: [0, 0.0, 0.0])  # grey images, sums of their means and mean squares
+
+
+def find_splits(cfg):
+    """([SplitReport, ...], faults): the splits that data/dataset.py finds, whatever is wrong with their classes."""
+    from data.dataset import data_root, split_folder
+    from errors import UserError
+
+    root, given = data_root(cfg)
+    splits, faults = [], []
+    for name, list_file in (("train", cfg.DATA.TRAIN_LIST), ("val", cfg.DATA.VAL_LIST)):
+        if given and name not in given:
+            continue
+        folder = None if list_file else given.get(name) or split_folder(root, name, required=False)
+        try:
+            if list_file:
+                splits.append(split_of_list(root, name, root / list_file))
+            elif folder:
+                splits.append(split_of_folders(name, folder))
+            elif name == "val":
+                also = "" if splits else " nor train/ nor class folders"
+                raise UserError(f"data folder {root} has no val/, validation/ or test/ folder{also}")
+        except UserError as error:
+            faults.append(str(error))
+    if not splits:
+        raise UserError(faults[0])
+    return splits, faults
+
+
+def split_of_list(root, name, list_file):
+    from data.dataset import read_list
+
+    listed = read_list(root, name, list_file, num_classes=2**31)  # whether there are so many is judged later
+    return SplitReport(name, listed.source, listed.paths, dict(Counter(map(int, listed.labels))))
+
+
+def split_of_folders(name, folder):
+    from data.index import Paths, class_folders, image_files
+    from errors import one_line
+
+    split, parts = SplitReport(name, str(folder)), []
+    split.loose = count_others(next(os.walk(folder))[2], split.others)
+    for class_folder in class_folders(folder):
+        parts.append(Paths.of(image_files(folder / class_folder)))
+        split.classes[class_folder] = len(parts[-1])
+        for _, _, names in os.walk(folder / class_folder, onerror=lambda error: split.closed.append(one_line(error))):
+            count_others(names, split.others)
+    split.paths = Paths.joined(parts)
+    return split
+
+
+def count_others(names, others):
+    """Count the files that are no images by ending; returns how many images there are beside them."""
+    from data.index import is_image_name
+
+    rest = [name for name in names if not is_image_name(name)]
+    hidden = sum(name.startswith(".") for name in rest)
+    others.update({"hidden": hidden} if hidden else {})
+    others.update(os.path.splitext(name)[1].lower() or "without ending" for name in rest if name[0] != ".")
+    return len(names) - len(rest)
+
+
+# --- What it looks like ---
+
+
+def read_images(split, channels, jobs):
+    """Read all images of a split in `jobs` processes and add to it what they are."""
+    from engine.logger import progress_bar
+
+    looks = scan(split.paths, channels, jobs)
+    bar = progress_bar(looks, total=len(split.paths), desc=f"check {split.name}", unit=" images")
+    for path, (reason, side, mode, misnamed, grey) in bar:
+        if reason:
+            split.unreadable[path] = reason
+            continue
+        split.sides[side] += 1
+        split.modes[mode] += 1
+        split.misnamed.update([misnamed] if misnamed else [])
+        split.grey = [total + value for total, value in zip(split.grey, grey)]
+
+
+def scan(paths, channels, jobs):
+    """Yield (path, what `look` returns for it) in order; only a few chunks are on their way at a time."""
+    import data.images  # noqa: F401 - once for all processes
+    from errors import UserError
+
+    chunks = (paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK))
+    fork = multiprocessing.get_context("fork")
+    pool = concurrent.futures.ProcessPoolExecutor(jobs, fork, start_reading, (os.getpid(),))
+    try:
+        with interrupts_wait():
+            first = [pool.submit(look, chunk, channels) for chunk in itertools.islice(chunks, 2 * jobs)]
+        waiting = collections.deque(first)
+        while waiting:
+            yield from waiting.popleft().result()
+            waiting.extend(pool.submit(look, chunk, channels) for chunk in itertools.islice(chunks, 1))
+    except BrokenProcessPool:
+        raise UserError(
+            f"one of {jobs} reading processes was killed, perhaps for want of memory; give fewer with --jobs N"
+        ) from None
+    except BaseException:  # Ctrl-C, or the end of who takes the results: not to wait for what is being read
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def interrupts_wait():
+    """Keep Ctrl-C until the end: during a fork, Python may lose it, or a process of the pool."""
+    came = []
+    handler = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+def start_reading(parent):
+    """Start of a reading process; `parent` is the main one's number."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one tells of it
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with the main process, however that ends
+        if os.getppid() != parent:  # it has ended before that
+            os._exit(1)
+    warnings.simplefilter("ignore")  # Pillow's remarks on large pictures
+
+
+def look(paths, channels):
+    """[(path, (reason why it cannot be read, shorter side, mode, "PNG called .jpg", grey statistics)), ...]"""
+    from PIL import Image, ImageStat
+
+    from data.images import ImageError, load_image
+    from errors import one_line
+
+    looks = []
+    for path in paths:
+        try:
+            pixels = load_image(path, channels)  # as in evaluation, and in training where its quicker reader gives up
+            with Image.open(path) as image:
+                mode, kind = image.mode, image.format
+        except (ImageError, OSError) as error:
+            looks.append((path, (one_line(error), 0, "", "", ())))
+            continue
+        ending = os.path.splitext(path)[1].lower()
+        called = Image.registered_extensions().get(ending, kind)
+        misnamed = called != kind and (called, kind) != ("JPEG", "MPO")  # MPO: a JPEG file with a second picture
+        grey = (0, 0.0, 0.0)
+        if mode in GREY_MODES:
+            statistics = ImageStat.Stat(pixels)
+            mean = statistics.mean[0] / 255.0
+            grey = 1, mean, statistics.var[0] / 255.0**2 + mean**2
+        looks.append((path, ("", min(pixels.size), mode, f"{kind} called {ending}" if misnamed else "", grey)))
+    return looks
+
+
+# --- What follows from it ---
+
+
+@dataclass
+class Findings:
+    """`faults` would stop or spoil a training, `notes` would not; `settings` {key: value} fit the data."""
+
+    faults: list
+    notes: list = field(default_factory=list)
+    settings: dict = field(default_factory=dict)
+    command: str = ""
+
+
+def judge_splits(splits, findings):
+    """Splits without class folders or images."""
+    for split in splits:
+        findings.faults += split.closed
+        if split.loose:
+            findings.notes.append(
+                f"{split.loose:,} images in {split.source} are in no class folder and not used; "
+                f"DATA.{split.name.upper()}_LIST FILE can name their classes"
+            )
+        if not split.classes:
+            findings.faults.append(f"{split.source} has no class folders")
+        elif not any(split.classes.values()):
+            findings.faults.append(f"the class folders of {split.source} hold no images")
+        if os.path.basename(split.source) in ("validation", "test"):
+            findings.notes.append(f"{split.source} is found by itself, no key is needed")
+    if all(split.name == "val" for split in splits):
+        findings.notes.append("there is no training split: this data serves validation only")
+
+
+def judge_classes(cfg, splits, findings, held_to):
+    """Classes against each other and, as far as the user asked for those keys, against the config's."""
+    from data.dataset import some
+
+    classes, fault = class_list(cfg)
+    if fault and fault not in findings.faults and any(split.classes for split in splits):
+        findings.faults.append(fault)
+    highest = max((label for split in splits for label in split.classes if isinstance(label, int)), default=-1)
+    for split in splits:
+        name_classes(split, classes)
+    shown = [{name for name, number in split.classes.items() if number} for split in splits]
+    absent = shown[1] - shown[0] if len(splits) == 2 else set()
+    if absent:
+        findings.faults.append(f"{len(absent)} class(es) of val have no image in train: {some(sorted(absent))}")
+    fits = classes is not None
+    for split, names in zip(splits, shown):
+        unknown = sorted(split.classes.keys() - set(classes.folders)) if classes else []
+        if unknown:
+            fits = False
+            line = f"{split.source} has {len(unknown)} class(es) that {classes.source} has not: {some(unknown)}"
+            if set(unknown) - absent and ("DATA.CLASSES" in held_to or not cfg.DATA.CLASSES):
+                findings.faults.append(line)
+        without = [name for name in classes.folders if name not in names] if classes and not unknown else []
+        if without:
+            line = f"{len(without)} of {len(classes)} classes have no image in {split.name}: {some(without)}"
+            findings.notes.append(line)
+    suggest_classes(cfg, classes if fits else None, highest, findings, held_to)
+
+
+def class_list(cfg, **keys):
+    """(ClassList of the config, or None, and why there is none)."""
+    from data.dataset import data_root, load_classes
+    from errors import UserError
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATA.update(keys)
+    try:
+        return load_classes(cfg, data_root(cfg)[0], {"train": cfg.DATA.TRAIN_LIST, "val": cfg.DATA.VAL_LIST}), None
+    except UserError as error:
+        return None, str(error)
+
+
+def name_classes(split, classes):
+    """Give the numbers of a list file the names that the class list has for them."""
+    names = dict(enumerate(classes.folders)) if classes else {}
+    split.classes = {
+        names.get(label, f"label {label}") if isinstance(label, int) else label: number
+        for label, number in split.classes.items()
+    }
+
+
+def suggest_classes(cfg, classes, highest, findings, held_to):
+    """Settings for the classes there are; `classes` is the config's list if it fits, `highest` the last label."""
+    if not classes and cfg.DATA.CLASSES:
+        findings.settings["DATA.CLASSES"] = ""
+        classes = class_list(cfg, CLASSES="")[0]
+    elif classes and len(classes) != cfg.MODEL.NUM_CLASSES and "MODEL.NUM_CLASSES" in held_to:
+        line = f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {classes.source} has {len(classes)} classes"
+        findings.faults.append(line)
+    numbered = highest >= 0 and (not classes or classes.source == "MODEL.NUM_CLASSES")
+    number = highest + 1 if numbered else len(classes or ())
+    if number == 1:
+        findings.faults.append("all images are of one class; a training needs two or more")
+    elif number and number != cfg.MODEL.NUM_CLASSES:
+        findings.settings["MODEL.NUM_CLASSES"] = number
+    name = os.path.basename(cfg.DATA.PATH.rstrip("/"))
+    if findings.settings and name:  # not the data that the config is for, so not its run folder either
+        findings.settings |= {"DATA.NAME": name, "NAME": name}
+
+
+def judge_images(cfg, splits, findings):
+    """Unreadable and grey images."""
+    for split in splits:
+        bad, number = len(split.unreadable), len(split.paths)
+        if bad:
+            findings.faults.append(f"{bad:,} of {number:,} images of {split.name} cannot be read")
+        if bad and split.name == "train" and bad <= MAY_BE_SKIPPED * number:
+            findings.settings["DATA.ON_ERROR"] = "skip"
+        elif bad:
+            why = "more than 1 %" if split.name == "train" else "a validation counts every image"
+            findings.notes.append(f"mend or remove the unreadable images of {split.name}: {why}")
+    number, mean, squares = (sum(values) for values in zip(*(split.grey for split in splits)))
+    if number and number == sum(sum(split.sides.values()) for split in splits) and cfg.DATA.CHANNELS == 3:
+        mean, squares = mean / number, squares / number
+        std = max(0.001, math.sqrt(max(0.0, squares - mean**2)))
+        findings.settings |= {"DATA.CHANNELS": 1, "DATA.MEAN": f"[{mean:.4f}]", "DATA.STD": f"[{std:.4f}]"}
+
+
+def fitting_config(splits):
+    median = spread(sum((split.sides for split in splits), Counter()))[1]
+    return next(path for side, path in CONFIGS if median >= side)
+
+
+def command(args, splits, settings):
+    """The command line that trains, or validates where there is nothing to train on, to be pasted."""
+    tool = "train" if any(split.name == "train" for split in splits) else "val"
+    words = ["python", f"tools/{tool}.py", "--config", args.config]
+    words += ["--data-path", args.data_path] if args.data_path else []
+    pairs = dict(zip(args.opts[::2], args.opts[1::2])) | settings
+    words += map(str, itertools.chain(*pairs.items()))
+    return " ".join(shlex.quote(word) if word else '""' for word in words)
+
+
+# --- What is told ---
+
+
+def spread(counter):
+    """(smallest, median, largest) of the values that a Counter counts; zeros if there are none."""
+    values = sorted(counter.elements()) or [0]
+    return values[0], values[len(values) // 2], values[-1]
+
+
+def histogram(title, counter):
+    """Lines of a text histogram by powers of two."""
+    smallest, median, largest = spread(counter)
+    yield f"  {title}: {smallest:,} to {largest:,}, median {median:,}"
+    bins = Counter()
+    for value, number in counter.items():
+        bins[value.bit_length()] += number
+    for bits in range(smallest.bit_length(), largest.bit_length() + 1):
+        bar = "#" * math.ceil(40 * bins[bits] / max(bins.values()))
+        yield f"    {2**bits // 2:>6} - {2**bits - 1:<6} {bins[bits]:>9,} {bar}".rstrip()
+
+
+def print_report(splits, findings):
+    for split in splits:
+        unreadable = len(split.unreadable)
+        print(f"{split.name}: {len(split.paths):,} images in {len(split.classes):,} classes, {unreadable:,} unreadable "
+              f"({split.source})")  # fmt: skip
+        if split.sides:
+            print(*histogram("images per class", Counter(split.classes.values())), sep="\n")
+            print(*histogram("shorter side in pixels", split.sides), sep="\n")
+        for title, counter in (
+            ("modes, by their Pillow names", split.modes),
+            ("read all the same", split.misnamed),
+            ("no images by their ending", split.others),
+        ):
+            if counter:
+                print(f"  {title}: " + ", ".join(f"{name} {number:,}" for name, number in counter.most_common()))
+        for reason in itertools.islice(split.unreadable.values(), SHOWN):
+            print(f"  {reason}")
+        if unreadable > SHOWN:
+            print(f"  and {unreadable - SHOWN:,} more, which --json FILE names")
+    for kind, lines in (("fault", findings.faults), ("note", findings.notes)):
+        print(*(f"{kind}: {line}\n" for line in lines), sep="", end="")
+    if any(split.sides for split in splits):
+        print(f"settings that fit:\n{findings.command}")
+
+
+def to_json(splits, findings):
+    """The whole report; of the images only those that cannot be read are named."""
+    left_out = ("name", "paths", "grey")
+    reports = {
+        split.name: {"files": len(split.paths), **{k: v for k, v in vars(split).items() if k not in left_out}}
+        for split in splits
+    }
+    return {"splits": reports, **vars(findings)}
+
+
+def parser():
+    parser = cli.common_parser("Check a data set before training.", batch_size_key="VAL.BATCH_SIZE")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser.add_argument("--jobs", type=int, default=cores, metavar="N", help="reading processes; default: one per core")
+    parser.add_argument("--json", metavar="FILE", help="write the whole report as JSON, complete or not at all")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, parser(), needs_paddle=False)

@@ -1,0 +1,194 @@
+"""Which image files a folder holds: found once, kept in little memory, remembered on disk.
+
+The 1.28 million paths of ImageNet are 150 MB as Python strings, and as much again in each loader process, because
+counting references copies the pages that fork shares. As arrays they are 45 MB in all.
+"""
+
+import contextlib
+import hashlib
+import os
+import time
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from files import atomic_path
+
+EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+_VERSION = 1  # of the cache file
+_CACHED_FROM = 10_000  # images: a smaller folder is scanned in a moment
+_SETTLED_NS = 2 * 10**9  # a folder that changed so recently may change again within one tick of its clock
+_THREADS = 16  # of a scan, for file systems on a network
+
+
+class Paths(Sequence):
+    """List of paths, held as arrays."""
+
+    def __init__(self, folders, folder_of, ends, names):
+        self.folders = folders  # list of str
+        self.folder_of = folder_of  # int32 (N,)
+        self.ends = ends  # int64 (N,), of each name in `names`
+        self.names = names  # bytes of all names
+
+    @classmethod
+    def of(cls, paths):
+        """The same paths, from any iterable of str."""
+        folders, folder_of, names = {}, [], []
+        for path in paths:
+            folder, name = os.path.split(path)
+            folder_of.append(folders.setdefault(folder, len(folders)))
+            names.append(os.fsencode(name))
+        ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        return cls(list(folders), np.array(folder_of, np.int32), ends, b"".join(names))
+
+    @classmethod
+    def joined(cls, parts):
+        """The paths of several `Paths`, one after the other."""
+        folders = [folder for part in parts for folder in part.folders]
+        first = np.cumsum([0] + [len(part.folders) for part in parts])
+        start = np.cumsum([0] + [len(part.names) for part in parts])
+        folder_of = [part.folder_of + np.int32(offset) for part, offset in zip(parts, first)]
+        ends = [part.ends + offset for part, offset in zip(parts, start)]
+        names = b"".join(part.names for part in parts)
+        return cls(folders, _concatenate(folder_of, np.int32), _concatenate(ends, np.int64), names)
+
+    def __len__(self):
+        return len(self.ends)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        i = range(len(self))[i]
+        name = self.names[self.ends[i - 1] if i else 0 : self.ends[i]]
+        return os.path.join(self.folders[self.folder_of[i]], os.fsdecode(name))
+
+    @property
+    def nbytes(self):
+        """Memory that grows with the number of paths."""
+        return self.folder_of.nbytes + self.ends.nbytes + len(self.names)
+
+
+def _concatenate(arrays, dtype):
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
+
+
+def image_files(folder):
+    """Paths (str) of all images below a folder, sorted; links are followed, hidden files and folders are not images."""
+    return _walk(folder)[0]
+
+
+def _walk(folder):
+    """(sorted image paths, {folder: (mtime_ns, size)} of each folder that was read)."""
+    images, stamps, seen = [], {}, set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
+        stamps[parent] = _stamp(parent)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images += [os.path.join(parent, name) for name in names if is_image_name(name)]
+    return sorted(images), stamps
+
+
+def is_image_name(name):
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _stamp(folder):
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def class_folders(folder):
+    """Sorted names of the folders in a folder, without hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+def scan(folder, spare_folder):
+    """Images below each class folder of `folder`.
+
+    A large result is kept in a file beside `folder`, or in `spare_folder` where that cannot be written, and taken from
+    there as long as no folder has another modification time or size.
+
+    Returns:
+        (names of the class folders, `Paths`, int32 (N,) class folder of each path).
+    """
+    folder = Path(folder)
+    found = class_folders(folder)
+    for file in _cache_files(folder, spare_folder):
+        remembered = _read_cache(file, folder, found)
+        if remembered:
+            return found, *remembered
+    now = time.time_ns()
+    with ThreadPoolExecutor(_THREADS) as threads:
+        walks = threads.map(lambda name: _walk(folder / name), found)
+        parts, stamps = [], {}
+        for images, part_stamps in tqdm(walks, f"scanning {folder.name}", len(found), leave=False, disable=None):
+            parts.append(Paths.of(images))
+            stamps.update(part_stamps)
+    paths = Paths.joined(parts)
+    class_of = np.repeat(np.arange(len(found), dtype=np.int32), [len(part) for part in parts])
+    settled = all(stamp and stamp[0] < now - _SETTLED_NS for stamp in stamps.values())
+    if len(paths) >= _CACHED_FROM and settled:
+        _write_cache(_cache_files(folder, spare_folder), folder, found, stamps, paths, class_of)
+    return found, paths, class_of
+
+
+def _cache_files(folder, spare_folder):
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return folder.parent / f".index_of_{folder.name}.npz", Path(spare_folder) / f".index_{name}.npz"
+
+
+def _text(strings):
+    return np.frombuffer(os.fsencode("\0".join(strings)), np.uint8)
+
+
+def _strings(array):
+    return os.fsdecode(array.tobytes()).split("\0")
+
+
+def _write_cache(files, folder, found, stamps, paths, class_of):
+    content = {
+        "header": _text([str(_VERSION), str(folder.resolve()), " ".join(sorted(EXTENSIONS))]),
+        "found": _text(found),
+        "stamped": _text([os.path.relpath(path, folder) for path in stamps]),
+        "stamps": np.array(list(stamps.values()), np.int64),
+        "folders": _text([os.path.relpath(path, folder) for path in paths.folders]),
+        "folder_of": paths.folder_of,
+        "ends": paths.ends,
+        "names": np.frombuffer(paths.names, np.uint8),
+        "class_of": class_of,
+    }
+    for file in files:
+        with contextlib.suppress(OSError):
+            with atomic_path(file) as temporary, open(temporary, "wb") as stream:
+                np.savez(stream, **content)
+            return
+
+
+def _read_cache(file, folder, found):
+    """(`Paths`, class folder of each) of a cache file that still holds; None otherwise."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            content = dict(content)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    header = [str(_VERSION), str(folder.resolve()), " ".join(sorted(EXTENSIONS))]
+    if "header" not in content or _strings(content["header"]) != header or _strings(content["found"]) != found:
+        return None
+    for name, stamp in zip(_strings(content["stamped"]), content["stamps"].tolist()):
+        if _stamp(folder / name) != tuple(stamp):
+            return None
+    folders = [os.path.normpath(folder / name) for name in _strings(content["folders"])]
+    paths = Paths(folders, content["folder_of"], content["ends"], content["names"].tobytes())
+    return paths, content["class_of"]
