@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from cli import common_parser, import_paddle, run
+from cli import common_parser, first_word, import_paddle, run
 
 BATCHES_OF_A_WORKER = 4  # in a round of the loaders, whose processes deliver in bursts
 PASSES = 4  # of the device's part in a round
@@ -476,16 +476,6 @@ def loader_lines(loaders):
 BENCHMARKS = {"data": benchmark_data}
 
 
-def split_words(words):
-    """(benchmark, KEY VALUE words)"""
-    from errors import UserError
-
-    if not words or words[0] not in BENCHMARKS:
-        given = f"there is no benchmark {words[0]!r}" if words else "no benchmark given"
-        raise UserError(f"{given}; the first word must be {' or '.join(BENCHMARKS)}")
-    return words[0], words[1:]
-
-
 def parser():
     parser = common_parser("Measure speed. data: the input pipeline.", batch_size_key="TRAIN.BATCH_SIZE")
     parser.usage = f"benchmark.py {{{','.join(BENCHMARKS)}}} [options] [KEY VALUE ...]"
@@ -504,4 +494,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    run(main, parser(), split_words=split_words)
+    run(main, parser(), split_words=first_word("benchmark", BENCHMARKS))

@@ -69,6 +69,18 @@ def not_empty(value):
     return value
 
 
+def first_word(kind, choices):
+    """`split_words` of `run` for a command whose first word is one of `choices`, a `kind` of something."""
+
+    def split_words(words):
+        if not words or words[0] not in choices:
+            given = f"there is no {kind} {words[0]!r}" if words else f"no {kind} given"
+            raise UserError(f"{given}; the first word must be {' or '.join(choices)}")
+        return words[0], words[1:]
+
+    return split_words
+
+
 def run(main, parser, argv=None, split_words=None, needs_paddle=True):
     """Parse the command line, load the config, call `main(args, cfg)` and exit with its status.
 

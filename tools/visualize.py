@@ -6,7 +6,7 @@
 import os
 import re
 
-from cli import common_parser, not_empty, run
+from cli import common_parser, first_word, not_empty, run
 
 EPOCHS = 15  # augmented versions of an image
 MIXED_EPOCHS = 4
@@ -132,12 +132,14 @@ def mixed_batch(dataset, epoch, indices, cfg):
     from data.batch import TrainInput
 
     batch = read_batch(dataset, [(epoch, index, 0) for index in indices])
-    sources, labels = TrainInput(without_mixing(cfg))(batch)
+    sources = batch.images.numpy()
+    if not cfg.AUG.ERASE_MIXED:
+        sources = to_pixels(TrainInput(without_mixing(cfg))(batch)[0], cfg)
     mixed, targets = TrainInput(cfg)(batch)
     if targets.ndim == 1:  # mixing has ended before this epoch; the loss smooths these
         smoothing = cfg.TRAIN.LABEL_SMOOTHING
         targets = F.label_smooth(F.one_hot(targets, cfg.MODEL.NUM_CLASSES), epsilon=smoothing)
-    return to_pixels(sources, cfg), to_pixels(mixed, cfg), labels.numpy(), targets.numpy()
+    return sources, to_pixels(mixed, cfg), batch.labels.numpy(), targets.numpy()
 
 
 def to_pixels(images, cfg):
@@ -312,16 +314,6 @@ def load_font(size):
 SHEETS = {"augment": augment_sheet}
 
 
-def split_words(words):
-    """(sheet, KEY VALUE words)"""
-    from errors import UserError
-
-    if not words or words[0] not in SHEETS:
-        given = f"there is no picture {words[0]!r}" if words else "no picture given"
-        raise UserError(f"{given}; the first word must be {' or '.join(SHEETS)}")
-    return words[0], words[1:]
-
-
 def parser():
     parser = common_parser("Pictures to look at. augment: what training sees.", batch_size_key="TRAIN.BATCH_SIZE")
     parser.usage = f"visualize.py {{{','.join(SHEETS)}}} [options] [KEY VALUE ...]"
@@ -333,4 +325,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    run(main, parser(), split_words=split_words)
+    run(main, parser(), split_words=first_word("picture", SHEETS))
