@@ -12,6 +12,7 @@ from test_data import settings
 from data import index
 from data.dataset import load_data
 from data.index import Paths, scan
+from errors import UserError
 
 
 @pytest.fixture
@@ -104,6 +105,48 @@ def test_a_moved_data_set_is_read_again(tree, tmp_path):
 
 
 @pytest.mark.usefixtures("walks")
+def test_a_path_through_a_link_is_the_same_the_second_time(tree, tmp_path, walks):
+    (tmp_path / "far/away").mkdir(parents=True)
+    tree.parent.rename(tmp_path / "far/data")  # so data/link/.. is far/, not data/
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/link").symlink_to(tmp_path / "far/away")
+    folder = tmp_path / "data/link/../data/train"
+    first, second = (list(scan(folder, tmp_path)[1]) for _ in range(2))
+    assert len(walks) == 12 and first == second and all(os.path.isfile(path) for path in second)
+
+
+@pytest.mark.usefixtures("walks")
+def test_a_folder_that_cannot_be_listed_is_named(tree, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("c07"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=f"folder {tree}/c07 cannot be read: Permission denied"):
+        scan(tree, tmp_path)
+    assert not list(tree.parent.glob(".index*"))
+
+
+def test_a_folder_that_changes_while_it_is_listed_is_not_remembered(tree, tmp_path, monkeypatch, walks):
+    listed = index._listed
+
+    def late(folder):
+        found = listed(folder)
+        if str(folder).endswith("c05"):
+            (tree / "c05/late.jpg").touch()
+            os.utime(tree / "c05", (time.time() - 30,) * 2)
+        return found
+
+    monkeypatch.setattr(index, "_listed", late)
+    scan(tree, tmp_path)
+    assert not list(tree.parent.glob(".index*"))
+    monkeypatch.setattr(index, "_listed", listed)
+    assert len(scan(tree, tmp_path)[1]) == 37 and len(walks) == 24
+
+
 def test_a_folder_that_changed_a_moment_ago_is_not_remembered(tree, tmp_path):
     (tree / "c00/new.jpg").touch()
     scan(tree, tmp_path)

@@ -132,6 +132,14 @@ def test_broken_image_is_replaced_by_the_same_other_one_each_time(tmp_path):
     assert (batches[0].images.numpy().max(axis=(1, 2, 3)) <= 9).all()  # the red of make_folders: no zeros in its place
 
 
+def test_names_with_line_ends_count_once(tmp_path):
+    make_folders(tmp_path, {"train/ant": 10, "train/bee": 10, "val/ant": 1, "val/bee": 1})
+    (tmp_path / "train/bee/a\u2028b\nc\x0b.png").write_text("text")
+    cfg = folder_config(tmp_path, DATA__NUM_WORKERS="0", TRAIN__BATCH_SIZE="21", DATA__ON_ERROR="skip")
+    (batch,) = next(TrainLoader(load_data(cfg)[1]["train"], cfg).epoch_steps(0))
+    assert len(batch.skipped) == 1
+
+
 def test_too_many_unreadable_images_in_a_row_are_no_chance(tmp_path):
     broken_data(tmp_path, [f"train/{name}/{i}.png" for name in ("ant", "bee") for i in range(3)], images=3)
     cfg = folder_config(tmp_path, DATA__NUM_WORKERS="0", TRAIN__BATCH_SIZE="2", DATA__ON_ERROR="skip")

@@ -110,7 +110,7 @@ def test_step_that_is_not_finite_is_skipped(fault):
 
 
 def meter(cfg, steps_of_epoch):
-    return EpochMeter(cfg, 0, 1, steps_of_epoch, 1e-3, Reports(Scalars()), paddle.zeros([]))
+    return EpochMeter(cfg, 0, 1, steps_of_epoch, 1e-3, Reports(Scalars()), paddle.zeros([]), 16 * steps_of_epoch)
 
 
 def test_skipped_steps_are_counted_and_leave_the_means_alone():
@@ -155,6 +155,26 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
     assert not read
     epoch.step_done(step(batches[2], 1e-3, 0, 2))  # logs
     assert read
+
+
+def test_a_save_is_no_reading(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("engine.meter.time.perf_counter", lambda: clock[0])
+    cfg = lit_config()
+    epoch = meter(cfg, 3)
+    clock[0] += 100
+    epoch.saved()
+    clock[0] += 0.5
+    epoch.batch_read()
+    assert epoch.read_time == 0.5
+
+
+def test_sums_of_another_version_are_refused():
+    epoch = meter(lit_config(), 3)
+    state = epoch.state()
+    epoch.load_state(state)
+    with pytest.raises(UserError, match="saved within an epoch by another version"):
+        epoch.load_state({**state, "sums": state["sums"][:, 1:]})
 
 
 def test_slow_reading_is_told_once_and_not_of_the_first_lines(caplog, monkeypatch):

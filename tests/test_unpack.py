@@ -157,6 +157,14 @@ def test_killed_again_and_again_it_ends_with_the_same_tree(tmp_path):
     assert marks(out) == {archive.name: "done"}
 
 
+def test_another_archive_of_the_same_name_replaces_the_images(tmp_path):
+    for letter in (b"A", b"B"):
+        make_tar(tmp_path / "d.tar", {f"train/{CATS}/x.JPEG": 10 * letter})
+        os.utime(tmp_path / "d.tar", (ord(letter), ord(letter)))
+        tool("unpack", tmp_path / "d.tar", "--output", tmp_path / "out")
+    assert tree(tmp_path / "out") == {f"train/{CATS}/x.JPEG": b"BBBBBBBBBB"}
+
+
 def test_second_run_reads_no_archive_that_is_done(tmp_path):
     archive, expected = train_archive(tmp_path)
     tool("unpack", archive, "--output", tmp_path / "out")

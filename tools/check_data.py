@@ -116,12 +116,15 @@ def split_of_list(root, name, list_file):
 
 def split_of_folders(name, folder):
     from data.index import Paths, class_folders, image_files
-    from errors import one_line
+    from errors import UserError, one_line
 
     split, parts = SplitReport(name, str(folder)), []
     split.loose = count_others(next(os.walk(folder))[2], split.others)
     for class_folder in class_folders(folder):
-        parts.append(Paths.of(image_files(folder / class_folder)))
+        try:
+            parts.append(Paths.of(image_files(folder / class_folder)))
+        except UserError:  # a folder that cannot be listed, which the walk below names
+            parts.append(Paths.of([]))
         split.classes[class_folder] = len(parts[-1])
         for _, _, names in os.walk(folder / class_folder, onerror=lambda error: split.closed.append(one_line(error))):
             count_others(names, split.others)
@@ -346,7 +349,12 @@ def judge_images(cfg, splits, findings):
         bad, number = len(split.unreadable), len(split.paths)
         if bad:
             findings.faults.append(f"{bad:,} of {number:,} images of {split.name} cannot be read")
-        if bad and split.name == "train" and bad <= MAY_BE_SKIPPED * number:
+        step = cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUM_STEPS
+        if split.name == "train" and 0 < number < step:
+            batch = findings.settings["TRAIN.BATCH_SIZE"] = max(1, number // cfg.TRAIN.ACCUM_STEPS // 4)
+            step = batch * cfg.TRAIN.ACCUM_STEPS
+        # Training holds them against the images of an epoch, which drops the incomplete last step.
+        if bad and split.name == "train" and bad <= MAY_BE_SKIPPED * (number // step * step):
             findings.settings["DATA.ON_ERROR"] = "skip"
         elif bad:
             why = "more than 1 %" if split.name == "train" else "a validation counts every image"

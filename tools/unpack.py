@@ -51,8 +51,9 @@ def main(args):
         if marks.get(archive.name) == [*stamp, "done"]:
             print(f"{archive}: unpacked before ({shown(folder / MARKS)} says so)")
             continue
-        # A .gz with a wrong checksum has left images of which any may be wrong, whatever its size.
-        is_doubtful = marks.get(archive.name, [None])[-1] == "doubtful"
+        # Images of another archive of this name, or of a .gz with a wrong checksum, may be wrong whatever their size.
+        before = marks.get(archive.name)
+        is_doubtful = before is not None and (before[:2] != stamp or before[-1] == "doubtful")
         write_marks(folder, marks, archive.name, [*stamp, "doubtful" if is_doubtful else "begun"])
         try:
             unpack(archive, Unpacker(folder, val_classes, trust=not is_doubtful))

@@ -121,7 +121,7 @@ class JpegPicture:
         self.path, self.data, self.size = path, data, size
 
     def crop(self, box, side, interpolation):
-        """As `PillowPicture.crop`: within 1 of its values if bilinear, above 40 dB if bicubic or reduced."""
+        """As `PillowPicture.crop`: within 2 of its values if bilinear, above 40 dB if bicubic or reduced."""
         width, height = self.size
         reduction = _reduction(box, side)
         try:

@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from errors import UserError
 from files import atomic_path
 
 EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 _VERSION = 1  # of the cache file
 _CACHED_FROM = 10_000  # images: a smaller folder is scanned in a moment
 _SETTLED_NS = 2 * 10**9  # a folder that changed so recently may change again within one tick of its clock
+_CHANGING = (2**62, 0)  # stamp of a folder that changed while it was listed: later than any
 _THREADS = 16  # of a scan, for file systems on a network
 
 
@@ -83,17 +85,29 @@ def image_files(folder):
 
 def _walk(folder):
     """(sorted image paths, {folder: (mtime_ns, size)} of each folder that was read)."""
-    images, stamps, seen = [], {}, set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    images, stamps, seen, waiting = [], {}, set(), [os.fspath(folder)]
+    while waiting:
+        parent = waiting.pop()
         real = os.path.realpath(parent)
         if real in seen:
-            folders[:] = []
             continue
         seen.add(real)
-        stamps[parent] = _stamp(parent)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images += [os.path.join(parent, name) for name in names if is_image_name(name)]
+        stamp = _stamp(parent)
+        for name, is_folder in _listed(parent):
+            if is_folder and not name.startswith("."):
+                waiting.append(os.path.join(parent, name))
+            elif not is_folder and is_image_name(name):
+                images.append(os.path.join(parent, name))
+        stamps[parent] = stamp if stamp == _stamp(parent) else _CHANGING
     return sorted(images), stamps
+
+
+def _listed(folder):
+    try:
+        with os.scandir(folder) as entries:
+            return [(entry.name, entry.is_dir()) for entry in entries]
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be read: {error.strerror}") from error
 
 
 def is_image_name(name):
@@ -101,17 +115,15 @@ def is_image_name(name):
 
 
 def _stamp(folder):
-    try:
+    with contextlib.suppress(OSError):
         status = os.stat(folder)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
+        return status.st_mtime_ns, status.st_size
+    return _CHANGING
 
 
 def class_folders(folder):
     """Sorted names of the folders in a folder, without hidden ones."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    return sorted(name for name, is_folder in _listed(folder) if is_folder and not name.startswith("."))
 
 
 def scan(folder, spare_folder):
@@ -129,7 +141,7 @@ def scan(folder, spare_folder):
         remembered = _read_cache(file, folder, found)
         if remembered:
             return found, *remembered
-    now = time.time_ns()
+    start = time.monotonic_ns()
     with ThreadPoolExecutor(_THREADS) as threads:
         walks = threads.map(lambda name: _walk(folder / name), found)
         parts, stamps = [], {}
@@ -138,9 +150,9 @@ def scan(folder, spare_folder):
             stamps.update(part_stamps)
     paths = Paths.joined(parts)
     class_of = np.repeat(np.arange(len(found), dtype=np.int32), [len(part) for part in parts])
-    settled = all(stamp and stamp[0] < now - _SETTLED_NS for stamp in stamps.values())
-    if len(paths) >= _CACHED_FROM and settled:
-        _write_cache(_cache_files(folder, spare_folder), folder, found, stamps, paths, class_of)
+    if len(paths) >= _CACHED_FROM:
+        content = _cache_content(folder, found, stamps, paths, class_of)
+        _write_cache(_cache_files(folder, spare_folder), content, time.monotonic_ns() - start)
     return found, paths, class_of
 
 
@@ -157,8 +169,8 @@ def _strings(array):
     return os.fsdecode(array.tobytes()).split("\0")
 
 
-def _write_cache(files, folder, found, stamps, paths, class_of):
-    content = {
+def _cache_content(folder, found, stamps, paths, class_of):
+    return {
         "header": _text([str(_VERSION), str(folder.resolve()), " ".join(sorted(EXTENSIONS))]),
         "found": _text(found),
         "stamped": _text([os.path.relpath(path, folder) for path in stamps]),
@@ -169,10 +181,21 @@ def _write_cache(files, folder, found, stamps, paths, class_of):
         "names": np.frombuffer(paths.names, np.uint8),
         "class_of": class_of,
     }
+
+
+class _Unsettled(Exception):
+    """A folder changed so recently that it may have changed since without another modification time."""
+
+
+def _write_cache(files, content, age_ns):
+    """Write the first of the files that can be written, of what was found `age_ns` ago."""
     for file in files:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, _Unsettled):
             with atomic_path(file) as temporary, open(temporary, "wb") as stream:
                 np.savez(stream, **content)
+                # By the clock of the disk, which may be another than ours.
+                if content["stamps"][:, 0].max() > os.stat(temporary).st_mtime_ns - age_ns - _SETTLED_NS:
+                    raise _Unsettled
             return
 
 
@@ -189,6 +212,6 @@ def _read_cache(file, folder, found):
     for name, stamp in zip(_strings(content["stamped"]), content["stamps"].tolist()):
         if _stamp(folder / name) != tuple(stamp):
             return None
-    folders = [os.path.normpath(folder / name) for name in _strings(content["folders"])]
+    folders = [str(folder / name) for name in _strings(content["folders"])]
     paths = Paths(folders, content["folder_of"], content["ends"], content["names"].tobytes())
     return paths, content["class_of"]

@@ -55,7 +55,7 @@ class TrainDataset(paddle.io.Dataset):
                 picture = open_picture(self.split.paths[index], self.channels, self.reader)
                 image = self.transform(picture, rng)
             except ImageError as error:
-                skipped.append(str(error))
+                skipped.append(one_line(error))
                 continue
             return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, "\n".join(skipped), ""
         image = np.zeros((self.size, self.size, self.channels), np.uint8)
@@ -204,7 +204,7 @@ class TrainLoader:
         if error:
             raise UserError(error)
         boxes = np.frombuffer(boxes, np.int16).reshape(labels.shape[0], -1, 4)
-        return Batch(images, labels, boxes, tuple(sample), tuple(skipped.splitlines()))
+        return Batch(images, labels, boxes, tuple(sample), tuple(filter(None, skipped.split("\n"))))
 
 
 def _data_loader(dataset, order, cfg, collate):

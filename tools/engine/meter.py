@@ -33,10 +33,12 @@ class EpochMeter:
         lr: learning rate of this epoch.
         reports: `Reports` of the run.
         streak: bad steps in a row before this epoch, a 0-D tensor.
+        images: of this epoch, over all processes.
     """
 
-    def __init__(self, cfg, epoch, total_epochs, steps, lr, reports, streak):
+    def __init__(self, cfg, epoch, total_epochs, steps, lr, reports, streak, images):
         self.cfg, self.epoch, self.total_epochs, self.steps, self.lr = cfg, epoch, total_epochs, steps, lr
+        self.images = images
         self.reports = reports
         self.step = 0
         self.sums = paddle.zeros([len(_SUMS)], dtype="float64")  # of this epoch, of this process
@@ -56,6 +58,10 @@ class EpochMeter:
         now = time.perf_counter()
         self.read_time += now - self.mark
         self.mark = now
+
+    def saved(self):
+        """Leave out the time since the last step, in which a state was saved."""
+        self.mark = time.perf_counter()
 
     @paddle.no_grad()
     def step_done(self, result):
@@ -125,11 +131,11 @@ class EpochMeter:
         self._check(streak)
 
     def _check(self, streak):
-        skipped, epoch_images = _means(self.logged)["skipped_images"], self._epoch_images()
-        if skipped > _MAX_SKIPPED * epoch_images:
+        skipped = _means(self.logged)["skipped_images"]
+        if skipped > _MAX_SKIPPED * self.images:
             self.reports.gather_skipped()
             raise UserError(
-                f"{skipped} images could not be read, more than {_MAX_SKIPPED:.0%} of the {epoch_images} of an epoch "
+                f"{skipped} images could not be read, more than {_MAX_SKIPPED:.0%} of the {self.images} of an epoch "
                 "(DATA.ON_ERROR skip); `python tools/check_data.py` lists them all"
             )
         if streak >= self.cfg.TRAIN.MAX_BAD_STEPS:
@@ -162,15 +168,12 @@ class EpochMeter:
         }
         times = {
             "epoch": self.epoch + 1,
-            "images_per_second": round(self._epoch_images() / max(self.seconds, 1e-9), 1),
+            "images_per_second": round(self.images / max(self.seconds, 1e-9), 1),
             "seconds": round(self.seconds, 2),
             "read_seconds": round(self.read_seconds, 2),
             "memory_mb": round(memory_mb(), 1),
         }
         return metrics, times
-
-    def _epoch_images(self):
-        return self.steps * self.cfg.TRAIN.BATCH_SIZE * self.cfg.TRAIN.ACCUM_STEPS * parallel.world_size()
 
     def state(self):
         """All that the rest of the epoch needs; to be called in every process."""
@@ -188,8 +191,16 @@ class EpochMeter:
         }
 
     def load_state(self, state):
-        """Undo `state`, also for another number of processes than wrote it."""
+        """Undo `state`, also for another number of processes than wrote it.
+
+        Raises UserError for a state of a version that kept other sums.
+        """
         sums = state["sums"]
+        if sums.shape[1:] != (len(_SUMS),):
+            raise UserError(
+                "the state was saved within an epoch by another version of this code; --resume an older state that was "
+                "saved after an epoch, or none"
+            )
         if len(sums) == parallel.world_size():
             own = sums[parallel.rank()]
         else:

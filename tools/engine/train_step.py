@@ -30,7 +30,7 @@ class StepResult:
 class TrainStep:
     """The model of a config with its optimizer; a call makes one step.
 
-    Nothing in a step waits for the device, except Paddle's own loss scaler in float16.
+    Nothing in a step reads from the device, except Paddle's own loss scaler in float16.
     """
 
     def __init__(self, cfg):

@@ -79,9 +79,12 @@ class Trainer:
         log.info("resumed %s: %s done, %s", shown(path), self.saved, best)
 
     def _new_meter(self, steps_done=0):
-        steps = steps_done + self.train_loader.steps(self.images)
+        steps = self.train_loader.steps(self.images)
+        images = self.images + steps * self.train_loader.order.images_per_step
         lr = learning_rate(self.epoch, self.cfg.TRAIN)
-        return EpochMeter(self.cfg, self.epoch, self.total_epochs, steps, lr, self.reports, self.streak)
+        return EpochMeter(
+            self.cfg, self.epoch, self.total_epochs, steps_done + steps, lr, self.reports, self.streak, images
+        )
 
     # --- Train ---
 
@@ -125,6 +128,7 @@ class Trainer:
             wish = self.watch.after_step()
             if wish != GO_ON:
                 self._save()
+                self.meter.saved()
             if wish in STOPS:
                 self._stop(wish)
 
