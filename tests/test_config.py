@@ -23,6 +23,16 @@ def test_yaml_over_defaults_and_pairs_over_yaml(tmp_path):
         cfg.SEED = 1
 
 
+@pytest.mark.parametrize("key", [key for key in config.all_keys() if key not in ("NAME", "SEED")])
+def test_none_is_no_value(key):
+    default = default_config()
+    for part in key.split("."):
+        default = default[part]
+    if not isinstance(default, str):  # a text may be "None"
+        with pytest.raises(UserError, match=f"command line: {key} must be of type .*, not 'None'"):
+            load_config(config.ROOT / "configs/t2t_vit_7.yaml", [(key, "None")])
+
+
 def test_dumped_config_loads_to_the_same(tmp_path):
     cfg = load_config(config.ROOT / "configs/lit_data.yaml", [("SEED", "7")])
     assert load_config(write(tmp_path, cfg.dump(), "config.yaml")) == cfg
@@ -50,6 +60,14 @@ def test_dumped_config_loads_to_the_same(tmp_path):
         ("DATA: {MEAN: [0.5]}", "DATA.MEAN .* list of 3 number"),
         ("AUG: {SCALE: [0.9, 0.1]}", "AUG.SCALE"),
         ("AUG: {INTERPOLATION: cubic}", "bilinear, bicubic or random"),
+        ("AUG: {RATIO: [1.0e+300, 1.0e+308]}", "AUG.RATIO .* within 0.01 to 100"),
+        ("AUG: {REPEATS: 99999999999999999999}", "AUG.REPEATS .* 1 to 100"),
+        ("DATA: {NUM_WORKERS: 1000000}", "DATA.NUM_WORKERS .* 0 to 256"),
+        ("AUG: {CUTMIX: 0.0, CUTMIX_MINMAX: [0.2, 0.8]}", "AUG.CUTMIX is 0.0 but must be above 0.0"),
+        ("AUG: {MIX_MODE: half}", "AUG.MIX_MODE is 'half' but must be batch, pair or elem"),
+        ("AUG: {ERASE_MODE: noise}", "pixel, rand or const"),
+        ("DATA: {ON_ERROR: ignore}", "DATA.ON_ERROR is 'ignore' but must be raise or skip"),
+        ("VAL: {CROP_MODE: centre}", "center or squash"),
         ("DEVICE: tpu", "DEVICE is 'tpu' but must be cpu, gpu or gpu:N"),
         ("TRAIN:\n  EPOCHS: 3\nSEED: 1\nTRAIN:\n  BATCH_SIZE: 2", "TRAIN is given twice"),
         ("DEVICE: '7'", "DEVICE is '7'"),

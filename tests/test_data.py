@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import struct
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy import stats
 from config import load_config
 from data.batch import Normalize
 from data.dataset import load_data, read_classes
-from data.images import ImageError, PillowPicture, load_image
+from data.images import ImageError, PillowPicture, load_image, open_picture
 from data.transforms import EvalTransform, TrainTransform
 from errors import UserError
 
@@ -133,6 +134,7 @@ def test_folders_that_cannot_serve_are_named(tmp_path, spec, classes, message):
         ("a b.png \u00b2\n", "line 1: expected"),
         ("a b.png 2\n", "line 1: label 2 is out of range, the last of 2 classes is 1"),
         ("", "is empty"),
+        ("a b.png 1" + "0" * 5000 + "\n", "line 1: expected"),
         ("gone.png 0\n", "names gone.png, which is in none of"),
     ],
 )
@@ -239,6 +241,25 @@ def test_unreadable_images_are_named(tmp_path, content, reason):
         load_image(path)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for read in (load_image, lambda path: open_picture(path, 3, "turbo")):
+        with pytest.raises(ImageError, match="pipe.jpg cannot be read: it is no file"):
+            read(tmp_path / "pipe.jpg")
+
+
+def test_checksum_tells_names_and_labels_not_places(tmp_path):
+    sums = []
+    for folder, spec in (("a", 2), ("b", 2), ("c", 3)):
+        make_folders(tmp_path / folder, {"train/ant": spec, "train/bee": 1, "val/ant": 1})
+        sums.append(load_data(folder_config(tmp_path / folder))[1]["train"].checksum())
+    (tmp_path / "b/train/ant/1.png").rename(tmp_path / "b/train/ant/7.png")
+    sums.append(load_data(folder_config(tmp_path / "b"))[1]["train"].checksum())
+    (tmp_path / "a/train/ant/1.png").rename(tmp_path / "a/train/bee/1.png")
+    sums.append(load_data(folder_config(tmp_path / "a"))[1]["train"].checksum())
+    assert sums[0] == sums[1] and len(set(sums)) == 4
+
+
 def test_bomb_and_folder_are_named(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(ImageError, match="folder.jpg"):
@@ -265,6 +286,24 @@ def test_evaluation_is_resize_bicubic_then_centre_crop():
         expected = image.resize(resized, Image.Resampling.BICUBIC).crop((*box, box[0] + 224, box[1] + 224))
         assert (EvalTransform(cfg)(image) == np.asarray(expected)).all()
     assert EvalTransform(load_config(ROOT / "configs/t2t_vit_14_384.yaml")).resize == 426
+
+
+def test_squash_is_a_plain_resize():
+    cfg = load_config(ROOT / "configs/t2t_paddle_t2t_vit_7.yaml")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (375, 500, 3), dtype=np.uint8))
+    expected = image.resize((224, 224), Image.Resampling.BILINEAR)
+    assert (EvalTransform(cfg)(image) == np.asarray(expected)).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 180), (180, 3)])
+def test_ends_of_a_very_long_image_are_cut_off_first(shape, monkeypatch):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8))
+    transform = EvalTransform(load_config(ROOT / "configs/t2t_vit_7.yaml"))
+    cut = transform(image)
+    monkeypatch.setattr("data.transforms._LONGEST", 1000)
+    assert np.abs(cut.astype(int) - transform(image)).max() <= 1
+    monkeypatch.undo()
+    assert transform(Image.new("RGB", (1, 65000))).shape == (224, 224, 3)  # 12 GB otherwise
 
 
 def test_crop_follows_scale_and_ratio():

@@ -67,6 +67,15 @@ def test_raise_names_the_file(data, tmp_path, fault):
     assert f"image {path} " in line and FAULTS[fault][1] in line
 
 
+def test_a_name_of_any_bytes_reaches_the_log(data, tmp_path):
+    path = os.fsencode(data / "train/3") + b"/\xff.png"
+    with open(path, "w") as file:
+        file.write("no picture")
+    line = error_line("train", "--data-path", data, "--output", tmp_path, *WORDS, 2)
+    assert "3/\\udcff.png cannot be read" in line
+    assert line in (tmp_path / "lit_data.log").read_text()
+
+
 def test_folder_named_like_an_image_is_none(data, tmp_path):
     (data / "train/3/x.jpg").mkdir()
     assert "1437 train" in tool("train", "--data-path", data, "--output", tmp_path, *WORDS, 1).stdout

@@ -157,6 +157,13 @@ def test_killed_again_and_again_it_ends_with_the_same_tree(tmp_path):
     assert marks(out) == {archive.name: "done"}
 
 
+def test_empty_val_list_is_told(tmp_path):
+    (tmp_path / "list.txt").write_text("\n")
+    archive, _ = train_archive(tmp_path)
+    line = error_line("unpack", archive, "--output", tmp_path / "out", "--val-list", tmp_path / "list.txt")
+    assert line == f"error: {tmp_path}/list.txt (--val-list) is empty"
+
+
 def test_another_archive_of_the_same_name_replaces_the_images(tmp_path):
     for letter in (b"A", b"B"):
         make_tar(tmp_path / "d.tar", {f"train/{CATS}/x.JPEG": 10 * letter})
@@ -332,7 +339,7 @@ def test_archive_that_cannot_fit_is_told_beforehand(tmp_path):
     with open(archive, "r+b") as file:
         file.truncate(min(2 * shutil.disk_usage(tmp_path).total, 15 * 2**40))  # sparse
     line = error_line("unpack", archive, "--output", tmp_path / "out")
-    assert " GB free but the archives need " in line
+    assert " MB free but the archives need " in line
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -221,6 +221,8 @@ def _set(cfg, key, value, source):
         if value is None or isinstance(value, dict):
             raise ValueError
         cfg.merge_from_list([key, value])
+        if node[leaf] is None:  # which yacs makes of the word None, for any type
+            raise ValueError
     except ValueError:
         kind = type(default).__name__
         hint = f" (write {value}.0)" if kind == "float" and str(value).lstrip("-").isdigit() else ""
@@ -265,12 +267,13 @@ def _check(cfg):
         ("DATA.MEAN", _numbers(data.MEAN, data.CHANNELS), f"a list of {data.CHANNELS} number(s), one per channel"),
         ("DATA.STD", _numbers(data.STD, data.CHANNELS, low=1e-6),
          f"a list of {data.CHANNELS} positive number(s), one per channel"),
-        ("DATA.NUM_WORKERS", data.NUM_WORKERS >= 0, "0 or more"),
+        ("DATA.NUM_WORKERS", 0 <= data.NUM_WORKERS <= 256, "0 to 256"),
         ("DATA.READER", data.READER in ("turbo", "pillow"), "turbo or pillow"),
         ("DATA.ON_ERROR", data.ON_ERROR in ("raise", "skip"), "raise or skip"),
         ("AUG.SCALE", _numbers(aug.SCALE, 2, 1e-6, 1.0) and aug.SCALE[0] <= aug.SCALE[1],
          "[smallest, largest] within 0 to 1"),
-        ("AUG.RATIO", _numbers(aug.RATIO, 2, 1e-6) and aug.RATIO[0] <= aug.RATIO[1], "[smallest, largest], positive"),
+        ("AUG.RATIO", _numbers(aug.RATIO, 2, 0.01, 100.0) and aug.RATIO[0] <= aug.RATIO[1],
+         "[smallest, largest] within 0.01 to 100"),
         ("AUG.INTERPOLATION", aug.INTERPOLATION in (*INTERPOLATIONS, "random"), "bilinear, bicubic or random"),
         *((f"AUG.{key}", 0 <= aug[key] <= 1, "0.0 to 1.0")
           for key in ("HFLIP", "COLOR_JITTER", "ERASE_PROB", "MIX_PROB", "MIX_SWITCH_PROB")),
@@ -283,7 +286,7 @@ def _check(cfg):
         ("AUG.CUTMIX", aug.CUTMIX > 0 or not aug.CUTMIX_MINMAX, "above 0.0 with AUG.CUTMIX_MINMAX"),
         ("AUG.MIX_MODE", aug.MIX_MODE in ("batch", "pair", "elem"), "batch, pair or elem"),
         ("AUG.MIX_OFF_EPOCH", aug.MIX_OFF_EPOCH >= 0, "0 or more"),
-        ("AUG.REPEATS", aug.REPEATS >= 1, "1 or more"),
+        ("AUG.REPEATS", 1 <= aug.REPEATS <= 100, "1 to 100"),
         ("TRAIN.BATCH_SIZE", train.BATCH_SIZE >= 1, "1 or more"),
         ("TRAIN.ACCUM_STEPS", train.ACCUM_STEPS >= 1, "1 or more"),
         ("TRAIN.ACCUM_STEPS", train.ACCUM_STEPS == 1 or train.AMP != "O2", "1 with TRAIN.AMP O2 (or use O1)"),

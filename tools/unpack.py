@@ -90,6 +90,8 @@ def read_val_list(path):
                 f"{len(folders) - 1} as in {CLASS_LIST}, but found {line.strip()!r}"
             )
         classes[os.path.basename(words[0])] = folders[int(words[1])]
+    if not classes:
+        raise UserError(f"{path} (--val-list) is empty")
     return classes
 
 
@@ -124,8 +126,8 @@ def check_space(folder, archives, marks):
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free but the archives need {needed / 1e9:.1f} GB; free some, or name a "
-            "folder on another disk with --output"
+            f"{folder} has {free / 1e6:,.0f} MB free but the archives need {needed / 1e6:,.0f} MB; free some, or name "
+            "a folder on another disk with --output"
         )
 
 

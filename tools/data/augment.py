@@ -193,7 +193,7 @@ def _parse(text, cfg):
     options = {"m": 10.0, "n": 2, "mstd": 0.0, "inc": 0, "p": 0.5} if name == "rand" else {"mstd": 0.0}
     if name == "3a":
         options = {}
-    matches = [re.fullmatch(r"(mstd)(inf)|(?:(n|inc)(\d+)|(m|mstd|p)(\d+(?:\.\d+)?))", word) for word in words]
+    matches = [re.fullmatch(r"(mstd)(inf)|(?:(n|inc)([0-9]+)|(m|mstd|p)([0-9]+(?:\.[0-9]+)?))", word) for word in words]
     given = [tuple(filter(None, match.groups())) for match in matches if match]
     if len(dict(given)) < len(words) or not set(dict(given)) <= set(options):
         raise _policy_error(text)

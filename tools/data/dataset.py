@@ -1,6 +1,7 @@
 """ImageNet-style data sets: class folders or list files, one class list for both splits."""
 
 import logging
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,10 @@ class Split:
 
     def __len__(self):
         return len(self.paths)
+
+    def checksum(self):
+        """Of file names and labels, wherever the files lie."""
+        return f"{zlib.crc32(self.labels.tobytes(), zlib.crc32(self.paths.names)):08x}"
 
 
 def read_classes(path):
@@ -165,13 +170,16 @@ def read_list(root, name, list_file, num_classes):
         raise UserError(f"list file {list_file} not found (DATA.{name.upper()}_LIST)") from None
     except UnicodeDecodeError:
         raise UserError(f"list file {list_file} is not a text file") from None
+    except OSError as error:
+        raise UserError(f"list file {list_file}: {error.strerror} (DATA.{name.upper()}_LIST)") from None
     paths, labels = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         *path, label = line.strip().rsplit(None, 1)
-        if not path or not (label.isascii() and label.isdigit()):
-            raise UserError(f"{list_file}, line {number}: expected 'relative/path label' but found {line.strip()!r}")
+        if not path or not (label.isascii() and label.isdigit() and len(label) < 10):
+            found = repr(line.strip()[:200])
+            raise UserError(f"{list_file}, line {number}: expected 'relative/path label' but found {found}")
         if int(label) >= num_classes:
             raise UserError(
                 f"{list_file}, line {number}: label {label} is out of range, the last of {num_classes} classes is "

@@ -44,6 +44,8 @@ def load_image(path, channels=3):
     Raises:
         ImageError: naming the file and the reason.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
+        raise ImageError(f"image {path} cannot be read: it is no file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on palettes and large pictures
@@ -89,7 +91,7 @@ def open_picture(path, channels, reader):
     Raises:
         ImageError: naming the file and the reason.
     """
-    if channels == 3 and reader_name(reader) == "turbo":
+    if channels == 3 and reader_name(reader) == "turbo" and os.path.isfile(path):
         try:
             with open(path, "rb") as file:
                 data = file.read()

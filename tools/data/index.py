@@ -23,6 +23,7 @@ EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"
 _VERSION = 1  # of the cache file
 _CACHED_FROM = 10_000  # images: a smaller folder is scanned in a moment
 _SETTLED_NS = 2 * 10**9  # a folder that changed so recently may change again within one tick of its clock
+_ARRAYS = {"header", "found", "stamped", "stamps", "folders", "folder_of", "ends", "names", "class_of"}  # of the file
 _CHANGING = (2**62, 0)  # stamp of a folder that changed while it was listed: later than any
 _THREADS = 16  # of a scan, for file systems on a network
 
@@ -207,7 +208,7 @@ def _read_cache(file, folder, found):
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
     header = [str(_VERSION), str(folder.resolve()), " ".join(sorted(EXTENSIONS))]
-    if "header" not in content or _strings(content["header"]) != header or _strings(content["found"]) != found:
+    if set(content) != _ARRAYS or _strings(content["header"]) != header or _strings(content["found"]) != found:
         return None
     for name, stamp in zip(_strings(content["stamped"]), content["stamps"].tolist()):
         if _stamp(folder / name) != tuple(stamp):

@@ -10,6 +10,8 @@ import numpy as np
 from data.augment import build_augment
 from data.images import RESAMPLING, to_array, to_image
 
+_LONGEST = 50  # sides; a centre crop shows none of what is left out, which would be resized to gigabytes
+
 
 class TrainTransform:
     """Random-resized crop, horizontal flip, augmentation: picture -> uint8 (S, S, channels)."""
@@ -62,6 +64,16 @@ def mirrored(pixels):
     return np.ascontiguousarray(whole[:, ::-1]).view(np.uint8)
 
 
+def _middle(image, ratio):
+    """The image without the ends that make it more than `ratio` times as long as wide."""
+    width, height = image.size
+    longest = ratio * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+
+
 class EvalTransform:
     """Official evaluation: shorter side to floor(S / crop), centre crop; PIL image -> uint8 (S, S, channels).
 
@@ -77,6 +89,7 @@ class EvalTransform:
     def __call__(self, image):
         if self.squash:
             return to_array(image.resize((self.size, self.size), self.resampling))
+        image = _middle(image, _LONGEST)
         width, height = image.size
         # Sizes and offsets are rounded as torchvision's Resize and CenterCrop round them.
         if width <= height:

@@ -65,7 +65,7 @@ class _FileHandler(logging.FileHandler):
 def log_to_file(path):
     """Append the log to a file too, from its first line on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file_handler = _FileHandler(path, encoding="utf-8")
+    file_handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     for handler in list(log.handlers):
         if isinstance(handler, _Backlog):
             for record in handler.records:

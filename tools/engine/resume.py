@@ -63,6 +63,8 @@ def setting(cfg, splits):
         "config": cfg.dump(),
         "train_images": len(splits["train"]),
         "val_images": len(splits["val"]),
+        "train_names": splits["train"].checksum(),
+        "val_names": splits["val"].checksum(),
         "processes": parallel.world_size(),
         "reader": reader_name(cfg.DATA.READER),
         "paddle": paddle.__version__,
@@ -134,6 +136,8 @@ def _differences(then, now):
     pairs = [(key, _value(before, key), _value(after, key)) for key in matters]
     for split in ("train", "val"):
         pairs.append((f"number of {split} images", then.get(f"{split}_images"), now[f"{split}_images"]))
+        names = f"{split}_names"
+        pairs.append((f"checksum of the {split} images' names and labels", then.get(names, now[names]), now[names]))
     return [f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new]
 
 
