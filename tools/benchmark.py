@@ -169,7 +169,7 @@ def keep_to_one_core():
     import_paddle("cpu")
     import paddle
 
-    from data.loader import keep_freed_memory
+    from data.workers import keep_freed_memory
 
     paddle.set_device("cpu")
     keep_freed_memory()  # as in a loader process; the baseline gains too
@@ -295,7 +295,7 @@ class Stopwatch:
 
 def measure_stages(cfg, pictures, rounds):
     """Milliseconds per image and share of each stage of the full recipe."""
-    from data.loader import TrainDataset, _collate_train
+    from data.loader import TrainDataset, collate_train
 
     dataset, watch = TrainDataset(pictures, cfg), Stopwatch()
     with timed_decoding(watch):
@@ -306,7 +306,7 @@ def measure_stages(cfg, pictures, rounds):
             for start in range(0, len(samples), cfg.TRAIN.BATCH_SIZE):
                 fields = [staged(dataset, sample, watch) for sample in samples[start : start + cfg.TRAIN.BATCH_SIZE]]
                 watch.lap("between images")
-                _collate_train(fields)
+                collate_train(fields)
                 watch.lap("collate")
     seconds = watch.seconds
     del seconds["between images"]

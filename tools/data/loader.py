@@ -4,16 +4,7 @@ Order and augmentation of an image depend on SEED, the epoch and the image's ind
 workers or processes changes nothing.
 """
 
-import atexit
-import contextlib
-import ctypes
-import glob
 import itertools
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 
 import numpy as np
 import paddle
@@ -23,10 +14,9 @@ from data.erasing import RandomErasing
 from data.images import ImageError, load_image, open_picture
 from data.seeding import ORDER, REPLACEMENT, TRANSFORM, generator
 from data.transforms import EvalTransform, TrainTransform
+from data.workers import read_all, start_worker
 from errors import UserError, one_line
 
-_PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent dies
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _REPLACEMENTS = 10  # unreadable images one after the other, with DATA.ON_ERROR skip, that end the run
 
 
@@ -147,13 +137,13 @@ class EvalLoader:
     def __init__(self, split, cfg, rank=0, world_size=1):
         self.num_images = len(split)
         self.order = EvalOrder(len(split), cfg.VAL.BATCH_SIZE, rank, world_size)
-        self.batches = _data_loader(EvalDataset(split, cfg), self.order, cfg, _collate_eval)
+        self.batches = _data_loader(EvalDataset(split, cfg), self.order, cfg, collate_eval)
 
     def __len__(self):
         return len(self.order)
 
     def __iter__(self):
-        for images, labels, error in _read(self.batches):
+        for images, labels, error in read_all(self.batches):
             if error:
                 raise UserError(error)
             yield images, labels
@@ -178,7 +168,7 @@ class TrainLoader:
                 f"{split.source} has {len(split)} images, fewer than one step of {self.order.images_per_step} on "
                 f"{world_size} process(es); lower TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
             )
-        self.batches = _data_loader(TrainDataset(split, cfg), self.order, cfg, _collate_train)
+        self.batches = _data_loader(TrainDataset(split, cfg), self.order, cfg, collate_train)
         self._next = None  # (epoch, start) at which `_reading` stands
         self._reading = None
 
@@ -194,7 +184,7 @@ class TrainLoader:
         """
         if self._next != (epoch, start):
             self.order.epoch, self.order.start = epoch, start
-            self._reading = _read(self.batches)
+            self._reading = read_all(self.batches)
         self._next = None
         for _ in range(self.steps(start)):
             yield [self._batch(*fields) for fields in itertools.islice(self._reading, self.order.passes)]
@@ -213,46 +203,18 @@ def _data_loader(dataset, order, cfg, collate):
         batch_sampler=order,
         collate_fn=collate,
         num_workers=cfg.DATA.NUM_WORKERS,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
 
 
-def _read(batches):
-    """Yield from a DataLoader, the end of whose processes is a UserError."""
-    try:
-        iterator = iter(batches)
-        _catch_signal_of_dead_processes()
-        yield from iterator
-    except SystemError as error:  # of Paddle's reading thread, which may notice it first
-        raise _dead_process(error) from error
-
-
-def _catch_signal_of_dead_processes():
-    """Paddle's handler of SIGCHLD raises a SystemError wherever the main thread is; let it be a UserError."""
-    paddle_handler = signal.getsignal(signal.SIGCHLD)
-    if not callable(paddle_handler) or paddle_handler.__module__ == __name__:
-        return
-
-    def handler(*args):
-        try:
-            paddle_handler(*args)
-        except SystemError as error:
-            raise _dead_process(error) from error
-
-    signal.signal(signal.SIGCHLD, handler)
-
-
-def _dead_process(error):
-    what = one_line(error).partition("(Fatal) ")[2].partition(" [Hint")[0].partition(" (at ")[0]
-    return UserError(f"a data loader process ended ({what}); if the memory ran out, lower DATA.NUM_WORKERS")
-
-
-def _collate_eval(samples):
+def collate_eval(samples):
+    """Items of `EvalDataset` -> (images, labels, first error)."""
     images, labels, errors = zip(*samples)
     return np.stack(images), np.array(labels, np.int64), next(filter(None, errors), "")
 
 
-def _collate_train(samples):
+def collate_train(samples):
+    """Items of `TrainDataset` -> what `TrainLoader` makes a `Batch` of."""
     images, labels, boxes, places, skipped, errors = zip(*samples)
     return (
         np.stack(images),
@@ -262,45 +224,3 @@ def _collate_train(samples):
         "\n".join(filter(None, skipped)),
         next(filter(None, errors), ""),
     )
-
-
-def _start_worker(_worker_id):
-    keep_freed_memory()
-    # Ctrl-C, a hang-up and the SIGTERM of a job queue may reach every process; the training process alone decides.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, _end_worker)
-    if sys.platform == "linux":  # Paddle's loader processes outlive a killed parent
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
-        if not multiprocessing.parent_process().is_alive():
-            _end_worker()
-
-
-def keep_freed_memory():
-    """Let the allocator keep what images free: giving it back and asking again costs 2 % of the time (glibc)."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
-
-
-def _end_worker(*_):
-    # Batches that nobody has fetched would stay in memory until the next boot.
-    for segment in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):
-        with contextlib.suppress(OSError):
-            os.unlink(segment)
-    os._exit(0)
-
-
-@atexit.register
-def _end_workers():
-    # Before multiprocessing ends them by a SIGTERM, which they ignore, and waits for it.
-    # Paddle takes their end for a failure, which its reading thread would tell of.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    threading.excepthook = lambda _: None
-    workers = multiprocessing.active_children()
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGUSR1)
-    for worker in workers:
-        worker.join(5)
-        worker.kill()

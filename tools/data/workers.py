@@ -1,0 +1,89 @@
+"""The loader processes of paddle.io.DataLoader: how they start, and how they and their batches end in every case."""
+
+import atexit
+import contextlib
+import ctypes
+import glob
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+
+from errors import UserError, one_line
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent dies
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+def start_worker(_worker_id):
+    """The `worker_init_fn` of a DataLoader."""
+    keep_freed_memory()
+    # Ctrl-C, a hang-up and the SIGTERM of a job queue may reach every process; the training process alone decides.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, _end_worker)
+    if sys.platform == "linux":  # Paddle's loader processes outlive a killed parent
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
+        if not multiprocessing.parent_process().is_alive():
+            _end_worker()
+
+
+def keep_freed_memory():
+    """Let the allocator keep what images free: giving it back and asking again costs 2 % of the time (glibc)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
+
+
+def _end_worker(*_):
+    # Batches that nobody has fetched would stay in memory until the next boot.
+    for segment in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):
+        with contextlib.suppress(OSError):
+            os.unlink(segment)
+    os._exit(0)
+
+
+@atexit.register
+def _end_workers():
+    # Before multiprocessing ends them by a SIGTERM, which they ignore, and waits for it.
+    # Paddle takes their end for a failure, which its reading thread would tell of.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    threading.excepthook = lambda _: None
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGUSR1)
+    for worker in workers:
+        worker.join(5)
+        worker.kill()
+
+
+def read_all(batches):
+    """Yield from a DataLoader, the end of whose processes is a UserError."""
+    try:
+        iterator = iter(batches)
+        _catch_signal_of_dead_processes()
+        yield from iterator
+    except SystemError as error:  # of Paddle's reading thread, which may notice it first
+        raise _dead_process(error) from error
+
+
+def _catch_signal_of_dead_processes():
+    """Paddle's handler of SIGCHLD raises a SystemError wherever the main thread is; let it be a UserError."""
+    paddle_handler = signal.getsignal(signal.SIGCHLD)
+    if not callable(paddle_handler) or paddle_handler.__module__ == __name__:
+        return
+
+    def handler(*args):
+        try:
+            paddle_handler(*args)
+        except SystemError as error:
+            raise _dead_process(error) from error
+
+    signal.signal(signal.SIGCHLD, handler)
+
+
+def _dead_process(error):
+    what = one_line(error).partition("(Fatal) ")[2].partition(" [Hint")[0].partition(" (at ")[0]
+    return UserError(f"a data loader process ended ({what}); if the memory ran out, lower DATA.NUM_WORKERS")
