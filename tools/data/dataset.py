@@ -177,7 +177,7 @@ def read_list(root, name, list_file, num_classes):
         if not line.strip():
             continue
         *path, label = line.strip().rsplit(None, 1)
-        if not path or not (label.isascii() and label.isdigit() and len(label) < 10):
+        if not path or not (label.isascii() and label.isdigit() and len(label) < 20):
             found = repr(line.strip()[:200])
             raise UserError(f"{list_file}, line {number}: expected 'relative/path label' but found {found}")
         if int(label) >= num_classes:

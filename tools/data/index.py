@@ -191,12 +191,16 @@ class _Unsettled(Exception):
 def _write_cache(files, content, age_ns):
     """Write the first of the files that can be written, of what was found `age_ns` ago."""
     for file in files:
-        with contextlib.suppress(OSError, _Unsettled):
+        try:
             with atomic_path(file) as temporary, open(temporary, "wb") as stream:
                 np.savez(stream, **content)
                 # By the clock of the disk, which may be another than ours.
                 if content["stamps"][:, 0].max() > os.stat(temporary).st_mtime_ns - age_ns - _SETTLED_NS:
                     raise _Unsettled
+            return
+        except OSError:
+            continue
+        except _Unsettled:
             return
 
 
