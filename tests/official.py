@@ -8,8 +8,10 @@ import numpy as np
 import paddle
 
 _GOLDEN = Path(__file__).parent / "golden"
-FIGURES = json.loads((_GOLDEN / "t2t_official.json").read_text())
-ARRAYS = np.load(_GOLDEN / "t2t_official.npz")
+FIGURES, ARRAYS = {}, {}
+for _family in ("t2t", "pit"):
+    FIGURES |= json.loads((_GOLDEN / f"{_family}_official.json").read_text())
+    ARRAYS |= np.load(_GOLDEN / f"{_family}_official.npz")
 TINY = dict(image_size=64, embed_dim=48, depth=2, num_heads=3, mlp_ratio=2.0, num_classes=10, token_dim=16)
 
 
@@ -19,10 +21,10 @@ def linear_weights(model):
 
 
 def set_weights(model, seed=0):
-    """Give every parameter but pos_embed the value that its official name and shape determine."""
+    """Give every parameter but T2T-ViT's sinusoid the value that its official name and shape determine."""
     transposed = linear_weights(model)
     for name, parameter in model.named_parameters():
-        if name != "pos_embed":
+        if name != "pos_embed" or not parameter.stop_gradient:
             shape = parameter.shape[::-1] if name in transposed else parameter.shape
             value = _weight(name, shape, seed)
             parameter.set_value((value.T if name in transposed else value).astype("float32"))
@@ -37,7 +39,7 @@ def _weight(name, shape, seed):
         return 0.7 * value
     if last == "weight" and len(shape) == 1:
         return 1 + 0.1 * value
-    return (0.02 if last == "bias" or name == "cls_token" else 0.05) * value
+    return (0.02 if last == "bias" or name in ("cls_token", "pos_embed") else 0.05) * value
 
 
 def images(count, size, seed=0):

@@ -15,8 +15,10 @@ from conftest import ENVIRONMENT, ROOT
 
 from config import all_keys, load_config
 from models import list_models
+from models.pit import PoolingTransformer
 from models.t2t import T2TViT
 
+FAMILIES = {"MODEL.T2T": T2TViT, "MODEL.PIT": PoolingTransformer}
 TOOLS = ROOT / "tools"
 SOURCES = sorted(TOOLS.rglob("*.py"))
 
@@ -59,8 +61,8 @@ def test_every_config_key_is_read():
             chains |= {ast.unparse(n) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
     for key in all_keys():
         section, _, leaf = key.rpartition(".")
-        if section == "MODEL.T2T":
-            assert leaf.lower() in inspect.signature(T2TViT).parameters  # passed on by name
+        if section in FAMILIES:
+            assert leaf.lower() in inspect.signature(FAMILIES[section]).parameters  # passed on by name
             continue
         # As cfg.TRAIN.BASE_LR, or through a variable named after its section, train.BASE_LR.
         whole, alias = f"cfg.{key}", f"{section.lower()}.{leaf}" if section else None
@@ -69,9 +71,11 @@ def test_every_config_key_is_read():
 
 def test_every_model_argument_comes_from_a_key():
     build = (TOOLS / "engine/build.py").read_text()
-    t2t_keys = {key.split(".")[-1].lower() for key in all_keys() if key.startswith("MODEL.T2T.")}
-    for argument in inspect.signature(T2TViT).parameters:
-        assert argument in t2t_keys or f"{argument}=" in build, argument
+    for section, model in FAMILIES.items():
+        own = {key.split(".")[-1].lower() for key in all_keys() if key.startswith(f"{section}.")}
+        for argument in inspect.signature(model).parameters:
+            # Whether a PiT is distilled is in its name.
+            assert argument in own | {"distilled"} or f"{argument}=" in build, argument
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

@@ -40,6 +40,22 @@ _C.MODEL.T2T.MLP_RATIO = 0.0  # hidden width of the blocks' MLP / EMBED_DIM
 _C.MODEL.T2T.TOKENS_TYPE = ""  # performer, transformer or convolution
 _C.MODEL.T2T.TOKEN_DIM = 0  # width inside the T2T module
 _C.MODEL.T2T.SPLITS = []  # [[kernel, stride, padding], ...] of the soft splits, in pixels or tokens
+_C.MODEL.PIT = CN()  # likewise for a PiT
+_C.MODEL.PIT.PATCH_SIZE = 0  # pixels
+_C.MODEL.PIT.STRIDE = 0  # pixels between two patches
+_C.MODEL.PIT.BASE_DIMS = []  # width per head, one of each stage
+_C.MODEL.PIT.DEPTH = []  # blocks of each stage
+_C.MODEL.PIT.HEADS = []  # of each stage
+_C.MODEL.PIT.MLP_RATIO = 0.0  # hidden width of the blocks' MLP / width
+
+_C.DISTILL = CN()
+_C.DISTILL.TYPE = (
+    ""  # learn from a teacher too: hard (from its likeliest class), soft (from its probabilities); "" = no
+)
+_C.DISTILL.TEACHER = ""  # any of models.list_models() or paddle.vision.models (resnet50), or a config file
+_C.DISTILL.WEIGHTS = ""  # the teacher's weights file; "" = best.pdparams beside the config file
+_C.DISTILL.ALPHA = 0.5  # the teacher's share of the loss
+_C.DISTILL.TAU = 1.0  # temperature of soft
 
 _C.DATA = CN()
 _C.DATA.NAME = "ImageNet"  # as printed with the accuracies
@@ -247,8 +263,8 @@ def _is_split(split):
 
 
 def _check(cfg):
-    model, data, aug, train, val = cfg.MODEL, cfg.DATA, cfg.AUG, cfg.TRAIN, cfg.VAL
-    t2t = model.T2T
+    model, distill, data, aug, train, val = cfg.MODEL, cfg.DISTILL, cfg.DATA, cfg.AUG, cfg.TRAIN, cfg.VAL
+    t2t, pit = model.T2T, model.PIT
     rules = [
         ("NAME", cfg.NAME not in (".", "..") and "/" not in cfg.NAME, "a plain name, no path"),
         ("SEED", 0 <= cfg.SEED < 2**31, "0 to 2147483647"),
@@ -262,6 +278,13 @@ def _check(cfg):
           for key in ("EMBED_DIM", "DEPTH", "NUM_HEADS", "MLP_RATIO", "TOKEN_DIM")),
         ("MODEL.T2T.SPLITS", len(t2t.SPLITS) != 1 and all(map(_is_split, t2t.SPLITS)),
          "[] or two or more [kernel, stride, padding] with padding below kernel"),
+        *((f"MODEL.PIT.{key}", 0 <= pit[key] <= 65536, "0 to 65536") for key in ("PATCH_SIZE", "STRIDE", "MLP_RATIO")),
+        *((f"MODEL.PIT.{key}", all(type(n) is int and 1 <= n <= 65536 for n in pit[key]), "[] or a list of 1 to 65536")
+          for key in ("BASE_DIMS", "DEPTH", "HEADS")),
+        ("DISTILL.TYPE", distill.TYPE in ("", "hard", "soft"), "hard, soft or empty"),
+        ("DISTILL.TEACHER", distill.TEACHER or not distill.TYPE, f"a model or config with DISTILL.TYPE {distill.TYPE}"),
+        ("DISTILL.ALPHA", 0 <= distill.ALPHA <= 1, "0.0 to 1.0"),
+        ("DISTILL.TAU", distill.TAU > 0, "above 0.0"),
         ("DATA.CHANNELS", data.CHANNELS in (1, 3), "1 or 3"),
         ("DATA.IMAGE_SIZE", 1 <= data.IMAGE_SIZE <= 4096, "1 to 4096 pixels"),
         ("DATA.MEAN", _numbers(data.MEAN, data.CHANNELS), f"a list of {data.CHANNELS} number(s), one per channel"),

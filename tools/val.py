@@ -7,7 +7,7 @@ def main(args, cfg):
     from data.dataset import load_data
     from data.loader import EvalLoader
     from engine import parallel
-    from engine.build import build_trained_model
+    from engine.build import build_trained_model, warn_of_other_classes
     from engine.evaluator import evaluate
     from engine.lifeline import Lifeline
     from engine.logger import log, setup_logging
@@ -32,20 +32,6 @@ def main(args, cfg):
             "images: %d, loss: %.4f, top-1: %.4f, top-5: %.4f", scores.num_images, scores.loss, scores.top1, scores.top5
         )
         log.info("%s final val acc is:%.4f", cfg.DATA.NAME, scores.top1)
-
-
-def warn_of_other_classes(classes, weights):
-    """Warn where the class list beside the weights has other classes than the data: an accuracy then means little."""
-    from data.dataset import read_classes
-    from engine.logger import log
-
-    beside = weights.with_name("classes.txt")
-    if not beside.is_file() or classes.source == "MODEL.NUM_CLASSES":
-        return
-    for number, (ours, theirs) in enumerate(zip(classes.folders, read_classes(beside).folders)):
-        if ours != theirs:
-            log.warning("warning: class %d is %s in %s but %s in %s", number, ours, classes.source, theirs, beside)
-            return
 
 
 def parser():

@@ -1,9 +1,11 @@
 """The model that a config names, with or without weights from a file."""
 
 from config import resolve
+from data.dataset import read_classes
 from engine.checkpoint import load_weights
+from engine.logger import log
 from errors import UserError
-from models import create_model
+from models import create_model, model_family
 
 
 def build_model(cfg):
@@ -12,8 +14,8 @@ def build_model(cfg):
     Raises UserError for an unknown name or settings that do not fit together.
     """
     model = cfg.MODEL
-    overrides = {key.lower(): value for key, value in model.T2T.items() if value}
     try:
+        overrides = _family_overrides(model)
         return create_model(
             model.NAME,
             image_size=cfg.DATA.IMAGE_SIZE,
@@ -27,6 +29,16 @@ def build_model(cfg):
         )
     except ValueError as error:
         raise UserError(f"MODEL.NAME {model.NAME}: {error}") from error
+
+
+def _family_overrides(model):
+    """Constructor arguments from the section of the model's family; the other's must be as it is by default."""
+    family = model_family(model.NAME)
+    for other in {"T2T", "PIT"} - {family}:
+        for key, value in model[other].items():
+            if value:
+                raise UserError(f"MODEL.{other}.{key} is {value!r}, but MODEL.NAME {model.NAME} is of MODEL.{family}")
+    return {key.lower(): value for key, value in model[family].items() if value}
 
 
 def build_trained_model(cfg, chosen):
@@ -45,3 +57,14 @@ def build_trained_model(cfg, chosen):
     load_weights(model, path)
     model.eval()
     return model, path
+
+
+def warn_of_other_classes(classes, weights):
+    """Warn where the class list beside the weights has other classes than the data: an accuracy then means little."""
+    beside = weights.with_name("classes.txt")
+    if not beside.is_file() or classes.source == "MODEL.NUM_CLASSES":
+        return
+    for number, (ours, theirs) in enumerate(zip(classes.folders, read_classes(beside).folders)):
+        if ours != theirs:
+            log.warning("warning: class %d is %s in %s but %s in %s", number, ours, classes.source, theirs, beside)
+            return

@@ -1,6 +1,11 @@
-"""Training losses."""
+"""Training losses on what a model gives in training: logits, or the (class, distillation) logits of a distilled one."""
 
 import paddle.nn.functional as F
+
+
+def prediction(outputs):
+    """Logits by which the model decides, float32 (B, K): of two heads the mean, as in evaluation."""
+    return sum(outputs).astype("float32") / 2 if isinstance(outputs, tuple) else outputs.astype("float32")
 
 
 class CrossEntropy:
@@ -21,3 +26,39 @@ class CrossEntropy:
             return loss
         uniform = -F.log_softmax(logits, axis=-1).mean()
         return (1 - self.smoothing) * loss + self.smoothing * uniform
+
+
+class DistillationLoss:
+    """(1 - alpha) * cross-entropy against the targets + alpha * distance from the teacher.
+
+    Touvron et al., 2021, equations 2 and 3, with the factors of DeiT's losses.py. The distance is, for
+
+    - hard, the cross-entropy against the teacher's likeliest class;
+    - soft, T^2 / (B K) times the sum of KL(teacher || student) over the batch, both softened by the temperature T. The
+      1 / K is DeiT's: of K classes, alpha must be large for the teacher to count.
+
+    A model with two heads learns the targets with the first and the teacher with the second.
+
+    Args:
+        criterion: of the targets, a `CrossEntropy`.
+        distill: the DISTILL section of the config.
+    """
+
+    def __init__(self, criterion, distill):
+        self.criterion, self.alpha, self.tau = criterion, distill.ALPHA, distill.TAU
+        self.distance = {"hard": self._hard, "soft": self._soft}[distill.TYPE]
+
+    def __call__(self, outputs, targets, teacher_logits):
+        class_logits, distilled_logits = outputs if isinstance(outputs, tuple) else (outputs, outputs)
+        loss = self.criterion(class_logits.astype("float32"), targets)
+        distance = self.distance(distilled_logits.astype("float32"), teacher_logits.astype("float32"))
+        return (1 - self.alpha) * loss + self.alpha * distance
+
+    def _hard(self, logits, teacher_logits):
+        return F.cross_entropy(logits, teacher_logits.argmax(axis=-1))
+
+    def _soft(self, logits, teacher_logits):
+        student = F.log_softmax(logits / self.tau, axis=-1)  # (B, K)
+        teacher = F.log_softmax(teacher_logits / self.tau, axis=-1)
+        # Written out: kl_div takes probabilities and gives 0 for log-probabilities, and paddle 2.6 has no log_target.
+        return (teacher.exp() * (teacher - student)).mean() * self.tau**2

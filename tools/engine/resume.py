@@ -10,14 +10,14 @@ import yaml
 
 from config import ROOT, all_keys
 from data.images import reader_name
-from engine import checkpoint, parallel
+from engine import checkpoint, parallel, teacher
 from engine.logger import log
 from errors import UserError
 
 # Keys that decide where and how fast a run goes, not where it arrives.
 FREE_KEYS = {
     "NAME", "DEVICE", "OUTPUT", "LOG", "MODEL.PRETRAINED", "DATA.NAME", "DATA.PATH", "DATA.CLASSES", "DATA.NUM_WORKERS",
-    "DATA.READER", "DATA.ON_ERROR",
+    "DATA.READER", "DATA.ON_ERROR", "DISTILL.WEIGHTS",
     "TRAIN.MAX_BAD_STEPS", "TRAIN.LOG_EVERY", "TRAIN.SAVE_MINUTES", "TRAIN.KEEP", "TRAIN.TIME_LIMIT",
     "VAL.BATCH_SIZE", "VAL.LOG_EVERY",
 }  # fmt: skip
@@ -65,6 +65,7 @@ def setting(cfg, splits):
         "val_images": len(splits["val"]),
         "train_names": splits["train"].checksum(),
         "val_names": splits["val"].checksum(),
+        "teacher": teacher.checksum(cfg),
         "processes": parallel.world_size(),
         "reader": reader_name(cfg.DATA.READER),
         "paddle": paddle.__version__,
@@ -138,6 +139,7 @@ def _differences(then, now):
         pairs.append((f"number of {split} images", then.get(f"{split}_images"), now[f"{split}_images"]))
         names = f"{split}_names"
         pairs.append((f"checksum of the {split} images' names and labels", then.get(names, now[names]), now[names]))
+    pairs.append(("checksum of the teacher's weights", then.get("teacher", ""), now["teacher"]))
     return [f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new]
 
 

@@ -10,9 +10,10 @@ from data.batch import TrainInput
 from engine import checkpoint, parallel
 from engine.build import build_model
 from engine.ema import ModelEma
-from engine.losses import CrossEntropy
+from engine.losses import CrossEntropy, DistillationLoss, prediction
 from engine.optimizer import build_optimizer, load_optimizer_state, optimizer_state
 from engine.precision import MixedPrecision
+from engine.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class TrainStep:
         self.trained = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
         self.clip_norm = train.CLIP_NORM or float("inf")
         self.criterion = CrossEntropy(train.LABEL_SMOOTHING)
+        self.teacher = Teacher(cfg) if cfg.DISTILL.TYPE else None
+        self.distillation = DistillationLoss(self.criterion, cfg.DISTILL) if self.teacher else None
         self.train_input = TrainInput(cfg)
 
     def __call__(self, batches, lr, epoch, step):
@@ -73,9 +76,10 @@ class TrainStep:
 
     def _backward(self, images, targets, passes):
         with self.precision.autocast():
-            logits = self.parallel_model(images)
-        logits = logits.astype("float32")
-        loss = self.criterion(logits, targets)
+            taught = self.teacher(images) if self.teacher else None
+            outputs = self.parallel_model(images)
+        logits = prediction(outputs)
+        loss = self.distillation(outputs, targets, taught) if self.teacher else self.criterion(logits, targets)
         # Times NaN where the loss is not finite: the average over the processes then tells all of them.
         finite = paddle.where(paddle.isfinite(loss), paddle.ones([]), paddle.full([], float("nan")))
         self.precision.scaler.scale(loss * finite / passes).backward()

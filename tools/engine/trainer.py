@@ -10,6 +10,7 @@ import paddle
 
 from data.loader import EvalLoader, TrainLoader
 from engine import checkpoint, parallel
+from engine.build import warn_of_other_classes
 from engine.evaluator import evaluate
 from engine.logger import log, progress_bar
 from engine.meter import EpochMeter, Reports
@@ -46,6 +47,8 @@ class Trainer:
         self.val_loader = EvalLoader(splits["val"], cfg, rank, world_size)
         paddle.seed(cfg.SEED)
         self.train_step = TrainStep(cfg)
+        if self.train_step.teacher:
+            warn_of_other_classes(classes, self.train_step.teacher.weights)
         self.scalars = Scalars(active=parallel.is_main())
         self.reports = Reports(self.scalars)
         self.epoch = self.images = 0  # epochs done; images of the next one that are done
@@ -263,6 +266,8 @@ class Trainer:
         ]
         total = sum(math.prod(parameter.shape) for parameter in named.values())
         log.info("model %s: %d parameters: %s", cfg.MODEL.NAME, total, ", ".join(counts))
+        if self.train_step.teacher:
+            log.info("%s", self.train_step.teacher.summary)
         log.info(
             "data %s: %d train, %d val images; global batch %d, %d steps per epoch, %d epochs",
             cfg.DATA.NAME,

@@ -1,5 +1,5 @@
 """Model families: PaddlePaddle layers that know no config, path or rank."""
 
-from models.zoo import create_model, list_models
+from models.zoo import create_model, list_models, model_family
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["create_model", "list_models", "model_family"]

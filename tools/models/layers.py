@@ -1,14 +1,16 @@
 """Layers shared by the model families.
 
-Parameter names and arithmetic follow the official T2T-ViT code
-(yitu-opensource/T2T-ViT, models/transformer_block.py).
+Parameter names and arithmetic of the block follow the official T2T-ViT code (yitu-opensource/T2T-ViT,
+models/transformer_block.py), which are those of timm's, on which the official PiT stands.
 Sizes: B images, N tokens, C channels, h heads.
 """
+
+import math
 
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
-from paddle.nn.initializer import Assign, Constant, Normal
+from paddle.nn.initializer import Assign, Constant, Normal, Uniform
 
 # timm's trunc_normal_(std=.02) cuts at +-2, i.e. at 100 standard deviations: a plain normal.
 LINEAR_STD = 0.02
@@ -22,6 +24,30 @@ def init_linear_and_norm(layer):
         Constant(1.0)(layer.weight)
     if isinstance(layer, (nn.Linear, nn.LayerNorm)) and layer.bias is not None:
         Constant(0.0)(layer.bias)
+
+
+def init_from_fan_in(layer):
+    """PyTorch's default initialisation of one layer, for `Layer.apply`, on which official code leans in places.
+
+    Weights and biases of Linear and Conv2D are uniform within 1 / sqrt(fan in), LayerNorm is 1 and 0.
+    """
+    if isinstance(layer, nn.LayerNorm):
+        init_linear_and_norm(layer)
+    if isinstance(layer, (nn.Linear, nn.Conv2D)):
+        # Linear (in, out), Conv2D (out, in / groups, kernel, kernel)
+        fan_in = layer.weight.shape[0] if isinstance(layer, nn.Linear) else math.prod(layer.weight.shape[1:])
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:
+                Uniform(-(fan_in**-0.5), fan_in**-0.5)(parameter)
+
+
+def check_images(x, in_chans, image_size):
+    """Raise ValueError unless `x` is (B, in_chans, H, W) with (H, W) = image_size."""
+    if tuple(x.shape[1:]) != (in_chans, *image_size):
+        raise ValueError(
+            f"the model takes images of {in_chans} channels and {image_size[0]}x{image_size[1]} pixels but got "
+            f"{' x '.join(map(str, x.shape[1:]))}; build it with another image_size or in_chans"
+        )
 
 
 def frozen_parameter(layer, value):

@@ -12,9 +12,9 @@ import math
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
-from paddle.nn.initializer import Normal, Orthogonal, Uniform
+from paddle.nn.initializer import Normal, Orthogonal
 
-from models.layers import Block, Mlp, frozen_parameter, init_linear_and_norm
+from models.layers import Block, Mlp, check_images, frozen_parameter, init_from_fan_in, init_linear_and_norm
 
 # Width, depth and heads of the deep-narrow backbone: paper, table 1, and the official models/t2t_vit.py.
 VARIANTS = {
@@ -188,11 +188,8 @@ class T2TModule(nn.Layer):
         widths = [in_chans] + [token_dim] * (len(self.splits) - 1) + [embed_dim]
         layers = []
         for name, split, in_width, out_width in zip(names, self.splits, widths[:-1], widths[1:]):
-            bound = (in_width * split[0] ** 2) ** -0.5  # PyTorch's default for a convolution, on which official relies
-            attr = paddle.ParamAttr(initializer=Uniform(-bound, bound))
-            layers.append(
-                self.add_sublayer(name, nn.Conv2D(in_width, out_width, *split, weight_attr=attr, bias_attr=attr))
-            )
+            layers.append(self.add_sublayer(name, nn.Conv2D(in_width, out_width, *split)))
+            init_from_fan_in(layers[-1])
         return layers
 
     def forward(self, x):
@@ -284,11 +281,7 @@ class T2TViT(nn.Layer):
 
     def forward_features(self, x):
         """Normalised class token: (B, Cin, H, W) -> (B, C)."""
-        if tuple(x.shape[1:]) != (self.in_chans, *self.image_size):
-            raise ValueError(
-                f"the model takes images of {self.in_chans} channels and {self.image_size[0]}x{self.image_size[1]} "
-                f"pixels but got {' x '.join(map(str, x.shape[1:]))}; build it with another image_size or in_chans"
-            )
+        check_images(x, self.in_chans, self.image_size)
         x = self.tokens_to_token(x)  # (B, N, C)
         cls_token = self.cls_token.expand([x.shape[0], -1, -1])  # (B, 1, C)
         x = paddle.concat([cls_token, x], axis=1) + self.pos_embed  # (B, 1 + N, C)

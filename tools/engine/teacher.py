@@ -1,0 +1,90 @@
+"""The model that a distillation learns from."""
+
+import difflib
+import hashlib
+from pathlib import Path
+
+import paddle
+
+from config import default_config, load_config, resolve
+from engine.build import build_model
+from engine.checkpoint import load_weights
+from errors import UserError
+from files import shown
+from models import list_models
+
+_VISION_MODELS = [name for name in paddle.vision.models.__all__ if name.islower()]
+
+
+class Teacher:
+    """Model of DISTILL.*, frozen and always in eval mode, for the student's images and classes.
+
+    Its `weights` are the file that they were read from.
+
+    Raises UserError for an unknown model, weights that are missing or do not fit, or another normalisation.
+    """
+
+    def __init__(self, cfg):
+        self.weights = weights_path(cfg)
+        self.model = _build(cfg)
+        load_weights(self.model, self.weights)
+        self.model.eval()
+        distill = cfg.DISTILL
+        tau = f", temperature {distill.TAU:g}" if distill.TYPE == "soft" else ""
+        self.summary = (
+            f"teacher {distill.TEACHER} with {shown(self.weights)}: {distill.TYPE}, {distill.ALPHA:g} of the loss{tau}"
+        )
+
+    @paddle.no_grad()
+    def __call__(self, images):
+        """Logits: (B, C, H, W) -> (B, K), without gradient."""
+        outputs = self.model(images)
+        return outputs[0] if isinstance(outputs, (list, tuple)) else outputs  # GoogLeNet gives two more
+
+
+def weights_path(cfg):
+    """File of the teacher's weights. Raises UserError if there is none."""
+    distill = cfg.DISTILL
+    if not distill.WEIGHTS and not _is_config(distill.TEACHER):
+        raise UserError(f"DISTILL.TEACHER is {distill.TEACHER}: set DISTILL.WEIGHTS to the file of its weights")
+    path = resolve(distill.WEIGHTS or Path(distill.TEACHER).with_name("best.pdparams"))
+    if not path.is_file():
+        raise UserError(f"DISTILL.WEIGHTS, the teacher's weights: {path} not found")
+    return path
+
+
+def checksum(cfg):
+    """What tells the teacher's weights from any others; "" without a teacher."""
+    return hashlib.sha256(weights_path(cfg).read_bytes()).hexdigest()[:16] if cfg.DISTILL.TYPE else ""
+
+
+def _is_config(teacher):
+    return teacher.endswith((".yaml", ".yml"))
+
+
+def _build(cfg):
+    teacher = cfg.DISTILL.TEACHER
+    if _is_config(teacher) or teacher in list_models():
+        return build_model(_own_config(cfg))
+    if teacher not in _VISION_MODELS:
+        known = list_models() + _VISION_MODELS
+        near = difflib.get_close_matches(teacher, known, n=3) or ["t2t_vit_24", "resnet50"]
+        raise UserError(f"DISTILL.TEACHER: unknown model {teacher}; did you mean {', '.join(near)}?")
+    if cfg.DATA.CHANNELS != 3:
+        raise UserError(f"DISTILL.TEACHER {teacher} takes RGB images, but DATA.CHANNELS is {cfg.DATA.CHANNELS}")
+    return getattr(paddle.vision.models, teacher)(num_classes=cfg.MODEL.NUM_CLASSES)
+
+
+def _own_config(cfg):
+    """Settings of a teacher from this repository: a MODEL section of its own, the student's images and classes."""
+    teacher, data = cfg.DISTILL.TEACHER, cfg.DATA
+    own = (load_config(teacher) if _is_config(teacher) else default_config()).clone()
+    own.defrost()
+    if _is_config(teacher):
+        for key in ("CHANNELS", "MEAN", "STD"):
+            if own.DATA[key] != data[key]:
+                raise UserError(f"DISTILL.TEACHER {teacher} has DATA.{key} {own.DATA[key]}, the student {data[key]}")
+    else:
+        own.MODEL.NAME, own.DATA.CHANNELS = teacher, data.CHANNELS
+    own.MODEL.NUM_CLASSES, own.DATA.IMAGE_SIZE = cfg.MODEL.NUM_CLASSES, data.IMAGE_SIZE
+    return own
