@@ -58,6 +58,9 @@ _C.DATA.ON_ERROR = "raise"  # at an unreadable training image: raise, or skip (t
 _C.AUG = CN()
 _C.AUG.SCALE = [0.08, 1.0]  # random-resized crop: share of the image's area
 _C.AUG.RATIO = [3 / 4, 4 / 3]  # width / height of the crop
+_C.AUG.PADDED_CROP = (
+    0.0  # padding / side of a padded random crop, 0.125 for CIFAR, instead of SCALE and RATIO; 0.0 = off
+)
 _C.AUG.INTERPOLATION = "random"  # bilinear, bicubic, or random: either, drawn for each image
 _C.AUG.HFLIP = 0.5  # probability of a horizontal flip
 _C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # RandAugment by this string, AutoAugment original or v0, 3a, or ""
@@ -274,6 +277,7 @@ def _check(cfg):
          "[smallest, largest] within 0 to 1"),
         ("AUG.RATIO", _numbers(aug.RATIO, 2, 0.01, 100.0) and aug.RATIO[0] <= aug.RATIO[1],
          "[smallest, largest] within 0.01 to 100"),
+        ("AUG.PADDED_CROP", 0 <= aug.PADDED_CROP <= 1, "0.0 to 1.0"),
         ("AUG.INTERPOLATION", aug.INTERPOLATION in (*INTERPOLATIONS, "random"), "bilinear, bicubic or random"),
         *((f"AUG.{key}", 0 <= aug[key] <= 1, "0.0 to 1.0")
           for key in ("HFLIP", "COLOR_JITTER", "ERASE_PROB", "MIX_PROB", "MIX_SWITCH_PROB")),

@@ -167,8 +167,10 @@ def short_name(name):
 def augment_settings(cfg):
     aug = cfg.AUG
     jitter = f", COLOR_JITTER {aug.COLOR_JITTER:g}" if aug.AUTO_AUGMENT in ("", "3a") else ""
+    scale = f"SCALE {aug.SCALE[0]:g} to {aug.SCALE[1]:g}"
+    crop = f"PADDED_CROP {aug.PADDED_CROP:g}" if aug.PADDED_CROP else scale
     return (
-        f"AUTO_AUGMENT {aug.AUTO_AUGMENT or 'off'}{jitter}, SCALE {aug.SCALE[0]:g} to {aug.SCALE[1]:g}, "
+        f"AUTO_AUGMENT {aug.AUTO_AUGMENT or 'off'}{jitter}, {crop}, "
         f"HFLIP {aug.HFLIP:g}, ERASE_PROB {aug.ERASE_PROB:g} ({aug.ERASE_MODE}), SEED {cfg.SEED}"
     )
 
