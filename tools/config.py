@@ -27,7 +27,7 @@ _C.LOG = "log"  # folder of the text logs
 _C.MODEL = CN()
 _C.MODEL.NAME = "t2t_vit_7"  # any of models.list_models()
 _C.MODEL.PRETRAINED = ""  # weights file: start of a training; for val and predict "" = best.pdparams of the run folder
-_C.MODEL.NUM_CLASSES = 1000
+_C.MODEL.NUM_CLASSES = 1000  # 0 = as many as the data set has, or the weights where no data is read
 _C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
 _C.MODEL.ATTN_DROP_RATE = 0.0  # dropout on the backbone's attention
 _C.MODEL.DROP_PATH_RATE = 0.1  # stochastic depth of the last block, rising linearly from 0 in the first
@@ -44,6 +44,7 @@ _C.MODEL.T2T.SPLITS = []  # [[kernel, stride, padding], ...] of the soft splits,
 _C.DATA = CN()
 _C.DATA.NAME = "ImageNet"  # as printed with the accuracies
 _C.DATA.PATH = "datasets/imagenet"  # folder with train/ and val/
+_C.DATA.VAL_SHARE = 0.0  # share of each class that validates where PATH has no val/ (nor, maybe, train/); 0.0 = none
 _C.DATA.TRAIN_LIST = ""  # file of "relative/path label" lines, itself relative to PATH; "" = the class folders
 _C.DATA.VAL_LIST = ""
 _C.DATA.CLASSES = "configs/imagenet1k_classes.tsv"  # class list; "" = classes.txt in PATH or the names of the folders
@@ -130,6 +131,17 @@ def load_config(path, overrides=()):
         _set(cfg, key, value, "command line")
     cfg.NAME = cfg.NAME or path.stem
     _check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def with_classes(cfg, number):
+    """The config with MODEL.NUM_CLASSES 0, "as many as there are", settled to `number`; any other is left as it is."""
+    if cfg.MODEL.NUM_CLASSES:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.NUM_CLASSES = number
     cfg.freeze()
     return cfg
 
@@ -256,7 +268,7 @@ def _check(cfg):
         ("NAME", cfg.NAME not in (".", "..") and "/" not in cfg.NAME, "a plain name, no path"),
         ("SEED", 0 <= cfg.SEED < 2**31, "0 to 2147483647"),
         ("DEVICE", re.fullmatch(r"(cpu|gpu(:[0-9]+)?)?", cfg.DEVICE), "cpu, gpu or gpu:N"),
-        ("MODEL.NUM_CLASSES", model.NUM_CLASSES >= 2, "2 or more"),
+        ("MODEL.NUM_CLASSES", model.NUM_CLASSES == 0 or model.NUM_CLASSES >= 2, "2 or more, or 0"),
         ("MODEL.DROP_RATE", 0 <= model.DROP_RATE < 1, "0.0 to below 1.0"),
         ("MODEL.ATTN_DROP_RATE", 0 <= model.ATTN_DROP_RATE < 1, "0.0 to below 1.0"),
         ("MODEL.DROP_PATH_RATE", 0 <= model.DROP_PATH_RATE < 1, "0.0 to below 1.0"),
@@ -265,6 +277,7 @@ def _check(cfg):
           for key in ("EMBED_DIM", "DEPTH", "NUM_HEADS", "MLP_RATIO", "TOKEN_DIM")),
         ("MODEL.T2T.SPLITS", len(t2t.SPLITS) != 1 and all(map(_is_split, t2t.SPLITS)),
          "[] or two or more [kernel, stride, padding] with padding below kernel"),
+        ("DATA.VAL_SHARE", 0 <= data.VAL_SHARE < 1, "0.0 to below 1.0"),
         ("DATA.CHANNELS", data.CHANNELS in (1, 3), "1 or 3"),
         ("DATA.IMAGE_SIZE", 1 <= data.IMAGE_SIZE <= 4096, "1 to 4096 pixels"),
         ("DATA.MEAN", _numbers(data.MEAN, data.CHANNELS), f"a list of {data.CHANNELS} number(s), one per channel"),

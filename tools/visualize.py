@@ -48,11 +48,13 @@ def save(image, path):
 
 def augment_sheet(args, cfg):
     """The contact sheet of the command `augment`."""
+    from config import with_classes
     from data.dataset import load_data
     from data.loader import TrainDataset
     from engine.logger import progress_bar
 
     classes, splits = load_data(cfg, ["train"])
+    cfg = with_classes(cfg, len(classes))
     dataset = TrainDataset(splits["train"], cfg)
     chosen = choose(splits["train"].labels, args.count, cfg.SEED)
     strips = [heading(f"{cfg.NAME}: what training sees of an image in epochs 1 to {EPOCHS}", augment_settings(cfg))]

@@ -10,7 +10,7 @@ import numpy as np
 from data.augment import build_augment
 from data.images import RESAMPLING, to_array, to_image
 
-_LONGEST = 50  # sides; the ends beyond, which would be resized to gigabytes, are in no centre crop
+_LONGEST = 50  # sides; the ends beyond, which would be resized to gigabytes, are left out
 
 
 class TrainTransform:

@@ -1,7 +1,7 @@
 """The model that a config names, with or without weights from a file."""
 
-from config import resolve
-from engine.checkpoint import load_weights
+from config import resolve, with_classes
+from engine.checkpoint import count_classes, load_weights
 from errors import UserError
 from models import create_model
 
@@ -12,6 +12,10 @@ def build_model(cfg):
     Raises UserError for an unknown name or settings that do not fit together.
     """
     model = cfg.MODEL
+    if not model.NUM_CLASSES:
+        raise UserError(
+            "MODEL.NUM_CLASSES is 0, as many as the data set or the weights have, but there are neither; set it"
+        )
     overrides = {key.lower(): value for key, value in model.T2T.items() if value}
     try:
         return create_model(
@@ -37,11 +41,11 @@ def build_trained_model(cfg, chosen):
 
     Raises UserError if there is none, or it does not fit.
     """
-    model = build_model(cfg)
     best = resolve(f"{cfg.OUTPUT}/{cfg.NAME}/best.pdparams")
     path = resolve(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
     if not path.is_file():
         raise UserError(f"weights {path} not found; train first, or give a file with --pretrained FILE")
+    model = build_model(cfg if cfg.MODEL.NUM_CLASSES else with_classes(cfg, count_classes(path)))
     load_weights(model, path)
     model.eval()
     return model, path
