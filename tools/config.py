@@ -137,11 +137,15 @@ def load_config(path, overrides=()):
 
 def with_classes(cfg, number):
     """The config with MODEL.NUM_CLASSES 0, "as many as there are", settled to `number`; any other is left as it is."""
-    if cfg.MODEL.NUM_CLASSES:
-        return cfg
+    return cfg if cfg.MODEL.NUM_CLASSES else with_keys(cfg, {"MODEL.NUM_CLASSES": number})
+
+
+def with_keys(cfg, values):
+    """The config with the {key: value} of `values`, frozen."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.NUM_CLASSES = number
+    for key, value in dict(values).items():
+        cfg.merge_from_list([key, value])
     cfg.freeze()
     return cfg
 
