@@ -41,11 +41,12 @@ def build_trained_model(cfg, chosen):
 
     Raises UserError if there is none, or it does not fit.
     """
+    model = build_model(cfg) if cfg.MODEL.NUM_CLASSES else None
     best = resolve(f"{cfg.OUTPUT}/{cfg.NAME}/best.pdparams")
     path = resolve(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
     if not path.is_file():
         raise UserError(f"weights {path} not found; train first, or give a file with --pretrained FILE")
-    model = build_model(cfg if cfg.MODEL.NUM_CLASSES else with_classes(cfg, count_classes(path)))
+    model = model or build_model(with_classes(cfg, count_classes(path)))
     load_weights(model, path)
     model.eval()
     return model, path
