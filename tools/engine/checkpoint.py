@@ -76,10 +76,21 @@ def load_weights(model, path):
     Raises:
         UserError: tensors are missing, left over or of another shape, naming them and what to set.
     """
+    load_state(model, _read_weights(path), path)
+
+
+def count_classes(path):
+    """Number of classes that the weights of a file are for. Raises UserError if it has no head."""
+    bias = _read_weights(path).get("head.bias")
+    if np.ndim(bias) != 1:
+        raise UserError(f"{path} has no head.bias to tell the number of classes by; set MODEL.NUM_CLASSES")
+    return len(bias)
+
+
+def _read_weights(path):
     tree = read(path)
     weights = tree["model"] if isinstance(tree.get("model"), dict) else tree
-    weights = {name: value for name, value in weights.items() if name != _NAME_TABLE}
-    load_state(model, weights, path)
+    return {name: value for name, value in weights.items() if name != _NAME_TABLE}
 
 
 def load_state(model, weights, path):
