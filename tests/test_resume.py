@@ -356,6 +356,19 @@ def test_other_settings_are_refused_by_name_unless_forced(short_run, tmp_path):
     assert "EPOCHS: 2" in (output / "lit_data/config.yaml").read_text()
 
 
+def test_a_key_that_is_younger_than_the_state_had_its_default(short_run, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(short_run, output)
+    latest = output / "lit_data/latest.pdparams"
+    state = checkpoint.read(latest)
+    lines = [line for line in state["setting"]["config"].splitlines() if "MIX_SWITCH_PROB" not in line]
+    checkpoint.save(latest, {**state, "setting": {**state["setting"], "config": "\n".join(lines)}})
+    same = ["TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
+    run(output, *same)
+    error = the_only_error(run(output, *same, "AUG.MIX_SWITCH_PROB", 0.1, status=1).stderr)
+    assert "AUG.MIX_SWITCH_PROB was 0.5, is 0.1" in error
+
+
 def test_resume_none_starts_anew_and_keeps_the_first(short_run, tmp_path):
     output = tmp_path / "copy"
     shutil.copytree(short_run, output)
