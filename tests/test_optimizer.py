@@ -6,7 +6,7 @@ import math
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tool
 
 from config import load_config
 from data.dataset import load_data
@@ -285,6 +285,20 @@ def test_linear_probe_learns_from_the_features_of_evaluation(config):
     if step.ema:
         average = arrays(step.models()["ema"])
         assert {name for name in before if (average[name] != before[name]).any()} == heads
+
+
+def test_linear_probe_is_the_same_whatever_the_dropout(tmp_path):
+    # In the second epoch too, after a validation has changed the mode.
+    words = ["MODEL.T2T.DEPTH", 1, "TRAIN.BATCH_SIZE", 256, "TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0,
+             "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.FREEZE", "['*', '!head.*']"]  # fmt: skip
+    rows = []
+    for rate in (0.0, 0.5):
+        output = tmp_path / str(rate)
+        rates = ["MODEL.DROP_RATE", rate, "MODEL.DROP_PATH_RATE", rate]
+        done = tool("train", "--output", output, *words, *rates)
+        assert "1280 decayed in 1 tensors, 10 undecayed in 1 tensors" in done.stdout
+        rows.append((output / "lit_data/metrics.jsonl").read_text())
+    assert rows[0] == rows[1] and rows[0].count("\n") == 2
 
 
 def test_dropout_stays_on_where_something_learns():
