@@ -27,7 +27,7 @@ _C.LOG = "log"  # folder of the text logs
 _C.MODEL = CN()
 _C.MODEL.NAME = "t2t_vit_7"  # any of models.list_models()
 _C.MODEL.PRETRAINED = ""  # weights file: start of a training; for val and predict "" = best.pdparams of the run folder
-_C.MODEL.NUM_CLASSES = 1000
+_C.MODEL.NUM_CLASSES = 1000  # 0 = as many as the data set has, or the weights where no data is read
 _C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
 _C.MODEL.ATTN_DROP_RATE = 0.0  # dropout on the backbone's attention
 _C.MODEL.DROP_PATH_RATE = 0.1  # stochastic depth of the last block, rising linearly from 0 in the first
@@ -60,6 +60,7 @@ _C.DISTILL.TAU = 1.0  # temperature of soft
 _C.DATA = CN()
 _C.DATA.NAME = "ImageNet"  # as printed with the accuracies
 _C.DATA.PATH = "datasets/imagenet"  # folder with train/ and val/
+_C.DATA.VAL_SHARE = 0.0  # share of each class that validates where PATH has no val/ (nor, maybe, train/); 0.0 = none
 _C.DATA.TRAIN_LIST = ""  # file of "relative/path label" lines, itself relative to PATH; "" = the class folders
 _C.DATA.VAL_LIST = ""
 _C.DATA.CLASSES = "configs/imagenet1k_classes.tsv"  # class list; "" = classes.txt in PATH or the names of the folders
@@ -74,6 +75,9 @@ _C.DATA.ON_ERROR = "raise"  # at an unreadable training image: raise, or skip (t
 _C.AUG = CN()
 _C.AUG.SCALE = [0.08, 1.0]  # random-resized crop: share of the image's area
 _C.AUG.RATIO = [3 / 4, 4 / 3]  # width / height of the crop
+_C.AUG.PADDED_CROP = (
+    0.0  # padding / side of a padded random crop, 0.125 for CIFAR, instead of SCALE and RATIO; 0.0 = off
+)
 _C.AUG.INTERPOLATION = "random"  # bilinear, bicubic, or random: either, drawn for each image
 _C.AUG.HFLIP = 0.5  # probability of a horizontal flip
 _C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # RandAugment by this string, AutoAugment original or v0, 3a, or ""
@@ -148,6 +152,21 @@ def load_config(path, overrides=()):
         _set(cfg, key, value, "command line")
     cfg.NAME = cfg.NAME or path.stem
     _check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def with_classes(cfg, number):
+    """The config with MODEL.NUM_CLASSES 0, "as many as there are", settled to `number`; any other is left as it is."""
+    return cfg if cfg.MODEL.NUM_CLASSES else with_keys(cfg, {"MODEL.NUM_CLASSES": number})
+
+
+def with_keys(cfg, values):
+    """The config with the {key: value} of `values`, frozen."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in dict(values).items():
+        cfg.merge_from_list([key, value])
     cfg.freeze()
     return cfg
 
@@ -274,7 +293,7 @@ def _check(cfg):
         ("NAME", cfg.NAME not in (".", "..") and "/" not in cfg.NAME, "a plain name, no path"),
         ("SEED", 0 <= cfg.SEED < 2**31, "0 to 2147483647"),
         ("DEVICE", re.fullmatch(r"(cpu|gpu(:[0-9]+)?)?", cfg.DEVICE), "cpu, gpu or gpu:N"),
-        ("MODEL.NUM_CLASSES", model.NUM_CLASSES >= 2, "2 or more"),
+        ("MODEL.NUM_CLASSES", model.NUM_CLASSES == 0 or model.NUM_CLASSES >= 2, "2 or more, or 0"),
         ("MODEL.DROP_RATE", 0 <= model.DROP_RATE < 1, "0.0 to below 1.0"),
         ("MODEL.ATTN_DROP_RATE", 0 <= model.ATTN_DROP_RATE < 1, "0.0 to below 1.0"),
         ("MODEL.DROP_PATH_RATE", 0 <= model.DROP_PATH_RATE < 1, "0.0 to below 1.0"),
@@ -290,6 +309,7 @@ def _check(cfg):
         ("DISTILL.TEACHER", distill.TEACHER or not distill.TYPE, f"a model or config with DISTILL.TYPE {distill.TYPE}"),
         ("DISTILL.ALPHA", 0 <= distill.ALPHA <= 1, "0.0 to 1.0"),
         ("DISTILL.TAU", distill.TAU > 0, "above 0.0"),
+        ("DATA.VAL_SHARE", 0 <= data.VAL_SHARE < 1, "0.0 to below 1.0"),
         ("DATA.CHANNELS", data.CHANNELS in (1, 3), "1 or 3"),
         ("DATA.IMAGE_SIZE", 1 <= data.IMAGE_SIZE <= 4096, "1 to 4096 pixels"),
         ("DATA.MEAN", _numbers(data.MEAN, data.CHANNELS), f"a list of {data.CHANNELS} number(s), one per channel"),
@@ -302,6 +322,7 @@ def _check(cfg):
          "[smallest, largest] within 0 to 1"),
         ("AUG.RATIO", _numbers(aug.RATIO, 2, 0.01, 100.0) and aug.RATIO[0] <= aug.RATIO[1],
          "[smallest, largest] within 0.01 to 100"),
+        ("AUG.PADDED_CROP", 0 <= aug.PADDED_CROP <= 1, "0.0 to 1.0"),
         ("AUG.INTERPOLATION", aug.INTERPOLATION in (*INTERPOLATIONS, "random"), "bilinear, bicubic or random"),
         *((f"AUG.{key}", 0 <= aug[key] <= 1, "0.0 to 1.0")
           for key in ("HFLIP", "COLOR_JITTER", "ERASE_PROB", "MIX_PROB", "MIX_SWITCH_PROB")),

@@ -76,10 +76,21 @@ def load_weights(model, path):
     Raises:
         UserError: tensors are missing, left over or of another shape, naming them and what to set.
     """
+    load_state(model, _read_weights(path), path)
+
+
+def count_classes(path):
+    """Number of classes that the weights of a file are for. Raises UserError if it has no head."""
+    bias = _read_weights(path).get("head.bias")
+    if np.ndim(bias) != 1:
+        raise UserError(f"{path} has no head.bias to tell the number of classes by; set MODEL.NUM_CLASSES")
+    return len(bias)
+
+
+def _read_weights(path):
     tree = read(path)
     weights = tree["model"] if isinstance(tree.get("model"), dict) else tree
-    weights = {name: value for name, value in weights.items() if name != _NAME_TABLE}
-    load_state(model, weights, path)
+    return {name: value for name, value in weights.items() if name != _NAME_TABLE}
 
 
 def load_state(model, weights, path):
@@ -97,8 +108,8 @@ def load_state(model, weights, path):
             wrong.append(f"{name} is {list(value.shape)}, the model's is {list(own[name].shape)}")
     if wrong:
         rest = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        head = np.shape(weights.get("head.bias"))
-        other = len(head) == 1 and list(head) != list(own["head.bias"].shape) and len(wrong) == 2
+        head, own_head = np.shape(weights.get("head.bias")), own.get("head.bias")
+        other = len(head) == 1 and own_head is not None and list(head) != list(own_head.shape) and len(wrong) == 2
         classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")
     with paddle.no_grad():
