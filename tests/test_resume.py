@@ -198,6 +198,24 @@ def test_cut_before_the_validation_and_killed_after_it(left_alone, tmp_path):
     assert_same_run(tmp_path / "lit_data", left_alone[0])
 
 
+def test_fine_tuning_resumes_exactly_too(tmp_path):
+    words = ["TRAIN.OPTIMIZER", "sgd", "TRAIN.BASE_LR", 0.02, "TRAIN.BACKBONE_LR", 0.005, "TRAIN.LAYER_DECAY", 0.75,
+             "TRAIN.FREEZE", "['tokens_to_token.*', '!*.project.*', 'cls_token']", "TRAIN.EPOCHS", 2]  # fmt: skip
+    alone = run(tmp_path / "alone", *words).stdout
+    assert "backbone 1e-06 in epoch 1, 0.0025" in alone and "layer decay 0.75: 0.562 x in layer 0 to 1 x" in alone
+    for what in ("Epoch [1/2], Step [10/22]", "Epoch [2/2], Step [5/22]"):
+        status, stdout, _ = run_until(tmp_path / "cut", what, subprocess.Popen.terminate, *words)
+        assert status == 0 and "stopped by SIGTERM after " in stdout
+    run(tmp_path / "cut", *words)
+    assert_same_run(tmp_path / "cut/lit_data", tmp_path / "alone/lit_data")
+    assert json.loads((tmp_path / "alone/lit_data/metrics.jsonl").read_text().splitlines()[1])["lr"] > 0.009
+    # To another optimizer there is no way, even by force.
+    line = the_only_error(run(tmp_path / "cut", *words, "TRAIN.OPTIMIZER", "adamw", status=1).stderr)
+    assert "TRAIN.OPTIMIZER was 'sgd', is 'adamw'" in line
+    line = the_only_error(run(tmp_path / "cut", *words, "TRAIN.OPTIMIZER", "adamw", "--force", status=1).stderr)
+    assert re.search("no AdamW state of the .* tensors of this model, but one of SGD for .*MODEL.PRETRAINED", line)
+
+
 # --- Faults ---
 
 

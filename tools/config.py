@@ -101,12 +101,17 @@ _C.TRAIN.ACCUM_STEPS = 1  # passes whose gradients are averaged into one step, f
 _C.TRAIN.EPOCHS = 300  # of warm-up and cosine
 _C.TRAIN.COOLDOWN_EPOCHS = 10  # at MIN_LR, after EPOCHS
 _C.TRAIN.WARMUP_EPOCHS = 10
+_C.TRAIN.OPTIMIZER = "adamw"  # adamw, or sgd (with momentum, as the official fine-tuning)
 _C.TRAIN.BASE_LR = 1e-3  # for a global batch of 512; never scaled by the batch
 _C.TRAIN.WARMUP_LR = 1e-6  # of the whole epoch 0
 _C.TRAIN.MIN_LR = 1e-5
+_C.TRAIN.BACKBONE_LR = 0.0  # in BASE_LR's place for all but the head, with a cosine of its own; 0.0 = BASE_LR
+_C.TRAIN.LAYER_DECAY = 1.0  # learning rate of a layer / that of the one above it; to fine-tune, 0.65 to 0.9
+_C.TRAIN.FREEZE = []  # patterns of parameters not to train: "blocks.0.*"; after a !, to train: ["*", "!head*"]
 _C.TRAIN.WEIGHT_DECAY = 0.03
-_C.TRAIN.BETAS = [0.9, 0.999]
-_C.TRAIN.EPSILON = 1e-8
+_C.TRAIN.BETAS = [0.9, 0.999]  # of adamw
+_C.TRAIN.EPSILON = 1e-8  # of adamw
+_C.TRAIN.MOMENTUM = 0.9  # of sgd
 _C.TRAIN.LABEL_SMOOTHING = 0.1  # also inside the mixed targets
 _C.TRAIN.CLIP_NORM = 0.0  # largest norm of all gradients together; 0.0 = not clipped
 _C.TRAIN.EMA_DECAY = 0.99996  # per step, of the moving average of the weights; 0.0 = no average
@@ -340,6 +345,15 @@ def _check(cfg):
         ("TRAIN.BASE_LR", 0 < train.BASE_LR < float("inf"), "positive"),
         ("TRAIN.WARMUP_LR", 0 <= train.WARMUP_LR <= train.BASE_LR, f"0.0 to TRAIN.BASE_LR {train.BASE_LR}"),
         ("TRAIN.MIN_LR", 0 <= train.MIN_LR <= train.BASE_LR, f"0.0 to TRAIN.BASE_LR {train.BASE_LR}"),
+        ("TRAIN.OPTIMIZER", train.OPTIMIZER in ("adamw", "sgd"), "adamw or sgd"),
+        ("TRAIN.BACKBONE_LR", train.BACKBONE_LR == 0 or train.MIN_LR <= train.BACKBONE_LR < float("inf"),
+         f"0.0 (as TRAIN.BASE_LR), or TRAIN.MIN_LR {train.MIN_LR} or more"),
+        ("TRAIN.BACKBONE_LR", train.BACKBONE_LR == 0 or not train.WARMUP_EPOCHS or train.WARMUP_LR <= train.BACKBONE_LR,
+         f"0.0 (as TRAIN.BASE_LR), or TRAIN.WARMUP_LR {train.WARMUP_LR} or more"),
+        ("TRAIN.LAYER_DECAY", 0 < train.LAYER_DECAY <= 1, "above 0.0, up to 1.0"),
+        ("TRAIN.FREEZE", all(isinstance(pattern, str) and pattern.lstrip("!") for pattern in train.FREEZE),
+         'a list of patterns such as ["blocks.0.*", "!head*"]'),
+        ("TRAIN.MOMENTUM", 0 <= train.MOMENTUM < 1, "0.0 to below 1.0"),
         ("TRAIN.WEIGHT_DECAY", 0 <= train.WEIGHT_DECAY < float("inf"), "0.0 or more"),
         ("TRAIN.BETAS", _numbers(train.BETAS, 2, 0.0, 1.0) and max(train.BETAS) < 1, "two numbers in 0.0 to below 1.0"),
         ("TRAIN.EPSILON", 0 < train.EPSILON < 1, "above 0.0 and below 1.0"),
