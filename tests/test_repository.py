@@ -87,7 +87,7 @@ def test_configs_load_and_say_what_they_are(path):
         assert word in header
 
 
-@pytest.mark.parametrize("name", ["lit_data", "cifar10", "cifar10_augment"])
+@pytest.mark.parametrize("name", ["lit_data", "lit_data_pit", "cifar10", "cifar10_augment"])
 def test_shipped_runs_are_of_the_shipped_configs(name):
     shipped = load_config(ROOT / f"output/{name}/config.yaml")
     assert shipped == load_config(ROOT / f"configs/{name}.yaml")
