@@ -2,8 +2,9 @@
 
 from config import resolve
 from data.dataset import read_classes
-from engine.checkpoint import load_weights
+from engine.fetch import local_file
 from engine.logger import log
+from engine.pretrained import load_pretrained
 from errors import UserError
 from models import create_model, model_family
 
@@ -51,10 +52,8 @@ def build_trained_model(cfg, chosen):
     """
     model = build_model(cfg)
     best = resolve(f"{cfg.OUTPUT}/{cfg.NAME}/best.pdparams")
-    path = resolve(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
-    if not path.is_file():
-        raise UserError(f"weights {path} not found; train first, or give a file with --pretrained FILE")
-    load_weights(model, path)
+    path = local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
+    load_pretrained(model, path, pos_resize=cfg.MODEL.POS_RESIZE)
     model.eval()
     return model, path
 
