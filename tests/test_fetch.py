@@ -2,6 +2,8 @@
 
 import hashlib
 import http.server
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -27,9 +29,20 @@ def server(tmp_path, monkeypatch):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             seen.append(self.path)
+            if self.path == "/slow.pth":  # until another process asks for it, which it must not
+                second.set() if len(seen) > 1 else second.wait(timeout=2)
             pages = {"/page.pth": b"\n<!DOCTYPE html><html>", "/cut.pth": CONTENT[:1000]}
             if self.path.startswith("/missing"):
                 self.send_error(404)
+                return
+            if self.path == "/reset.pth":
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(CONTENT)))
+                self.end_headers()
+                self.wfile.write(CONTENT[:1000])
+                # Closing with a zero linger sends a reset.
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
                 return
             content = pages.get(self.path, CONTENT)
             if self.path in served:
@@ -42,7 +55,7 @@ def server(tmp_path, monkeypatch):
         def log_message(self, *_):
             pass
 
-    seen, served = [], {}
+    seen, served, second = [], {}, threading.Event()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.url, server.seen, server.served = f"http://127.0.0.1:{server.server_port}", seen, served
@@ -70,23 +83,26 @@ def test_addresses_with_the_same_file_name_are_told_apart(server):
     assert download(f"{server.url}/a/w.pth") != download(f"{server.url}/b/w.pth")
 
 
-@pytest.mark.parametrize("name", ["w.pth#sha256=" + "0" * 64, "name-00000000.pth"])
+@pytest.mark.parametrize("name", ["w.pth#sha256=" + "0" * 64, "name-abcdef00.pth"])
 def test_another_checksum_leaves_nothing_behind(server, tmp_path, name):
-    with pytest.raises(UserError, match=f"has the SHA-256 {SHA256}, not 00000000"):
+    with pytest.raises(UserError, match=f"has the SHA-256 {SHA256}, not (00000000|abcdef00)"):
         download(f"{server.url}/{name}")
     assert cached(tmp_path) == []
 
 
 def test_the_right_checksum_is_accepted(server):
-    for name in (f"w.pth#sha256={SHA256}", f"name-{SHA256[:8]}.pth"):
+    for name in (f"w.pth#sha256={SHA256}", f"name-{SHA256[:8]}.pth", "of-20210311.pth"):
         assert download(f"{server.url}/{name}").read_bytes() == CONTENT
     with pytest.raises(UserError, match="expected #sha256= and 8 to 64 hexadecimal digits"):
         download(f"{server.url}/w.pth#md5=00")
+    with pytest.raises(UserError, match=r"http://\[w.pth is no address"):
+        download("http://[w.pth")
 
 
 @pytest.mark.parametrize("name, message", [
     ("missing.pth", "answered 404 Not Found; check the address, or download it by hand and give the file"),
     ("cut.pth", r"cannot be downloaded \(.*1,000 of 3,000,000"),
+    ("reset.pth", r"cannot be downloaded \(.*Connection reset by peer"),
     ("page.pth", "gives a web page, not the file .* download it by hand"),
 ])  # fmt: skip
 def test_failures_are_one_line_and_leave_nothing_behind(server, tmp_path, name, message):
@@ -103,11 +119,19 @@ def test_without_a_net_the_line_says_what_to_do(server):
 
 
 def test_two_processes_fetch_once(server):
-    code = "import sys; sys.path[0] = sys.argv[1]; from engine.fetch import download; print(download(sys.argv[2]))"
-    command = [sys.executable, "-c", code, str(ROOT / "tools"), f"{server.url}/w.pth"]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    paths = {process.communicate()[0].strip() for process in processes}
-    assert len(paths) == 1 and server.seen == ["/w.pth"]
+    code = (
+        "import sys; sys.path[0] = sys.argv[1]; from engine.fetch import download\n"
+        "print('ready', flush=True); sys.stdin.readline(); print(download(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "tools"), f"{server.url}/slow.pth"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    paths = {process.communicate()[0] for process in processes}
+    assert len(paths) == 1 and server.seen == ["/slow.pth"]
 
 
 def test_where_the_cache_is(monkeypatch):

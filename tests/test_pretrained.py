@@ -194,7 +194,7 @@ def test_variants_are_recognised_by_their_shapes(name, also):
                                         ("pit_ti", "t2t_vit_7")])  # fmt: skip
 def test_the_right_model_is_named(tmp_path, file, name):
     checkpoint.save(tmp_path / "w.pdparams", create_model(file).state_dict())
-    with pytest.raises(UserError, match=f"holds weights of {file}, not of {name}: set MODEL.NAME"):
+    with pytest.raises(UserError, match=f"holds weights of {file}, not of {name}: change the model"):
         load_pretrained(create_model(name), tmp_path / "w.pdparams", new_head=True)
 
 

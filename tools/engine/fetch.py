@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import http.client
 import os
 import re
 import urllib.error
@@ -12,11 +13,12 @@ from pathlib import Path
 
 from config import resolve
 from engine.logger import log, progress_bar
-from errors import UserError, one_line
+from errors import UserError
 from files import atomic_path, is_url
 
 _SUFFIX = ".pdparams"  # which PaddleViT's and MindSpore's users leave out
-_HUB_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # of torch.hub: name-<start of its SHA-256>.pth
+# Of torch.hub: name-<start of its SHA-256>.pth. Digits alone are rather a date.
+_HUB_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$")
 _TIMEOUT = 30  # seconds without an answer
 _BLOCK = 2**20  # bytes
 
@@ -49,14 +51,18 @@ def download(url):
     Raises UserError in one line that says what to do: no net, no such file, another checksum, a web page.
     """
     address, _, fragment = url.partition("#")
-    checksum = _expected_checksum(address, fragment, url)
+    try:
+        place = urllib.parse.urlsplit(address).path
+    except ValueError as error:
+        raise UserError(f"{url} is no address ({error})") from None
+    checksum = _expected_checksum(place, fragment, url)
     if address.startswith("file://"):
-        path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(address).path))
+        path = Path(urllib.request.url2pathname(place))
         if not path.is_file():
             raise UserError(f"weights {url} not found")
         _check(path, checksum, url)
         return path
-    name = os.path.basename(urllib.parse.unquote(urllib.parse.urlsplit(address).path)) or "weights"
+    name = os.path.basename(urllib.parse.unquote(place)) or "weights"
     # A folder for each address: files of the same name are not mixed up, nor taken for each other's neighbours.
     folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:12]
     path = folder / name
@@ -69,10 +75,10 @@ def download(url):
     return path
 
 
-def _expected_checksum(address, fragment, url):
+def _expected_checksum(place, fragment, url):
     """Start of the SHA-256 in hexadecimal that the file must have, or "" if nobody said."""
     if not fragment:
-        match = _HUB_NAME.search(urllib.parse.urlsplit(address).path)
+        match = _HUB_NAME.search(place)
         return match.group(1) if match else ""
     match = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
     if not match:
@@ -99,8 +105,8 @@ def _fetch(address, path, checksum, url):
             _check(temporary, checksum, url)
     except urllib.error.HTTPError as error:
         raise UserError(f"{address} answered {error.code} {error.reason}; check the address, or {by_hand}") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError, EOFError, ValueError) as error:
-        reason = getattr(error, "reason", None) or one_line(error)
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, EOFError) as error:
+        reason = getattr(error, "reason", None) or error
         raise UserError(f"{address} cannot be downloaded ({reason}): no net here? {by_hand[0].upper()}{by_hand[1:]}") \
             from None  # fmt: skip
 
@@ -111,12 +117,19 @@ def _copy(answer, temporary, name):
     received = 0
     with open(temporary, "wb") as file, progress_bar(None, total=total or None, unit="B", unit_scale=True, desc=name) \
             as bar:  # fmt: skip
-        while block := answer.read(_BLOCK):
+        while block := _read(answer):
             file.write(block)
             received += len(block)
             bar.update(len(block))
     if received < total:
         raise EOFError(f"it ended after {received:,} of {total:,} bytes")
+
+
+def _read(answer):
+    try:
+        return answer.read(_BLOCK)
+    except (OSError, http.client.HTTPException) as error:  # not to be taken for an error of the disk
+        raise EOFError(str(error)) from error
 
 
 def _check_page(path, url, by_hand):

@@ -49,8 +49,8 @@ def check_variant(model, weights):
     mine = identify({name: tensor.shape for name, tensor in model.state_dict().items()})
     if fitting and mine and not set(fitting) & set(mine):
         raise UserError(
-            f"{weights.path} holds weights of {' or '.join(fitting)}, not of {' or '.join(mine)}: set MODEL.NAME (or "
-            "--config)"
+            f"{weights.path} holds weights of {' or '.join(fitting)}, not of {' or '.join(mine)}: change the model "
+            "(MODEL.NAME) or the file"
         )
 
 
