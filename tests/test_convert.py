@@ -13,6 +13,7 @@ from conftest import ROOT, error_line, tool
 
 import convert
 from engine import checkpoint
+from engine.logger import log
 from engine.pretrained import load_pretrained
 from errors import UserError
 from models import create_model
@@ -22,6 +23,14 @@ T2T, PIT = "T2T_paddle/t2t_vit_7", "PaddleViT/pit_ti_224"
 
 def need_torch():
     return pytest.importorskip("torch", reason="PyTorch, which reads PyTorch files, is not installed")
+
+
+@pytest.fixture(autouse=True)
+def logger_as_before():
+    """The command in this process sets up the log, which other tests read in their own way."""
+    before = list(log.handlers), log.level, log.propagate
+    yield
+    log.handlers[:], log.level, log.propagate = before
 
 
 def run(*words):
