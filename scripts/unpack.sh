@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Unpack ImageNet: bash scripts/unpack.sh ARCHIVE... --output DIR [options of tools/unpack.py]
+# Unpack ImageNet or CIFAR: bash scripts/unpack.sh ARCHIVE... --output DIR [options of tools/unpack.py]
 # When it was cut, the same command goes on where it was.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"

@@ -264,6 +264,39 @@ def test_bare_folder_of_class_folders_and_one_split_serve_validation(tmp_path):
     assert report["splits"].keys() == {"val"} and report["settings"]["MODEL.NUM_CLASSES"] == 2
 
 
+def test_own_folder_of_class_folders_is_divided(tmp_path):
+    root = make(tmp_path / "my pictures", {"ant": 12, "bee": 8})
+    done, report = check("--data-path", root)
+    overrides, cfg = settings_of(done)
+    assert "has class folders and no train/ and val/: DATA.VAL_SHARE 0.2 trains on a part of them" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("python tools/train.py ") and overrides["DATA.VAL_SHARE"] == "0.2"
+    splits = load_data(cfg)[1]
+    for name in ("train", "val"):
+        assert report["splits"][name]["files"] == len(splits[name])
+        assert sum(report["splits"][name]["classes"].values()) == len(splits[name])
+    # The config for it needs no other key, and holds no fault.
+    done, report = check("--config", "configs/finetune.yaml", "--data-path", root)
+    assert report["faults"] == [] and settings_of(done)[1].MODEL.NUM_CLASSES == 0
+    assert set(report["settings"]) == {"TRAIN.BATCH_SIZE"}  # 20 images are less than a step of 32
+    make(root, {"fly": 1})
+    report = check("--config", "configs/finetune.yaml", "--data-path", root, status=1)[1]
+    assert (
+        "fewer than the 2 images that DATA.VAL_SHARE needs" in report["faults"][0] and "fly (1)" in report["faults"][0]
+    )
+    assert report["splits"]["train"]["files"] == 21
+
+
+def test_training_folder_without_validation(tmp_path):
+    root = make(tmp_path / "set", {"train/ant": 6, "train/bee": 6})
+    done, report = check("--data-path", root)
+    overrides, cfg = settings_of(done)
+    assert overrides["DATA.VAL_SHARE"] == "0.2" and len(load_data(cfg)[1]["val"]) == report["splits"]["val"]["files"]
+    line = f"{root}/train has no validation folder beside it: DATA.VAL_SHARE 0.2 validates on a part of it"
+    assert line in report["notes"]
+    words = ["--config", "configs/lit_data.yaml", "--data-path", root, "MODEL.NUM_CLASSES", 2]
+    assert check(*words, status=1)[1]["faults"] == [line]
+
+
 def test_flat_splits_and_empty_folders(tmp_path):
     root = make(tmp_path / "set", {"train/ant": 1, "train/bee": 1, "val": 3})
     done, report = check("--data-path", root, status=1)

@@ -336,6 +336,60 @@ def test_flip_has_its_probability_and_mirrors():
     assert abs(np.mean(flipped) - 0.3) < 0.05
 
 
+def padding(**keys):
+    keys = {"AUG__PADDED_CROP": "0.125", "AUG__INTERPOLATION": "bicubic", "AUG__HFLIP": "0.0", **keys}
+    return TrainTransform(settings(**keys))
+
+
+def padded(picture, seed, **keys):
+    return padding(**keys)(picture, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize(
+    "width, height, resized", [(8, 8, (16, 16)), (16, 16, (16, 16)), (25, 9, (44, 16)), (7, 9, (16, 20))]
+)
+def test_padded_crop_is_any_window_of_the_resized_picture_with_a_black_border(width, height, resized):
+    image = Image.fromarray(np.random.default_rng(0).integers(50, 255, (height, width, 3), dtype=np.uint8))
+    whole = np.asarray(image.resize(resized, Image.Resampling.BICUBIC)).astype(int) + 1  # so that only the border is 0
+    bordered = np.pad(whole, ((2, 2), (2, 2), (0, 0))) - 1  # 16 / 8 = 2 pixels
+    bordered[bordered < 0] = 0
+    windows = {
+        bordered[y : y + 16, x : x + 16].tobytes(): (y, x)
+        for y in range(bordered.shape[0] - 15)
+        for x in range(bordered.shape[1] - 15)
+    }
+    transform, rng = padding(), np.random.default_rng(1)
+    found = [windows[transform(PillowPicture(image), rng).astype(int).tobytes()] for _ in range(10 * len(windows))]
+    counts = np.array([found.count(place) for place in windows.values()])
+    assert counts.min() > 0
+    assert stats.chisquare(counts).pvalue > 0.001  # all alike
+
+
+def test_padded_crop_flips_augments_and_replaces_the_random_resized_one():
+    ramp = PillowPicture(Image.fromarray(np.tile(np.arange(10, 170, 10, dtype=np.uint8), (16, 1))).convert("RGB"))
+    keys = {"AUG__SCALE": "[0.1, 0.1]"}  # without effect
+    straight, flipped = padded(ramp, 3, **keys), padded(ramp, 3, AUG__HFLIP="1.0", **keys)
+    assert set(straight.ravel().tolist()) <= {0, *range(10, 170, 10)} and (flipped == straight[:, ::-1]).all()
+    assert not (padded(ramp, 3, AUG__AUTO_AUGMENT="rand-m9-n5-p1") == straight).all()
+    tiny = padded(ramp, 3, AUG__PADDED_CROP="0.01")  # less than a pixel
+    assert (tiny == np.asarray(ramp.image)).all()
+
+
+@pytest.mark.parametrize("reader", ["turbo", "pillow"])
+def test_padded_crop_of_jpeg_files_and_of_very_long_pictures(tmp_path, reader):
+    row, column = np.meshgrid(np.linspace(60, 250, 500), np.linspace(250, 60, 400))
+    image = Image.fromarray(np.stack([row, column, row], axis=2).astype(np.uint8))
+    image.save(tmp_path / "x.jpg", quality=95)
+    keys = {"DATA__IMAGE_SIZE": "32", "DATA__CHANNELS": "3", "DATA__MEAN": "[0, 0, 0]", "DATA__STD": "[1, 1, 1]"}
+    expected = padded(PillowPicture(load_image(tmp_path / "x.jpg")), 5, **keys).astype(int)
+    out = padded(open_picture(tmp_path / "x.jpg", 3, reader), 5, **keys)
+    assert (expected.min(axis=2) == 0).any() and np.abs(out - expected).max() <= 3  # the same border too
+    for size in ((1, 65000), (65000, 1)):
+        Image.new("RGB", size, (200, 200, 200)).save(tmp_path / "long.jpg")
+        out = padded(open_picture(tmp_path / "long.jpg", 3, reader), 5, **{**keys, "DATA__IMAGE_SIZE": "224"})
+        assert out.shape == (224, 224, 3) and out.max() >= 199
+
+
 def test_normalisation_is_official():
     cfg = load_config(ROOT / "configs/t2t_vit_7.yaml")
     import paddle

@@ -20,12 +20,8 @@ from engine import checkpoint
 from engine.build import build_model
 from engine.evaluator import evaluate
 from engine.losses import CrossEntropy
-from engine.optimizer import (
-    build_optimizer,
-    load_optimizer_state,
-    optimizer_state,
-    parameter_groups,
-)
+from engine.optimizer import build_optimizer, parameter_groups
+from engine.optimizer_state import load_optimizer_state, optimizer_state
 from engine.pretrained import load_pretrained
 from engine.run_folder import RunFolder
 from engine.scheduler import learning_rate, total_epochs

@@ -25,7 +25,7 @@ def both(path):
 
 
 def crops(path, box, side, interpolation):
-    fast, slow = (picture.crop(box, side, interpolation) for picture in both(path))
+    fast, slow = (picture.crop(box, (side, side), interpolation) for picture in both(path))
     assert fast.dtype == slow.dtype == np.uint8 and fast.shape == slow.shape == (side, side, 3)
     return fast.astype(int), slow.astype(int)
 
@@ -205,7 +205,7 @@ def test_unreadable_files_are_named(tmp_path, kind, reader):
     elif kind == "link":
         path.symlink_to(tmp_path / "gone.jpg")
     with pytest.raises(ImageError, match="broken.jpg"):
-        open_picture(path, 3, reader).crop((0, 0, 150, 150), 32, "bilinear")
+        open_picture(path, 3, reader).crop((0, 0, 150, 150), (32, 32), "bilinear")
 
 
 def test_damaged_files_are_read_or_refused_as_pillow_does(tmp_path):
@@ -221,7 +221,8 @@ def test_damaged_files_are_read_or_refused_as_pillow_does(tmp_path):
         results = []
         for reader in ("turbo", "pillow"):
             try:
-                results.append(open_picture(tmp_path / "x.jpg", 3, reader).crop((9, 9, 159, 159), 150, "bicubic"))
+                picture = open_picture(tmp_path / "x.jpg", 3, reader)
+                results.append(picture.crop((9, 9, 159, 159), (150, 150), "bicubic"))
             except ImageError:
                 results.append(None)
         outcomes.append(results[1] is not None)
@@ -242,7 +243,7 @@ def test_pillow_reader_is_pillow(tmp_path, interpolation):
         with Image.open(tmp_path / name) as opened:
             expected = np.asarray(opened.convert(mode).crop((3, 5, 190, 140)).resize((48, 48), resampling))
         for reader in ("pillow",) if name == "x.jpg" and channels == 3 else ("pillow", "turbo"):
-            out = open_picture(tmp_path / name, channels, reader).crop((3, 5, 190, 140), 48, interpolation)
+            out = open_picture(tmp_path / name, channels, reader).crop((3, 5, 190, 140), (48, 48), interpolation)
             assert out.shape == (48, 48, channels) and (out.reshape(expected.shape) == expected).all()
 
 

@@ -140,6 +140,15 @@ def test_two_processes_train_like_one(ten_steps, tmp_path):
     assert_close(tmp_path / "lit_data", one)
 
 
+def test_two_processes_fine_tune_like_one(ten_steps, tmp_path):
+    words = [*ten_steps[0], "TRAIN.OPTIMIZER", "sgd", "TRAIN.BASE_LR", 0.05, "TRAIN.LAYER_DECAY", 0.7,
+             "TRAIN.CLIP_NORM", 1.0,
+             "TRAIN.FREEZE", "['tokens_to_token.*', 'blocks.0.attn.*', 'cls_token']"]  # fmt: skip
+    tool("train", "--output", tmp_path / "one", "--batch-size", 64, *words)
+    launched(tmp_path / "launch", "train", "--output", tmp_path, "--batch-size", 32, *words)
+    assert_close(tmp_path / "lit_data", tmp_path / "one/lit_data")
+
+
 def test_accumulated_steps_train_like_whole_ones(ten_steps, tmp_path):
     words, one = ten_steps
     tool("train", "--output", tmp_path / "one", "--batch-size", 16, *words, "TRAIN.ACCUM_STEPS", 4)

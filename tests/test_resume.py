@@ -198,6 +198,24 @@ def test_cut_before_the_validation_and_killed_after_it(left_alone, tmp_path):
     assert_same_run(tmp_path / "lit_data", left_alone[0])
 
 
+def test_fine_tuning_resumes_exactly_too(tmp_path):
+    words = ["TRAIN.OPTIMIZER", "sgd", "TRAIN.BASE_LR", 0.02, "TRAIN.BACKBONE_LR", 0.005, "TRAIN.LAYER_DECAY", 0.75,
+             "TRAIN.FREEZE", "['tokens_to_token.*', '!*.project.*', 'cls_token']", "TRAIN.EPOCHS", 2]  # fmt: skip
+    alone = run(tmp_path / "alone", *words).stdout
+    assert "backbone 1e-06 in epoch 1, 0.0025" in alone and "layer decay 0.75: 0.562 x in layer 0 to 1 x" in alone
+    for what in ("Epoch [1/2], Step [10/22]", "Epoch [2/2], Step [5/22]"):
+        status, stdout, _ = run_until(tmp_path / "cut", what, subprocess.Popen.terminate, *words)
+        assert status == 0 and "stopped by SIGTERM after " in stdout
+    run(tmp_path / "cut", *words)
+    assert_same_run(tmp_path / "cut/lit_data", tmp_path / "alone/lit_data")
+    assert json.loads((tmp_path / "alone/lit_data/metrics.jsonl").read_text().splitlines()[1])["lr"] > 0.009
+    # To another optimizer there is no way, even by force.
+    line = the_only_error(run(tmp_path / "cut", *words, "TRAIN.OPTIMIZER", "adamw", status=1).stderr)
+    assert "TRAIN.OPTIMIZER was 'sgd', is 'adamw'" in line
+    line = the_only_error(run(tmp_path / "cut", *words, "TRAIN.OPTIMIZER", "adamw", "--force", status=1).stderr)
+    assert re.search("no AdamW state of the .* tensors of this model, but one of SGD for .*MODEL.PRETRAINED", line)
+
+
 # --- Faults ---
 
 
@@ -354,6 +372,19 @@ def test_other_settings_are_refused_by_name_unless_forced(short_run, tmp_path):
     assert "warning: going on with other settings (--force): TRAIN.EPOCHS was 1, is 2" in done.stderr
     assert "Epoch [2/2], avg_Loss" in done.stdout and "Epoch [1/2]" not in done.stdout
     assert "EPOCHS: 2" in (output / "lit_data/config.yaml").read_text()
+
+
+def test_a_key_that_is_younger_than_the_state_had_its_default(short_run, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(short_run, output)
+    latest = output / "lit_data/latest.pdparams"
+    state = checkpoint.read(latest)
+    lines = [line for line in state["setting"]["config"].splitlines() if "MIX_SWITCH_PROB" not in line]
+    checkpoint.save(latest, {**state, "setting": {**state["setting"], "config": "\n".join(lines)}})
+    same = ["TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
+    run(output, *same)
+    error = the_only_error(run(output, *same, "AUG.MIX_SWITCH_PROB", 0.1, status=1).stderr)
+    assert "AUG.MIX_SWITCH_PROB was 0.5, is 0.1" in error
 
 
 def test_resume_none_starts_anew_and_keeps_the_first(short_run, tmp_path):

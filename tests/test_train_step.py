@@ -138,7 +138,8 @@ def test_skipped_steps_are_counted_and_leave_the_means_alone():
 def test_a_step_never_waits_for_the_device(monkeypatch):
     """Whatever brings a number from the device to the host may happen only where a line is logged."""
     recipe = [("AUG.ERASE_PROB", "1.0"), ("AUG.MIXUP", "0.8"), ("AUG.CUTMIX", "1.0"), ("AUG.MIX_MODE", "elem")]
-    cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"), *recipe)
+    cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"), *recipe,
+                     ("TRAIN.LAYER_DECAY", "0.9"))  # fmt: skip
     step, epoch = make_step(cfg), meter(cfg, 100)
     batches = [batches for _, batches in zip(range(3), steps(cfg))]
     epoch.step_done(step(batches[0], 1e-3, 0, 0))  # makes the optimizer's state

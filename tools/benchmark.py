@@ -328,10 +328,7 @@ def staged(dataset, sample, watch):
     picture = open_picture(dataset.split.paths[index], dataset.channels, dataset.reader)
     watch.lap("decode")
     rng = generator(dataset.seed, TRANSFORM, sample)
-    name = ("bilinear", "bicubic")[rng.integers(2)] if transform.interpolation == "random" else transform.interpolation
-    box = transform.crop_box(picture.size, rng)
-    watch.lap("draw")
-    pixels = picture.crop(box, transform.size, name)
+    pixels = transform.crop(picture, rng)
     watch.lap("crop and resize")  # and decode, which `timed_decoding` moves to its own stage
     if rng.random() < transform.hflip:
         pixels = mirrored(pixels)

@@ -32,7 +32,7 @@ CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "co
 
 
 def main(args, cfg):
-    from config import all_keys, load_config
+    from config import all_keys, load_config, with_keys
     from errors import UserError
     from files import check_writable, write_text
 
@@ -40,14 +40,17 @@ def main(args, cfg):
         raise UserError(f"--jobs is {args.jobs} but must be 1 or more")
     if args.json:
         check_writable(args.json)
+    held_to = all_keys() if args.config else args.opts[::2]
+    findings = Findings()
+    suggest_share(cfg, findings, held_to)
+    cfg = with_keys(cfg, findings.settings)
     splits, faults = find_splits(cfg)
+    findings.faults += faults
     for split in splits:
         read_images(split, cfg.DATA.CHANNELS, args.jobs)
-    held_to = all_keys() if args.config else args.opts[::2]
     if not args.config:
         args.config = fitting_config(splits)
-        cfg = load_config(args.config, cli.overrides(args))
-    findings = Findings(faults)
+        cfg = with_keys(load_config(args.config, cli.overrides(args)), findings.settings)
     judge_splits(splits, findings)
     judge_classes(cfg, splits, findings, held_to)
     judge_images(cfg, splits, findings)
@@ -83,15 +86,18 @@ class SplitReport:
 
 def find_splits(cfg):
     """([SplitReport, ...], faults): the splits that data/dataset.py finds, whatever is wrong with their classes."""
-    from data.dataset import data_root, split_folder
+    from data.dataset import Layout
     from errors import UserError
 
-    root, given = data_root(cfg)
+    layout = Layout(cfg)
+    root = layout.root
+    if layout.shared:
+        return divided(split_of_folders("train", layout.shared), cfg)
     splits, faults = [], []
-    for name, list_file in (("train", cfg.DATA.TRAIN_LIST), ("val", cfg.DATA.VAL_LIST)):
-        if given and name not in given:
+    for name, list_file in layout.lists.items():
+        if layout.given not in (None, name):
             continue
-        folder = None if list_file else given.get(name) or split_folder(root, name, required=False)
+        folder = None if list_file else layout.folder(name)
         try:
             if list_file:
                 splits.append(split_of_list(root, name, root / list_file))
@@ -105,6 +111,26 @@ def find_splits(cfg):
     if not splits:
         raise UserError(faults[0])
     return splits, faults
+
+
+def divided(split, cfg):
+    """([train, val], faults): the images of a folder as DATA.VAL_SHARE divides them."""
+    import numpy as np
+
+    from data.holdout import held_out
+    from errors import UserError
+
+    counts = list(split.classes.values())
+    class_of = np.repeat(np.arange(len(counts)), counts)
+    try:
+        validates = held_out(split.paths, class_of, list(split.classes), split.source, cfg.DATA.VAL_SHARE, cfg.SEED)
+    except UserError as error:
+        return [split], [str(error)]
+    val = SplitReport("val", split.source, split.paths.where(validates))
+    split.paths = split.paths.where(~validates)
+    for report, chosen in ((split, ~validates), (val, validates)):
+        report.classes = dict(zip(split.classes, np.bincount(class_of[chosen], minlength=len(counts)).tolist()))
+    return [split, val], []
 
 
 def split_of_list(root, name, list_file):
@@ -247,10 +273,39 @@ def look(paths, channels):
 class Findings:
     """`faults` would stop or spoil a training, `notes` would not; `settings` {key: value} fit the data."""
 
-    faults: list
+    faults: list = field(default_factory=list)
     notes: list = field(default_factory=list)
     settings: dict = field(default_factory=dict)
     command: str = ""
+
+
+def suggest_share(cfg, findings, held_to):
+    """DATA.VAL_SHARE where there is no validation split that training could use."""
+    from data.dataset import VAL_SHARE, Layout
+    from data.index import class_folders, image_files
+    from errors import UserError
+
+    layout = Layout(cfg)
+    if layout.shared or any(layout.lists.values()) or not layout.could_be_shared():
+        return
+    training = layout.own("train")
+    folder = training or layout.root
+    try:
+        too_small = any(len(image_files(folder / name)) < 2 for name in class_folders(folder))
+    except UserError:  # a folder that cannot be listed, which is told of as a fault later
+        return
+    if training:
+        line = f"{training} has no validation folder beside it: DATA.VAL_SHARE {VAL_SHARE} validates on a part of it"
+    else:
+        line = (
+            f"{folder} has class folders and no train/ and val/: DATA.VAL_SHARE {VAL_SHARE} trains on a part of them "
+            "and validates on the rest, and configs/finetune.yaml starts from weights that you have"
+        )
+    if too_small:
+        findings.notes.append(f"{line}, once each class has 2 images")
+        return
+    (findings.faults if training and "DATA.VAL_SHARE" in held_to else findings.notes).append(line)
+    findings.settings["DATA.VAL_SHARE"] = VAL_SHARE
 
 
 def judge_splits(splits, findings):
@@ -301,16 +356,15 @@ def judge_classes(cfg, splits, findings, held_to):
     suggest_classes(cfg, classes if fits else None, highest, findings, held_to)
 
 
-def class_list(cfg, **keys):
-    """(ClassList of the config, or None, and why there is none)."""
-    from data.dataset import data_root, load_classes
+def class_list(cfg, keys=()):
+    """(ClassList of the config with {key: value} changed, or None, and why there is none)."""
+    from config import with_keys
+    from data.dataset import Layout, load_classes
     from errors import UserError
 
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATA.update(keys)
     try:
-        return load_classes(cfg, data_root(cfg)[0], {"train": cfg.DATA.TRAIN_LIST, "val": cfg.DATA.VAL_LIST}), None
+        cfg = with_keys(cfg, keys)
+        return load_classes(cfg, Layout(cfg)), None
     except UserError as error:
         return None, str(error)
 
@@ -328,15 +382,15 @@ def suggest_classes(cfg, classes, highest, findings, held_to):
     """Settings for the classes there are; `classes` is the config's list if it fits, `highest` the last label."""
     if not classes and cfg.DATA.CLASSES:
         findings.settings["DATA.CLASSES"] = ""
-        classes = class_list(cfg, CLASSES="")[0]
-    elif classes and len(classes) != cfg.MODEL.NUM_CLASSES and "MODEL.NUM_CLASSES" in held_to:
+        classes = class_list(cfg, {"DATA.CLASSES": ""})[0]
+    elif classes and cfg.MODEL.NUM_CLASSES not in (0, len(classes)) and "MODEL.NUM_CLASSES" in held_to:
         line = f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {classes.source} has {len(classes)} classes"
         findings.faults.append(line)
     numbered = highest >= 0 and (not classes or classes.source == "MODEL.NUM_CLASSES")
     number = highest + 1 if numbered else len(classes or ())
     if number == 1:
         findings.faults.append("all images are of one class; a training needs two or more")
-    elif number and number != cfg.MODEL.NUM_CLASSES:
+    elif number and cfg.MODEL.NUM_CLASSES not in (0, number):
         findings.settings["MODEL.NUM_CLASSES"] = number
     name = os.path.basename(cfg.DATA.PATH.rstrip("/"))
     if findings.settings and name:  # not the data that the config is for, so not its run folder either

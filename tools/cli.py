@@ -47,7 +47,10 @@ def common_parser(description, batch_size_key):
         help=f"YAML config; default: config.yaml beside --pretrained, else {_DEFAULT_CONFIG}",
     )
     parser.add_argument(
-        "--data-path", type=not_empty, metavar="DIR", help="data set folder with train/ and val/ (DATA.PATH)"
+        "--data-path",
+        type=not_empty,
+        metavar="DIR",
+        help="folder with train/ and val/, or of class folders with DATA.VAL_SHARE (DATA.PATH)",
     )
     parser.add_argument("--batch-size", metavar="N", help=f"images per process and step ({batch_size_key})")
     parser.add_argument(

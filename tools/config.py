@@ -28,7 +28,7 @@ _C.MODEL = CN()
 _C.MODEL.NAME = "t2t_vit_7"  # any of models.list_models()
 _C.MODEL.PRETRAINED = ""  # weights, a file or URL: start of a training; for val, predict "" = best.pdparams of the run
 _C.MODEL.POS_RESIZE = "bicubic"  # PRETRAINED of another image size: bicubic, or sinusoid (anew where it still is one)
-_C.MODEL.NUM_CLASSES = 1000
+_C.MODEL.NUM_CLASSES = 1000  # 0 = as many as the data set has, or the weights where no data is read
 _C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
 _C.MODEL.ATTN_DROP_RATE = 0.0  # dropout on the backbone's attention
 _C.MODEL.DROP_PATH_RATE = 0.1  # stochastic depth of the last block, rising linearly from 0 in the first
@@ -61,6 +61,7 @@ _C.DISTILL.TAU = 1.0  # temperature of soft
 _C.DATA = CN()
 _C.DATA.NAME = "ImageNet"  # as printed with the accuracies
 _C.DATA.PATH = "datasets/imagenet"  # folder with train/ and val/
+_C.DATA.VAL_SHARE = 0.0  # share of each class that validates where PATH has no val/ (nor, maybe, train/); 0.0 = none
 _C.DATA.TRAIN_LIST = ""  # file of "relative/path label" lines, itself relative to PATH; "" = the class folders
 _C.DATA.VAL_LIST = ""
 _C.DATA.CLASSES = "configs/imagenet1k_classes.tsv"  # class list; "" = classes.txt in PATH or the names of the folders
@@ -75,6 +76,9 @@ _C.DATA.ON_ERROR = "raise"  # at an unreadable training image: raise, or skip (t
 _C.AUG = CN()
 _C.AUG.SCALE = [0.08, 1.0]  # random-resized crop: share of the image's area
 _C.AUG.RATIO = [3 / 4, 4 / 3]  # width / height of the crop
+_C.AUG.PADDED_CROP = (
+    0.0  # padding / side of a padded random crop, 0.125 for CIFAR, instead of SCALE and RATIO; 0.0 = off
+)
 _C.AUG.INTERPOLATION = "random"  # bilinear, bicubic, or random: either, drawn for each image
 _C.AUG.HFLIP = 0.5  # probability of a horizontal flip
 _C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # RandAugment by this string, AutoAugment original or v0, 3a, or ""
@@ -98,12 +102,17 @@ _C.TRAIN.ACCUM_STEPS = 1  # passes whose gradients are averaged into one step, f
 _C.TRAIN.EPOCHS = 300  # of warm-up and cosine
 _C.TRAIN.COOLDOWN_EPOCHS = 10  # at MIN_LR, after EPOCHS
 _C.TRAIN.WARMUP_EPOCHS = 10
+_C.TRAIN.OPTIMIZER = "adamw"  # adamw, or sgd (with momentum, as the official fine-tuning)
 _C.TRAIN.BASE_LR = 1e-3  # for a global batch of 512; never scaled by the batch
 _C.TRAIN.WARMUP_LR = 1e-6  # of the whole epoch 0
 _C.TRAIN.MIN_LR = 1e-5
+_C.TRAIN.BACKBONE_LR = 0.0  # in BASE_LR's place for all but the head, with a cosine of its own; 0.0 = BASE_LR
+_C.TRAIN.LAYER_DECAY = 1.0  # learning rate of a layer / that of the one above it; to fine-tune, 0.65 to 0.9
+_C.TRAIN.FREEZE = []  # patterns of parameters not to train: "blocks.0.*"; after a !, to train: ["*", "!head*"]
 _C.TRAIN.WEIGHT_DECAY = 0.03
-_C.TRAIN.BETAS = [0.9, 0.999]
-_C.TRAIN.EPSILON = 1e-8
+_C.TRAIN.BETAS = [0.9, 0.999]  # of adamw
+_C.TRAIN.EPSILON = 1e-8  # of adamw
+_C.TRAIN.MOMENTUM = 0.9  # of sgd
 _C.TRAIN.LABEL_SMOOTHING = 0.1  # also inside the mixed targets
 _C.TRAIN.CLIP_NORM = 0.0  # largest norm of all gradients together; 0.0 = not clipped
 _C.TRAIN.EMA_DECAY = 0.99996  # per step, of the moving average of the weights; 0.0 = no average
@@ -144,6 +153,21 @@ def load_config(path, overrides=()):
         _set(cfg, key, value, "command line")
     cfg.NAME = cfg.NAME or path.stem
     _check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def with_classes(cfg, number):
+    """The config with MODEL.NUM_CLASSES 0, "as many as there are", settled to `number`; any other is left as it is."""
+    return cfg if cfg.MODEL.NUM_CLASSES else with_keys(cfg, {"MODEL.NUM_CLASSES": number})
+
+
+def with_keys(cfg, values):
+    """The config with the {key: value} of `values`, frozen."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in dict(values).items():
+        cfg.merge_from_list([key, value])
     cfg.freeze()
     return cfg
 
@@ -270,7 +294,7 @@ def _check(cfg):
         ("NAME", cfg.NAME not in (".", "..") and "/" not in cfg.NAME, "a plain name, no path"),
         ("SEED", 0 <= cfg.SEED < 2**31, "0 to 2147483647"),
         ("DEVICE", re.fullmatch(r"(cpu|gpu(:[0-9]+)?)?", cfg.DEVICE), "cpu, gpu or gpu:N"),
-        ("MODEL.NUM_CLASSES", model.NUM_CLASSES >= 2, "2 or more"),
+        ("MODEL.NUM_CLASSES", model.NUM_CLASSES == 0 or model.NUM_CLASSES >= 2, "2 or more, or 0"),
         ("MODEL.DROP_RATE", 0 <= model.DROP_RATE < 1, "0.0 to below 1.0"),
         ("MODEL.ATTN_DROP_RATE", 0 <= model.ATTN_DROP_RATE < 1, "0.0 to below 1.0"),
         ("MODEL.DROP_PATH_RATE", 0 <= model.DROP_PATH_RATE < 1, "0.0 to below 1.0"),
@@ -287,6 +311,7 @@ def _check(cfg):
         ("DISTILL.TEACHER", distill.TEACHER or not distill.TYPE, f"a model or config with DISTILL.TYPE {distill.TYPE}"),
         ("DISTILL.ALPHA", 0 <= distill.ALPHA <= 1, "0.0 to 1.0"),
         ("DISTILL.TAU", distill.TAU > 0, "above 0.0"),
+        ("DATA.VAL_SHARE", 0 <= data.VAL_SHARE < 1, "0.0 to below 1.0"),
         ("DATA.CHANNELS", data.CHANNELS in (1, 3), "1 or 3"),
         ("DATA.IMAGE_SIZE", 1 <= data.IMAGE_SIZE <= 4096, "1 to 4096 pixels"),
         ("DATA.MEAN", _numbers(data.MEAN, data.CHANNELS), f"a list of {data.CHANNELS} number(s), one per channel"),
@@ -299,6 +324,7 @@ def _check(cfg):
          "[smallest, largest] within 0 to 1"),
         ("AUG.RATIO", _numbers(aug.RATIO, 2, 0.01, 100.0) and aug.RATIO[0] <= aug.RATIO[1],
          "[smallest, largest] within 0.01 to 100"),
+        ("AUG.PADDED_CROP", 0 <= aug.PADDED_CROP <= 1, "0.0 to 1.0"),
         ("AUG.INTERPOLATION", aug.INTERPOLATION in (*INTERPOLATIONS, "random"), "bilinear, bicubic or random"),
         *((f"AUG.{key}", 0 <= aug[key] <= 1, "0.0 to 1.0")
           for key in ("HFLIP", "COLOR_JITTER", "ERASE_PROB", "MIX_PROB", "MIX_SWITCH_PROB")),
@@ -321,6 +347,15 @@ def _check(cfg):
         ("TRAIN.BASE_LR", 0 < train.BASE_LR < float("inf"), "positive"),
         ("TRAIN.WARMUP_LR", 0 <= train.WARMUP_LR <= train.BASE_LR, f"0.0 to TRAIN.BASE_LR {train.BASE_LR}"),
         ("TRAIN.MIN_LR", 0 <= train.MIN_LR <= train.BASE_LR, f"0.0 to TRAIN.BASE_LR {train.BASE_LR}"),
+        ("TRAIN.OPTIMIZER", train.OPTIMIZER in ("adamw", "sgd"), "adamw or sgd"),
+        ("TRAIN.BACKBONE_LR", train.BACKBONE_LR == 0 or train.MIN_LR <= train.BACKBONE_LR < float("inf"),
+         f"0.0 (as TRAIN.BASE_LR), or TRAIN.MIN_LR {train.MIN_LR} or more"),
+        ("TRAIN.BACKBONE_LR", train.BACKBONE_LR == 0 or not train.WARMUP_EPOCHS or train.WARMUP_LR <= train.BACKBONE_LR,
+         f"0.0 (as TRAIN.BASE_LR), or TRAIN.WARMUP_LR {train.WARMUP_LR} or more"),
+        ("TRAIN.LAYER_DECAY", 0 < train.LAYER_DECAY <= 1, "above 0.0, up to 1.0"),
+        ("TRAIN.FREEZE", all(isinstance(pattern, str) and pattern.lstrip("!") for pattern in train.FREEZE),
+         'a list of patterns such as ["blocks.0.*", "!head*"]'),
+        ("TRAIN.MOMENTUM", 0 <= train.MOMENTUM < 1, "0.0 to below 1.0"),
         ("TRAIN.WEIGHT_DECAY", 0 <= train.WEIGHT_DECAY < float("inf"), "0.0 or more"),
         ("TRAIN.BETAS", _numbers(train.BETAS, 2, 0.0, 1.0) and max(train.BETAS) < 1, "two numbers in 0.0 to below 1.0"),
         ("TRAIN.EPSILON", 0 < train.EPSILON < 1, "above 0.0 and below 1.0"),

@@ -14,7 +14,7 @@ DEFAULT_IMAGE = "lit_data/val/3/0045.png"
 def main(args, cfg):
     import paddle
 
-    from config import resolve
+    from config import resolve, with_classes
     from engine import parallel
     from engine.build import build_trained_model
     from engine.logger import progress_bar, setup_logging
@@ -29,6 +29,7 @@ def main(args, cfg):
         check_writable(args.json)
     paths = find_images(args.words or [str(shown(resolve(DEFAULT_IMAGE)))])
     model, weights = build_trained_model(cfg, args.pretrained)
+    cfg = with_classes(cfg, model.head.bias.shape[0])
     names = class_names(cfg, weights)
     batches = [paths[i : i + cfg.VAL.BATCH_SIZE] for i in range(0, len(paths), cfg.VAL.BATCH_SIZE)]
     results = {}

@@ -42,6 +42,7 @@ def main(args, cfg):
 
 def _prepare(args, cfg, watch):
     """Trainer at the point where the run begins or goes on, with its files ready."""
+    from config import with_classes
     from data.dataset import load_data
     from engine import parallel
     from engine.fetch import local_file
@@ -59,6 +60,7 @@ def _prepare(args, cfg, watch):
         path, state = find_state(args.resume, folder)
     path, state = parallel.from_main((path, state))
     classes, splits = load_data(cfg)
+    cfg = with_classes(cfg, len(classes))
     now = setting(cfg, splits)
     check_same_everywhere(now)
     trainer = Trainer(cfg, classes, splits, folder, watch, now)

@@ -1,7 +1,8 @@
-"""Unpack ImageNet archives: python tools/unpack.py ARCHIVE... --output DIR [--val-list FILE].
+"""Unpack ImageNet or CIFAR archives: python tools/unpack.py ARCHIVE... --output DIR [--val-list FILE].
 
-Makes DIR/train/<class>/*.JPEG and DIR/val/<class>/*.JPEG of the archives that ImageNet is met in. May be cut at any
-time: no image is ever half-written under its name, and the same command goes on where it was.
+Makes DIR/train/<class>/*.JPEG and DIR/val/<class>/*.JPEG of the archives that ImageNet is met in, and
+DIR/train/<class>/*.png and DIR/test/<class>/*.png of CIFAR-10 and CIFAR-100. May be cut at any time: no image is ever
+half-written under its name, and the same command goes on where it was.
 """
 
 import argparse
@@ -178,6 +179,21 @@ class Unpacker:
             while archive.fileobj is not stream and archive.fileobj.read(2**20):
                 pass  # to the end of a .gz, where its checksum is
 
+    def add_cifar(self, path, form):
+        """Unpack an archive of CIFAR-10 or CIFAR-100."""
+        from PIL import Image
+
+        from data.cifar import read_archive
+        from engine.logger import progress_bar
+
+        for name, pixels in progress_bar(read_archive(path, form), desc=path.name, unit=" images"):
+            if self.trust and (self.folder / name).is_file():
+                self.present += 1
+                continue
+            with replacing(self.folder / name) as file:
+                Image.fromarray(pixels).save(file, "PNG")
+            self.written += 1
+
     def place(self, name):
         """Path below the folder for a member of this name, or None if it is not wanted.
 
@@ -249,21 +265,20 @@ def replacing(target):
 
 def unpack(path, unpacker):
     """Unpack one archive and say what was in it; UserError for a damaged one, of which all before the damage stays."""
-    from engine.logger import progress_bar
+    from data.cifar import form_of
 
-    inner = _CLASS_ARCHIVE.fullmatch(path.name)  # someone took the outer archive apart
-    prefix = f"train/{inner.group(1)}/" if inner else ""
-    bar_options = {"total": path.stat().st_size, "unit": "B", "unit_scale": True, "desc": path.name}
-    with open(path, "rb") as file, progress_bar(None, **bar_options) as bar:
-        try:
-            unpacker.add(file, lambda: bar.update(file.tell() - bar.n), prefix)
-        except _DAMAGED as error:
-            reason = str(error).splitlines()[0].rstrip(": ")  # tarfile adds a line for each compression that it tried
-            raise UserError(
-                f"{path} is damaged, incomplete or no tar archive ({reason}); "
-                f"{unpacker.written + unpacker.present:,} images of it are unpacked; fetch it again and repeat the "
-                "command, which goes on"
-            ) from error
+    try:
+        if form := form_of(path):
+            unpacker.add_cifar(path, form)
+        else:
+            add_imagenet(path, unpacker)
+    except _DAMAGED as error:
+        reason = str(error).splitlines()[0].rstrip(": ")  # tarfile adds a line for each compression that it tried
+        raise UserError(
+            f"{path} is damaged, incomplete or no tar archive ({reason}); "
+            f"{unpacker.written + unpacker.present:,} images of it are unpacked; fetch it again and repeat the "
+            "command, which goes on"
+        ) from error
     if unpacker.unsafe:
         names = ", ".join(unpacker.unsafe[:3])
         print(f"warning: {path}: {len(unpacker.unsafe)} links, devices or names outside the archive's folder were "
@@ -274,26 +289,43 @@ def unpack(path, unpacker):
           "files left out")  # fmt: skip
 
 
+def add_imagenet(path, unpacker):
+    from engine.logger import progress_bar
+
+    inner = _CLASS_ARCHIVE.fullmatch(path.name)  # someone took the outer archive apart
+    prefix = f"train/{inner.group(1)}/" if inner else ""
+    bar_options = {"total": path.stat().st_size, "unit": "B", "unit_scale": True, "desc": path.name}
+    with open(path, "rb") as file, progress_bar(None, **bar_options) as bar:
+        unpacker.add(file, lambda: bar.update(file.tell() - bar.n), prefix)
+
+
 # --- Command ---
 
 
 def print_result(folder):
     from data.index import class_folders, image_files
 
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         if (folder / split).is_dir():
             counts = [len(image_files(folder / split / name)) for name in class_folders(folder / split)]
             print(f"{split}: {sum(counts):,} images in {len(counts):,} classes")
     place = shlex.quote(str(folder))
     print(f"check:  python tools/check_data.py --data-path {place}")
-    print(f"train:  bash scripts/train.sh configs/t2t_vit_7.yaml --data-path {place}")
+    options = f"configs/t2t_vit_7.yaml --data-path {place}"
+    if (folder / "test").is_dir():
+        options = f"configs/cifar10_augment.yaml --data-path {place}"
+        if len(class_folders(folder / "test")) == 100:
+            options += " NAME cifar100 DATA.NAME CIFAR-100 MODEL.NUM_CLASSES 100"
+    print(f"train:  bash scripts/train.sh {options}")
 
 
 def parser():
     parser = argparse.ArgumentParser(
-        description="Unpack ImageNet to DIR/train/<class>/ and DIR/val/<class>/. Repeat it to go on where it was cut.",
+        description="Unpack ImageNet to DIR/train/<class>/ and DIR/val/<class>/, CIFAR to DIR/train/<class>/ and "
+        "DIR/test/<class>/. Repeat it to go on where it was cut.",
         epilog="Archives, also as .tar.gz: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_w.tar (AI "
-        "Studio), Light_ILSVRC2012_part_0.tar and _1.tar, and any other with train/ and val/ (or validation/) folders. "
+        "Studio), Light_ILSVRC2012_part_0.tar and _1.tar, and any other with train/ and val/ (or validation/) folders; "
+        "cifar-10-binary.tar.gz and cifar-100-binary.tar.gz, or the same in Python form. "
         "Exit status: 0 done, 1 a failure told in one line, 2 an unknown option.",
     )
     parser.add_argument("archives", nargs="+", type=not_empty, metavar="ARCHIVE")

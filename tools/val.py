@@ -4,6 +4,7 @@ from cli import common_parser, run
 
 
 def main(args, cfg):
+    from config import with_classes
     from data.dataset import load_data
     from data.loader import EvalLoader
     from engine import parallel
@@ -17,6 +18,7 @@ def main(args, cfg):
     setup_logging(main=parallel.is_main())
     with Lifeline():
         classes, splits = load_data(cfg, [args.split])
+        cfg = with_classes(cfg, len(classes))
         model, weights = build_trained_model(cfg, args.pretrained)
         warn_of_other_classes(classes, weights)
         loader = EvalLoader(splits[args.split], cfg, parallel.rank(), parallel.world_size())

@@ -48,11 +48,13 @@ def save(image, path):
 
 def augment_sheet(args, cfg):
     """The contact sheet of the command `augment`."""
+    from config import with_classes
     from data.dataset import load_data
     from data.loader import TrainDataset
     from engine.logger import progress_bar
 
     classes, splits = load_data(cfg, ["train"])
+    cfg = with_classes(cfg, len(classes))
     dataset = TrainDataset(splits["train"], cfg)
     chosen = choose(splits["train"].labels, args.count, cfg.SEED)
     strips = [heading(f"{cfg.NAME}: what training sees of an image in epochs 1 to {EPOCHS}", augment_settings(cfg))]
@@ -167,8 +169,10 @@ def short_name(name):
 def augment_settings(cfg):
     aug = cfg.AUG
     jitter = f", COLOR_JITTER {aug.COLOR_JITTER:g}" if aug.AUTO_AUGMENT in ("", "3a") else ""
+    scale = f"SCALE {aug.SCALE[0]:g} to {aug.SCALE[1]:g}"
+    crop = f"PADDED_CROP {aug.PADDED_CROP:g}" if aug.PADDED_CROP else scale
     return (
-        f"AUTO_AUGMENT {aug.AUTO_AUGMENT or 'off'}{jitter}, SCALE {aug.SCALE[0]:g} to {aug.SCALE[1]:g}, "
+        f"AUTO_AUGMENT {aug.AUTO_AUGMENT or 'off'}{jitter}, {crop}, "
         f"HFLIP {aug.HFLIP:g}, ERASE_PROB {aug.ERASE_PROB:g} ({aug.ERASE_MODE}), SEED {cfg.SEED}"
     )
 

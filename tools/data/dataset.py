@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from config import resolve
+from data.holdout import held_out
 from data.index import EXTENSIONS, Paths, class_folders, scan
 from errors import UserError
 
 log = logging.getLogger("t2t")
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "test")}
+VAL_SHARE = 0.2  # of DATA.VAL_SHARE, as it is suggested
 
 
 @dataclass(frozen=True)
@@ -85,70 +87,102 @@ def load_data(cfg, splits=("train", "val")):
 
     Raises:
         UserError: for a missing or empty folder, a class that the class list does not know, a label out of range,
-            a class count that is not MODEL.NUM_CLASSES. Classes without images in one split are logged as a warning.
+            a class count that is not MODEL.NUM_CLASSES (unless that is 0), a class too small for DATA.VAL_SHARE.
+            Classes without images in one split are logged as a warning.
     """
-    root, given = data_root(cfg)
-    lists = {"train": cfg.DATA.TRAIN_LIST, "val": cfg.DATA.VAL_LIST}
-    classes = load_classes(cfg, root, lists)
-    if len(classes) != cfg.MODEL.NUM_CLASSES:
+    layout = Layout(cfg)
+    classes = load_classes(cfg, layout)
+    if not cfg.MODEL.NUM_CLASSES and len(classes) < 2:
+        raise UserError(f"{classes.source} has a single class, {classes.folders[0]}; a training needs two or more")
+    if cfg.MODEL.NUM_CLASSES and len(classes) != cfg.MODEL.NUM_CLASSES:
         raise UserError(
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {classes.source} has {len(classes)} classes; "
             f"set MODEL.NUM_CLASSES {len(classes)}"
         )
     loaded = {}
     for name in splits:
-        if given and name not in given:
-            raise UserError(f"DATA.PATH {cfg.DATA.PATH} is no {name} folder; give the folder above it")
-        if lists[name]:
-            loaded[name] = read_list(root, name, root / lists[name], len(classes))
-        else:
-            folder = given.get(name) or split_folder(root, name)
-            loaded[name] = _scan_split(folder, name, classes, resolve(cfg.OUTPUT))
+        if layout.lists[name]:
+            loaded[name] = read_list(layout.root, name, layout.root / layout.lists[name], len(classes))
+        elif name not in loaded:
+            loaded |= _scan_splits(layout, name, classes, cfg)
         _warn_of_empty_classes(loaded[name], classes)
-    return classes, loaded
+    return classes, {name: loaded[name] for name in splits}
 
 
-def data_root(cfg):
-    """(folder above the splits, {split: its folder if that is what DATA.PATH names})."""
-    root = resolve(cfg.DATA.PATH)
-    if not root.is_dir():
-        fault = "is no folder" if root.exists() else "not found"
-        raise UserError(f"data folder {root} {fault}; give it with --data-path DIR (DATA.PATH)")
-    if not any((root / name).is_dir() for names in SPLIT_FOLDERS.values() for name in names):
-        for split, names in SPLIT_FOLDERS.items():
-            if root.name in names:
-                return root.parent, {split: root}
-    return root, {}
+class Layout:
+    """Where the splits of the data set lie that DATA.PATH names.
+
+    root: folder above the splits; lists: {split: list file or ""}; shared: folder of class folders of which
+    DATA.VAL_SHARE validates and the rest trains, None where each split has its own.
+    """
+
+    def __init__(self, cfg):
+        self.root = resolve(cfg.DATA.PATH)
+        if not self.root.is_dir():
+            fault = "is no folder" if self.root.exists() else "not found"
+            raise UserError(f"data folder {self.root} {fault}; give it with --data-path DIR (DATA.PATH)")
+        self.lists = {"train": cfg.DATA.TRAIN_LIST, "val": cfg.DATA.VAL_LIST}
+        self.given = None  # split whose folder is DATA.PATH itself
+        if not any(self.own(split) for split in SPLIT_FOLDERS):
+            self.given = next((split for split, names in SPLIT_FOLDERS.items() if self.root.name in names), None)
+        self._given_folder = self.root
+        self.root = self.root.parent if self.given else self.root
+        self.shared = None
+        if cfg.DATA.VAL_SHARE and not any(self.lists.values()) and self.could_be_shared():
+            self.shared, self.given = self.folder("train") or self.root, None
+
+    def own(self, split):
+        """Folder of its own that a split has below `root`, or None."""
+        return next((self.root / name for name in SPLIT_FOLDERS[split] if (self.root / name).is_dir()), None)
+
+    def could_be_shared(self):
+        """Whether a folder of class folders, train/ or the data folder itself, has no validation split beside it."""
+        return not self.own("val") and self.given != "val" and bool(class_folders(self.own("train") or self.root))
+
+    def folder(self, split):
+        """Folder of the class folders of a split; None if there is none."""
+        if self.shared:
+            return self.shared
+        if self.given:
+            return self._given_folder if self.given == split else None
+        # A folder of class folders, named otherwise, serves as the validation split.
+        return self.own(split) or (
+            self.root if split == "val" and not self.own("train") and class_folders(self.root) else None
+        )
+
+    def require(self, split):
+        """The same; raises UserError, saying what to do, if there is none."""
+        if folder := self.folder(split):
+            return folder
+        if self.given:
+            raise UserError(f"DATA.PATH {self._given_folder} is no {split} folder; give the folder above it")
+        hint = ""
+        if not any(self.lists.values()) and self.could_be_shared():
+            hint = f"; DATA.VAL_SHARE {VAL_SHARE} takes a part of {'train/' if split == 'val' else 'each class'} for it"
+        raise UserError(f"data folder {self.root} has no {split}/ folder{hint}")
 
 
-def split_folder(root, split, required=True):
-    for name in SPLIT_FOLDERS[split]:
-        if (root / name).is_dir():
-            return root / name
-    # A folder of class folders, named otherwise, serves as the validation split.
-    if split == "val" and not (root / "train").is_dir() and class_folders(root):
-        return root
-    if required:
-        raise UserError(f"data folder {root} has no {split}/ folder")
-    return None
-
-
-def load_classes(cfg, root, lists):
+def load_classes(cfg, layout):
+    """`ClassList` of the data set. Raises UserError if there is none."""
     if cfg.DATA.CLASSES:
         return read_classes(resolve(cfg.DATA.CLASSES))
-    if (root / "classes.txt").is_file():
-        return read_classes(root / "classes.txt")
-    if any(lists.values()):
+    if (layout.root / "classes.txt").is_file():
+        return read_classes(layout.root / "classes.txt")
+    if any(layout.lists.values()):
+        if not cfg.MODEL.NUM_CLASSES:
+            raise UserError("MODEL.NUM_CLASSES is 0 but list files name no classes; set it, or DATA.CLASSES")
         ids = tuple(str(i) for i in range(cfg.MODEL.NUM_CLASSES))
         return ClassList(ids, ids, "MODEL.NUM_CLASSES")
-    folder = split_folder(root, "train", required=False) or split_folder(root, "val")
+    folder = layout.shared or layout.own("train") or layout.require("val")
     folders = tuple(class_folders(folder))
     if not folders:
         raise UserError(f"{folder} has no class folders")
     return ClassList(folders, folders, str(folder))
 
 
-def _scan_split(folder, name, classes, spare_folder):
+def _scan_splits(layout, name, classes, cfg):
+    """{name: Split}, and the other split too where both share a folder."""
+    folder = layout.require(name)
     found = class_folders(folder)
     if not found:
         raise UserError(f"{folder} has no class folders")
@@ -156,10 +190,16 @@ def _scan_split(folder, name, classes, spare_folder):
     unknown = [class_folder for class_folder in found if class_folder not in ids]
     if unknown:
         raise UserError(f"{folder} has class folders that {classes.source} has not: {some(unknown)}")
-    found, paths, class_of = scan(folder, spare_folder)
+    found, paths, class_of = scan(folder, resolve(cfg.OUTPUT))
     if not paths:
         raise UserError(f"the class folders of {folder} hold no images ({', '.join(sorted(EXTENSIONS))})")
-    return Split(name, str(folder), paths, np.array([ids[class_folder] for class_folder in found], np.int32)[class_of])
+    labels = np.array([ids[class_folder] for class_folder in found], np.int32)[class_of]
+    if not layout.shared:
+        return {name: Split(name, str(folder), paths, labels)}
+    validates = held_out(paths, class_of, found, folder, cfg.DATA.VAL_SHARE, cfg.SEED)
+    source = f"{folder} (DATA.VAL_SHARE {cfg.DATA.VAL_SHARE:g})"
+    parts = {"train": ~validates, "val": validates}
+    return {split: Split(split, source, paths.where(chosen), labels[chosen]) for split, chosen in parts.items()}
 
 
 def read_list(root, name, list_file, num_classes):

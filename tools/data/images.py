@@ -111,9 +111,9 @@ class PillowPicture:
         self.image = image
         self.size = image.size
 
-    def crop(self, box, side, interpolation):
-        """uint8 (side, side, channels) of the part within `box` (left, top, right, bottom)."""
-        return to_array(self.image.crop(box).resize((side, side), RESAMPLING[interpolation]))
+    def crop(self, box, size, interpolation):
+        """Part within `box` (left, top, right, bottom) resized to `size` (width, height), uint8 (H, W, channels)."""
+        return to_array(self.image.crop(box).resize(size, RESAMPLING[interpolation]))
 
 
 class JpegPicture:
@@ -122,10 +122,10 @@ class JpegPicture:
     def __init__(self, path, data, size):
         self.path, self.data, self.size = path, data, size
 
-    def crop(self, box, side, interpolation):
+    def crop(self, box, size, interpolation):
         """As `PillowPicture.crop`: within 2 of its values if bilinear, above 40 dB if bicubic or reduced."""
         width, height = self.size
-        reduction = _reduction(box, side)
+        reduction = _reduction(box, min(size))
         try:
             # Asking for the rounded-up size at most reduces by exactly 1/1, 1/2, 1/4 or 1/8.
             pixels = simplejpeg.decode_jpeg(
@@ -133,8 +133,8 @@ class JpegPicture:
                 min_factor=reduction,
             )  # fmt: skip
         except ValueError:  # broken, or merely unusual: Pillow decides
-            return PillowPicture(load_image(self.path)).crop(box, side, interpolation)
-        return _crop_and_resize(pixels, [edge / reduction for edge in box], side, interpolation)
+            return PillowPicture(load_image(self.path)).crop(box, size, interpolation)
+        return _crop_and_resize(pixels, [edge / reduction for edge in box], size, interpolation)
 
 
 def _reduction(box, side):
@@ -143,7 +143,7 @@ def _reduction(box, side):
     return max(factor for factor in (1, 2, 4, 8) if factor == 1 or shorter >= factor * smallest)
 
 
-def _crop_and_resize(pixels, box, side, interpolation):
+def _crop_and_resize(pixels, box, size, interpolation):
     """Part within `box` (left, top, right, bottom; they may lie between pixels), anti-aliased like Pillow's resize."""
     left, top, right, bottom = box
     x, y, x_end, y_end = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
@@ -151,9 +151,9 @@ def _crop_and_resize(pixels, box, side, interpolation):
     rgb = cykooz_resizer.PixelType.U8x3
     part = cykooz_resizer.CropBox(left - x, top - y, right - left, bottom - top)
     source = cykooz_resizer.ImageData(x_end - x, y_end - y, rgb, np.ascontiguousarray(rows).tobytes())
-    target = cykooz_resizer.ImageData(side, side, rgb)
+    target = cykooz_resizer.ImageData(*size, rgb)
     _resizer().resize(source, target, cykooz_resizer.ResizeOptions(_algorithm(interpolation), crop_box=part))
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(side, side, 3)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
 
 
 @functools.cache

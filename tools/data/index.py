@@ -59,6 +59,14 @@ class Paths(Sequence):
         names = b"".join(part.names for part in parts)
         return cls(folders, _concatenate(folder_of, np.int32), _concatenate(ends, np.int64), names)
 
+    def where(self, chosen):
+        """The paths for which `chosen`, bool (N,), is true."""
+        starts = self.ends - np.diff(self.ends, prepend=0)
+        names = b"".join(
+            self.names[start:end] for start, end in zip(starts[chosen].tolist(), self.ends[chosen].tolist())
+        )
+        return Paths(self.folders, self.folder_of[chosen], np.cumsum((self.ends - starts)[chosen]), names)
+
     def __len__(self):
         return len(self.ends)
 

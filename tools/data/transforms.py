@@ -10,24 +10,25 @@ import numpy as np
 from data.augment import build_augment
 from data.images import RESAMPLING, to_array, to_image
 
-_LONGEST = 50  # sides; a centre crop shows none of what is left out, which would be resized to gigabytes
+_LONGEST = 50  # sides; the ends beyond, which would be resized to gigabytes, are left out
 
 
 class TrainTransform:
-    """Random-resized crop, horizontal flip, augmentation: picture -> uint8 (S, S, channels)."""
+    """Random-resized or padded crop, horizontal flip, augmentation: picture -> uint8 (S, S, channels)."""
 
     def __init__(self, cfg):
         self.size = cfg.DATA.IMAGE_SIZE
         self.scale = cfg.AUG.SCALE
         self.log_ratio = [math.log(ratio) for ratio in cfg.AUG.RATIO]
+        self.padding = int(self.size * cfg.AUG.PADDED_CROP)
+        self.is_padded = cfg.AUG.PADDED_CROP > 0
         self.interpolation = cfg.AUG.INTERPOLATION
         self.hflip = cfg.AUG.HFLIP
         self.augment = build_augment(cfg)
 
     def __call__(self, picture, rng):
         """Transform a `PillowPicture` or `JpegPicture`."""
-        name = ("bilinear", "bicubic")[rng.integers(2)] if self.interpolation == "random" else self.interpolation
-        pixels = picture.crop(self.crop_box(picture.size, rng), self.size, name)
+        pixels = self.crop(picture, rng)
         if rng.random() < self.hflip:
             pixels = mirrored(pixels)
         if not self.augment:
@@ -36,6 +37,23 @@ class TrainTransform:
         for augment in self.augment:
             image = augment(image, rng)
         return to_array(image)
+
+    def crop(self, picture, rng):
+        """uint8 (S, S, channels) of the random crop that the config names."""
+        name = ("bilinear", "bicubic")[rng.integers(2)] if self.interpolation == "random" else self.interpolation
+        if self.is_padded:
+            return self._padded_crop(picture, name, rng)
+        return picture.crop(self.crop_box(picture.size, rng), (self.size, self.size), name)
+
+    def _padded_crop(self, picture, name, rng):
+        """The shorter side to S, a black border, any S x S of it: T2T-ViT's transfer to CIFAR, with torchvision's
+        Resize(S) and RandomCrop(S, padding)."""
+        box = _middle(picture.size, _LONGEST)
+        pixels = picture.crop(box, _resized((box[2] - box[0], box[3] - box[1]), self.size), name)
+        border = (self.padding, self.padding)
+        pixels = np.pad(pixels, (border, border, (0, 0)))
+        top, left = (int(rng.integers(length - self.size + 1)) for length in pixels.shape[:2])
+        return np.ascontiguousarray(pixels[top : top + self.size, left : left + self.size])
 
     def crop_box(self, size, rng):
         """(left, top, right, bottom) of a random crop, by timm's RandomResizedCropAndInterpolation: ten tries, then
@@ -64,14 +82,20 @@ def mirrored(pixels):
     return np.ascontiguousarray(whole[:, ::-1]).view(np.uint8)
 
 
-def _middle(image, ratio):
-    """The image without the ends that make it more than `ratio` times as long as wide."""
-    width, height = image.size
+def _middle(size, ratio):
+    """(left, top, right, bottom) without the ends that make an image more than `ratio` times as long as wide."""
+    width, height = size
     longest = ratio * min(width, height)
-    if max(width, height) <= longest:
-        return image
     left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
-    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+    return left, top, left + min(width, longest), top + min(height, longest)
+
+
+def _resized(size, shorter):
+    """(width, height) after the shorter side became `shorter`, rounded as torchvision's Resize does."""
+    width, height = size
+    if width <= height:
+        return shorter, max(shorter, int(shorter * height / width))
+    return max(shorter, int(shorter * width / height)), shorter
 
 
 class EvalTransform:
@@ -89,13 +113,11 @@ class EvalTransform:
     def __call__(self, image):
         if self.squash:
             return to_array(image.resize((self.size, self.size), self.resampling))
-        image = _middle(image, _LONGEST)
-        width, height = image.size
-        # Sizes and offsets are rounded as torchvision's Resize and CenterCrop round them.
-        if width <= height:
-            new_size = self.resize, max(self.resize, int(self.resize * height / width))
-        else:
-            new_size = max(self.resize, int(self.resize * width / height)), self.resize
+        box = _middle(image.size, _LONGEST)
+        if box != (0, 0, *image.size):
+            image = image.crop(box)
+        new_size = _resized(image.size, self.resize)
         image = image.resize(new_size, self.resampling)
+        # Rounded as torchvision's CenterCrop does.
         left, top = (int(round((length - self.size) / 2.0)) for length in new_size)
         return to_array(image.crop((left, top, left + self.size, top + self.size)))

@@ -1,10 +1,10 @@
 """The model that a config names, with or without weights from a file."""
 
-from config import resolve
+from config import resolve, with_classes
 from data.dataset import read_classes
 from engine.fetch import local_file
 from engine.logger import log
-from engine.pretrained import load_pretrained
+from engine.pretrained import count_classes, load_pretrained
 from errors import UserError
 from models import create_model, model_family
 
@@ -15,6 +15,10 @@ def build_model(cfg):
     Raises UserError for an unknown name or settings that do not fit together.
     """
     model = cfg.MODEL
+    if not model.NUM_CLASSES:
+        raise UserError(
+            "MODEL.NUM_CLASSES is 0, as many as the data set or the weights have, but there are neither; set it"
+        )
     try:
         overrides = _family_overrides(model)
         return create_model(
@@ -50,9 +54,10 @@ def build_trained_model(cfg, chosen):
 
     Raises UserError if there is none, or it does not fit.
     """
-    model = build_model(cfg)
+    model = build_model(cfg) if cfg.MODEL.NUM_CLASSES else None
     best = resolve(f"{cfg.OUTPUT}/{cfg.NAME}/best.pdparams")
     path = local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
+    model = model or build_model(with_classes(cfg, count_classes(path)))
     load_pretrained(model, path, pos_resize=cfg.MODEL.POS_RESIZE)
     model.eval()
     return model, path

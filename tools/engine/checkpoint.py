@@ -97,8 +97,8 @@ def load_state(model, weights, path):
             wrong.append(f"{name} is {list(value.shape)}, the model's is {list(own[name].shape)}")
     if wrong:
         rest = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        head = np.shape(weights.get("head.bias"))
-        other = len(head) == 1 and "head.bias" in own and list(head) != list(own["head.bias"].shape)
+        head, own_head = np.shape(weights.get("head.bias")), own.get("head.bias")
+        other = len(head) == 1 and own_head is not None and list(head) != list(own_head.shape)
         other = other and all(line.startswith(HEADS) for line in wrong)
         classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")

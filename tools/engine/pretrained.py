@@ -16,6 +16,14 @@ def load_pretrained(model, path, new_head=False, pos_resize="bicubic"):
     checkpoint.load_state(model, fit_weights(model, read_weights(path), new_head, pos_resize), path)
 
 
+def count_classes(path):
+    """Number of classes that the weights of a file are for. Raises UserError if it has no head."""
+    head = read_weights(path).shapes.get("head.bias", ())
+    if len(head) != 1:
+        raise UserError(f"{path} has no head.bias to tell the number of classes by; set MODEL.NUM_CLASSES")
+    return head[0]
+
+
 def fit_weights(model, weights, new_head=False, pos_resize="bicubic"):
     """The state dict of arrays that `checkpoint.load_state` puts into `model`; the log says what was adapted.
 

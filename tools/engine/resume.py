@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import yaml
 
-from config import ROOT, all_keys
+from config import ROOT, all_keys, default_config
 from data.images import reader_name
 from engine import checkpoint, parallel, teacher
 from engine.logger import log
@@ -134,7 +134,7 @@ def _differences(then, now):
     matters = [key for key in all_keys() if key not in FREE_KEYS]
     if _step(then)[1] == _step(now)[1]:
         matters = [key for key in matters if key not in _BATCH_KEYS]  # the same step, divided otherwise
-    pairs = [(key, _value(before, key), _value(after, key)) for key in matters]
+    pairs = [(key, before[key], after[key]) for key in matters]
     for split in ("train", "val"):
         pairs.append((f"number of {split} images", then.get(f"{split}_images"), now[f"{split}_images"]))
         names = f"{split}_names"
@@ -145,12 +145,16 @@ def _differences(then, now):
 
 def _step(setting):
     """([BATCH_SIZE, ACCUM_STEPS], images of one step of all processes)."""
-    batch, passes = split = [_value(_config(setting), key) for key in _BATCH_KEYS]
-    return split, batch and passes and batch * passes * setting.get("processes", 1)
+    config = _config(setting)
+    batch, passes = split = [config[key] for key in _BATCH_KEYS]
+    return split, batch * passes * setting.get("processes", 1)
 
 
 def _config(setting):
-    return yaml.safe_load(str(setting.get("config")))
+    """{key: value}. Of a key that is younger than the setting the default, which does what was done without it."""
+    tree, default = yaml.safe_load(str(setting.get("config"))), default_config()
+    values = {key: _value(tree, key) for key in all_keys()}
+    return {key: _value(default, key) if value is None else value for key, value in values.items()}
 
 
 def _value(tree, key):

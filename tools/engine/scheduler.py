@@ -3,7 +3,7 @@
 import math
 
 
-def learning_rate(epoch, train):
+def learning_rate(epoch, train, peak=None):
     """Learning rate of a whole epoch, as T2T-ViT's main.py has it from timm 0.3.4's CosineLRScheduler.
 
     Warm-up rises linearly from WARMUP_LR (all of epoch 0) towards BASE_LR; the cosine counts from epoch 0 too, so the
@@ -12,12 +12,14 @@ def learning_rate(epoch, train):
     Args:
         epoch: from 0.
         train: the TRAIN section of the config.
+        peak: what stands in for BASE_LR where a part of the model has its own.
     """
+    peak = train.BASE_LR if peak is None else peak
     if epoch < train.WARMUP_EPOCHS:
-        return train.WARMUP_LR + epoch * (train.BASE_LR - train.WARMUP_LR) / train.WARMUP_EPOCHS
+        return train.WARMUP_LR + epoch * (peak - train.WARMUP_LR) / train.WARMUP_EPOCHS
     if epoch < train.EPOCHS:
         cosine = 0.5 * (1 + math.cos(math.pi * epoch / train.EPOCHS))
-        return train.MIN_LR + (train.BASE_LR - train.MIN_LR) * cosine
+        return train.MIN_LR + (peak - train.MIN_LR) * cosine
     return train.MIN_LR
 
 

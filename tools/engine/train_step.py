@@ -10,8 +10,11 @@ from data.batch import TrainInput
 from engine import checkpoint, parallel
 from engine.build import build_model
 from engine.ema import ModelEma
+from engine.freeze import freeze, frozen_layers
+from engine.layer_rates import LayerRates
 from engine.losses import CrossEntropy, DistillationLoss, prediction
-from engine.optimizer import build_optimizer, load_optimizer_state, optimizer_state
+from engine.optimizer import build_optimizer, set_learning_rate
+from engine.optimizer_state import load_optimizer_state, optimizer_state
 from engine.precision import MixedPrecision
 from engine.pretrained import load_pretrained
 from engine.teacher import Teacher
@@ -40,8 +43,10 @@ class TrainStep:
         self.seed = cfg.SEED
         self.pos_resize = cfg.MODEL.POS_RESIZE
         self.model = build_model(cfg)
+        freeze(self.model, train.FREEZE)
         self.ema = ModelEma(self.model, train.EMA_DECAY) if train.EMA_DECAY else None
         self.optimizer = build_optimizer(self.model, train)
+        self.rates = LayerRates(self.model, train)
         self.precision = MixedPrecision(train)
         # Under O2 the model's weights lose bits: this one keeps the frozen ones, and is what is validated.
         self.float32_model = copy.deepcopy(self.model) if self.precision.level == "O2" else self.model
@@ -54,9 +59,19 @@ class TrainStep:
         self.distillation = DistillationLoss(self.criterion, cfg.DISTILL) if self.teacher else None
         self.train_input = TrainInput(cfg)
 
+    def train(self):
+        """Put the model in training mode, save what FREEZE leaves nothing to learn in: that computes as in evaluation.
+
+        To be called after whatever changed the mode.
+        """
+        self.parallel_model.train()
+        for layer in frozen_layers(self.model):
+            layer.eval()
+
     def __call__(self, batches, lr, epoch, step):
         """Step by the mean gradient of `batches`, a list of `Batch` that pass through the model one by one.
 
+        `lr` is the head's learning rate; `epoch` tells the others' share of it.
         Dropout depends on the seed, the process, the epoch, the step and the place in the list alone.
         """
         losses, correct, skipped = [], [], []
@@ -72,6 +87,7 @@ class TrainStep:
             labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
             correct.append((logits.argmax(axis=-1) == labels).astype("float32").sum())
             skipped += batch.skipped
+        self.rates.apply(epoch)
         norm, ok = self._step(lr)
         images = sum(batch.labels.shape[0] for batch in batches)
         return StepResult(paddle.stack(losses).mean(), paddle.stack(correct).sum(), images, tuple(skipped), norm, ok)
@@ -97,9 +113,7 @@ class TrainStep:
         # A skipped step is one with gradients and a learning rate of zero, so that nobody waits to learn which it is.
         for parameter in self.trained:
             parameter.grad.masked_fill_(~ok, 0.0)
-        optimizer.set_lr(lr)
-        optimizer._create_global_learning_rate()  # the tensor that the update reads; there is no public name for it
-        paddle.assign(optimizer._global_learning_rate() * ok.astype("float32"), optimizer._global_learning_rate())
+        set_learning_rate(optimizer, lr, ok)
         scaler.step(optimizer)
         scaler.update()
         optimizer.clear_grad()

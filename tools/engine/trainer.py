@@ -116,7 +116,7 @@ class Trainer:
 
     def _train_epoch(self):
         self.meter = self.meter or self._new_meter()
-        self.train_step.parallel_model.train()
+        self.train_step.train()
         self.watch.epoch_starts()
         batches = self.train_loader.epoch_steps(self.epoch, self.images)
         bar = progress_bar(
@@ -278,7 +278,7 @@ class Trainer:
             self.total_epochs,
         )
         epochs = sorted({0, min(train.WARMUP_EPOCHS, self.total_epochs - 1), self.total_epochs - 1})
-        log.info("lr: %s", ", ".join(f"{learning_rate(e, train):.6g} in epoch {e + 1}" for e in epochs))
+        log.info("lr: %s", self.train_step.rates.summary(epochs))
         self._warn_of_short_average()
         log.info("ready %.1f s after the start", time.monotonic() - self.watch.started)
 

@@ -290,6 +290,13 @@ class T2TViT(nn.Layer):
             return sinusoid_table(1 + math.prod(grid), table.shape[2]), f"the sinusoid anew, from {sizes}"
         return resize_tokens(table, old_grid, grid), f"resized bicubically from {sizes}"
 
+    def layer_index(self, name):
+        """Place of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last."""
+        kind, *rest = name.split(".")
+        if kind == "blocks":
+            return int(rest[0]) + 1
+        return 0 if kind in ("tokens_to_token", "pos_embed", "cls_token") else len(self.blocks) + 1
+
     def forward_features(self, x):
         """Normalised class token: (B, Cin, H, W) -> (B, C)."""
         check_images(x, self.in_chans, self.image_size)

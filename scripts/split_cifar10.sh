@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Divide CIFAR-10 for a transfer to classes never seen: bash scripts/split_cifar10.sh /path/to/cifar10 /path/to/parts
+# Links parts/seven/{train,test}/, all images of seven classes to pretrain on, and parts/three/{train,test}/, the other
+# three with 50 training images each (the first by name) and all test images. Nothing is copied; repeat it at will.
+set -euo pipefail
+export LC_ALL=C # the order of the names
+
+SEVEN=(airplane automobile bird cat deer dog frog)
+THREE=(horse ship truck)
+FEW=50
+
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+link_folder() { # link_folder FOLDER LINK
+  [[ -L $2 || ! -e $2 ]] || fail "$2 is there and is no link; name another folder for the parts"
+  mkdir -p "$(dirname -- "$2")"
+  ln -sfn "$1" "$2"
+}
+
+link_few() { # link_few FOLDER NEW_FOLDER: the first $FEW images of FOLDER
+  [[ ! -L $2 ]] || fail "$2 is a link; name another folder for the parts"
+  local images=("$1"/*)
+  [[ -e ${images[0]} ]] || fail "$1 is empty"
+  mkdir -p "$2"
+  find "$2" -maxdepth 1 -type l -delete # of another CIFAR-10 before
+  ln -s "${images[@]:0:FEW}" "$2/"
+}
+
+[[ $# -eq 2 ]] || { echo "usage: bash scripts/split_cifar10.sh /path/to/cifar10 /path/to/parts" >&2; exit 2; }
+[[ -d $1 ]] || fail "$1 is no folder; give that of CIFAR-10, with train/ and test/"
+cifar=$(cd -- "$1" && pwd)
+for split in train test; do
+  for class in "${SEVEN[@]}" "${THREE[@]}"; do
+    [[ -d $cifar/$split/$class ]] || fail "$cifar has no $split/$class; give the folder of CIFAR-10, with train/ and test/"
+  done
+done
+mkdir -p -- "$2"
+parts=$(cd -- "$2" && pwd)
+for class in "${SEVEN[@]}"; do
+  link_folder "$cifar/train/$class" "$parts/seven/train/$class"
+  link_folder "$cifar/test/$class" "$parts/seven/test/$class"
+done
+for class in "${THREE[@]}"; do
+  link_few "$cifar/train/$class" "$parts/three/train/$class"
+  link_folder "$cifar/test/$class" "$parts/three/test/$class"
+done
+for part in seven three; do
+  for split in train test; do
+    echo "$parts/$part/$split: $(find -L "$parts/$part/$split" -type f | wc -l) images in $(ls "$parts/$part/$split" | wc -l) classes"
+  done
+done

@@ -1,0 +1,206 @@
+"""Learning from a teacher: the losses by hand, which teacher, what it sees, and that a run goes on with it."""
+
+import re
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT, error_line, tool
+
+from config import load_config
+from data.dataset import load_data
+from data.loader import TrainLoader
+from engine import checkpoint
+from engine.losses import CrossEntropy, DistillationLoss, prediction
+from engine.teacher import Teacher
+from engine.train_step import TrainStep
+from errors import UserError
+
+SHIPPED = "output/lit_data/config.yaml"
+SOFT = ("DISTILL.TYPE", "soft", "DISTILL.TEACHER", SHIPPED, "DISTILL.ALPHA", "0.9", "DISTILL.TAU", "2.0")
+SMALL_PIT = (
+    "MODEL.NAME", "pit_ti_distilled", "MODEL.NUM_CLASSES", "10", "MODEL.PIT.PATCH_SIZE", "4", "MODEL.PIT.STRIDE", "2",
+    "MODEL.PIT.BASE_DIMS", "[8, 8]", "MODEL.PIT.DEPTH", "[1, 1]", "MODEL.PIT.HEADS", "[1, 2]",
+)  # fmt: skip
+
+
+def config(*words, file="configs/lit_data.yaml"):
+    pairs = ("TRAIN.BATCH_SIZE", "8", "TRAIN.EMA_DECAY", "0.0", *words)
+    return load_config(ROOT / file, list(zip(pairs[::2], pairs[1::2])))
+
+
+@pytest.fixture
+def plain_config(tmp_path):
+    """A config without the sizes that lit_data.yaml sets for a T2T-ViT, so that MODEL.NAME may be a PiT."""
+    path = tmp_path / "digits.yaml"
+    path.write_text("DATA: {PATH: lit_data, CLASSES: '', IMAGE_SIZE: 16, NUM_WORKERS: 0}\n")
+    return path
+
+
+# --- The losses ---
+
+RNG = np.random.default_rng(3)
+CLASS, DISTILLED, TAUGHT = RNG.standard_normal((3, 4, 5))  # logits (B, K)
+LABELS = np.array([0, 4, 2, 2])
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def loss_of(kind, alpha, tau, outputs, targets, smoothing=0.0):
+    distill = config("DISTILL.TYPE", kind, "DISTILL.TEACHER", "pit_ti", "DISTILL.ALPHA", str(alpha),
+                     "DISTILL.TAU", str(tau)).DISTILL  # fmt: skip
+    tensors = tuple(paddle.to_tensor(o, "float32") for o in outputs)
+    outputs = tensors if len(tensors) > 1 else tensors[0]
+    loss = DistillationLoss(CrossEntropy(smoothing), distill)
+    return loss(outputs, paddle.to_tensor(targets), paddle.to_tensor(TAUGHT, "float32")).item()
+
+
+def by_hand(kind, alpha, tau, class_logits, distilled_logits):
+    truth = -log_softmax(class_logits)[range(4), LABELS].mean()
+    if kind == "hard":
+        distance = -log_softmax(distilled_logits)[range(4), TAUGHT.argmax(-1)].mean()
+    else:
+        p, q = log_softmax(TAUGHT / tau), log_softmax(distilled_logits / tau)
+        distance = tau**2 * (np.exp(p) * (p - q)).sum() / p.size
+    return (1 - alpha) * truth + alpha * distance
+
+
+@pytest.mark.parametrize("kind, tau", [("hard", 1.0), ("soft", 1.0), ("soft", 3.0)])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_losses_are_those_computed_by_hand(kind, tau, alpha):
+    one_head = loss_of(kind, alpha, tau, (CLASS,), LABELS)
+    assert one_head == pytest.approx(by_hand(kind, alpha, tau, CLASS, CLASS), rel=1e-5)
+    two_heads = loss_of(kind, alpha, tau, (CLASS, DISTILLED), LABELS)
+    assert two_heads == pytest.approx(by_hand(kind, alpha, tau, CLASS, DISTILLED), rel=1e-5)
+
+
+def test_mixed_targets_and_smoothing_concern_the_truth_only():
+    mixed = np.eye(5, dtype="float32")[LABELS] * 0.7 + 0.06
+    truth = -(mixed * log_softmax(CLASS)).sum(-1).mean()
+    expected = 0.5 * truth + by_hand("hard", 0.5, 1.0, CLASS, CLASS) + 0.5 * log_softmax(CLASS)[range(4), LABELS].mean()
+    assert loss_of("hard", 0.5, 1.0, (CLASS,), mixed, smoothing=0.3) == pytest.approx(expected, rel=1e-5)
+    assert loss_of("hard", 1.0, 1.0, (CLASS,), LABELS, 0.0) == loss_of("hard", 1.0, 1.0, (CLASS,), LABELS, 0.3)
+
+
+def test_gradient_of_the_soft_loss_is_the_difference_of_the_probabilities():
+    # F.kl_div, given log-probabilities for a target, is 0 with a gradient of 0.
+    loss = DistillationLoss(CrossEntropy(0.0), config(*SOFT, "DISTILL.ALPHA", "1.0").DISTILL)
+    logits = paddle.to_tensor(CLASS, "float32", stop_gradient=False)
+    loss(logits, paddle.to_tensor(LABELS), paddle.to_tensor(TAUGHT, "float32")).backward()
+    expected = 2.0 * (np.exp(log_softmax(CLASS / 2)) - np.exp(log_softmax(TAUGHT / 2))) / CLASS.size  # tau = 2
+    assert np.abs(expected).max() > 0.01
+    assert np.allclose(logits.grad.numpy(), expected, atol=1e-6)
+
+
+def test_prediction_of_two_heads_is_their_mean():
+    both = paddle.to_tensor(CLASS, "float32"), paddle.to_tensor(DISTILLED, "float32")
+    assert np.allclose(prediction(both).numpy(), (CLASS + DISTILLED) / 2, atol=1e-6)
+
+
+# --- The teacher ---
+
+
+def one_step(cfg):
+    paddle.seed(0)
+    step = TrainStep(cfg)
+    step.model.train()
+    batches = next(iter(TrainLoader(load_data(cfg, ["train"])[1]["train"], cfg).epoch_steps(0)))
+    return step, lambda: step(batches, 1e-3, 0, 0)
+
+
+def test_teacher_sees_the_same_batch_in_eval_mode_and_is_never_changed():
+    step, run = one_step(config(*SOFT, "AUG.MIXUP", "0.8", "AUG.ERASE_PROB", "1.0"))
+    before = {name: tensor.numpy().copy() for name, tensor in step.teacher.model.state_dict().items()}
+    seen = {}
+    for who, model in (("student", step.model), ("teacher", step.teacher.model)):
+        model.register_forward_pre_hook(lambda layer, inputs, who=who: seen.update({who: inputs[0].numpy()}))
+    run()
+    assert (seen["student"] == seen["teacher"]).all() and seen["student"].shape == (8, 3, 16, 16)
+    assert not step.teacher.model.training and step.model.training
+    assert step.teacher(paddle.zeros([1, 3, 16, 16])).stop_gradient
+    for name, tensor in step.teacher.model.state_dict().items():
+        assert (tensor.numpy() == before[name]).all() and tensor.grad is None, name
+
+
+def test_teacher_changes_the_step_but_not_the_initial_weights():
+    alone, step_alone = one_step(config())
+    taught, step_taught = one_step(config(*SOFT))
+    weights = [{name: t.numpy().copy() for name, t in step.model.state_dict().items()} for step in (alone, taught)]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+    step_alone(), step_taught()
+    assert (alone.model.head.weight.numpy() != taught.model.head.weight.numpy()).any()
+
+
+def test_distilled_model_learns_with_both_heads_with_and_without_a_teacher(plain_config):
+    for words in ((), SOFT, (*SOFT, "DISTILL.TYPE", "hard")):
+        step, run = one_step(config(*SMALL_PIT, *words, file=plain_config))
+        heads = [step.model.head.weight, step.model.head_dist.weight]
+        before = [head.numpy().copy() for head in heads]
+        run()
+        assert all((head.numpy() != old).any() for head, old in zip(heads, before)), words
+
+
+def test_teacher_from_paddle_vision(tmp_path):
+    paddle.seed(0)
+    model = paddle.vision.models.resnet18(num_classes=10)
+    checkpoint.save(tmp_path / "resnet18.pdparams", model.state_dict())
+    words = ("DISTILL.TYPE", "hard", "DISTILL.TEACHER", "resnet18", "DISTILL.WEIGHTS", f"{tmp_path}/resnet18.pdparams")
+    step, run = one_step(config(*words))
+    images = paddle.randn([2, 3, 16, 16])
+    model.eval()
+    assert (step.teacher(images).numpy() == model(images).numpy()).all()
+    run()
+    assert (step.teacher(images).numpy() == model(images).numpy()).all()  # batch statistics too
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("DISTILL.TEACHER", "resnet51"), "set DISTILL.WEIGHTS to the file"),
+        (("DISTILL.TEACHER", "resnet51", "DISTILL.WEIGHTS", "output/lit_data/best.pdparams"),
+         "unknown model resnet51; did you mean resnet50"),
+        (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "absent.pdparams"), "DISTILL.WEIGHTS.*absent.pdparams not"),
+        (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "output/lit_data/best.pdparams"), "does not fit the model"),
+        (("DISTILL.TEACHER", SHIPPED, "DATA.MEAN", "[0.5, 0.5, 0.5]"), r"has DATA.MEAN \[0.485"),
+        (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "output/lit_data/best.pdparams", "DATA.CHANNELS", "1",
+          "DATA.MEAN", "[0.5]", "DATA.STD", "[0.5]"), "takes RGB images"),
+    ],
+)  # fmt: skip
+def test_teachers_that_cannot_be_had_are_named(words, message):
+    with pytest.raises(UserError, match=message):
+        Teacher(config("DISTILL.TYPE", "hard", *words))
+
+
+def test_settings_that_do_not_fit_are_named():
+    for words, message in (
+        (("DISTILL.TYPE", "hard"), "DISTILL.TEACHER is '' but must be a model or config"),
+        (("DISTILL.TYPE", "firm"), "DISTILL.TYPE is 'firm' but must be hard, soft or empty"),
+        (("DISTILL.ALPHA", "1.5"), "DISTILL.ALPHA is 1.5"),
+        (("DISTILL.TAU", "0.0"), "DISTILL.TAU is 0.0"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            config(*words)
+
+
+# --- The run ---
+
+
+def test_a_run_goes_on_with_its_teacher_and_with_no_other(tmp_path):
+    def words(folder, *more):
+        short = ("MODEL.T2T.DEPTH", "1", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0", "VAL.EVERY", "3")
+        return ("--output", tmp_path / folder, *SOFT, *short, "TRAIN.EPOCHS", "3", *more)
+
+    log = tool("train", *words("whole")).stdout
+    assert "teacher output/lit_data/config.yaml with output/lit_data/best.pdparams: soft, 0.9 of the loss" in log
+    assert "stopped by TRAIN.TIME_LIMIT" in tool("train", *words("cut", "TRAIN.TIME_LIMIT", "1s")).stdout
+    weights = checkpoint.read(ROOT / "output/lit_data/best.pdparams")
+    checkpoint.save(tmp_path / "other.pdparams", {**weights, "head.bias": weights["head.bias"] + 1})
+    line = error_line("train", *words("cut", "DISTILL.WEIGHTS", tmp_path / "other.pdparams"))
+    assert "checksum of the teacher's weights" in line
+    tool("train", *words("cut"))
+    whole, cut = (
+        checkpoint.read(tmp_path / folder / "lit_data/latest.pdparams")["model"] for folder in ("whole", "cut")
+    )
+    assert all((whole[name] == cut[name]).all() for name in whole)
