@@ -26,13 +26,14 @@ def set_weights(model, seed=0):
     for name, parameter in model.named_parameters():
         if name != "pos_embed" or not parameter.stop_gradient:
             shape = parameter.shape[::-1] if name in transposed else parameter.shape
-            value = _weight(name, shape, seed)
+            value = weight(name, shape, seed)
             parameter.set_value((value.T if name in transposed else value).astype("float32"))
     model.eval()
     return model
 
 
-def _weight(name, shape, seed):
+def weight(name, shape, seed=0):
+    """Value of a tensor by its official name and shape in PyTorch's layout."""
     value = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(shape)
     last = name.split(".")[-1]
     if last == "w":

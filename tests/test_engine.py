@@ -22,6 +22,7 @@ from engine.evaluator import evaluate
 from engine.losses import CrossEntropy
 from engine.optimizer import build_optimizer, parameter_groups
 from engine.optimizer_state import load_optimizer_state, optimizer_state
+from engine.pretrained import load_pretrained
 from engine.run_folder import RunFolder
 from engine.scheduler import learning_rate, total_epochs
 from errors import UserError
@@ -313,11 +314,11 @@ def test_weights_of_another_model_are_named(tmp_path):
     path = tmp_path / "w.pdparams"
     checkpoint.save(path, build_model(lit_config()).state_dict())
     with pytest.raises(UserError, match=r"head.weight is \[128, 10\].*\[128, 7\].*trained for 10 classes"):
-        checkpoint.load_weights(build_model(lit_config(("MODEL.NUM_CLASSES", "7"))), path)
+        load_pretrained(build_model(lit_config(("MODEL.NUM_CLASSES", "7"))), path)
     with pytest.raises(UserError, match="no blocks.6.norm1.weight.*more"):
-        checkpoint.load_weights(build_model(lit_config(("MODEL.T2T.DEPTH", "8"))), path)
+        load_pretrained(build_model(lit_config(("MODEL.T2T.DEPTH", "8"))), path)
     with pytest.raises(UserError, match="blocks.5.norm1.weight is unknown to the model"):
-        checkpoint.load_weights(build_model(lit_config(("MODEL.T2T.DEPTH", "5"))), path)
+        load_pretrained(build_model(lit_config(("MODEL.T2T.DEPTH", "5"))), path)
 
 
 def test_low_precision_weights_are_read_by_value(tmp_path):
@@ -326,12 +327,12 @@ def test_low_precision_weights_are_read_by_value(tmp_path):
     for dtype, error in (("bfloat16", 2**-7), ("float16", 2**-10), ("float64", 0)):  # paddle 2.6 cuts, 3 rounds
         checkpoint.save(path, {name: tensor.astype(dtype) for name, tensor in model.state_dict().items()})
         other = build_model(lit_config())
-        checkpoint.load_weights(other, path)
+        load_pretrained(other, path)
         for name, tensor in other.state_dict().items():
             assert np.allclose(tensor.numpy(), model.state_dict()[name].numpy(), rtol=error, atol=1e-7), name
     checkpoint.save(path, {name: tensor.astype("int64") for name, tensor in model.state_dict().items()})
     with pytest.raises(UserError, match="cls_token holds int64"):
-        checkpoint.load_weights(model, path)
+        load_pretrained(model, path)
 
 
 def test_links_and_pipes_are_written_as_what_they_are(tmp_path):

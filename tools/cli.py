@@ -16,6 +16,7 @@ import time
 import warnings
 
 from errors import UserError, one_line
+from files import is_url
 
 _REQUIRED = {
     "paddle": "PaddlePaddle",
@@ -56,7 +57,10 @@ def common_parser(description, batch_size_key):
         "--output", type=not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)"
     )
     parser.add_argument(
-        "--pretrained", type=not_empty, metavar="FILE", help="weights, a .pdparams file (MODEL.PRETRAINED)"
+        "--pretrained",
+        type=not_empty,
+        metavar="FILE|URL",
+        help="weights: .pdparams, PyTorch's .pth or .safetensors of this or another program (MODEL.PRETRAINED)",
     )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
@@ -93,7 +97,7 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
 
     def work(args):
         args.started = time.monotonic()
-        _require_packages()
+        require_packages()
         from config import load_config
 
         if split_words:
@@ -148,13 +152,18 @@ def overrides(args):
         "LOG": args.output,
         "MODEL.PRETRAINED": args.pretrained,
     }
-    pairs = [(key, os.path.abspath(os.path.expanduser(path))) for key, path in flags.items() if path]
+    pairs = [(key, absolute(path)) for key, path in flags.items() if path]
     pairs += [(args.batch_size_key, args.batch_size)] if args.batch_size else []
     pairs += [("DEVICE", args.device)] if args.device else []
     for key, value in zip(args.opts[::2], args.opts[1::2]):
         is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED")
-        pairs.append((key, os.path.abspath(os.path.expanduser(value)) if is_path and value else value))
+        pairs.append((key, absolute(value) if is_path and value else value))
     return pairs
+
+
+def absolute(path):
+    """A path or URL of the command line for a config, whose relative paths count from the repository root."""
+    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def _named_on_command_line(args):
@@ -167,7 +176,8 @@ def _best_beside(config):
     return best if os.path.basename(config) == "config.yaml" and os.path.isfile(best) else None
 
 
-def _require_packages():
+def require_packages():
+    """Raise UserError naming the packages that are not installed."""
     missing = [title for module, title in _REQUIRED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(

@@ -26,7 +26,8 @@ _C.LOG = "log"  # folder of the text logs
 
 _C.MODEL = CN()
 _C.MODEL.NAME = "t2t_vit_7"  # any of models.list_models()
-_C.MODEL.PRETRAINED = ""  # weights file: start of a training; for val and predict "" = best.pdparams of the run folder
+_C.MODEL.PRETRAINED = ""  # weights, a file or URL: start of a training; for val, predict "" = best.pdparams of the run
+_C.MODEL.POS_RESIZE = "bicubic"  # PRETRAINED of another image size: bicubic, or sinusoid (anew where it still is one)
 _C.MODEL.NUM_CLASSES = 1000  # 0 = as many as the data set has, or the weights where no data is read
 _C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
 _C.MODEL.ATTN_DROP_RATE = 0.0  # dropout on the backbone's attention
@@ -298,6 +299,7 @@ def _check(cfg):
         ("MODEL.ATTN_DROP_RATE", 0 <= model.ATTN_DROP_RATE < 1, "0.0 to below 1.0"),
         ("MODEL.DROP_PATH_RATE", 0 <= model.DROP_PATH_RATE < 1, "0.0 to below 1.0"),
         ("MODEL.QK_SCALE", model.QK_SCALE >= 0, "0.0 or more"),
+        ("MODEL.POS_RESIZE", model.POS_RESIZE in ("bicubic", "sinusoid"), "bicubic or sinusoid"),
         *((f"MODEL.T2T.{key}", 0 <= t2t[key] <= 65536, "0 to 65536")
           for key in ("EMBED_DIM", "DEPTH", "NUM_HEADS", "MLP_RATIO", "TOKEN_DIM")),
         ("MODEL.T2T.SPLITS", len(t2t.SPLITS) != 1 and all(map(_is_split, t2t.SPLITS)),

@@ -58,6 +58,11 @@ def check_writable(path):
             raise PermissionError(errno.EACCES, f"no right to write in {path.parent}")
 
 
+def is_url(text):
+    """True for what is fetched from elsewhere: http, https and file URLs."""
+    return str(text).startswith(("http://", "https://", "file://"))
+
+
 def shown(path):
     """`path` as a user would type it: relative where it lies below the current folder."""
     path = Path(path).absolute()

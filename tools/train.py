@@ -42,9 +42,10 @@ def main(args, cfg):
 
 def _prepare(args, cfg, watch):
     """Trainer at the point where the run begins or goes on, with its files ready."""
-    from config import resolve, with_classes
+    from config import with_classes
     from data.dataset import load_data
     from engine import parallel
+    from engine.fetch import local_file
     from engine.logger import log, log_to_file
     from engine.resume import check_same_everywhere, check_setting, find_state, setting
     from engine.run_folder import RunFolder
@@ -67,7 +68,7 @@ def _prepare(args, cfg, watch):
         check_setting(state["setting"], now, path, args.force)
         trainer.resume(path, state)
     elif cfg.MODEL.PRETRAINED:
-        trainer.start_from(resolve(cfg.MODEL.PRETRAINED))
+        trainer.start_from(local_file(cfg.MODEL.PRETRAINED))
     if parallel.is_main():
         folder.lock()
         if state:

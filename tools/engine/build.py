@@ -2,8 +2,9 @@
 
 from config import resolve, with_classes
 from data.dataset import read_classes
-from engine.checkpoint import count_classes, load_weights
+from engine.fetch import local_file
 from engine.logger import log
+from engine.pretrained import count_classes, load_pretrained
 from errors import UserError
 from models import create_model, model_family
 
@@ -55,11 +56,9 @@ def build_trained_model(cfg, chosen):
     """
     model = build_model(cfg) if cfg.MODEL.NUM_CLASSES else None
     best = resolve(f"{cfg.OUTPUT}/{cfg.NAME}/best.pdparams")
-    path = resolve(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
-    if not path.is_file():
-        raise UserError(f"weights {path} not found; train first, or give a file with --pretrained FILE")
+    path = local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
     model = model or build_model(with_classes(cfg, count_classes(path)))
-    load_weights(model, path)
+    load_pretrained(model, path, pos_resize=cfg.MODEL.POS_RESIZE)
     model.eval()
     return model, path
 

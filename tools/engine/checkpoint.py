@@ -9,6 +9,7 @@ import errno
 import hashlib
 import io
 import math
+import os
 import pickle
 import re
 from pathlib import Path
@@ -19,8 +20,8 @@ import paddle
 from errors import UserError
 from files import atomic_path, flush_to_disk
 
+HEADS = ("head.", "head_dist.")  # how the names of the tensors start that depend on the number of classes
 _SEAL = b"\nsha256:"  # before the 32 bytes of the checksum at the end of a file
-_NAME_TABLE = "StructuredToParameterName@@"  # entry of a paddle state dict that holds no weights
 
 
 def save(path, tree):
@@ -70,31 +71,19 @@ def _check_seal(data):
         raise ValueError("its checksum is not that of its content")
 
 
-def load_weights(model, path):
-    """Put the weights of a file into `model`; the file is a state dict or a training state.
+def is_own(path):
+    """True for a file that `save` wrote, by the checksum at its end."""
+    with open(path, "rb") as file:
+        file.seek(-min(os.path.getsize(path), len(_SEAL) + 32), os.SEEK_END)
+        return file.read().startswith(_SEAL)
+
+
+def load_state(model, weights, path):
+    """Copy `weights`, arrays by name, into `model`: every tensor once, and none left over.
 
     Raises:
         UserError: tensors are missing, left over or of another shape, naming them and what to set.
     """
-    load_state(model, _read_weights(path), path)
-
-
-def count_classes(path):
-    """Number of classes that the weights of a file are for. Raises UserError if it has no head."""
-    bias = _read_weights(path).get("head.bias")
-    if np.ndim(bias) != 1:
-        raise UserError(f"{path} has no head.bias to tell the number of classes by; set MODEL.NUM_CLASSES")
-    return len(bias)
-
-
-def _read_weights(path):
-    tree = read(path)
-    weights = tree["model"] if isinstance(tree.get("model"), dict) else tree
-    return {name: value for name, value in weights.items() if name != _NAME_TABLE}
-
-
-def load_state(model, weights, path):
-    """Copy `weights`, arrays by name, into `model`: every tensor once, and none left over."""
     own = model.state_dict()
     wrong = [f"no {name}" for name in own if name not in weights]
     wrong += [f"{name} is unknown to the model" for name in weights if name not in own]
@@ -109,15 +98,17 @@ def load_state(model, weights, path):
     if wrong:
         rest = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         head, own_head = np.shape(weights.get("head.bias")), own.get("head.bias")
-        other = len(head) == 1 and own_head is not None and list(head) != list(own_head.shape) and len(wrong) == 2
+        other = len(head) == 1 and own_head is not None and list(head) != list(own_head.shape)
+        other = other and all(line.startswith(HEADS) for line in wrong)
         classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")
     with paddle.no_grad():
         for name, tensor in own.items():
-            tensor.set_value(paddle.to_tensor(_to_float32(weights[name], name, path)).astype(tensor.dtype))
+            tensor.set_value(paddle.to_tensor(to_float32(weights[name], name, path)).astype(tensor.dtype))
 
 
-def _to_float32(value, name, path):
+def to_float32(value, name, path):
+    """An array of any floating-point type, Paddle's bfloat16 too; UserError for another one."""
     if value.dtype == np.uint16:  # how Paddle stores bfloat16: the upper half of a float32
         return (value.astype(np.uint32) << 16).view(np.float32)
     if value.dtype.kind != "f":

@@ -8,9 +8,10 @@ import paddle
 
 from config import default_config, load_config, resolve
 from engine.build import build_model
-from engine.checkpoint import load_weights
+from engine.fetch import download
+from engine.pretrained import load_pretrained
 from errors import UserError
-from files import shown
+from files import is_url, shown
 from models import list_models
 
 _VISION_MODELS = [name for name in paddle.vision.models.__all__ if name.islower()]
@@ -27,7 +28,7 @@ class Teacher:
     def __init__(self, cfg):
         self.weights = weights_path(cfg)
         self.model = _build(cfg)
-        load_weights(self.model, self.weights)
+        load_pretrained(self.model, self.weights, pos_resize=cfg.MODEL.POS_RESIZE)
         self.model.eval()
         distill = cfg.DISTILL
         tau = f", temperature {distill.TAU:g}" if distill.TYPE == "soft" else ""
@@ -47,6 +48,8 @@ def weights_path(cfg):
     distill = cfg.DISTILL
     if not distill.WEIGHTS and not _is_config(distill.TEACHER):
         raise UserError(f"DISTILL.TEACHER is {distill.TEACHER}: set DISTILL.WEIGHTS to the file of its weights")
+    if is_url(distill.WEIGHTS):
+        return download(distill.WEIGHTS)
     path = resolve(distill.WEIGHTS or Path(distill.TEACHER).with_name("best.pdparams"))
     if not path.is_file():
         raise UserError(f"DISTILL.WEIGHTS, the teacher's weights: {path} not found")

@@ -16,6 +16,7 @@ from engine.losses import CrossEntropy, DistillationLoss, prediction
 from engine.optimizer import build_optimizer, set_learning_rate
 from engine.optimizer_state import load_optimizer_state, optimizer_state
 from engine.precision import MixedPrecision
+from engine.pretrained import load_pretrained
 from engine.teacher import Teacher
 
 
@@ -40,6 +41,7 @@ class TrainStep:
     def __init__(self, cfg):
         train = cfg.TRAIN
         self.seed = cfg.SEED
+        self.pos_resize = cfg.MODEL.POS_RESIZE
         self.model = build_model(cfg)
         freeze(self.model, train.FREEZE)
         self.ema = ModelEma(self.model, train.EMA_DECAY) if train.EMA_DECAY else None
@@ -160,9 +162,13 @@ class TrainStep:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
 
     def start_from(self, path):
-        """Begin with the weights of a file."""
-        for model in {self.model, *self.models().values()}:
-            checkpoint.load_weights(model, path)
+        """Begin with the weights of a file; a head for other classes stays as it is."""
+        models = self.models()
+        first = models["raw"]
+        load_pretrained(first, path, new_head=True, pos_resize=self.pos_resize)
+        weights = {name: tensor.numpy() for name, tensor in first.state_dict().items()}
+        for model in {self.model, *models.values()} - {first}:
+            checkpoint.load_state(model, weights, path)
 
 
 def _seed_dropout(numbers):

@@ -1,5 +1,6 @@
 """Model families: PaddlePaddle layers that know no config, path or rank."""
 
+from models.identify import identify, likeliest
 from models.zoo import create_model, list_models, model_family
 
-__all__ = ["create_model", "list_models", "model_family"]
+__all__ = ["create_model", "identify", "likeliest", "list_models", "model_family"]

@@ -11,6 +11,7 @@ from paddle import nn
 from paddle.nn.initializer import Normal
 
 from models.layers import Block, check_images, init_from_fan_in
+from models.position import resize_map
 
 # Patches, and width per head, depth and heads of the three stages: paper, table 2, and the official pit.py.
 _SIZES = {
@@ -146,6 +147,15 @@ class PoolingTransformer(nn.Layer):
         if distilled:
             self.head_dist = nn.Linear(dims[-1], num_classes)
         self.apply(init_from_fan_in)
+
+    def fit_pos_embed(self, table, anew=False):
+        """A position map (1, C, h, w) of another image size resized bicubically, and what was done to it, in words.
+
+        `anew` means nothing here: the map is learned.
+        """
+        old_grid, grid = table.shape[2:], self.pos_embed.shape[2:]
+        words = f"resized bicubically from {old_grid[0]}x{old_grid[1]} to {grid[0]}x{grid[1]}"
+        return resize_map(table, grid), words
 
     def layer_index(self, name):
         """Place of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last.

@@ -15,6 +15,7 @@ from paddle import nn
 from paddle.nn.initializer import Normal, Orthogonal
 
 from models.layers import Block, Mlp, check_images, frozen_parameter, init_from_fan_in, init_linear_and_norm
+from models.position import is_sinusoid, resize_tokens, sinusoid_table, square_grid
 
 # Width, depth and heads of the deep-narrow backbone: paper, table 1, and the official models/t2t_vit.py.
 VARIANTS = {
@@ -208,15 +209,6 @@ class T2TModule(nn.Layer):
         return self.project(x)  # (B, N, C)
 
 
-def sinusoid_table(length, dim):
-    """Sinusoidal position table of the original transformer, (1, length, dim), float32."""
-    position = paddle.arange(length, dtype="float64").unsqueeze(1)  # (length, 1)
-    exponent = 2 * (paddle.arange(dim) // 2).astype("float64") / dim  # (dim,)
-    angle = position / 10000.0**exponent  # (length, dim)
-    even = (paddle.arange(dim) % 2 == 0).unsqueeze(0)  # (1, dim)
-    return paddle.where(even, paddle.sin(angle), paddle.cos(angle)).astype("float32").unsqueeze(0)
-
-
 class T2TViT(nn.Layer):
     """T2T module, class token, fixed sinusoidal positions, deep-narrow ViT backbone, linear head.
 
@@ -278,6 +270,25 @@ class T2TViT(nn.Layer):
         self.norm = nn.LayerNorm(embed_dim, epsilon=1e-5)
         self.head = nn.Linear(embed_dim, num_classes)
         self.apply(init_linear_and_norm)
+
+    def fit_pos_embed(self, table, anew=False):
+        """A position embedding (1, 1+M, C) of another image size, as one of this model, (1, 1+N, C).
+
+        The position of the class token is kept and the grid resized, as resize_pos_embed in the official utils.py
+        means to do; with `anew`, a table that is still the sinusoid becomes that of the new length.
+
+        Returns:
+            The table, and what was done to it, in words.
+
+        Raises:
+            ValueError: the M positions are of no square grid.
+        """
+        grid = self.tokens_to_token.grids[-1]
+        old_grid = square_grid(table.shape[1] - 1)
+        sizes = f"{old_grid[0]}x{old_grid[1]} to {grid[0]}x{grid[1]}"
+        if anew and is_sinusoid(table):
+            return sinusoid_table(1 + math.prod(grid), table.shape[2]), f"the sinusoid anew, from {sizes}"
+        return resize_tokens(table, old_grid, grid), f"resized bicubically from {sizes}"
 
     def layer_index(self, name):
         """Place of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last."""

@@ -1,0 +1,149 @@
+"""tools/convert.py: what it recognises, writes and says."""
+
+import hashlib
+import re
+import sys
+
+import numpy as np
+import official
+import paddle
+import peers
+import pytest
+from conftest import ROOT, error_line, tool
+
+import convert
+from engine import checkpoint
+from engine.logger import log
+from engine.pretrained import load_pretrained
+from errors import UserError
+from models import create_model
+
+T2T, PIT = "T2T_paddle/t2t_vit_7", "PaddleViT/pit_ti_224"
+
+
+def need_torch():
+    return pytest.importorskip("torch", reason="PyTorch, which reads PyTorch files, is not installed")
+
+
+@pytest.fixture(autouse=True)
+def logger_as_before():
+    """The command in this process sets up the log, which other tests read in their own way."""
+    before = list(log.handlers), log.level, log.propagate
+    yield
+    log.handlers[:], log.level, log.propagate = before
+
+
+def run(*words):
+    """The command in this process."""
+    convert.main(convert.parser().parse_args([*map(str, words)]))
+
+
+def test_an_official_file_is_converted_and_described(tmp_path):
+    need_torch()
+    source, output = tmp_path / "71.7_T2T_ViT_7.pth.tar", tmp_path / "t2t_vit_7.pdparams"
+    peers.save_torch(
+        source, {"state_dict": peers.official_tensors(T2T, 1), "state_dict_ema": peers.official_tensors(T2T)}
+    )
+    lines = tool("convert", source, "--output", output).stdout.splitlines()
+    assert lines[0] == "--model t2t_vit_7, the one that the file fits"
+    assert lines[1] == f"{source}: T2T-ViT, official names, entry state_dict_ema, PyTorch file, PyTorch's layout"
+    assert lines[2] == "t2t_vit_7: 111 of 111 tensors placed"
+    assert lines[-1].endswith(f"SHA-256 {hashlib.sha256(output.read_bytes()).hexdigest()}")
+    model = official.set_weights(create_model("t2t_vit_7"))
+    written = paddle.load(str(output))
+    assert written.keys() == model.state_dict().keys()
+    assert all(np.array_equal(value, model.state_dict()[name].numpy()) for name, value in written.items())
+    noise = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype("float32")
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(noise)).numpy()[0]
+    figures = re.search(
+        r"\(1, 3, 224, 224\)\): mean (\S+), standard deviation (\S+), largest (\S+) \(class (\d+)\)", lines[3]
+    )
+    expected = [logits.mean(), logits.std(), logits.max(), logits.argmax()]
+    assert np.allclose([float(figure) for figure in figures.groups()], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "pit_ti_distilled"])
+def test_to_pytorch_and_back_is_bit_identical(tmp_path, name):
+    torch = need_torch()
+    ours, theirs, again = (tmp_path / file for file in ("a.pdparams", "b.pth", "c.pdparams"))
+    model = official.set_weights(create_model(name, num_classes=9, image_size=64))
+    checkpoint.save(ours, model.state_dict())
+    run(ours, "--model", name, "--to", "torch", "--output", theirs)
+    run(theirs, "--output", again)
+    assert again.read_bytes() == ours.read_bytes()
+    tree = torch.load(theirs, weights_only=True)
+    if name == "t2t_vit_7":
+        assert set(tree) == {"state_dict", "state_dict_ema"}
+        tree = tree["state_dict"]
+    for key, value in model.state_dict().items():  # as the official code's load_state_dict compares them
+        value = value.numpy()
+        is_linear = key in official.linear_weights(model)
+        assert np.array_equal(tree[key].numpy(), value.T if is_linear else value), key
+
+
+def test_a_run_is_converted_by_the_config_beside_its_weights(tmp_path, capsys):
+    need_torch()
+    source = ROOT / "output/lit_data/best.pdparams"
+    run(source, "--to", "torch", "--output", tmp_path / "lit.pth")
+    assert "t2t_vit_7: 100 of 100 tensors placed" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"lit.pth .* fits no variant: give its --config"):
+        run(tmp_path / "lit.pth", "--output", tmp_path / "lit.pdparams")
+    run(tmp_path / "lit.pth", "--config", ROOT / "configs/lit_data.yaml", "--output", tmp_path / "lit.pdparams")
+    found, expected = (checkpoint.read(path) for path in (tmp_path / "lit.pdparams", source))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_extra_head_is_dropped_or_kept_knowingly(tmp_path, capsys):
+    need_torch()
+    source, output = tmp_path / "tl.pth.tar", tmp_path / "tl.pdparams"
+    head = np.random.default_rng(0).standard_normal((1000, 256)).astype("float32")
+    peers.save_torch(
+        source, {**peers.official_tensors(T2T), "aux_head.weight": head, "aux_head.bias": head[:, 0].copy()}
+    )
+    run(source, "--output", output)
+    assert "extra head: aux_head.weight, aux_head.bias left out (--keep-aux-head keeps it)" in capsys.readouterr().out
+    assert "aux_head.weight" not in checkpoint.read(output)
+    run(source, "--output", output, "--keep-aux-head")
+    assert "extra head: aux_head.weight, aux_head.bias kept" in capsys.readouterr().out
+    assert np.array_equal(checkpoint.read(output)["aux_head.weight"], head.T)
+    load_pretrained(create_model("t2t_vit_7"), output)
+    run(output, "--output", tmp_path / "back.pth", "--to", "torch", "--keep-aux-head")
+    back = need_torch().load(tmp_path / "back.pth", weights_only=True)["state_dict"]
+    assert np.array_equal(back["aux_head.weight"].numpy(), head)
+
+
+def test_what_fits_several_models_needs_a_name(tmp_path):
+    source = tmp_path / "w.pdparams"
+    checkpoint.save(source, create_model("t2t_vit_14", num_classes=5, image_size=32).state_dict())
+    with pytest.raises(UserError, match="fits t2t_vit_14 and t2t_vit_14_384 and t2t_vit_14_resnext: give --model"):
+        run(source, "--output", tmp_path / "out.pdparams")
+    run(source, "--model", "t2t_vit_14_resnext", "--output", tmp_path / "out.pdparams")
+    assert (tmp_path / "out.pdparams").read_bytes() == source.read_bytes()
+
+
+def test_mistakes_are_one_line_and_write_nothing(tmp_path):
+    source, output = tmp_path / "w.pdparams", tmp_path / "out.pdparams"
+    peers.save_paddle(source, peers.peer_tensors(PIT))
+    line = error_line("convert", source, "--output", source)
+    assert line == f"error: --output {source} is the file to convert; give another one"
+    for words, message in (
+        (("--model", "pit_ti_distilled"), f"{source} holds weights of pit_ti, not of pit_ti_distilled"),
+        (("--model", "pit_tiny"), "--model pit_tiny: unknown model 'pit_tiny'; did you mean pit_ti"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(source, "--output", output, *words)
+    tensors = peers.peer_tensors(PIT)
+    tensors["surplus"] = tensors.pop("norm.bias")
+    peers.save_paddle(source, tensors)
+    with pytest.raises(UserError, match="does not fit the model: no norm.bias; surplus is unknown to the model"):
+        run(source, "--output", output)
+    assert not output.exists()
+
+
+def test_without_pytorch_its_files_are_not_written(tmp_path, monkeypatch):
+    peers.save_paddle(tmp_path / "w.pdparams", peers.peer_tensors(PIT))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="pip install torch"):
+        run(tmp_path / "w.pdparams", "--output", tmp_path / "w.pth", "--to", "torch")
+    assert not (tmp_path / "w.pth").exists()

@@ -1,0 +1,168 @@
+"""Weights from a URL: a server on this machine stands in for the net."""
+
+import hashlib
+import http.server
+import socket
+import struct
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from conftest import ROOT, error_line, tool
+
+from engine import checkpoint, fetch
+from engine.fetch import download, local_file
+from errors import UserError
+from models import create_model
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Base URL of a server, with the paths that were asked for; and a cache of this test's own."""
+    monkeypatch.setenv("T2T_CACHE", str(tmp_path / "cache"))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            if self.path == "/slow.pth":  # until another process asks for it, which it must not
+                second.set() if len(seen) > 1 else second.wait(timeout=2)
+            pages = {"/page.pth": b"\n<!DOCTYPE html><html>", "/cut.pth": CONTENT[:1000]}
+            if self.path.startswith("/missing"):
+                self.send_error(404)
+                return
+            if self.path == "/reset.pth":
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(CONTENT)))
+                self.end_headers()
+                self.wfile.write(CONTENT[:1000])
+                # Closing with a zero linger sends a reset.
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                return
+            content = pages.get(self.path, CONTENT)
+            if self.path in served:
+                content = served[self.path].read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT) if self.path == "/cut.pth" else len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    seen, served, second = [], {}, threading.Event()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.url, server.seen, server.served = f"http://127.0.0.1:{server.server_port}", seen, served
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def cached(tmp_path):
+    return [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+def test_a_file_is_fetched_once_and_then_read_without_the_net(server, tmp_path):
+    url = f"{server.url}/a/w%20x.pdparams"
+    path = download(url)
+    assert path.read_bytes() == CONTENT and path.name == "w x.pdparams"
+    assert cached(tmp_path) == [path]
+    server.shutdown()
+    server.server_close()
+    assert download(url) == path == download(f"{url}#sha256={SHA256.upper()}")
+    assert server.seen == ["/a/w%20x.pdparams"]
+
+
+def test_addresses_with_the_same_file_name_are_told_apart(server):
+    assert download(f"{server.url}/a/w.pth") != download(f"{server.url}/b/w.pth")
+
+
+@pytest.mark.parametrize("name", ["w.pth#sha256=" + "0" * 64, "name-abcdef00.pth"])
+def test_another_checksum_leaves_nothing_behind(server, tmp_path, name):
+    with pytest.raises(UserError, match=f"has the SHA-256 {SHA256}, not (00000000|abcdef00)"):
+        download(f"{server.url}/{name}")
+    assert cached(tmp_path) == []
+
+
+def test_the_right_checksum_is_accepted(server):
+    for name in (f"w.pth#sha256={SHA256}", f"name-{SHA256[:8]}.pth", "of-20210311.pth"):
+        assert download(f"{server.url}/{name}").read_bytes() == CONTENT
+    with pytest.raises(UserError, match="expected #sha256= and 8 to 64 hexadecimal digits"):
+        download(f"{server.url}/w.pth#md5=00")
+    with pytest.raises(UserError, match=r"http://\[w.pth is no address"):
+        download("http://[w.pth")
+
+
+@pytest.mark.parametrize("name, message", [
+    ("missing.pth", "answered 404 Not Found; check the address, or download it by hand and give the file"),
+    ("cut.pth", r"cannot be downloaded \(.*1,000 of 3,000,000"),
+    ("reset.pth", r"cannot be downloaded \(.*Connection reset by peer"),
+    ("page.pth", "gives a web page, not the file .* download it by hand"),
+])  # fmt: skip
+def test_failures_are_one_line_and_leave_nothing_behind(server, tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
+        download(f"{server.url}/{name}")
+    assert cached(tmp_path) == []
+
+
+def test_without_a_net_the_line_says_what_to_do(server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match=r"cannot be downloaded \(.*Connection refused\): no net here\? Download it by"):
+        download(f"{server.url}/w.pth")
+
+
+def test_two_processes_fetch_once(server):
+    code = (
+        "import sys; sys.path[0] = sys.argv[1]; from engine.fetch import download\n"
+        "print('ready', flush=True); sys.stdin.readline(); print(download(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "tools"), f"{server.url}/slow.pth"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    paths = {process.communicate()[0] for process in processes}
+    assert len(paths) == 1 and server.seen == ["/slow.pth"]
+
+
+def test_where_the_cache_is(monkeypatch):
+    monkeypatch.delenv("T2T_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert str(fetch.cache_folder()) == "/elsewhere/t2t_vit"
+
+
+def test_progress_is_shown_on_a_terminal(server, monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "progress_bar", lambda _, **options: __import__("tqdm").tqdm(None, **options))
+    download(f"{server.url}/w.pth")
+    assert "w.pth: 100%" in capsys.readouterr().err
+
+
+def test_file_urls_and_names_without_suffix(tmp_path):
+    path = tmp_path / "w.pdparams"
+    path.write_bytes(CONTENT)
+    assert local_file(path.as_uri()) == path
+    assert local_file(tmp_path / "w") == path
+    with pytest.raises(UserError, match="not found; train first, or give a file with --pretrained"):
+        local_file(tmp_path / "x")
+
+
+def test_commands_take_a_url(server, tmp_path):
+    weights = tmp_path / "w.pdparams"
+    checkpoint.save(weights, create_model("pit_ti", image_size=32).state_dict())
+    server.served["/w.pdparams"] = weights
+    words = ("--config", ROOT / "configs/pit_ti.yaml", "DATA.IMAGE_SIZE", 32)
+    url = f"{server.url}/w.pdparams"
+    by_file = tool("predict", "--pretrained", weights, *words, cwd=tmp_path, timeout=60).stdout.splitlines()
+    by_url = tool("predict", "--pretrained", url, *words, cwd=tmp_path, timeout=60).stdout.splitlines()
+    assert by_url[-1] == by_file[-1] and by_url[-1].startswith("class_id is: ")
+    line = error_line("predict", "MODEL.PRETRAINED", f"{server.url}/missing", *words[:2], cwd=tmp_path, timeout=60)
+    assert line.startswith(f"error: {server.url}/missing answered 404")

@@ -1,0 +1,168 @@
+"""Convert weights: python tools/convert.py SRC --output FILE [--model NAME] [--to paddle|torch].
+
+SRC may be a file or URL of the official PyTorch code, timm, PaddleViT, T2T_paddle, paddle_pit or this repository. It
+is recognised by its content, and no code in it is run.
+"""
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+
+from cli import absolute, exit_with, import_paddle, not_empty, require_packages
+from errors import UserError
+
+
+def main(args):
+    require_packages()
+    import_paddle("cpu")
+    from engine import checkpoint
+    from engine.fetch import local_file
+    from engine.formats import in_paddle_layout, read_weights
+    from engine.logger import setup_logging
+    from engine.pretrained import check_variant
+    from files import shown
+
+    setup_logging()
+    source = local_file(absolute(args.source))
+    output = Path(args.output)
+    check_output(output, source)
+    weights = read_weights(source)
+    name, model = build(args, weights)
+    tensors, extra, is_torch = in_paddle_layout(weights, model)
+    check_variant(model, weights)
+    checkpoint.load_state(model, tensors, source)
+    print(f"{shown(source)}: {weights.form}, {'PyTorch' if is_torch else 'Paddle'}'s layout")
+    print(f"{name}: {len(tensors)} of {len(model.state_dict())} tensors placed")
+    if extra:
+        kept = "kept" if args.keep_aux_head else "left out (--keep-aux-head keeps it)"
+        print(f"extra head: {', '.join(extra)} {kept}")
+    write(output, model, extra if args.keep_aux_head else {}, args.to)
+    print_fingerprint(model)
+    print(f"{output}: {args.to}, {output.stat().st_size:,} bytes, SHA-256 {sha256(output)}")
+
+
+def check_output(output, source):
+    """Raise an error now if the output would overwrite the source or could not be written."""
+    from files import check_writable
+
+    check_writable(output)
+    if output.exists() and os.path.samefile(output, source):
+        raise UserError(f"--output {output} is the file to convert; give another one")
+
+
+# --- The model that the file is of ---
+
+
+def build(args, weights):
+    """(name, model with fresh weights) of --config, --model, the config beside the file, or else the file itself."""
+    from engine.build import build_model
+
+    cfg = load_own_config(args, weights)
+    if cfg is not None:
+        return cfg.MODEL.NAME, build_model(cfg)
+    return build_variant(args.model, weights)
+
+
+def load_own_config(args, weights):
+    """Config of --config, or config.yaml beside the file if it is of the same model; None if there is none."""
+    from config import load_config
+
+    beside = weights.path.with_name("config.yaml")
+    if not args.config and not beside.is_file():
+        return None
+    classes = weights.shapes.get("head.bias")
+    try:
+        cfg = load_config(args.config or beside, [("MODEL.NUM_CLASSES", str(classes[0]))] if classes else ())
+    except UserError:
+        if args.config:
+            raise
+        return None  # some other program's
+    if args.model in (None, cfg.MODEL.NAME):
+        return cfg
+    if args.config:
+        raise UserError(f"--model is {args.model}, but MODEL.NAME in {args.config} is {cfg.MODEL.NAME}")
+    return None
+
+
+def build_variant(name, weights):
+    """(name, model) of a variant with the class count, channels and image size of the file."""
+    from models import create_model, identify, likeliest
+
+    candidates = identify(weights.shapes)
+    if name is None:
+        names = likeliest(candidates)
+        if len(names) != 1:
+            fits = f"fits {' and '.join(names)}: give --model" if names else "fits no variant: give its --config"
+            raise UserError(f"{weights.path} ({weights.form}) {fits}")
+        name = names[0]
+        print(f"--model {name}, the one that the file fits")
+    try:
+        return name, create_model(name, **candidates.get(name, {}))
+    except ValueError as error:
+        raise UserError(f"--model {name}: {error}") from None
+
+
+# --- Output ---
+
+
+def write(output, model, extra, target):
+    """Write the weights of `model` and the `extra` tensors, complete or not at all."""
+    from engine import checkpoint
+    from engine.formats import write_torch
+
+    if target == "torch":
+        write_torch(output, model, extra)
+    else:
+        checkpoint.save(output, {**model.state_dict(), **extra})
+
+
+def print_fingerprint(model):
+    """Figures of the logits of one fixed image of noise, by which two conversions can be compared."""
+    import numpy as np
+    import paddle
+
+    model.eval()
+    shape = (1, model.in_chans, *model.image_size)
+    image = np.random.default_rng(0).standard_normal(shape).astype("float32")
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(image)).numpy()[0]  # (K,)
+    largest = ", ".join(f"{logits[i]:.4f} (class {i})" for i in np.argsort(-logits)[:3])
+    print(f"logits of default_rng(0).standard_normal({shape}): mean {logits.mean():.4f}, standard deviation "
+          f"{logits.std():.4f}, largest {largest}")  # fmt: skip
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def parser():
+    parser = argparse.ArgumentParser(
+        description="Convert weights of the official PyTorch code, timm, PaddleViT, T2T_paddle, paddle_pit or this "
+        "repository, and say what they compute.",
+        epilog="Exit status: 0 done, 1 a failure told in one line, 2 an unknown option.",
+    )
+    parser.add_argument("source", type=not_empty, metavar="SRC", help="file or URL, recognised by its content")
+    parser.add_argument("--output", type=not_empty, required=True, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--model", type=not_empty, metavar="NAME", help="t2t_vit_14, pit_s, ...; default: what SRC fits"
+    )
+    parser.add_argument(
+        "--to",
+        choices=("paddle", "torch"),
+        default="paddle",
+        help="paddle (default): for this repository; torch: for the official PyTorch code",
+    )
+    parser.add_argument("--keep-aux-head", action="store_true", help="keep the extra head of Token Labeling")
+    parser.add_argument(
+        "--config",
+        type=not_empty,
+        metavar="FILE",
+        help="of a model that is no named variant; default: config.yaml beside SRC",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    return parser
+
+
+if __name__ == "__main__":
+    exit_with(parser().parse_args, main)

@@ -1,0 +1,156 @@
+"""Weights from the net: downloaded once, whole or not at all, into a cache folder."""
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from config import resolve
+from engine.logger import log, progress_bar
+from errors import UserError
+from files import atomic_path, is_url
+
+_SUFFIX = ".pdparams"  # which PaddleViT's and MindSpore's users leave out
+# Of torch.hub: name-<start of its SHA-256>.pth. Digits alone are rather a date.
+_HUB_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$")
+_TIMEOUT = 30  # seconds without an answer
+_BLOCK = 2**20  # bytes
+
+
+def local_file(choice):
+    """Path of the weights that MODEL.PRETRAINED or --pretrained names: a file, with or without .pdparams, or a URL.
+
+    Raises UserError if there is no such file, or if it cannot be downloaded.
+    """
+    if is_url(choice):
+        return download(str(choice))
+    path = resolve(choice)
+    for candidate in (path, path.with_name(path.name + _SUFFIX)):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"weights {path} not found; train first, or give a file with --pretrained FILE")
+
+
+def cache_folder():
+    """$T2T_CACHE, else t2t_vit in the user's cache folder."""
+    own = os.environ.get("T2T_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2t_vit"
+
+
+def download(url):
+    """The local file of a URL, fetched unless it is in the cache; several processes fetch it once.
+
+    The file is checked against URL#sha256=HEX, or against the hexadecimal digits of a name like name-1a2b3c4d.pth.
+
+    Raises UserError in one line that says what to do: no net, no such file, another checksum, a web page.
+    """
+    address, _, fragment = url.partition("#")
+    try:
+        place = urllib.parse.urlsplit(address).path
+    except ValueError as error:
+        raise UserError(f"{url} is no address ({error})") from None
+    checksum = _expected_checksum(place, fragment, url)
+    if address.startswith("file://"):
+        path = Path(urllib.request.url2pathname(place))
+        if not path.is_file():
+            raise UserError(f"weights {url} not found")
+        _check(path, checksum, url)
+        return path
+    name = os.path.basename(urllib.parse.unquote(place)) or "weights"
+    # A folder for each address: files of the same name are not mixed up, nor taken for each other's neighbours.
+    folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:12]
+    path = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder):
+        if path.is_file() and _matches(path, checksum):
+            log.info("%s is in the cache: %s", address, path)
+        else:
+            _fetch(address, path, checksum, url)
+    return path
+
+
+def _expected_checksum(place, fragment, url):
+    """Start of the SHA-256 in hexadecimal that the file must have, or "" if nobody said."""
+    if not fragment:
+        match = _HUB_NAME.search(place)
+        return match.group(1) if match else ""
+    match = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
+    if not match:
+        raise UserError(f"{url}: expected #sha256= and 8 to 64 hexadecimal digits behind the URL")
+    return match.group(1).lower()
+
+
+@contextlib.contextmanager
+def _only_one(folder):
+    """Wait until no other process of this machine fetches into the folder."""
+    with open(folder / ".lock", "w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: then each process fetches for itself
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(address, path, checksum, url):
+    by_hand = "download it by hand and give the file with --pretrained FILE"
+    log.info("downloading %s to %s", address, path)
+    try:
+        with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer, atomic_path(path) as temporary:
+            _copy(answer, temporary, path.name)
+            _check_page(temporary, url, by_hand)
+            _check(temporary, checksum, url)
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{address} answered {error.code} {error.reason}; check the address, or {by_hand}") from None
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, EOFError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UserError(f"{address} cannot be downloaded ({reason}): no net here? {by_hand[0].upper()}{by_hand[1:]}") \
+            from None  # fmt: skip
+
+
+def _copy(answer, temporary, name):
+    """Write an answer to a file, with a progress bar; EOFError if it ends early."""
+    total = int(answer.headers.get("Content-Length") or 0)
+    received = 0
+    with open(temporary, "wb") as file, progress_bar(None, total=total or None, unit="B", unit_scale=True, desc=name) \
+            as bar:  # fmt: skip
+        while block := _read(answer):
+            file.write(block)
+            received += len(block)
+            bar.update(len(block))
+    if received < total:
+        raise EOFError(f"it ended after {received:,} of {total:,} bytes")
+
+
+def _read(answer):
+    try:
+        return answer.read(_BLOCK)
+    except (OSError, http.client.HTTPException) as error:  # not to be taken for an error of the disk
+        raise EOFError(str(error)) from error
+
+
+def _check_page(path, url, by_hand):
+    with open(path, "rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{url} gives a web page, not the file (share links such as Google Drive's do); {by_hand}")
+
+
+def _digest(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _matches(path, checksum):
+    return not checksum or _digest(path).startswith(checksum)
+
+
+def _check(path, checksum, url):
+    if not _matches(path, checksum):
+        raise UserError(f"{url} has the SHA-256 {_digest(path)}, not {checksum}; the file is damaged or another one")

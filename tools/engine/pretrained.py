@@ -1,0 +1,92 @@
+"""Weights of any known file brought into a model: names, layout, another number of classes, another image size."""
+
+import numpy as np
+import paddle
+
+from engine import checkpoint
+from engine.formats import in_paddle_layout, read_weights
+from engine.logger import log
+from errors import UserError
+from files import shown
+from models import identify
+
+
+def load_pretrained(model, path, new_head=False, pos_resize="bicubic"):
+    """Put the weights of a file into `model`; see `fit_weights`."""
+    checkpoint.load_state(model, fit_weights(model, read_weights(path), new_head, pos_resize), path)
+
+
+def count_classes(path):
+    """Number of classes that the weights of a file are for. Raises UserError if it has no head."""
+    head = read_weights(path).shapes.get("head.bias", ())
+    if len(head) != 1:
+        raise UserError(f"{path} has no head.bias to tell the number of classes by; set MODEL.NUM_CLASSES")
+    return head[0]
+
+
+def fit_weights(model, weights, new_head=False, pos_resize="bicubic"):
+    """The state dict of arrays that `checkpoint.load_state` puts into `model`; the log says what was adapted.
+
+    Args:
+        model: one of ours, with fresh weights.
+        weights: `formats.Weights`.
+        new_head: a head for another number of classes is left out and the model's own kept; else it is an error.
+        pos_resize: of a position embedding for another image size: "bicubic", or "sinusoid" to compute it anew where
+            it is still the sinusoid.
+
+    Raises:
+        UserError: the file is of another model, which is named if it is known.
+    """
+    tensors, extra, is_torch = in_paddle_layout(weights, model)
+    if not weights.is_own:
+        log.info("%s: %s, %s's layout", shown(weights.path), weights.form, "PyTorch" if is_torch else "Paddle")
+    if extra:
+        log.info("%s: left out %s, which no model here has", shown(weights.path), ", ".join(extra))
+    own = model.state_dict()
+    check_variant(model, weights)
+    if new_head:
+        tensors = _with_new_head(own, tensors, weights.path)
+    if "pos_embed" in tensors and list(tensors["pos_embed"].shape) != list(own["pos_embed"].shape):
+        tensors = {**tensors, "pos_embed": _fit_pos_embed(model, tensors["pos_embed"], weights.path, pos_resize)}
+    return tensors
+
+
+def check_variant(model, weights):
+    """Raise UserError with the right names if the file is of other variants than the model."""
+    fitting = identify(weights.shapes)
+    mine = identify({name: tensor.shape for name, tensor in model.state_dict().items()})
+    if fitting and mine and not set(fitting) & set(mine):
+        raise UserError(
+            f"{weights.path} holds weights of {' or '.join(fitting)}, not of {' or '.join(mine)}: change the model "
+            "(MODEL.NAME) or the file"
+        )
+
+
+def _with_new_head(own, tensors, path):
+    """`tensors` with the model's own head if theirs is for another number of classes."""
+    heads = [name for name in own if name.startswith(checkpoint.HEADS)]
+    if all(np.shape(tensors.get(name)) == tuple(own[name].shape) for name in heads):
+        return tensors
+    before, after = np.shape(tensors.get("head.bias")), list(own["head.bias"].shape)
+    log.info(
+        "%s: all but the head, which is new: %s classes there, %d here",
+        shown(path),
+        before[0] if before else "no",
+        after[0],
+    )
+    kept = {name: value for name, value in tensors.items() if not name.startswith(checkpoint.HEADS)}
+    return {**kept, **{name: own[name].numpy() for name in heads}}
+
+
+def _fit_pos_embed(model, table, path, pos_resize):
+    expected = model.state_dict()["pos_embed"].shape
+    channels = 1 if len(expected) == 4 else -1  # of (1, C, h, w) or (1, N, C)
+    if table.ndim != len(expected) or table.shape[channels] != expected[channels]:
+        return table  # of another model: load_state names it
+    try:
+        table = paddle.to_tensor(checkpoint.to_float32(table, "pos_embed", path))
+        fitted, how = model.fit_pos_embed(table, anew=pos_resize == "sinusoid")
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    log.info("%s: position embedding %s", shown(path), how)
+    return fitted.numpy()
