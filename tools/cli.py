@@ -156,7 +156,7 @@ def overrides(args):
     pairs += [(args.batch_size_key, args.batch_size)] if args.batch_size else []
     pairs += [("DEVICE", args.device)] if args.device else []
     for key, value in zip(args.opts[::2], args.opts[1::2]):
-        is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED")
+        is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED", "DISTILL.WEIGHTS")
         pairs.append((key, absolute(value) if is_path and value else value))
     return pairs
 
