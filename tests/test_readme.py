@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tarfile
 
+import peers
 import pytest
 from conftest import ENVIRONMENT, ROOT
 
@@ -57,6 +58,9 @@ def place(tmp_path_factory):
     make_archives(folder, wnids, digits[:4])
     for name in ("t2t_vit_7", "t2t_vit_14"):
         checkpoint.save(folder / f"{name}.pdparams", create_model(name, image_size=32).state_dict())
+    peers.save_torch(
+        folder / "71.7_T2T_ViT_7.pth.tar", {"state_dict_ema": peers.official_tensors("T2T_paddle/t2t_vit_7")}
+    )
     return folder
 
 
@@ -105,11 +109,15 @@ def test_command_runs(line, place):
     line = line.replace("$SAMPLE", "/path/to/imagenet").replace("$PWD/", "")
     line = re.sub(r"output/(memorise|finetune)/", rf"{place}/output/\1/", line)
     line = re.sub(r"/path/to/(\S+)", rf"{place}/\1", line)
-    line = re.sub(r"\b(picture.png|photo.jpg|predictions.json|speed.json|few.txt)", rf"{place}/\1", line)
+    line = re.sub(
+        r"\b(picture.png|photo.jpg|predictions.json|speed.json|few.txt|t2t_vit_7_official.pdparams)",
+        rf"{place}/\1",
+        line,
+    )
     line = re.sub(r"^(NNODES=\S+ MASTER=\S+ NODE_RANK=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
     line += f" --sheet {place}/augment.png" if "visualize.py" in line else ""
     line += " --images 8 --rounds 1 --workers 1" if "benchmark.py" in line else ""
-    if "imagenet" in line or "t2t_vit" in line:
+    if "convert.py" not in line and ("imagenet" in line or "t2t_vit" in line):
         tiny = TINY if "train" in line.split()[1] else "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0"
         line += f" --output {place}/output {tiny}" if "memorise/" not in line else ""
     elif re.search(r"\btrain\.(sh|py)", line):
