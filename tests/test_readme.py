@@ -58,9 +58,6 @@ def place(tmp_path_factory):
     make_archives(folder, wnids, digits[:4])
     for name in ("t2t_vit_7", "t2t_vit_14"):
         checkpoint.save(folder / f"{name}.pdparams", create_model(name, image_size=32).state_dict())
-    peers.save_torch(
-        folder / "71.7_T2T_ViT_7.pth.tar", {"state_dict_ema": peers.official_tensors("T2T_paddle/t2t_vit_7")}
-    )
     return folder
 
 
@@ -106,14 +103,15 @@ def make_archives(folder, wnids, pictures):
 
 @pytest.mark.parametrize("line", commands())
 def test_command_runs(line, place):
+    if "convert.py" in line:
+        pytest.importorskip("torch", reason="the command reads a PyTorch file")
+        tensors = peers.official_tensors("T2T_paddle/t2t_vit_7")
+        peers.save_torch(place / "71.7_T2T_ViT_7.pth.tar", {"state_dict_ema": tensors})
     line = line.replace("$SAMPLE", "/path/to/imagenet").replace("$PWD/", "")
     line = re.sub(r"output/(memorise|finetune)/", rf"{place}/output/\1/", line)
     line = re.sub(r"/path/to/(\S+)", rf"{place}/\1", line)
-    line = re.sub(
-        r"\b(picture.png|photo.jpg|predictions.json|speed.json|few.txt|t2t_vit_7_official.pdparams)",
-        rf"{place}/\1",
-        line,
-    )
+    files = "picture.png|photo.jpg|predictions.json|speed.json|few.txt|t2t_vit_7_official.pdparams"
+    line = re.sub(rf"\b({files})", rf"{place}/\1", line)
     line = re.sub(r"^(NNODES=\S+ MASTER=\S+ NODE_RANK=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
     line += f" --sheet {place}/augment.png" if "visualize.py" in line else ""
     line += " --images 8 --rounds 1 --workers 1" if "benchmark.py" in line else ""
