@@ -1,11 +1,15 @@
 """PiT's own promises; its figures against the official code are in test_models.py."""
 
+import json
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from conftest import tool
 
 from config import load_config
+from engine import checkpoint
 from engine.build import build_model
 from engine.optimizer import parameter_groups
 from errors import UserError
@@ -125,3 +129,29 @@ def test_keys_of_the_other_family_are_refused():
         build_model(cfg)
     with pytest.raises(UserError, match=r"MODEL.PIT.DEPTH is \[1, 0\] but must be"):
         load_config("configs/pit_ti.yaml", [("MODEL.PIT.DEPTH", "[1, 0]")])
+
+
+def test_commands_serve_a_pit_as_they_serve_a_t2t_vit(tmp_path):
+    def words(folder, *more):
+        short = (
+            "TRAIN.EPOCHS",
+            "2",
+            "TRAIN.WARMUP_EPOCHS",
+            "0",
+            "TRAIN.COOLDOWN_EPOCHS",
+            "0",
+            "MODEL.DROP_PATH_RATE",
+            "0.1",
+        )
+        return ("--config", "configs/lit_data_pit.yaml", "--output", tmp_path / folder, *short, *more)
+
+    tool("train", *words("whole"))
+    assert "stopped by TRAIN.TIME_LIMIT" in tool("train", *words("cut", "TRAIN.TIME_LIMIT", "1s")).stdout
+    tool("train", *words("cut"))
+    states = [checkpoint.read(tmp_path / folder / "lit_data_pit/latest.pdparams") for folder in ("whole", "cut")]
+    for part in ("model", "ema", "optimizer"):
+        assert all((states[0][part][name] == value).all() for name, value in states[1][part].items()), part
+    best = tmp_path / "whole/lit_data_pit/best.pdparams"
+    assert "lit_data final val acc is:" in tool("val", "--pretrained", best).stdout
+    predicted = tool("predict", "--pretrained", best, "lit_data/val/0", "--json", tmp_path / "found.json").stdout
+    assert len(predicted.splitlines()) == len(json.loads((tmp_path / "found.json").read_text())) > 30

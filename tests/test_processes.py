@@ -140,6 +140,18 @@ def test_two_processes_train_like_one(ten_steps, tmp_path):
     assert_close(tmp_path / "lit_data", one)
 
 
+def test_two_processes_distil_a_pit_like_one(ten_steps, tmp_path):
+    words = ten_steps[0][ten_steps[0].index("AUG.SCALE") :]  # without the sizes of a T2T-ViT
+    words += ["--config", "configs/lit_data_pit.yaml", "NAME", "lit_data", "MODEL.NAME", "pit_ti_distilled",
+              "MODEL.PIT.BASE_DIMS", "[8, 8]", "MODEL.PIT.DEPTH", "[1, 1]", "DISTILL.TYPE", "hard",
+              "DISTILL.TEACHER", "output/lit_data/config.yaml",
+              # The keys' bias has a gradient of nothing but rounding, which Adam would scale up.
+              "TRAIN.EPSILON", 1e-4]  # fmt: skip
+    tool("train", "--output", tmp_path / "one", "--batch-size", 64, *words)
+    launched(tmp_path / "launch", "train", "--output", tmp_path / "two", "--batch-size", 32, *words)
+    assert_close(tmp_path / "two/lit_data", tmp_path / "one/lit_data")
+
+
 def test_two_processes_fine_tune_like_one(ten_steps, tmp_path):
     words = [*ten_steps[0], "TRAIN.OPTIMIZER", "sgd", "TRAIN.BASE_LR", 0.05, "TRAIN.LAYER_DECAY", 0.7,
              "TRAIN.CLIP_NORM", 1.0,
