@@ -46,7 +46,8 @@ def fit_weights(model, weights, new_head=False, pos_resize="bicubic"):
     check_variant(model, weights)
     if new_head:
         tensors = _with_new_head(own, tensors, weights.path)
-    if "pos_embed" in tensors and list(tensors["pos_embed"].shape) != list(own["pos_embed"].shape):
+    shapes = [tuple(side["pos_embed"].shape) for side in (tensors, own) if "pos_embed" in side]
+    if len(set(shapes)) == 2:
         tensors = {**tensors, "pos_embed": _fit_pos_embed(model, tensors["pos_embed"], weights.path, pos_resize)}
     return tensors
 
