@@ -233,6 +233,11 @@ def test_mistakes_are_one_line(words, message):
     assert error_line("benchmark", *words).startswith(message)
 
 
+def test_number_of_classes_may_be_that_of_the_data():
+    words = ["MODEL.NUM_CLASSES", "0", "AUG.MIXUP", "0.8", "--images", "8", "--rounds", "1", "--workers", "0"]
+    assert "images/s" in tool("benchmark", "data", *words).stdout
+
+
 def test_folder_without_images_and_broken_image(tmp_path):
     for split in ("train", "val"):
         for name in "ab":

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -92,6 +93,15 @@ def test_a_run_is_converted_by_the_config_beside_its_weights(tmp_path, capsys):
     run(tmp_path / "lit.pth", "--config", ROOT / "configs/lit_data.yaml", "--output", tmp_path / "lit.pdparams")
     found, expected = (checkpoint.read(path) for path in (tmp_path / "lit.pdparams", source))
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_config_of_another_model_beside_the_file_is_no_matter(tmp_path, capsys):
+    shutil.copy(ROOT / "output/lit_data/config.yaml", tmp_path)
+    checkpoint.save(tmp_path / "own.pdparams", create_model("pit_ti", num_classes=10).state_dict())
+    peers.save_paddle(tmp_path / "theirs.pdparams", peers.peer_tensors(PIT))
+    for name in ("own", "theirs"):
+        run(tmp_path / f"{name}.pdparams", "--output", tmp_path / "out.pdparams")
+        assert "--model pit_ti, the one that the file fits" in capsys.readouterr().out
 
 
 def test_the_extra_head_is_dropped_or_kept_knowingly(tmp_path, capsys):

@@ -161,7 +161,7 @@ def test_teacher_from_paddle_vision(tmp_path):
         (("DISTILL.TEACHER", "resnet51"), "set DISTILL.WEIGHTS to the file"),
         (("DISTILL.TEACHER", "resnet51", "DISTILL.WEIGHTS", "output/lit_data/best.pdparams"),
          "unknown model resnet51; did you mean resnet50"),
-        (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "absent.pdparams"), "DISTILL.WEIGHTS.*absent.pdparams not"),
+        (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "absent.pdparams"), "not found; set DISTILL.WEIGHTS"),
         (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "output/lit_data/best.pdparams"), "does not fit the model"),
         (("DISTILL.TEACHER", SHIPPED, "DATA.MEAN", "[0.5, 0.5, 0.5]"), r"has DATA.MEAN \[0.485"),
         (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "output/lit_data/best.pdparams", "DATA.CHANNELS", "1",
@@ -171,6 +171,17 @@ def test_teacher_from_paddle_vision(tmp_path):
 def test_teachers_that_cannot_be_had_are_named(words, message):
     with pytest.raises(UserError, match=message):
         Teacher(config("DISTILL.TYPE", "hard", *words))
+
+
+def test_a_teachers_config_and_weights_come_from_one_place(tmp_path):
+    # A relative path of a YAML file counts from the repository, one of the command line from the current folder.
+    (tmp_path / "output/lit_data").mkdir(parents=True)
+    (tmp_path / SHIPPED).write_text("MODEL: {NAME: pit_ti}\n")
+    words = ("--config", ROOT / "configs/lit_data_student.yaml", "--output", tmp_path, "TRAIN.TIME_LIMIT", "1s")
+    log = tool("train", *words, cwd=tmp_path).stdout
+    assert "stopped by" in log and f"with {ROOT}/output/lit_data/best.pdparams" in log
+    line = error_line("train", *words, "NAME", "other", "DISTILL.TEACHER", SHIPPED, cwd=tmp_path)
+    assert f"weights {tmp_path}/output/lit_data/best.pdparams not found; set DISTILL.WEIGHTS" in line
 
 
 def test_settings_that_do_not_fit_are_named():

@@ -133,12 +133,22 @@ def test_training_folder_without_validation_is_divided_and_a_validation_folder_i
 def test_list_files_are_left_alone(tmp_path):
     make_folders(tmp_path, {"ant": 4, "bee": 4})
     (tmp_path / "t.txt").write_text("ant/0.png 0\nbee/0.png 1\n")
-    cfg = own_config(tmp_path, DATA__TRAIN_LIST="t.txt", DATA__VAL_LIST="t.txt")
+    cfg = own_config(tmp_path, "0.0", DATA__TRAIN_LIST="t.txt", DATA__VAL_LIST="t.txt")
     with pytest.raises(UserError, match="MODEL.NUM_CLASSES is 0 but list files name no classes"):
         load_data(cfg)
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
     splits = load_data(cfg)[1]
     assert list(splits["train"].paths) == list(splits["val"].paths) == [f"{tmp_path}/{n}/0.png" for n in ("ant", "bee")]
+
+
+def test_a_list_that_trains_leaves_nothing_to_divide_and_nothing_to_validate_on(tmp_path):
+    # Else the whole folder, with the images of the list, would validate.
+    make_folders(tmp_path, {"ant": 4, "bee": 4})
+    (tmp_path / "t.txt").write_text("ant/0.png 0\nbee/0.png 1\n")
+    with pytest.raises(UserError, match="DATA.VAL_SHARE is 0.2 but must be 0.0 with DATA.TRAIN_LIST"):
+        own_config(tmp_path, DATA__TRAIN_LIST="t.txt")
+    with pytest.raises(UserError, match="has no val/ folder$"):
+        load_data(settings(DATA__PATH=str(tmp_path), MODEL__NUM_CLASSES="2", DATA__TRAIN_LIST="t.txt"))
 
 
 def test_what_would_help_is_suggested(tmp_path):
@@ -180,6 +190,17 @@ def test_training_needs_the_path_alone(run):
     assert (folder / "classes.txt").read_text().splitlines()[1:] == ["0\t3\t3", "1\t5\t5", "2\t8\t8"]
     again = tool("train", *words).stdout
     assert "resumed " in again and "all 1 epochs are done" in again
+
+
+def test_a_head_for_other_classes_of_the_same_number_is_new(run, tmp_path):
+    pictures, folder, _, words = run
+    for number in (3, 5, 8):
+        shutil.copytree(pictures / str(number), tmp_path / f"own/{9 - number}")  # 1, 4, 6
+    best = folder / "best.pdparams"
+    log = tool("train", *words, "--data-path", tmp_path / "own", "--output", tmp_path, "--pretrained", best).stdout
+    assert "best.pdparams: all but the head, which is new: other classes there, 3 here" in log
+    log = tool("train", *words, "--output", tmp_path / "same", "--pretrained", best).stdout
+    assert "which is new" not in log
 
 
 def test_run_validates_and_predicts_with_nothing_but_itself(run, tmp_path):

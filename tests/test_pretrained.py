@@ -198,7 +198,7 @@ def test_variants_are_recognised_by_their_shapes(name, also):
 def test_the_right_model_is_named(tmp_path, file, name):
     checkpoint.save(tmp_path / "w.pdparams", create_model(file).state_dict())
     with pytest.raises(UserError, match=f"holds weights of {file}, not of {name}: change the model"):
-        load_pretrained(create_model(name), tmp_path / "w.pdparams", new_head=True)
+        load_pretrained(create_model(name), tmp_path / "w.pdparams", head="fit")
 
 
 class _Malicious:
@@ -266,7 +266,7 @@ def test_a_head_that_fits_is_loaded_in_training_too(tmp_path):
     path = tmp_path / "w.pdparams"
     peers.save_paddle(path, peers.peer_tensors(PIT))
     model = create_model("pit_ti")
-    load_pretrained(model, path, new_head=True)
+    load_pretrained(model, path, head="fit")
     assert is_official(model)
 
 

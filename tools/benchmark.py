@@ -47,10 +47,13 @@ def main(args, cfg):
 
 def benchmark_data(args, cfg):
     """Measure the input pipeline, print it part by part, and return all figures."""
+    from config import with_classes
     from data.dataset import load_data
     from engine.logger import log
 
-    pictures = choose_pictures(load_data(cfg)[1], args.count)
+    classes, splits = load_data(cfg)
+    cfg = with_classes(cfg, len(classes))
+    pictures = choose_pictures(splits, args.count)
     read_all(pictures.paths)
     report = {}
     parts = (

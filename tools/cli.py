@@ -157,6 +157,7 @@ def overrides(args):
     pairs += [("DEVICE", args.device)] if args.device else []
     for key, value in zip(args.opts[::2], args.opts[1::2]):
         is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED", "DISTILL.WEIGHTS")
+        is_path = is_path or key == "DISTILL.TEACHER" and value.endswith((".yaml", ".yml"))
         pairs.append((key, absolute(value) if is_path and value else value))
     return pairs
 

@@ -76,9 +76,7 @@ _C.DATA.ON_ERROR = "raise"  # at an unreadable training image: raise, or skip (t
 _C.AUG = CN()
 _C.AUG.SCALE = [0.08, 1.0]  # random-resized crop: share of the image's area
 _C.AUG.RATIO = [3 / 4, 4 / 3]  # width / height of the crop
-_C.AUG.PADDED_CROP = (
-    0.0  # padding / side of a padded random crop, 0.125 for CIFAR, instead of SCALE and RATIO; 0.0 = off
-)
+_C.AUG.PADDED_CROP = 0.0  # padding / side of a padded random crop instead (0.125 for CIFAR); 0.0 = off
 _C.AUG.INTERPOLATION = "random"  # bilinear, bicubic, or random: either, drawn for each image
 _C.AUG.HFLIP = 0.5  # probability of a horizontal flip
 _C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # RandAugment by this string, AutoAugment original or v0, 3a, or ""
@@ -312,6 +310,8 @@ def _check(cfg):
         ("DISTILL.ALPHA", 0 <= distill.ALPHA <= 1, "0.0 to 1.0"),
         ("DISTILL.TAU", distill.TAU > 0, "above 0.0"),
         ("DATA.VAL_SHARE", 0 <= data.VAL_SHARE < 1, "0.0 to below 1.0"),
+        ("DATA.VAL_SHARE", not data.VAL_SHARE or not (data.TRAIN_LIST or data.VAL_LIST),
+         "0.0 with DATA.TRAIN_LIST or DATA.VAL_LIST: it divides folders, lists are taken as they are"),
         ("DATA.CHANNELS", data.CHANNELS in (1, 3), "1 or 3"),
         ("DATA.IMAGE_SIZE", 1 <= data.IMAGE_SIZE <= 4096, "1 to 4096 pixels"),
         ("DATA.MEAN", _numbers(data.MEAN, data.CHANNELS), f"a list of {data.CHANNELS} number(s), one per channel"),

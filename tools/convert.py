@@ -59,17 +59,22 @@ def build(args, weights):
     from engine.build import build_model
 
     cfg = load_own_config(args, weights)
-    if cfg is not None:
-        return cfg.MODEL.NAME, build_model(cfg)
+    model = build_model(cfg) if cfg is not None else None
+    if model is not None and (args.config or shapes_of(model) == weights.shapes):
+        return cfg.MODEL.NAME, model
     return build_variant(args.model, weights)
 
 
+def shapes_of(model):
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def load_own_config(args, weights):
-    """Config of --config, or config.yaml beside the file if it is of the same model; None if there is none."""
+    """Config of --config, or of the run that the file is of if it lies beside it; None if there is none."""
     from config import load_config
 
     beside = weights.path.with_name("config.yaml")
-    if not args.config and not beside.is_file():
+    if not args.config and not (weights.is_own and beside.is_file()):
         return None
     classes = weights.shapes.get("head.bias")
     try:

@@ -145,10 +145,11 @@ class Layout:
             return self.shared
         if self.given:
             return self._given_folder if self.given == split else None
-        # A folder of class folders, named otherwise, serves as the validation split.
-        return self.own(split) or (
-            self.root if split == "val" and not self.own("train") and class_folders(self.root) else None
-        )
+        if self.own(split):
+            return self.own(split)
+        # A folder of class folders, named otherwise, serves as the validation split; not one of which a list trains.
+        is_val = split == "val" and not self.own("train") and not self.lists["train"] and class_folders(self.root)
+        return self.root if is_val else None
 
     def require(self, split):
         """The same; raises UserError, saying what to do, if there is none."""

@@ -63,12 +63,18 @@ def build_trained_model(cfg, chosen):
     return model, path
 
 
-def warn_of_other_classes(classes, weights):
-    """Warn where the class list beside the weights has other classes than the data: an accuracy then means little."""
+def first_other_class(classes, weights):
+    """The first class that the list beside the weights names otherwise than the data, in words; None if none."""
     beside = weights.with_name("classes.txt")
     if not beside.is_file() or classes.source == "MODEL.NUM_CLASSES":
-        return
+        return None
     for number, (ours, theirs) in enumerate(zip(classes.folders, read_classes(beside).folders)):
         if ours != theirs:
-            log.warning("warning: class %d is %s in %s but %s in %s", number, ours, classes.source, theirs, beside)
-            return
+            return f"class {number} is {ours} in {classes.source} but {theirs} in {beside}"
+    return None
+
+
+def warn_of_other_classes(classes, weights):
+    """Warn where the weights are for other classes than the data's: an accuracy then means little."""
+    if other := first_other_class(classes, weights):
+        log.warning("warning: %s", other)

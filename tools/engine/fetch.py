@@ -23,10 +23,10 @@ _TIMEOUT = 30  # seconds without an answer
 _BLOCK = 2**20  # bytes
 
 
-def local_file(choice):
-    """Path of the weights that MODEL.PRETRAINED or --pretrained names: a file, with or without .pdparams, or a URL.
+def local_file(choice, advice="train first, or give a file with --pretrained FILE"):
+    """Path of the weights that a setting names: a file, with or without .pdparams, or a URL.
 
-    Raises UserError if there is no such file, or if it cannot be downloaded.
+    Raises UserError with `advice` if there is no such file, or if it cannot be downloaded.
     """
     if is_url(choice):
         return download(str(choice))
@@ -34,7 +34,7 @@ def local_file(choice):
     for candidate in (path, path.with_name(path.name + _SUFFIX)):
         if candidate.is_file():
             return candidate
-    raise UserError(f"weights {path} not found; train first, or give a file with --pretrained FILE")
+    raise UserError(f"weights {path} not found; {advice}")
 
 
 def cache_folder():

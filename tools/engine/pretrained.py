@@ -11,9 +11,9 @@ from files import shown
 from models import identify
 
 
-def load_pretrained(model, path, new_head=False, pos_resize="bicubic"):
+def load_pretrained(model, path, head="same", pos_resize="bicubic"):
     """Put the weights of a file into `model`; see `fit_weights`."""
-    checkpoint.load_state(model, fit_weights(model, read_weights(path), new_head, pos_resize), path)
+    checkpoint.load_state(model, fit_weights(model, read_weights(path), head, pos_resize), path)
 
 
 def count_classes(path):
@@ -24,13 +24,14 @@ def count_classes(path):
     return head[0]
 
 
-def fit_weights(model, weights, new_head=False, pos_resize="bicubic"):
+def fit_weights(model, weights, head="same", pos_resize="bicubic"):
     """The state dict of arrays that `checkpoint.load_state` puts into `model`; the log says what was adapted.
 
     Args:
         model: one of ours, with fresh weights.
         weights: `formats.Weights`.
-        new_head: a head for another number of classes is left out and the model's own kept; else it is an error.
+        head: "same": a head for another number of classes is an error; "fit": it is left out and the model's own kept;
+            "new": the model's own is kept in any case.
         pos_resize: of a position embedding for another image size: "bicubic", or "sinusoid" to compute it anew where
             it is still the sinusoid.
 
@@ -44,8 +45,8 @@ def fit_weights(model, weights, new_head=False, pos_resize="bicubic"):
         log.info("%s: left out %s, which no model here has", shown(weights.path), ", ".join(extra))
     own = model.state_dict()
     check_variant(model, weights)
-    if new_head:
-        tensors = _with_new_head(own, tensors, weights.path)
+    if head != "same":
+        tensors = _with_own_head(own, tensors, weights.path, always=head == "new")
     shapes = [tuple(side["pos_embed"].shape) for side in (tensors, own) if "pos_embed" in side]
     if len(set(shapes)) == 2:
         tensors = {**tensors, "pos_embed": _fit_pos_embed(model, tensors["pos_embed"], weights.path, pos_resize)}
@@ -63,18 +64,14 @@ def check_variant(model, weights):
         )
 
 
-def _with_new_head(own, tensors, path):
-    """`tensors` with the model's own head if theirs is for another number of classes."""
+def _with_own_head(own, tensors, path, always):
+    """`tensors` with the model's own head, `always` or if theirs is for another number of classes."""
     heads = [name for name in own if name.startswith(checkpoint.HEADS)]
-    if all(np.shape(tensors.get(name)) == tuple(own[name].shape) for name in heads):
+    if not always and all(np.shape(tensors.get(name)) == tuple(own[name].shape) for name in heads):
         return tensors
-    before, after = np.shape(tensors.get("head.bias")), list(own["head.bias"].shape)
-    log.info(
-        "%s: all but the head, which is new: %s classes there, %d here",
-        shown(path),
-        before[0] if before else "no",
-        after[0],
-    )
+    before, after = np.shape(tensors.get("head.bias")), own["head.bias"].shape[0]
+    there = "other classes" if always else f"{before[0] if before else 'no'} classes"
+    log.info("%s: all but the head, which is new: %s there, %d here", shown(path), there, after)
     kept = {name: value for name, value in tensors.items() if not name.startswith(checkpoint.HEADS)}
     return {**kept, **{name: own[name].numpy() for name in heads}}
 

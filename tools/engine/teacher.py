@@ -8,10 +8,10 @@ import paddle
 
 from config import default_config, load_config, resolve
 from engine.build import build_model
-from engine.fetch import download
+from engine.fetch import local_file
 from engine.pretrained import load_pretrained
 from errors import UserError
-from files import is_url, shown
+from files import shown
 from models import list_models
 
 _VISION_MODELS = [name for name in paddle.vision.models.__all__ if name.islower()]
@@ -31,10 +31,9 @@ class Teacher:
         load_pretrained(self.model, self.weights, pos_resize=cfg.MODEL.POS_RESIZE)
         self.model.eval()
         distill = cfg.DISTILL
+        name = shown(distill.TEACHER) if _is_config(distill.TEACHER) else distill.TEACHER
         tau = f", temperature {distill.TAU:g}" if distill.TYPE == "soft" else ""
-        self.summary = (
-            f"teacher {distill.TEACHER} with {shown(self.weights)}: {distill.TYPE}, {distill.ALPHA:g} of the loss{tau}"
-        )
+        self.summary = f"teacher {name} with {shown(self.weights)}: {distill.TYPE}, {distill.ALPHA:g} of the loss{tau}"
 
     @paddle.no_grad()
     def __call__(self, images):
@@ -48,12 +47,8 @@ def weights_path(cfg):
     distill = cfg.DISTILL
     if not distill.WEIGHTS and not _is_config(distill.TEACHER):
         raise UserError(f"DISTILL.TEACHER is {distill.TEACHER}: set DISTILL.WEIGHTS to the file of its weights")
-    if is_url(distill.WEIGHTS):
-        return download(distill.WEIGHTS)
-    path = resolve(distill.WEIGHTS or Path(distill.TEACHER).with_name("best.pdparams"))
-    if not path.is_file():
-        raise UserError(f"DISTILL.WEIGHTS, the teacher's weights: {path} not found")
-    return path
+    choice = distill.WEIGHTS or Path(distill.TEACHER).with_name("best.pdparams")
+    return local_file(choice, "set DISTILL.WEIGHTS to the file of the teacher's weights")
 
 
 def checksum(cfg):
@@ -81,7 +76,8 @@ def _build(cfg):
 def _own_config(cfg):
     """Settings of a teacher from this repository: a MODEL section of its own, the student's images and classes."""
     teacher, data = cfg.DISTILL.TEACHER, cfg.DATA
-    own = (load_config(teacher) if _is_config(teacher) else default_config()).clone()
+    # As the weights beside it, and the paths in any YAML file: from the repository, not from the current folder.
+    own = (load_config(resolve(teacher)) if _is_config(teacher) else default_config()).clone()
     own.defrost()
     if _is_config(teacher):
         for key in ("CHANNELS", "MEAN", "STD"):

@@ -161,11 +161,11 @@ class TrainStep:
         if state["scaler"]:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
 
-    def start_from(self, path):
-        """Begin with the weights of a file; a head for other classes stays as it is."""
+    def start_from(self, path, head="fit"):
+        """Begin with the weights of a file; `head`: see `pretrained.fit_weights`."""
         models = self.models()
         first = models["raw"]
-        load_pretrained(first, path, new_head=True, pos_resize=self.pos_resize)
+        load_pretrained(first, path, head, self.pos_resize)
         weights = {name: tensor.numpy() for name, tensor in first.state_dict().items()}
         for model in {self.model, *models.values()} - {first}:
             checkpoint.load_state(model, weights, path)

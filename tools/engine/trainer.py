@@ -10,7 +10,7 @@ import paddle
 
 from data.loader import EvalLoader, TrainLoader
 from engine import checkpoint, parallel
-from engine.build import warn_of_other_classes
+from engine.build import first_other_class, warn_of_other_classes
 from engine.evaluator import evaluate
 from engine.logger import log, progress_bar
 from engine.meter import EpochMeter, Reports
@@ -63,8 +63,8 @@ class Trainer:
     # --- Begin ---
 
     def start_from(self, path):
-        """Begin with the weights of a file."""
-        self.train_step.start_from(path)
+        """Begin with the weights of a file, without the head if it is for other classes."""
+        self.train_step.start_from(path, "new" if first_other_class(self.classes, path) else "fit")
         log.info("weights from %s", shown(path))
 
     def resume(self, path, state):
