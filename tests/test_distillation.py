@@ -1,6 +1,7 @@
 """Learning from a teacher: the losses by hand, which teacher, what it sees, and that a run goes on with it."""
 
 import re
+import shutil
 
 import numpy as np
 import paddle
@@ -155,22 +156,51 @@ def test_teacher_from_paddle_vision(tmp_path):
     assert (step.teacher(images).numpy() == model(images).numpy()).all()  # batch statistics too
 
 
+SHIPPED_WEIGHTS = ("DISTILL.WEIGHTS", "output/lit_data/best.pdparams")
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
-        (("DISTILL.TEACHER", "resnet51"), "set DISTILL.WEIGHTS to the file"),
-        (("DISTILL.TEACHER", "resnet51", "DISTILL.WEIGHTS", "output/lit_data/best.pdparams"),
-         "unknown model resnet51; did you mean resnet50"),
+        (("DISTILL.TEACHER", "resnet51"), "unknown model resnet51; did you mean resnet50"),
+        (("DISTILL.TEACHER", "output/lit_data"), "unknown model output/lit_data; .* A run is named by its config.yaml"),
+        (("DISTILL.TEACHER", "output/none/config.yaml"), "config .*output/none/config.yaml not found"),
+        (("DISTILL.TEACHER", "resnet50"), "set DISTILL.WEIGHTS to the file"),
         (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "absent.pdparams"), "not found; set DISTILL.WEIGHTS"),
-        (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "output/lit_data/best.pdparams"), "does not fit the model"),
+        (("DISTILL.TEACHER", "resnet18", *SHIPPED_WEIGHTS), "TEACHER resnet18, .*does not fit the model"),
         (("DISTILL.TEACHER", SHIPPED, "DATA.MEAN", "[0.5, 0.5, 0.5]"), r"has DATA.MEAN \[0.485"),
-        (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "output/lit_data/best.pdparams", "DATA.CHANNELS", "1",
-          "DATA.MEAN", "[0.5]", "DATA.STD", "[0.5]"), "takes RGB images"),
+        (("DISTILL.TEACHER", SHIPPED, "MODEL.NUM_CLASSES", "7"), "must be for the student's 7 classes"),
+        (("DISTILL.TEACHER", "resnet50", *SHIPPED_WEIGHTS, "DATA.CHANNELS", "1", "DATA.MEAN", "[0.5]",
+          "DATA.STD", "[0.5]"), "takes RGB images"),
     ],
 )  # fmt: skip
 def test_teachers_that_cannot_be_had_are_named(words, message):
     with pytest.raises(UserError, match=message):
         Teacher(config("DISTILL.TYPE", "hard", *words))
+
+
+def test_images_that_the_teacher_cannot_take_are_told_at_the_start(tmp_path):
+    model = paddle.vision.models.googlenet(num_classes=10)
+    checkpoint.save(tmp_path / "googlenet.pdparams", model.state_dict())
+    words = (
+        "DISTILL.TYPE",
+        "hard",
+        "DISTILL.TEACHER",
+        "googlenet",
+        "DISTILL.WEIGHTS",
+        f"{tmp_path}/googlenet.pdparams",
+    )
+    with pytest.raises(UserError, match="DISTILL.TEACHER googlenet cannot take images of 16x16 pixels"):
+        Teacher(config(*words))
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    for name in ("config.yaml", "best.pdparams", "classes.txt"):
+        shutil.copy(ROOT / "output/lit_data" / name, tmp_path)
+    classes = tmp_path / "classes.txt"
+    classes.write_text(classes.read_text().replace("0\t0\t", "0\tnought\t"))
+    words = ("--output", tmp_path, "DISTILL.TYPE", "hard", "DISTILL.TEACHER", tmp_path / "config.yaml")
+    assert "the teacher knows other classes than the data: class 0 is 0 in" in error_line("train", *words)
 
 
 def test_a_teachers_config_and_weights_come_from_one_place(tmp_path):

@@ -161,6 +161,9 @@ def test_what_would_help_is_suggested(tmp_path):
     make_folders(tmp_path / "c", {"val/ant": 2, "val/bee": 2})
     with pytest.raises(UserError, match=r"c has no train/ folder$"):
         load_data(own_config(tmp_path / "c"))
+    make_folders(tmp_path / "e", {"": 2})
+    with pytest.raises(UserError, match="e has no folders with pictures; make one for each class"):
+        load_data(own_config(tmp_path / "e"))
     make_folders(tmp_path / "d", {"ant": 2})
     with pytest.raises(UserError, match="d has a single class, ant; a training needs two or more"):
         load_data(own_config(tmp_path / "d"))

@@ -230,7 +230,7 @@ def test_damaged_and_empty_pytorch_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"w.pth is damaged or no PyTorch weights file \("):
         load_pretrained(create_model("pit_ti"), path)
     torch.save({"epoch": 3}, path)
-    with pytest.raises(UserError, match="w.pth holds no weights: epoch are no tensors"):
+    with pytest.raises(UserError, match="w.pth holds no weights: no tensors, only epoch"):
         load_pretrained(create_model("pit_ti"), path)
 
 
@@ -240,6 +240,29 @@ def test_without_pytorch_it_is_asked_for_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match="w.pth is a PyTorch file, .*pip install torch"):
         load_pretrained(create_model("pit_ti"), tmp_path / "w.pth")
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    # Paddle's softmax on a CPU makes plausible probabilities of NaN.
+    tensors = peers.peer_tensors(PIT)
+    tensors["norm.bias"][3] = np.nan
+    peers.save_paddle(tmp_path / "w.pdparams", tensors)
+    with pytest.raises(UserError, match="w.pdparams is of no use: norm.bias holds numbers that are not finite"):
+        load_pretrained(create_model("pit_ti"), tmp_path / "w.pdparams")
+
+
+def test_flipped_bits_and_empty_files_are_noticed(tmp_path):
+    need_torch()
+    path = tmp_path / "w.pth"
+    peers.save_torch(path, peers.official_tensors(PIT))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="w.pth is damaged: the checksum of .* is not that of its content"):
+        load_pretrained(create_model("pit_ti"), path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="w.pth is empty"):
+        load_pretrained(create_model("pit_ti"), path)
 
 
 # --- Another number of classes ---

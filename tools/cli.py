@@ -16,7 +16,6 @@ import time
 import warnings
 
 from errors import UserError, one_line
-from files import is_url
 
 _REQUIRED = {
     "paddle": "PaddlePaddle",
@@ -164,7 +163,7 @@ def overrides(args):
 
 def absolute(path):
     """A path or URL of the command line for a config, whose relative paths count from the repository root."""
-    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _named_on_command_line(args):

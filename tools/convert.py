@@ -24,7 +24,7 @@ def main(args):
     from files import shown
 
     setup_logging()
-    source = local_file(absolute(args.source))
+    source = local_file(absolute(args.source), "give a weights file or a URL")
     output = Path(args.output)
     check_output(output, source)
     weights = read_weights(source)

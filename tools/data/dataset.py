@@ -127,8 +127,8 @@ class Layout:
             self.given = next((split for split, names in SPLIT_FOLDERS.items() if self.root.name in names), None)
         self._given_folder = self.root
         self.root = self.root.parent if self.given else self.root
-        self.shared = None
-        if cfg.DATA.VAL_SHARE and not any(self.lists.values()) and self.could_be_shared():
+        self.shared, self.wants_share = None, cfg.DATA.VAL_SHARE > 0
+        if self.wants_share and not any(self.lists.values()) and self.could_be_shared():
             self.shared, self.given = self.folder("train") or self.root, None
 
     def own(self, split):
@@ -157,6 +157,8 @@ class Layout:
             return folder
         if self.given:
             raise UserError(f"DATA.PATH {self._given_folder} is no {split} folder; give the folder above it")
+        if self.wants_share and not self.own("train") and not class_folders(self.root):
+            raise UserError(f"data folder {self.root} has no folders with pictures; make one for each class")
         hint = ""
         if not any(self.lists.values()) and self.could_be_shared():
             hint = f"; DATA.VAL_SHARE {VAL_SHARE} takes a part of {'train/' if split == 'val' else 'each class'} for it"

@@ -108,11 +108,13 @@ def load_state(model, weights, path):
 
 
 def to_float32(value, name, path):
-    """An array of any floating-point type, Paddle's bfloat16 too; UserError for another one."""
+    """A finite array of any floating-point type, Paddle's bfloat16 too; UserError for any other."""
     if value.dtype == np.uint16:  # how Paddle stores bfloat16: the upper half of a float32
-        return (value.astype(np.uint32) << 16).view(np.float32)
+        value = (value.astype(np.uint32) << 16).view(np.float32)
     if value.dtype.kind != "f":
         raise UserError(f"{path} does not fit the model: {name} holds {value.dtype}, not floating-point numbers")
+    if not np.isfinite(value).all():
+        raise UserError(f"{path} is of no use: {name} holds numbers that are not finite (NaN or infinity)")
     return value.astype(np.float32)
 
 

@@ -30,6 +30,8 @@ def local_file(choice, advice="train first, or give a file with --pretrained FIL
     """
     if is_url(choice):
         return download(str(choice))
+    if "://" in str(choice):
+        raise UserError(f"{choice}: only http, https and file URLs are fetched")
     path = resolve(choice)
     for candidate in (path, path.with_name(path.name + _SUFFIX)):
         if candidate.is_file():

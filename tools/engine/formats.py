@@ -6,6 +6,7 @@ stores as [out, in].
 
 import argparse
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def read_weights(path):
     kind, tree = _read(path)
     entry, tensors = _weights_of(tree)
     if not tensors:
-        raise UserError(f"{path} holds no weights: {', '.join(map(str, list(tree)[:3])) or 'nothing'} are no tensors")
+        found = f"only {', '.join(map(str, list(tree)[:3]))}" if tree else "nothing"
+        raise UserError(f"{path} holds no weights: no tensors, {found}")
     tensors, program = _official_names(_without_prefix(tensors))
     extra = {name: tensors.pop(name) for name in EXTRA if name in tensors}
     form = ", ".join(part for part in (program, entry and f"entry {entry}", f"{kind} file") if part)
@@ -69,6 +71,8 @@ def _read(path):
             start = file.read(64)
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
+    if not start:
+        raise UserError(f"{path} is empty")
     if start.startswith(_TORCH):
         return "PyTorch", _read_torch(path)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
@@ -88,6 +92,7 @@ def _read_torch(path):
         ) from None
     if not hasattr(torch.serialization, "safe_globals"):
         raise UserError(f"PyTorch {torch.__version__} is too old to read {path} safely: pip install 'torch>=2.5'")
+    _check_zip(path)
     try:
         # The official T2T-ViT files hold the command line of the training beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -104,6 +109,16 @@ def _read_torch(path):
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}, not a state dict")
     return _arrays(tree, torch)
+
+
+def _check_zip(path):
+    """Compare the checksums in the zip archive that torch.save writes, at which torch.load does not look."""
+    if not zipfile.is_zipfile(path):  # the older form
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise UserError(f"{path} is damaged: the checksum of {damaged} in it is not that of its content")
 
 
 def _first_sentence(error):

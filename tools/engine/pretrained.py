@@ -13,7 +13,13 @@ from models import identify
 
 def load_pretrained(model, path, head="same", pos_resize="bicubic"):
     """Put the weights of a file into `model`; see `fit_weights`."""
-    checkpoint.load_state(model, fit_weights(model, read_weights(path), head, pos_resize), path)
+    weights = read_weights(path)
+    try:
+        checkpoint.load_state(model, fit_weights(model, weights, head, pos_resize), path)
+    except UserError as error:
+        beside = weights.path.with_name("config.yaml")
+        hint = f"; {shown(beside)} says of which model it is" if beside.is_file() else ""
+        raise UserError(f"{error}{hint}") from error
 
 
 def count_classes(path):
@@ -57,10 +63,11 @@ def check_variant(model, weights):
     """Raise UserError with the right names if the file is of other variants than the model."""
     fitting = identify(weights.shapes)
     mine = identify({name: tensor.shape for name, tensor in model.state_dict().items()})
-    if fitting and mine and not set(fitting) & set(mine):
+    if fitting and not set(fitting) & set(mine):
+        mine = " or ".join(mine) or "the model that the section MODEL describes"
         raise UserError(
-            f"{weights.path} holds weights of {' or '.join(fitting)}, not of {' or '.join(mine)}: change the model "
-            "(MODEL.NAME) or the file"
+            f"{weights.path} holds weights of {' or '.join(fitting)}, not of {mine}: change the model (MODEL.NAME) or "
+            "the file"
         )
 
 

@@ -26,12 +26,21 @@ class Teacher:
     """
 
     def __init__(self, cfg):
+        distill, data = cfg.DISTILL, cfg.DATA
+        name = shown(distill.TEACHER) if _is_config(distill.TEACHER) else distill.TEACHER
         self.weights = weights_path(cfg)
         self.model = _build(cfg)
-        load_pretrained(self.model, self.weights, pos_resize=cfg.MODEL.POS_RESIZE)
+        try:
+            load_pretrained(self.model, self.weights, pos_resize=cfg.MODEL.POS_RESIZE)
+        except UserError as error:
+            classes = f"it must be for the student's {cfg.MODEL.NUM_CLASSES} classes"
+            raise UserError(f"DISTILL.TEACHER {name}, {classes}: {error}") from error
         self.model.eval()
-        distill = cfg.DISTILL
-        name = shown(distill.TEACHER) if _is_config(distill.TEACHER) else distill.TEACHER
+        try:
+            self(paddle.zeros([1, data.CHANNELS, data.IMAGE_SIZE, data.IMAGE_SIZE]))
+        except ValueError as error:
+            size = f"{data.IMAGE_SIZE}x{data.IMAGE_SIZE}"
+            raise UserError(f"DISTILL.TEACHER {name} cannot take images of {size} pixels") from error
         tau = f", temperature {distill.TAU:g}" if distill.TYPE == "soft" else ""
         self.summary = f"teacher {name} with {shown(self.weights)}: {distill.TYPE}, {distill.ALPHA:g} of the loss{tau}"
 
@@ -43,8 +52,9 @@ class Teacher:
 
 
 def weights_path(cfg):
-    """File of the teacher's weights. Raises UserError if there is none."""
+    """File of the teacher's weights. Raises UserError if there is none, or no such teacher."""
     distill = cfg.DISTILL
+    _check_name(distill.TEACHER)
     if not distill.WEIGHTS and not _is_config(distill.TEACHER):
         raise UserError(f"DISTILL.TEACHER is {distill.TEACHER}: set DISTILL.WEIGHTS to the file of its weights")
     choice = distill.WEIGHTS or Path(distill.TEACHER).with_name("best.pdparams")
@@ -60,14 +70,22 @@ def _is_config(teacher):
     return teacher.endswith((".yaml", ".yml"))
 
 
+def _check_name(teacher):
+    if _is_config(teacher):
+        if not resolve(teacher).is_file():
+            raise UserError(f"DISTILL.TEACHER: config {resolve(teacher)} not found")
+        return
+    known = list_models() + _VISION_MODELS
+    if teacher not in known:
+        near = difflib.get_close_matches(teacher, known, n=3) or ["t2t_vit_24", "resnet50"]
+        hint = f"did you mean {', '.join(near)}? A run is named by its config.yaml"
+        raise UserError(f"DISTILL.TEACHER: unknown model {teacher}; {hint}")
+
+
 def _build(cfg):
     teacher = cfg.DISTILL.TEACHER
     if _is_config(teacher) or teacher in list_models():
         return build_model(_own_config(cfg))
-    if teacher not in _VISION_MODELS:
-        known = list_models() + _VISION_MODELS
-        near = difflib.get_close_matches(teacher, known, n=3) or ["t2t_vit_24", "resnet50"]
-        raise UserError(f"DISTILL.TEACHER: unknown model {teacher}; did you mean {', '.join(near)}?")
     if cfg.DATA.CHANNELS != 3:
         raise UserError(f"DISTILL.TEACHER {teacher} takes RGB images, but DATA.CHANNELS is {cfg.DATA.CHANNELS}")
     return getattr(paddle.vision.models, teacher)(num_classes=cfg.MODEL.NUM_CLASSES)

@@ -10,7 +10,7 @@ import paddle
 
 from data.loader import EvalLoader, TrainLoader
 from engine import checkpoint, parallel
-from engine.build import first_other_class, warn_of_other_classes
+from engine.build import first_other_class
 from engine.evaluator import evaluate
 from engine.logger import log, progress_bar
 from engine.meter import EpochMeter, Reports
@@ -47,8 +47,8 @@ class Trainer:
         self.val_loader = EvalLoader(splits["val"], cfg, rank, world_size)
         paddle.seed(cfg.SEED)
         self.train_step = TrainStep(cfg)
-        if self.train_step.teacher:
-            warn_of_other_classes(classes, self.train_step.teacher.weights)
+        if self.train_step.teacher and (other := first_other_class(classes, self.train_step.teacher.weights)):
+            raise UserError(f"the teacher knows other classes than the data: {other}")
         self.scalars = Scalars(active=parallel.is_main())
         self.reports = Reports(self.scalars)
         self.epoch = self.images = 0  # epochs done; images of the next one that are done
