@@ -31,6 +31,19 @@ def imagenet_sample():
     return folder
 
 
+def few_digits(folder, count=10):
+    """Options that train and validate on the first `count` pictures of each digit only, listed in `folder`."""
+    words = []
+    for split in ("train", "val"):
+        lines = {digit: [] for digit in "0123456789"}
+        for line in (ROOT / f"lit_data/{split}.txt").read_text().splitlines(keepends=True):
+            lines[line[0]].append(line)
+        listed = folder / f"{split}.txt"
+        listed.write_text("".join(line for part in lines.values() for line in part[:count]))
+        words += [f"DATA.{split.upper()}_LIST", listed]
+    return words
+
+
 def tool(name, *words, status=0, timeout=300, cwd=ROOT):
     """Run tools/NAME.py as a user would; check its exit status and return the finished process."""
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]

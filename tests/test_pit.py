@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from conftest import tool
+from conftest import few_digits, tool
 
 from config import load_config
 from engine import checkpoint
@@ -132,18 +132,11 @@ def test_keys_of_the_other_family_are_refused():
 
 
 def test_commands_serve_a_pit_as_they_serve_a_t2t_vit(tmp_path):
+    short = "TRAIN.EPOCHS 2 TRAIN.WARMUP_EPOCHS 0 TRAIN.COOLDOWN_EPOCHS 0 MODEL.DROP_PATH_RATE 0.1".split()
+    few = few_digits(tmp_path)
+
     def words(folder, *more):
-        short = (
-            "TRAIN.EPOCHS",
-            "2",
-            "TRAIN.WARMUP_EPOCHS",
-            "0",
-            "TRAIN.COOLDOWN_EPOCHS",
-            "0",
-            "MODEL.DROP_PATH_RATE",
-            "0.1",
-        )
-        return ("--config", "configs/lit_data_pit.yaml", "--output", tmp_path / folder, *short, *more)
+        return ("--config", "configs/lit_data_pit.yaml", "--output", tmp_path / folder, *short, *few, *more)
 
     tool("train", *words("whole"))
     assert "stopped by TRAIN.TIME_LIMIT" in tool("train", *words("cut", "TRAIN.TIME_LIMIT", "1s")).stdout
