@@ -135,16 +135,8 @@ def test_commands_serve_a_pit_as_they_serve_a_t2t_vit(tmp_path):
     few = ["TRAIN.EPOCHS", "2", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0", *few_digits(tmp_path)]
 
     def words(folder, *more):
-        return (
-            "--config",
-            "configs/lit_data_pit.yaml",
-            "--output",
-            tmp_path / folder,
-            "MODEL.DROP_PATH_RATE",
-            "0.1",
-            *few,
-            *more,
-        )
+        pit = ("--config", "configs/lit_data_pit.yaml", "MODEL.DROP_PATH_RATE", "0.1")
+        return (*pit, "--output", tmp_path / folder, *few, *more)
 
     tool("train", *words("whole"))
     assert "stopped by TRAIN.TIME_LIMIT" in tool("train", *words("cut", "TRAIN.TIME_LIMIT", "1s")).stdout
