@@ -173,8 +173,8 @@ def test_baseline_does_the_same_work(cfg):
     pixels = baseline["full, to pixels"]((0, 0, 0))
     assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
     plain = benchmark.baseline_tasks(benchmark.changed(cfg, "AUG.ERASE_PROB", 1.0, "AUG.AUTO_AUGMENT", ""), split)
-    images = [plain["full recipe"]((0, 0, 0)).numpy() for _ in range(4)]
-    assert all(np.abs(image).max() > 2.7 for image in images)  # noise, outside of what pixels give
+    images = [plain["full recipe"]((0, 0, 0)).numpy() for _ in range(12)]
+    assert any(np.abs(image).max() > 2.7 for image in images)  # noise, outside of what pixels give; rare in small boxes
 
 
 def test_functions_take_turns():
