@@ -58,6 +58,11 @@ def check_writable(path):
             raise PermissionError(errno.EACCES, f"no right to write in {path.parent}")
 
 
+def is_web_page(start):
+    """True if a file that begins with these bytes is an HTML page, such as a share link gives instead of the file."""
+    return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
 def is_url(text):
     """True for what is fetched from elsewhere: http, https and file URLs."""
     return str(text).startswith(("http://", "https://", "file://"))

@@ -19,8 +19,8 @@ import paddle
 
 from errors import UserError
 from files import atomic_path, flush_to_disk
+from models import in_head
 
-HEADS = ("head.", "head_dist.")  # how the names of the tensors start that depend on the number of classes
 _SEAL = b"\nsha256:"  # before the 32 bytes of the checksum at the end of a file
 
 
@@ -99,7 +99,7 @@ def load_state(model, weights, path):
         rest = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         head, own_head = np.shape(weights.get("head.bias")), own.get("head.bias")
         other = len(head) == 1 and own_head is not None and list(head) != list(own_head.shape)
-        other = other and all(line.startswith(HEADS) for line in wrong)
+        other = other and all(in_head(line) for line in wrong)  # each begins with a name
         classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")
     with paddle.no_grad():

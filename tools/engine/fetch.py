@@ -14,7 +14,7 @@ from pathlib import Path
 from config import resolve
 from engine.logger import log, progress_bar
 from errors import UserError
-from files import atomic_path, is_url
+from files import atomic_path, is_url, is_web_page
 
 _SUFFIX = ".pdparams"  # which PaddleViT's and MindSpore's users leave out
 # Of torch.hub: name-<start of its SHA-256>.pth. Digits alone are rather a date.
@@ -136,8 +136,8 @@ def _read(answer):
 
 def _check_page(path, url, by_hand):
     with open(path, "rb") as file:
-        start = file.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
+        start = file.read(512)
+    if is_web_page(start):
         raise UserError(f"{url} gives a web page, not the file (share links such as Google Drive's do); {by_hand}")
 
 

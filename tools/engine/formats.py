@@ -15,7 +15,7 @@ import paddle
 
 from engine import checkpoint
 from errors import UserError, one_line
-from files import atomic_path
+from files import atomic_path, is_web_page
 
 # Where the weights of a larger file are; of several, the moving average first, as the programs themselves do. Our own
 # training states give the raw model: their average is best.pdparams.
@@ -77,7 +77,7 @@ def _read(path):
         return "PyTorch", _read_torch(path)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "safetensors", _read_safetensors(path)
-    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+    if is_web_page(start):
         raise UserError(f"{path} is a web page, not weights: the link leads to a page; download the file behind it")
     return "Paddle", checkpoint.read(path)
 

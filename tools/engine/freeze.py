@@ -3,8 +3,8 @@
 import difflib
 import fnmatch
 
-from engine.layer_rates import in_head
 from errors import UserError
+from models import in_head
 
 
 def freeze(model, patterns):

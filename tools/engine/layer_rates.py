@@ -1,13 +1,7 @@
 """Learning rates that differ by layer: a backbone that learns slower than the head, and layer-wise decay."""
 
 from engine.scheduler import learning_rate
-
-HEADS = ("head", "head_dist")
-
-
-def in_head(name):
-    """Whether a parameter or layer belongs to a classifier."""
-    return name.split(".")[0] in HEADS
+from models import in_head
 
 
 class LayerRates:

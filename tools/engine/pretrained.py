@@ -8,7 +8,7 @@ from engine.formats import in_paddle_layout, read_weights
 from engine.logger import log
 from errors import UserError
 from files import shown
-from models import identify
+from models import identify, in_head
 
 
 def load_pretrained(model, path, head="same", pos_resize="bicubic"):
@@ -73,13 +73,13 @@ def check_variant(model, weights):
 
 def _with_own_head(own, tensors, path, always):
     """`tensors` with the model's own head, `always` or if theirs is for another number of classes."""
-    heads = [name for name in own if name.startswith(checkpoint.HEADS)]
+    heads = [name for name in own if in_head(name)]
     if not always and all(np.shape(tensors.get(name)) == tuple(own[name].shape) for name in heads):
         return tensors
     before, after = np.shape(tensors.get("head.bias")), own["head.bias"].shape[0]
     there = "other classes" if always else f"{before[0] if before else 'no'} classes"
     log.info("%s: all but the head, which is new: %s there, %d here", shown(path), there, after)
-    kept = {name: value for name, value in tensors.items() if not name.startswith(checkpoint.HEADS)}
+    kept = {name: value for name, value in tensors.items() if not in_head(name)}
     return {**kept, **{name: own[name].numpy() for name in heads}}
 
 

@@ -16,6 +16,11 @@ from paddle.nn.initializer import Assign, Constant, Normal, Uniform
 LINEAR_STD = 0.02
 
 
+def in_head(name):
+    """Whether a parameter or layer, by its structured name, belongs to a classifier: as wide as there are classes."""
+    return name.split(".")[0] in ("head", "head_dist")
+
+
 def init_linear_and_norm(layer):
     """Official initialisation of one layer, for `Layer.apply`: Linear N(0, 0.02) and zero bias, LayerNorm 1 and 0."""
     if isinstance(layer, nn.Linear):
