@@ -53,7 +53,9 @@ def _end_workers():
     threading.excepthook = lambda _: None
     workers = multiprocessing.active_children()
     for worker in workers:
-        os.kill(worker.pid, signal.SIGUSR1)
+        # One whose end a signal handler's exception hid from multiprocessing is gone; the others must end all the same.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGUSR1)
     for worker in workers:
         worker.join(5)
         worker.kill()
