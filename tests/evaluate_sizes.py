@@ -39,10 +39,11 @@ def main():
     import cli
 
     cli.import_paddle("cpu")
+    from config import default_config
     from engine import parallel
     from engine.logger import setup_logging
 
-    parallel.setup("cpu")
+    parallel.setup(default_config())
     setup_logging(main=False)
     line = json.dumps(scores())
     if parallel.is_main():

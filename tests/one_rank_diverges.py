@@ -17,9 +17,9 @@ def main():
     from engine import parallel
     from engine.train_step import TrainStep
 
-    parallel.setup("cpu")
-    rank, world_size = parallel.rank(), parallel.world_size()
     cfg = load_config("configs/lit_data.yaml", [("MODEL.T2T.DEPTH", "1"), ("TRAIN.BATCH_SIZE", "8")])
+    parallel.setup(cfg)
+    rank, world_size = parallel.rank(), parallel.world_size()
     batches = TrainLoader(load_data(cfg, ["train"])[1]["train"], cfg, rank, world_size).epoch_steps(0)
     step = TrainStep(cfg)
     criterion, seen = step.criterion, []

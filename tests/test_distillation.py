@@ -112,7 +112,7 @@ def one_step(cfg):
 
 
 def test_teacher_sees_the_same_batch_in_eval_mode_and_is_never_changed():
-    step, run = one_step(config(*SOFT, "AUG.MIXUP", "0.8", "AUG.ERASE_PROB", "1.0"))
+    step, run = one_step(config(*SOFT, "AUG.MIXUP", "0.8", "AUG.ERASE_PROB", "1.0", "CPU.MICRO_BATCH", "0"))
     before = {name: tensor.numpy().copy() for name, tensor in step.teacher.model.state_dict().items()}
     seen = {}
     for who, model in (("student", step.model), ("teacher", step.teacher.model)):

@@ -264,6 +264,7 @@ def test_linear_probe_learns_from_the_features_of_evaluation(config):
     cfg = config(FREEZE=["*", "!head*"], OPTIMIZER="sgd").clone()
     cfg.defrost()
     cfg.MODEL.DROP_RATE = cfg.MODEL.DROP_PATH_RATE = 0.5
+    cfg.CPU.MICRO_BATCH = 0  # so that the hook sees the whole batch
     step = make_step(cfg)
     step.models()["raw"].train()  # as after a validation
     step.train()

@@ -59,7 +59,7 @@ def test_positions_and_pooling_follow_the_image():
 
 def test_a_pixel_reaches_its_own_patches_and_no_others():
     # By value: a mix-up of rows and columns would pass every square test, and every test of shapes.
-    model = PoolingTransformer(**{**SMALL, "image_size": (12, 20), "depth": (0, 0)})
+    model = PoolingTransformer(**{**SMALL, "image_size": (12, 20), "depth": (0, 1)})
     seen = {}
     model.pools[0].register_forward_pre_hook(lambda layer, inputs: seen.update(map=inputs[0].numpy()[0]))
     model.eval()

@@ -36,7 +36,7 @@ def test_no_module_shadows_another():
 def test_imports_go_one_way():
     allowed = {
         "models": {"models"},
-        "data": {"data", "config", "errors", "files"},
+        "data": {"data", "config", "errors", "files", "allocator"},
         "engine": {"engine", "data", "models", "config", "errors", "files"},
     }
     own = {path.stem for path in TOOLS.iterdir()}
@@ -51,7 +51,8 @@ def test_imports_go_one_way():
         if room in allowed:
             assert imported & own <= allowed[room], path
         if room == "models":
-            assert imported - own <= {"paddle", "math", "difflib"}, path
+            # NumPy draws the random numbers of a thread (dropout.py).
+            assert imported - own <= {"paddle", "math", "difflib", "numpy", "threading", "contextlib"}, path
 
 
 def test_every_config_key_is_read():

@@ -38,7 +38,7 @@ def main(args, cfg):
             raise UserError(f"--{name} is {value} but must be {least} or more")
     if args.json:
         check_writable(args.json)
-    parallel.setup(cfg.DEVICE)
+    parallel.setup(cfg)
     setup_logging()
     report = BENCHMARKS[args.words](args, cfg)
     if args.json:
@@ -172,10 +172,10 @@ def keep_to_one_core():
     import_paddle("cpu")
     import paddle
 
-    from data.workers import keep_freed_memory
+    from allocator import keep_freed_memory
 
     paddle.set_device("cpu")
-    keep_freed_memory()  # as in a loader process; the baseline gains too
+    keep_freed_memory(256)  # as in a loader process; the baseline gains too
 
 
 def measure_core(cfg, pictures, rounds):

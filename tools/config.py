@@ -24,6 +24,10 @@ _C.DEVICE = ""  # cpu, gpu or gpu:N; "" = a GPU if there is one
 _C.OUTPUT = "output"  # folder of the run folders
 _C.LOG = "log"  # folder of the text logs
 
+_C.CPU = CN()  # for training and eager inference without a GPU
+_C.CPU.MICRO_BATCH = 4  # images that each thread takes through the model at a time; 0 = the whole batch at once
+_C.CPU.FAST_OPS = True  # linear layers and LayerNorm in a form that spares a CPU Paddle's slow gradients
+
 _C.MODEL = CN()
 _C.MODEL.NAME = "t2t_vit_7"  # any of models.list_models()
 _C.MODEL.PRETRAINED = ""  # weights, a file or URL: start of a training; for val, predict "" = best.pdparams of the run
@@ -32,6 +36,7 @@ _C.MODEL.NUM_CLASSES = 1000  # 0 = as many as the data set has, or the weights w
 _C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
 _C.MODEL.ATTN_DROP_RATE = 0.0  # dropout on the backbone's attention
 _C.MODEL.DROP_PATH_RATE = 0.1  # stochastic depth of the last block, rising linearly from 0 in the first
+_C.MODEL.FUSED_ATTENTION = False  # paddle's scaled_dot_product_attention: FlashAttention where the GPU has it, with AMP
 _C.MODEL.QK_SCALE = 0.0  # scale of q.k in the backbone; 0.0 = head_dim ** -0.5
 _C.MODEL.T2T = CN()  # 0, 0.0, "" or [] = as in the named variant
 _C.MODEL.T2T.EMBED_DIM = 0  # width of the backbone
@@ -116,6 +121,8 @@ _C.TRAIN.CLIP_NORM = 0.0  # largest norm of all gradients together; 0.0 = not cl
 _C.TRAIN.EMA_DECAY = 0.99996  # per step, of the moving average of the weights; 0.0 = no average
 _C.TRAIN.AMP = ""  # mixed precision on a GPU: O1 (per operation), O2 (weights too, with a float32 copy); "" = float32
 _C.TRAIN.AMP_DTYPE = "float16"  # float16 (with dynamic loss scaling) or bfloat16
+_C.TRAIN.RECOMPUTE = False  # keep fewer activations and compute them again for the gradient
+_C.TRAIN.TO_STATIC = False  # train the model as one compiled graph, paddle.jit.to_static
 _C.TRAIN.MAX_BAD_STEPS = 10  # steps in a row that are not finite after which the run stops, at its next log line
 _C.TRAIN.LOG_EVERY = 50  # steps between two log lines
 _C.TRAIN.SAVE_MINUTES = 10.0  # between two saves within an epoch; 0.0 = only after each epoch
@@ -292,11 +299,14 @@ def _check(cfg):
         ("NAME", cfg.NAME not in (".", "..") and "/" not in cfg.NAME, "a plain name, no path"),
         ("SEED", 0 <= cfg.SEED < 2**31, "0 to 2147483647"),
         ("DEVICE", re.fullmatch(r"(cpu|gpu(:[0-9]+)?)?", cfg.DEVICE), "cpu, gpu or gpu:N"),
+        ("CPU.MICRO_BATCH", 0 <= cfg.CPU.MICRO_BATCH <= 1024, "0 to 1024"),
         ("MODEL.NUM_CLASSES", model.NUM_CLASSES == 0 or model.NUM_CLASSES >= 2, "2 or more, or 0"),
         ("MODEL.DROP_RATE", 0 <= model.DROP_RATE < 1, "0.0 to below 1.0"),
         ("MODEL.ATTN_DROP_RATE", 0 <= model.ATTN_DROP_RATE < 1, "0.0 to below 1.0"),
         ("MODEL.DROP_PATH_RATE", 0 <= model.DROP_PATH_RATE < 1, "0.0 to below 1.0"),
         ("MODEL.QK_SCALE", model.QK_SCALE >= 0, "0.0 or more"),
+        ("MODEL.FUSED_ATTENTION", not (model.FUSED_ATTENTION and model.ATTN_DROP_RATE),
+         "False with a MODEL.ATTN_DROP_RATE, which it does not have"),
         ("MODEL.POS_RESIZE", model.POS_RESIZE in ("bicubic", "sinusoid"), "bicubic or sinusoid"),
         *((f"MODEL.T2T.{key}", 0 <= t2t[key] <= 65536, "0 to 65536")
           for key in ("EMBED_DIM", "DEPTH", "NUM_HEADS", "MLP_RATIO", "TOKEN_DIM")),

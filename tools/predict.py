@@ -21,7 +21,7 @@ def main(args, cfg):
     from errors import UserError
     from files import check_writable, shown, write_text
 
-    parallel.setup(cfg.DEVICE)
+    parallel.setup(cfg)
     setup_logging()
     if args.top_k < 1:
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")

@@ -20,7 +20,7 @@ def main(args, cfg):
     from engine.watch import Watch
     from errors import UserError, one_line
 
-    parallel.setup(cfg.DEVICE)
+    parallel.setup(cfg)
     setup_logging(main=parallel.is_main())
     with Lifeline() as lifeline, Watch(cfg.TRAIN, args.started) as watch:
         trainer = _prepare(args, cfg, watch)

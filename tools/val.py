@@ -14,7 +14,7 @@ def main(args, cfg):
     from engine.logger import log, setup_logging
     from files import shown
 
-    parallel.setup(cfg.DEVICE)
+    parallel.setup(cfg)
     setup_logging(main=parallel.is_main())
     with Lifeline():
         classes, splits = load_data(cfg, [args.split])

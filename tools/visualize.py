@@ -30,7 +30,7 @@ def main(args, cfg):
     if os.path.splitext(args.sheet)[1].lower() not in FORMATS:
         raise UserError(f"--sheet is {args.sheet} but must end in {', '.join(FORMATS)}")
     check_writable(args.sheet)
-    parallel.setup(cfg.DEVICE)
+    parallel.setup(cfg)
     setup_logging()
     save(SHEETS[args.words](args, cfg), args.sheet)
     log.info("%s written", shown(args.sheet))

@@ -10,15 +10,15 @@ import signal
 import sys
 import threading
 
+from allocator import keep_freed_memory
 from errors import UserError, one_line
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent dies
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def start_worker(_worker_id):
     """The `worker_init_fn` of a DataLoader."""
-    keep_freed_memory()
+    keep_freed_memory(256)  # 2 % faster
     # Ctrl-C, a hang-up and the SIGTERM of a job queue may reach every process; the training process alone decides.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -27,14 +27,6 @@ def start_worker(_worker_id):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
         if not multiprocessing.parent_process().is_alive():
             _end_worker()
-
-
-def keep_freed_memory():
-    """Let the allocator keep what images free: giving it back and asking again costs 2 % of the time (glibc)."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
 
 
 def _end_worker(*_):

@@ -7,6 +7,7 @@ from engine.logger import log
 from engine.pretrained import count_classes, load_pretrained
 from errors import UserError
 from models import create_model, model_family
+from models.layers import fuse_attention
 
 
 def build_model(cfg):
@@ -21,7 +22,7 @@ def build_model(cfg):
         )
     try:
         overrides = _family_overrides(model)
-        return create_model(
+        network = create_model(
             model.NAME,
             image_size=cfg.DATA.IMAGE_SIZE,
             in_chans=cfg.DATA.CHANNELS,
@@ -32,6 +33,9 @@ def build_model(cfg):
             qk_scale=model.QK_SCALE or None,
             **overrides,
         )
+        if model.FUSED_ATTENTION:
+            fuse_attention(network)
+        return network
     except ValueError as error:
         raise UserError(f"MODEL.NAME {model.NAME}: {error}") from error
 

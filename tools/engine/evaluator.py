@@ -8,6 +8,7 @@ import paddle.nn.functional as F
 
 from data.batch import Normalize
 from engine.logger import log, progress_bar
+from engine.microbatch import inference
 from engine.parallel import sum_over_processes
 
 
@@ -35,7 +36,7 @@ def evaluate(model, loader, cfg, log_every=None, must_stop=None):
     was_training = model.training
     model.eval()
     try:
-        totals = _totals(model, loader, Normalize(cfg), log_every, must_stop)
+        totals = _totals(inference(model, cfg), loader, Normalize(cfg), log_every, must_stop)
     finally:
         if was_training:
             model.train()
@@ -45,7 +46,7 @@ def evaluate(model, loader, cfg, log_every=None, must_stop=None):
     return Scores(loss / count, top1 / count, top5 / count, int(count))
 
 
-def _totals(model, loader, normalize, log_every, must_stop):
+def _totals(logits, loader, normalize, log_every, must_stop):
     """Sums over this process's images: loss, correct at 1, correct at 5, images; None if it must stop."""
     totals = paddle.zeros([4], dtype="float64")
     read_time, start = 0.0, time.perf_counter()
@@ -53,7 +54,7 @@ def _totals(model, loader, normalize, log_every, must_stop):
         if must_stop and must_stop():
             return None
         read_time += time.perf_counter() - start
-        totals += _batch_totals(model(normalize(images)), labels)
+        totals += _batch_totals(logits(normalize(images)), labels)
         if log_every and (step % log_every == 0 or step == len(loader)):
             _, top1, _, count = totals.tolist()
             log.info("Step [%d/%d], acc: %.4f, read_time: %.4f", step, len(loader), top1 / count, read_time)

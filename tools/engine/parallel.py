@@ -11,13 +11,15 @@ import paddle
 from paddle import distributed
 
 from errors import UserError
+from models import cpu
 
 
-def setup(device):
-    """Choose this process's device ("cpu", "gpu", "gpu:N", "" = a GPU if there is one) and join the other processes.
+def setup(cfg):
+    """Choose this process's device, DEVICE, and the operations that suit it; join the other processes.
 
     Returns the device's name.
     """
+    device = cfg.DEVICE
     gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
     if device.startswith("gpu") and not gpus:
         build = "finds none" if paddle.is_compiled_with_cuda() else "is a CPU build (install paddlepaddle-gpu)"
@@ -30,6 +32,7 @@ def setup(device):
     if name.startswith("gpu:") and int(name[4:]) >= gpus:
         raise UserError(f"DEVICE is {name} but there are {gpus} GPU(s), gpu:0 to gpu:{gpus - 1}")
     paddle.set_device(name)
+    cpu.enable(cfg.CPU.FAST_OPS and name == "cpu")
     if world_size() > 1:
         distributed.init_parallel_env()
     return name

@@ -13,11 +13,13 @@ from engine.ema import ModelEma
 from engine.freeze import freeze, frozen_layers
 from engine.layer_rates import LayerRates
 from engine.losses import CrossEntropy, DistillationLoss, prediction
+from engine.microbatch import micro_batches
 from engine.optimizer import build_optimizer, set_learning_rate
 from engine.optimizer_state import load_optimizer_state, optimizer_state
 from engine.precision import MixedPrecision
 from engine.pretrained import load_pretrained
 from engine.teacher import Teacher
+from models.recompute import recompute_activations
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class TrainStep:
         self.seed = cfg.SEED
         self.pos_resize = cfg.MODEL.POS_RESIZE
         self.model = build_model(cfg)
+        if train.RECOMPUTE:
+            recompute_activations(self.model)
         freeze(self.model, train.FREEZE)
         self.ema = ModelEma(self.model, train.EMA_DECAY) if train.EMA_DECAY else None
         self.optimizer = build_optimizer(self.model, train)
@@ -51,9 +55,14 @@ class TrainStep:
         # Under O2 the model's weights lose bits: this one keeps the frozen ones, and is what is validated.
         self.float32_model = copy.deepcopy(self.model) if self.precision.level == "O2" else self.model
         self.precision.decorate(self.model, self.optimizer)
+        if train.TO_STATIC:
+            paddle.jit.to_static(self.model, full_graph=True)
         self.parallel_model = parallel.data_parallel(self.model)
+        # Several processes have a core or few each, and average the gradients of whole batches.
+        alone = parallel.world_size() == 1 and not train.TO_STATIC
+        self.micro_batches = micro_batches(cfg) if alone else None
         self.trained = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
-        self.clip_norm = train.CLIP_NORM or float("inf")
+        self.clip_norm = train.CLIP_NORM
         self.criterion = CrossEntropy(train.LABEL_SMOOTHING)
         self.teacher = Teacher(cfg) if cfg.DISTILL.TYPE else None
         self.distillation = DistillationLoss(self.criterion, cfg.DISTILL) if self.teacher else None
@@ -77,12 +86,13 @@ class TrainStep:
         losses, correct, skipped = [], [], []
         for place, batch in enumerate(batches):
             images, targets = self.train_input(batch)
-            _seed_dropout([self.seed, parallel.rank(), epoch, step, place])
+            numbers = [self.seed, parallel.rank(), epoch, step, place]
+            _seed_dropout(numbers)
             if place == len(batches) - 1:
-                loss, logits = self._backward(images, targets, len(batches))
+                loss, logits = self._backward(images, targets, len(batches), numbers)
             else:
                 with parallel.local_gradients(self.parallel_model):
-                    loss, logits = self._backward(images, targets, len(batches))
+                    loss, logits = self._backward(images, targets, len(batches), numbers)
             losses.append(loss)
             labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
             correct.append((logits.argmax(axis=-1) == labels).astype("float32").sum())
@@ -92,15 +102,37 @@ class TrainStep:
         images = sum(batch.labels.shape[0] for batch in batches)
         return StepResult(paddle.stack(losses).mean(), paddle.stack(correct).sum(), images, tuple(skipped), norm, ok)
 
-    def _backward(self, images, targets, passes):
+    def _backward(self, images, targets, passes, numbers):
+        """Add the gradients of 1 / passes of the loss; (loss, logits)."""
+        batch = images, targets, self._taught(images)
+        if not self.micro_batches:
+            return self._backward_part(self.parallel_model, batch, 1 / passes)
+
+        def run(model, part, share):
+            loss, logits = self._backward_part(model, part, share / passes)
+            return loss * share, logits
+
+        losses, logits = zip(*self.micro_batches.backward(self.model, run, batch, numbers))
+        return sum(losses), paddle.concat(logits)
+
+    def _taught(self, images):
+        """The teacher's logits, None without one."""
+        if not self.teacher:
+            return None
+        if self.micro_batches:
+            return self.micro_batches.forward(self.teacher, images)
         with self.precision.autocast():
-            taught = self.teacher(images) if self.teacher else None
-            outputs = self.parallel_model(images)
+            return self.teacher(images)
+
+    def _backward_part(self, model, part, share):
+        images, targets, taught = part
+        with self.precision.autocast():
+            outputs = model(images)
         logits = prediction(outputs)
         loss = self.distillation(outputs, targets, taught) if self.teacher else self.criterion(logits, targets)
         # Times NaN where the loss is not finite: the average over the processes then tells all of them.
         finite = paddle.where(paddle.isfinite(loss), paddle.ones([]), paddle.full([], float("nan")))
-        self.precision.scaler.scale(loss * finite / passes).backward()
+        self.precision.scaler.scale(loss * finite * share).backward()
         return loss.detach(), logits.detach()
 
     @paddle.no_grad()
@@ -108,11 +140,16 @@ class TrainStep:
         """Clip, update the weights and their average; (gradient norm, whether it was finite)."""
         scaler, optimizer = self.precision.scaler, self.optimizer
         scaler.unscale_(optimizer)
-        norm = paddle.nn.utils.clip_grad_norm_(self.trained, self.clip_norm).astype("float32")
+        gradients = [parameter.grad for parameter in self.trained]
+        norm = paddle.stack([gradient.astype("float32").square().sum() for gradient in gradients]).sum().sqrt()
         ok = paddle.isfinite(norm)
+        if self.clip_norm:
+            share = (self.clip_norm / (norm + 1e-6)).clip(max=1.0)
+            for gradient in gradients:
+                gradient.multiply_(share.astype(gradient.dtype))
         # A skipped step is one with gradients and a learning rate of zero, so that nobody waits to learn which it is.
-        for parameter in self.trained:
-            parameter.grad.masked_fill_(~ok, 0.0)
+        for gradient in gradients:
+            gradient.masked_fill_(~ok, 0.0)
         set_learning_rate(optimizer, lr, ok)
         scaler.step(optimizer)
         scaler.update()

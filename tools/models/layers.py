@@ -12,6 +12,9 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.nn.initializer import Assign, Constant, Normal, Uniform
 
+from models.cpu import linear, normed_linear
+from models.dropout import Dropout, DropPath
+
 # timm's trunc_normal_(std=.02) cuts at +-2, i.e. at 100 standard deviations: a plain normal.
 LINEAR_STD = 0.02
 
@@ -61,26 +64,8 @@ def frozen_parameter(layer, value):
     return layer.create_parameter(value.shape, attr=attr, default_initializer=Assign(value))
 
 
-class DropPath(nn.Layer):
-    """Stochastic depth (Huang et al., 2016): drops the residual branch of whole images, rescaling the kept ones."""
-
-    def __init__(self, rate):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x):
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        mask = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), keep, x.dtype))  # (B, 1, ..., 1)
-        return x * (mask / keep)
-
-    def extra_repr(self):
-        return f"rate={self.rate}"
-
-
 class Mlp(nn.Layer):
-    """Linear, GELU, Linear: (B, N, C) -> (B, N, C)."""
+    """Linear, GELU, Linear, on what `norm` makes of the input: (B, N, C) -> (B, N, C)."""
 
     def __init__(self, dim, hidden_dim, drop=0.0):
         super().__init__()
@@ -88,15 +73,18 @@ class Mlp(nn.Layer):
             raise ValueError(f"the MLP of width {dim} has a hidden width of {hidden_dim}: raise mlp_ratio")
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
 
-    def forward(self, x):
-        x = self.drop(F.gelu(self.fc1(x)))  # (B, N, hidden_dim)
-        return self.drop(self.fc2(x))  # (B, N, C)
+    def forward(self, x, norm):
+        x = normed_linear(x, norm, self.fc1.weight, self.fc1.bias)  # (B, N, hidden_dim)
+        x = linear(self.drop(F.gelu(x)), self.fc2.weight, self.fc2.bias)  # (B, N, C)
+        return self.drop(x)
 
 
 class Attention(nn.Layer):
-    """Multi-head self-attention: (B, N, C) -> (B, N, C)."""
+    """Multi-head self-attention on what `norm` makes of the input: (B, N, C) -> (B, M, C) of its first M tokens."""
+
+    fused = False  # see fuse_attention
 
     def __init__(self, dim, num_heads, qkv_bias=False, qk_scale=None, attn_drop=0.0, proj_drop=0.0):
         super().__init__()
@@ -105,22 +93,46 @@ class Attention(nn.Layer):
         self.num_heads = num_heads
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, dim * 3, bias_attr=None if qkv_bias else False)
-        self.attn_drop = nn.Dropout(attn_drop)
+        self.attn_drop = Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = Dropout(proj_drop)
 
-    def forward(self, x):
-        B, N, C = x.shape
-        qkv = self.qkv(x).reshape([B, N, 3, self.num_heads, C // self.num_heads])  # (B, N, 3, h, C/h)
-        q, k, v = qkv.transpose([2, 0, 3, 1, 4])  # each (B, h, N, C/h)
-        attn = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)  # (B, h, N, N)
-        x = paddle.matmul(self.attn_drop(attn), v)  # (B, h, N, C/h)
-        x = x.transpose([0, 2, 1, 3]).reshape([B, N, C])  # (B, N, C)
-        return self.proj_drop(self.proj(x))
+    def forward(self, x, norm, num_queries=None):
+        x = self._attend(*self._heads(x, norm, num_queries)).flatten(2)  # (B, M, C)
+        return self.proj_drop(linear(x, self.proj.weight, self.proj.bias))
+
+    def _heads(self, x, norm, num_queries):
+        """q of the first tokens, k and v of all: (B, M, h, C/h) and twice (B, N, h, C/h)."""
+        if num_queries is None:
+            return self._split(normed_linear(x, norm, self.qkv.weight, self.qkv.bias), 3)
+        C, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
+        q_bias, kv_bias = (None, None) if bias is None else (bias[:C], bias[C:])
+        q = self._split(normed_linear(x[:, :num_queries], norm, weight[:, :C], q_bias), 1)
+        return *q, *self._split(normed_linear(x, norm, weight[:, C:], kv_bias), 2)
+
+    def _split(self, x, parts):
+        """(B, N, parts * C) -> `parts` of (B, N, h, C/h)."""
+        return x.reshape([x.shape[0], x.shape[1], parts, self.num_heads, -1]).unbind(2)
+
+    def _attend(self, q, k, v):
+        """(B, M, h, C/h) and twice (B, N, h, C/h) -> (B, M, h, C/h)."""
+        if self.fused:
+            # Paddle's own factor is (C/h) ** -0.5.
+            return F.scaled_dot_product_attention(q * (self.scale * q.shape[-1] ** 0.5), k, v)
+        q, k, v = (tensor.transpose([0, 2, 1, 3]) for tensor in (q, k, v))  # (B, h, M, C/h), (B, h, N, C/h)
+        attn = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)  # (B, h, M, N)
+        return paddle.matmul(self.attn_drop(attn), v).transpose([0, 2, 1, 3])
+
+
+def fuse_attention(model):
+    """Let a model's blocks use Paddle's fused attention, which has no dropout here."""
+    for layer in model.sublayers():
+        if isinstance(layer, Attention):
+            layer.fused = True
 
 
 class Block(nn.Layer):
-    """Pre-norm transformer block: (B, N, C) -> (B, N, C)."""
+    """Pre-norm transformer block: (B, N, C) -> (B, M, C) of the first M tokens, by default of all N."""
 
     def __init__(
         self,
@@ -141,6 +153,7 @@ class Block(nn.Layer):
         self.norm2 = nn.LayerNorm(dim, epsilon=epsilon)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
-    def forward(self, x):
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x, num_queries=None):
+        residual = x if num_queries is None else x[:, :num_queries]
+        x = residual + self.drop_path(self.attn(x, self.norm1, num_queries))
+        return x + self.drop_path(self.mlp(x, self.norm2))

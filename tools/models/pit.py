@@ -10,8 +10,10 @@ import paddle
 from paddle import nn
 from paddle.nn.initializer import Normal
 
+from models.dropout import Dropout
 from models.layers import Block, check_images, init_from_fan_in
 from models.position import resize_map
+from models.recompute import recomputed
 
 # Patches, and width per head, depth and heads of the three stages: paper, table 2, and the official pit.py.
 _SIZES = {
@@ -40,7 +42,12 @@ class PatchEmbedding(nn.Layer):
 
 
 class Transformer(nn.Layer):
-    """The blocks of a stage, on the map's tokens and the class tokens together: (B, C, h, w), (B, T, C) -> the same."""
+    """The blocks of a stage, on the map's tokens and the class tokens together: (B, C, h, w), (B, T, C) -> the same.
+
+    The last stage's map is read by nobody: with `class_tokens_only` it is None.
+    """
+
+    recompute = False  # see recompute_activations
 
     def __init__(self, dim, num_heads, mlp_ratio, drop_path_rates, **options):
         super().__init__()
@@ -49,12 +56,14 @@ class Transformer(nn.Layer):
             for rate in drop_path_rates
         )
 
-    def forward(self, x, cls_tokens):
+    def forward(self, x, cls_tokens, class_tokens_only=False):
         B, C, height, width = x.shape
         num_cls_tokens = cls_tokens.shape[1]
         x = paddle.concat([cls_tokens, x.flatten(2).transpose([0, 2, 1])], axis=1)  # (B, T + h*w, C)
-        for block in self.blocks:
-            x = block(x)
+        for block in self.blocks[:-1] if class_tokens_only else self.blocks:
+            x = recomputed(block, x) if self.recompute else block(x)
+        if class_tokens_only:
+            return None, self.blocks[-1](x, num_queries=num_cls_tokens)
         cls_tokens, x = x[:, :num_cls_tokens], x[:, num_cls_tokens:]
         return x.transpose([0, 2, 1]).reshape([B, C, height, width]), cls_tokens
 
@@ -129,7 +138,7 @@ class PoolingTransformer(nn.Layer):
         )
         self.patch_embed = PatchEmbedding(in_chans, dims[0], patch_size, stride)
         self.cls_token = self.create_parameter([1, 2 if distilled else 1, dims[0]], default_initializer=normal)
-        self.pos_drop = nn.Dropout(drop_rate)
+        self.pos_drop = Dropout(drop_rate)
         drop_path_rates = [drop_path_rate * i / sum(depth) for i in range(sum(depth))]
         self.first_blocks = [
             sum(depth[:stage]) for stage in range(len(depth) + 1)
@@ -174,10 +183,9 @@ class PoolingTransformer(nn.Layer):
         check_images(x, self.in_chans, self.image_size)
         x = self.pos_drop(self.patch_embed(x) + self.pos_embed)  # (B, C, h, w)
         cls_tokens = self.cls_token.expand([x.shape[0], -1, -1])  # (B, T, C)
-        for stage, transformer in enumerate(self.transformers):
-            if stage:
-                x, cls_tokens = self.pools[stage - 1](x, cls_tokens)
-            x, cls_tokens = transformer(x, cls_tokens)
+        for transformer, pool in zip(self.transformers, self.pools):
+            x, cls_tokens = pool(*transformer(x, cls_tokens))
+        _, cls_tokens = self.transformers[-1](x, cls_tokens, class_tokens_only=True)
         return self.norm(cls_tokens)
 
     def forward_features(self, x):

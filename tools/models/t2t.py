@@ -14,8 +14,11 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.nn.initializer import Normal, Orthogonal
 
+from models.cpu import add_to_each, linear, normed_linear, softmax_and_logsumexp
+from models.dropout import Dropout
 from models.layers import Block, Mlp, check_images, frozen_parameter, init_from_fan_in, init_linear_and_norm
 from models.position import is_sinusoid, resize_tokens, sinusoid_table, square_grid
+from models.recompute import recomputed
 
 # Width, depth and heads of the deep-narrow backbone: paper, table 1, and the official models/t2t_vit.py.
 VARIANTS = {
@@ -66,10 +69,10 @@ class TokenPerformer(nn.Layer):
         self.norm1 = nn.LayerNorm(dim, epsilon=1e-5)
         self.kqv = nn.Linear(dim, 3 * token_dim)
         self.proj = nn.Linear(token_dim, token_dim)
-        self.dp = nn.Dropout(drop)
+        self.dp = Dropout(drop)
         self.norm2 = nn.LayerNorm(token_dim, epsilon=1e-5)
         self.mlp = nn.Sequential(
-            nn.Linear(token_dim, token_dim), nn.GELU(), nn.Linear(token_dim, token_dim), nn.Dropout(drop)
+            nn.Linear(token_dim, token_dim), nn.GELU(), nn.Linear(token_dim, token_dim), Dropout(drop)
         )
         num_features = int(token_dim * kernel_ratio)
         if num_features < 1:
@@ -85,32 +88,34 @@ class TokenPerformer(nn.Layer):
         # Outside autocast: as float16, w.x would carry an error of 0.2 in the exponent at |x| = 100.
         with paddle.amp.auto_cast(enable=False):
             k, q, values, w = (_at_least_float32(t) for t in (k, q, v, self.w))
-            log_k = paddle.matmul(w, k, transpose_y=True) - _half_square_norm(k).transpose([0, 2, 1])  # (B, m, N)
-            log_q = paddle.matmul(q, w, transpose_y=True) - _half_square_norm(q)  # (B, N, m)
-            log_q = log_q + paddle.logsumexp(log_k, axis=-1).unsqueeze(1)  # (B, N, m)
-            log_denominator = paddle.logsumexp(log_q, axis=-1, keepdim=True) - math.log(w.shape[0])  # (B, N, 1)
-            means = paddle.matmul(F.softmax(log_k, axis=-1), values)  # (B, m, E)
-            y = paddle.matmul(F.softmax(log_q, axis=-1), means)  # (B, N, E)
-            y = y * F.sigmoid(log_denominator - math.log(self.EPSILON))
+            log_k = _log_features(k, w).transpose([0, 2, 1])  # (B, m, N)
+            over_tokens, log_sum = softmax_and_logsumexp(log_k)  # (B, m, N), (B, m, 1)
+            log_q = add_to_each(_log_features(q, w), log_sum.transpose([0, 2, 1]))  # (B, N, m)
+            over_features, log_total = softmax_and_logsumexp(log_q)  # (B, N, m), (B, N, 1)
+            share = F.sigmoid(log_total - math.log(w.shape[0] * self.EPSILON))  # D / (D + eps); D = e^total / m
+            y = paddle.matmul(over_features * share, paddle.matmul(over_tokens, values))  # (B, N, m) @ (B, m, E)
             return y.astype(v.dtype)
 
     def forward(self, x):
-        k, q, v = self.kqv(self.norm1(x)).split(3, axis=-1)  # each (B, N, E)
+        k, q, v = normed_linear(x, self.norm1, self.kqv.weight, self.kqv.bias).split(3, axis=-1)  # each (B, N, E)
         # The input is wider than E, so the skip connection starts from v (paper, section 3.1).
-        x = v + self.dp(self.proj(self.attend(k, q, v)))
-        return x + self.mlp(self.norm2(x))
+        x = v + self.dp(linear(self.attend(k, q, v), self.proj.weight, self.proj.bias))
+        first, gelu, second, drop = self.mlp
+        hidden = gelu(normed_linear(x, self.norm2, first.weight, first.bias))  # (B, N, E)
+        return x + drop(linear(hidden, second.weight, second.bias))
 
 
 def _at_least_float32(x):
     return x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x
 
 
-def _half_square_norm(x):
-    return 0.5 * x.square().sum(axis=-1, keepdim=True)  # (B, N, E) -> (B, N, 1)
+def _log_features(x, w):
+    """log phi(x) + log(m) / 2: (B, N, E), (m, E) -> (B, N, m)."""
+    return paddle.matmul(x, w, transpose_y=True) - 0.5 * x.square().sum(axis=-1, keepdim=True)
 
 
 class TokenAttention(nn.Layer):
-    """Single-head attention that narrows its tokens: (B, N, dim) -> (B, N, E)."""
+    """Single-head attention that narrows what `norm` makes of its tokens: (B, N, dim) -> (B, N, E)."""
 
     def __init__(self, dim, token_dim):
         super().__init__()
@@ -119,10 +124,11 @@ class TokenAttention(nn.Layer):
         self.qkv = nn.Linear(dim, 3 * token_dim, bias_attr=False)
         self.proj = nn.Linear(token_dim, token_dim)
 
-    def forward(self, x):
-        q, k, v = self.qkv(x).split(3, axis=-1)  # each (B, N, E)
+    def forward(self, x, norm):
+        q, k, v = normed_linear(x, norm, self.qkv.weight).split(3, axis=-1)  # each (B, N, E)
         attn = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)  # (B, N, N)
-        return v + self.proj(paddle.matmul(attn, v))  # (B, N, E); v is the skip connection
+        # v is the skip connection.
+        return v + linear(paddle.matmul(attn, v), self.proj.weight, self.proj.bias)  # (B, N, E)
 
 
 class TokenTransformer(nn.Layer):
@@ -136,8 +142,8 @@ class TokenTransformer(nn.Layer):
         self.mlp = Mlp(token_dim, token_dim)
 
     def forward(self, x):
-        x = self.attn(self.norm1(x))  # (B, N, E)
-        return x + self.mlp(self.norm2(x))
+        x = self.attn(x, self.norm1)  # (B, N, E)
+        return x + self.mlp(x, self.norm2)
 
 
 TOKEN_LAYERS = {"performer": TokenPerformer, "transformer": TokenTransformer}
@@ -166,6 +172,8 @@ class T2TModule(nn.Layer):
     (B, Cin, H, W) -> (B, N, C), N = product of `self.grids[-1]`. With token type "convolution" (the paper's ablation)
     the soft splits are plain convolutions of the same geometry and there is no token layer.
     """
+
+    recompute = False  # see recompute_activations
 
     def __init__(self, image_size, in_chans, embed_dim, tokens_type, token_dim, splits):
         super().__init__()
@@ -203,10 +211,10 @@ class T2TModule(nn.Layer):
     def _soft_split_tokens(self, x):
         for stage, split, (height, width) in zip(self.stages, self.splits, self.grids):
             x = F.unfold(x, *split).transpose([0, 2, 1])  # (B, h*w, Cin*k*k)
-            x = stage(x)  # (B, h*w, E)
+            x = recomputed(stage, x) if self.recompute else stage(x)  # (B, h*w, E)
             x = x.transpose([0, 2, 1]).reshape([x.shape[0], x.shape[2], height, width])  # (B, E, h, w)
         x = F.unfold(x, *self.splits[-1]).transpose([0, 2, 1])  # (B, N, E*k*k)
-        return self.project(x)  # (B, N, C)
+        return linear(x, self.project.weight, self.project.bias)  # (B, N, C)
 
 
 class T2TViT(nn.Layer):
@@ -227,6 +235,8 @@ class T2TViT(nn.Layer):
     Raises:
         ValueError: for values that do not fit together, naming them.
     """
+
+    recompute = False  # see recompute_activations
 
     def __init__(
         self,
@@ -253,7 +263,7 @@ class T2TViT(nn.Layer):
         num_tokens = math.prod(self.tokens_to_token.grids[-1])
         self.cls_token = self.create_parameter([1, 1, embed_dim], default_initializer=Normal(std=0.02))
         self.pos_embed = frozen_parameter(self, sinusoid_table(num_tokens + 1, embed_dim))
-        self.pos_drop = nn.Dropout(drop_rate)
+        self.pos_drop = Dropout(drop_rate)
         drop_path_rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.LayerList(
             Block(
@@ -304,9 +314,10 @@ class T2TViT(nn.Layer):
         cls_token = self.cls_token.expand([x.shape[0], -1, -1])  # (B, 1, C)
         x = paddle.concat([cls_token, x], axis=1) + self.pos_embed  # (B, 1 + N, C)
         x = self.pos_drop(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)[:, 0]  # (B, C)
+        for block in self.blocks[:-1]:
+            x = recomputed(block, x) if self.recompute else block(x)
+        # Of the last block only the class token is read: 8 % of t2t_vit_7's multiplications need not be done.
+        return self.norm(self.blocks[-1](x, num_queries=1))[:, 0]  # (B, C)
 
     def forward(self, x):
         """Logits: (B, Cin, H, W) -> (B, num_classes)."""

@@ -1,0 +1,272 @@
+"""What makes a CPU fast changes no result: other operations, parts of a batch on threads, recomputing, compiling."""
+
+import itertools
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT, error_line
+from test_train_step import steps
+
+from config import load_config
+from engine import microbatch
+from engine.microbatch import MicroBatches, inference
+from engine.train_step import TrainStep
+from models import cpu, create_model
+from models.dropout import Dropout, drawing_from
+
+T2T = dict(image_size=32, num_classes=10, embed_dim=16, depth=2, num_heads=2, token_dim=8)
+PIT = dict(image_size=32, num_classes=10, patch_size=8, stride=4, base_dims=(8, 8), depth=(1, 2), heads=(1, 2))
+MODELS = {
+    "performer": ("t2t_vit_7", T2T),
+    "transformer": ("t2t_vit_t_14", T2T),
+    "convolution": ("t2t_vit_7", {**T2T, "tokens_type": "convolution"}),
+    "pit": ("pit_ti_distilled", PIT),
+}
+
+
+@pytest.fixture
+def cpu_forms():
+    yield cpu.enable
+    cpu.enable(True)
+
+
+def close(a, b, tolerance=1e-5):
+    a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+    return np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-3)
+
+
+def value_and_gradients(function, *arrays):
+    tensors = [paddle.to_tensor(array, stop_gradient=False) for array in arrays]
+    outputs = function(*tensors)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    sum((output * (output + index + 1).cos()).sum() for index, output in enumerate(outputs)).backward()
+    return [output.numpy() for output in outputs], [tensor.grad.numpy() for tensor in tensors]
+
+
+FORMS = {
+    "linear": (lambda x, w, b: cpu.linear(x, w, b), [(2, 7, 5), (5, 3), (3,)]),
+    "normed linear": (
+        lambda x, scale, shift, w, b: cpu.normed_linear(x, Norm(scale, shift), w, b),
+        [(2, 7, 5), (5,), (5,), (5, 3), (3,)],
+    ),
+    "normed linear without bias": (
+        lambda x, scale, shift, w: cpu.normed_linear(x, Norm(scale, shift), w),
+        [(2, 7, 5), (5,), (5,), (5, 3)],
+    ),
+    "softmax and logsumexp": (cpu.softmax_and_logsumexp, [(2, 7, 5)]),
+    "add to each": (cpu.add_to_each, [(2, 7, 5), (2, 1, 5)]),
+}
+
+
+class Norm:
+    """A LayerNorm whose scale and shift are any tensors."""
+
+    _epsilon, training = 1e-5, True
+
+    def __init__(self, weight, bias):
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x):
+        return paddle.nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self._epsilon)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_form_for_a_cpu_is_the_same_function_and_gradient(name, cpu_forms):
+    function, shapes = FORMS[name]
+    rng = np.random.default_rng(0)
+    arrays = [3 * rng.standard_normal(shape).astype("float32") for shape in shapes]
+    fast = value_and_gradients(function, *arrays)
+    cpu_forms(False)
+    plain = value_and_gradients(function, *arrays)
+    for ours, theirs in zip(fast[0] + fast[1], plain[0] + plain[1]):
+        assert close(ours, theirs)
+
+
+def test_softmax_and_logsumexp_at_magnitudes_whose_exponentials_overflow():
+    x = paddle.to_tensor([[-1000.0, -1001.0], [1000.0, 999.0]])
+    softmax, logsumexp = cpu.softmax_and_logsumexp(x)
+    assert np.allclose(softmax.numpy(), [[0.731059, 0.268941]] * 2, atol=1e-6)
+    assert np.allclose(logsumexp.numpy(), [[-999.686738], [1000.313262]])
+
+
+def gradients(model, images):
+    outputs = model(images)
+    outputs = sum(outputs) if isinstance(outputs, tuple) else outputs
+    (outputs * outputs).mean().backward()
+    found = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    model.clear_gradients()
+    return outputs.numpy(), found
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_compute_the_same_in_both_forms(kind, cpu_forms):
+    paddle.seed(1)
+    name, overrides = MODELS[kind]
+    model = create_model(name, **overrides)
+    for layer in model.sublayers():
+        if isinstance(layer, Dropout):
+            layer.rate = 0.0
+    images = paddle.randn([3, 3, 32, 32])
+    logits, fast = gradients(model, images)
+    cpu_forms(False)
+    plain_logits, plain = gradients(model, images)
+    assert close(logits, plain_logits)
+    assert set(fast) == set(plain) == {n for n, p in model.named_parameters() if not p.stop_gradient}
+    for parameter, gradient in plain.items():
+        assert close(fast[parameter], gradient, 1e-4), parameter
+
+
+# --- Parts of a batch ---
+
+
+def settings(*pairs, config="lit_data"):
+    keys = (("DATA.NUM_WORKERS", "0"), ("TRAIN.BATCH_SIZE", "10"))
+    return load_config(f"configs/{config}.yaml", [*keys, *zip(pairs[::2], pairs[1::2])])
+
+
+def losses(*pairs, count=3, config="lit_data"):
+    """Losses, and the weights, of the first steps of a training with these settings."""
+    cfg = settings(*pairs, config=config)
+    step = train_step(cfg)
+    batches = itertools.islice(steps(cfg), count)
+    found = [step(batch, 1e-3, 0, number) for number, batch in enumerate(batches)]
+    return [float(result.loss) for result in found], {k: v.numpy() for k, v in step.model.state_dict().items()}
+
+
+def train_step(cfg):
+    paddle.seed(cfg.SEED)
+    step = TrainStep(cfg)
+    step.train()
+    return step
+
+
+def test_parts_of_a_batch_give_the_gradients_of_the_batch():
+    no_dropout = ("MODEL.DROP_PATH_RATE", "0.0", "MODEL.T2T.TOKENS_TYPE", "transformer")
+    whole = losses(*no_dropout, "CPU.MICRO_BATCH", "0")
+    for size in ("1", "3", "10", "64"):
+        parts = losses(*no_dropout, "CPU.MICRO_BATCH", size)
+        assert close(parts[0], whole[0])
+        # AdamW divides by the gradient's own size, and makes much of the rounding of a gradient near 0.
+        assert all(close(parts[1][name], value, 1e-3) for name, value in whole[1].items())
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_parts_learn_from_a_teacher_as_the_batch_does(kind):
+    words = ("MODEL.DROP_PATH_RATE", "0.0", "MODEL.T2T.TOKENS_TYPE", "transformer", "DISTILL.TYPE", kind)
+    words += ("DISTILL.TEACHER", str(ROOT / "output/lit_data/config.yaml"), "DISTILL.TAU", "2.0")
+    whole = losses(*words, "CPU.MICRO_BATCH", "0", count=2)
+    parts = losses(*words, "CPU.MICRO_BATCH", "3", count=2)
+    alone = losses(*words[:4], "CPU.MICRO_BATCH", "3", count=2)
+    assert close(parts[0], whole[0])
+    assert not close(alone[0], whole[0], 1e-3)
+
+
+def test_accumulated_parts_add_up(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    norms = []
+    for size in ("0", "3"):
+        no_dropout = ("MODEL.DROP_PATH_RATE", "0.0", "MODEL.T2T.TOKENS_TYPE", "transformer")
+        cfg = settings(*no_dropout, "TRAIN.ACCUM_STEPS", "2", "CPU.MICRO_BATCH", size)
+        norms.append(float(train_step(cfg)(next(steps(cfg)), 1e-3, 0, 0).gradient_norm))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_threads_change_nothing_but_the_order_of_sums(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    one = losses()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    three, again = losses(), losses()
+    assert three[0] == again[0]
+    assert all((three[1][name] == value).all() for name, value in again[1].items())
+    assert close(one[0], three[0])
+
+
+def test_what_is_frozen_stays(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    cfg = settings("TRAIN.FREEZE", '["tokens_to_token*", "blocks.0*"]')
+    step = train_step(cfg)
+    before = {name: value.numpy() for name, value in step.model.state_dict().items()}
+    step(next(steps(cfg)), 1e-3, 0, 0)
+    after = {name: value.numpy() for name, value in step.model.state_dict().items()}
+    changed = {name for name in before if (before[name] != after[name]).any()}
+    frozen = {name for name in before if name.startswith(("tokens_to_token", "blocks.0", "pos_embed"))}
+    assert changed == set(before) - frozen
+
+
+def test_inference_by_parts_gives_the_logits_of_the_whole(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    cfg = settings("CPU.MICRO_BATCH", "2")
+    model = create_model("t2t_vit_7", **T2T)
+    model.eval()
+    images = paddle.randn([7, 3, 32, 32])
+    logits = inference(model, cfg)(images)
+    assert logits.shape == [7, 10]
+    assert logits.stop_gradient
+    assert close(logits.numpy(), model(images).numpy())
+
+
+@pytest.mark.parametrize(("value", "threads"), [("4", 4), ("3,2", 3), ("0", 1), ("", 1), ("many", 1)])
+def test_threads_are_those_that_the_user_set(value, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert microbatch.num_threads() == threads
+
+
+def test_an_error_in_a_part_is_told():
+    parts = MicroBatches(2, 2)
+    with pytest.raises(ValueError, match="images of 3 channels"):
+        parts.forward(create_model("t2t_vit_7", **T2T), paddle.zeros([5, 1, 32, 32]))
+
+
+def test_wrong_size_of_the_parts_is_told():
+    assert "CPU.MICRO_BATCH is -1 but must be 0 to 1024" in error_line("train", "CPU.MICRO_BATCH", "-1")
+
+
+# --- Dropout on threads ---
+
+
+def test_dropout_of_a_thread_keeps_the_rate_and_the_mean():
+    layer, x = Dropout(0.3), paddle.ones([400, 500])
+    with drawing_from([1, 2]):
+        first, second = layer(x).numpy(), layer(x).numpy()
+    with drawing_from([1, 2]):
+        assert (layer(x).numpy() == first).all()
+    with drawing_from([1, 3]):
+        assert (layer(x).numpy() != first).any()
+    assert (first != second).any()
+    assert (first == 0).mean() == pytest.approx(0.3, abs=0.005)  # 4.9 standard deviations
+    assert first.mean() == pytest.approx(1.0, abs=0.008)
+
+
+# --- Recomputing, compiling, fusing ---
+
+
+@pytest.mark.parametrize("size", ["0", "4"])
+@pytest.mark.parametrize("config", ["lit_data", "lit_data_pit"])
+def test_recomputing_is_exact(config, size):
+    pairs = ("CPU.MICRO_BATCH", size, "MODEL.DROP_RATE", "0.1")
+    plain = losses(*pairs, count=2, config=config)
+    again = losses(*pairs, "TRAIN.RECOMPUTE", "True", count=2, config=config)
+    assert plain[0] == again[0]
+    assert all((again[1][name] == value).all() for name, value in plain[1].items())
+
+
+def test_compiled_training_has_the_losses_of_the_plain_one():
+    plain = losses("CPU.MICRO_BATCH", "0", "CPU.FAST_OPS", "False")
+    compiled = losses("TRAIN.TO_STATIC", "True")
+    assert close(compiled[0], plain[0])
+
+
+@pytest.mark.parametrize("kind", ["performer", "pit"])
+def test_fused_attention_is_the_same_function(kind):
+    from models.layers import fuse_attention
+
+    name, overrides = MODELS[kind]
+    model = create_model(name, **overrides, qk_scale=0.3)
+    model.eval()
+    images = paddle.randn([2, 3, 32, 32])
+    plain = gradients(model, images)
+    fuse_attention(model)
+    fused = gradients(model, images)
+    assert close(fused[0], plain[0])
+    assert all(close(fused[1][name], value, 1e-4) for name, value in plain[1].items())
