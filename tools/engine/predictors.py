@@ -24,10 +24,11 @@ def require(module, what):
     """Import an optional library. Raises UserError that names it where it is missing."""
     try:
         return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name.partition(".")[0]
+        raise UserError(f"{what} needs {missing}, which is not installed: pip install {missing}") from None
     except ImportError as error:
-        if error.name and error.name != module:  # the library is there, but not what it needs
-            raise UserError(f"{what} needs {module}, which cannot be imported: {one_line(error)}") from error
-        raise UserError(f"{what} needs {module}, which is not installed: pip install {module}") from None
+        raise UserError(f"{what} needs {module}, which cannot be imported: {one_line(error)}") from error
 
 
 def engine_of(path):
