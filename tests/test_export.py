@@ -77,12 +77,14 @@ def test_onnx_graph_is_lean_and_legible(exported):
 
 def test_bf16_and_int8_say_what_they_are_and_compute_it(exported):
     import onnx
+    import openvino
 
+    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for form, precision in (("openvino", "bf16"), ("openvino", "int8"), ("onnx", "int8")):
         model, path, comparison = exported("performer", form, precision)
         found, expected = outputs(model, path, form, 8)
         error = np.abs(found - expected).max() / np.abs(expected).max()
-        assert 1e-5 < error < 0.2, (form, precision)
+        assert (1e-3 if precision == "int8" or has_bf16 else 1e-5) < error < 0.2, (form, precision)
         assert open_predictor(export.ENGINE_OF[form], path).metadata.precision == precision
         assert path.name.endswith(f"-{precision}{path.suffix}")
     graph = onnx.load(path).graph
