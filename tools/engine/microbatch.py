@@ -29,8 +29,11 @@ def num_threads():
 
 
 def inference(model, cfg):
-    """A function that takes images (B, C, H, W) through `model` in eval mode, without gradient, to logits (B, K)."""
-    parts = micro_batches(cfg)
+    """A function that takes images (B, C, H, W) through `model` in eval mode, without gradient, to logits (B, K).
+
+    `model` may also be an engine in a model's place, which sees to its threads itself.
+    """
+    parts = micro_batches(cfg) if isinstance(model, paddle.nn.Layer) else None
     return (lambda images: parts.forward(model, images)) if parts else paddle.no_grad()(model)
 
 
