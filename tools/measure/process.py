@@ -1,0 +1,119 @@
+"""Processes to measure in: threads and settings that libraries read when they are imported, and memory of their own.
+
+Imports neither paddle nor numpy: it is what a new process imports first.
+"""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from cli import import_paddle
+from errors import UserError
+
+_subject = None  # what a `Subject`'s process has built
+
+
+def on_one_core(measure, *args):
+    """The result of a function in a process of its own that has one core, and one thread in every library."""
+    with _pool(_keep_to_one_core) as pool:
+        return pool.submit(measure, *args).result()
+
+
+def _pool(initializer, *args):
+    spawn = multiprocessing.get_context("spawn")  # libraries read how many threads to use when they are imported
+    return concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn, initializer=initializer, initargs=args)
+
+
+def _keep_to_one_core():
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    _prepare("cpu", 1)
+    from data.workers import keep_freed_memory
+
+    keep_freed_memory()  # as in a loader process; the baseline gains too
+
+
+def _prepare(device, threads):
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import_paddle(device)
+    from engine import parallel
+
+    parallel.setup(device)
+
+
+class Subject:
+    """Something built in a process of its own, whose methods are called there.
+
+    Args:
+        build: function or class at the top of a module.
+        args: of `build`.
+        title: what is measured, for its error messages.
+        device: as DEVICE of a config.
+        threads: of each library in that process.
+    """
+
+    def __init__(self, build, *args, title, device, threads):
+        self.title = title
+        self.pool = _pool(_prepare, device, threads)
+        self._run(_build, build, args)
+
+    def __call__(self, method, *args):
+        """Result of a method of what was built."""
+        return self._run(_call, method, args)
+
+    def _run(self, function, *args):
+        try:
+            return self.pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"the process for {self.title} ended; if the memory ran out, lower the batch or image size"
+            ) from None
+
+    def close(self):
+        self.pool.shutdown()
+
+
+def _build(build, args):
+    global _subject
+    _subject = build(*args)
+
+
+def _call(method, args):
+    return getattr(_subject, method)(*args)
+
+
+@contextlib.contextmanager
+def closing(subjects):
+    """The {key: Subject} dict, which may grow; its processes end with the context."""
+    try:
+        yield subjects
+    finally:
+        for subject in subjects.values():
+            subject.close()
+
+
+class Memory:
+    """Memory that this process takes from here on."""
+
+    def __init__(self):
+        self.before = _resident_mb()
+
+    def peak_mb(self):
+        """MB of the highest point so far above that of the start; on a GPU, of the GPU's memory."""
+        from engine.meter import memory_mb
+
+        return memory_mb() - self.before
+
+
+def _resident_mb():
+    import paddle
+
+    from engine.meter import memory_mb
+
+    statm = Path("/proc/self/statm")
+    if paddle.get_device() != "cpu" or not statm.exists():
+        return memory_mb()
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
