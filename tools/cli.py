@@ -68,6 +68,16 @@ def common_parser(description, batch_size_key):
     return parser
 
 
+def add_engine_option(parser):
+    """--engine, of the commands that predict."""
+    parser.add_argument(
+        "--engine",
+        choices=("paddle", "inference", "onnxruntime", "openvino"),
+        help="paddle: the model itself; inference (Paddle Inference), onnxruntime, openvino: a file of export.py, the "
+        "run's own if --pretrained names none; default: what reads the file of --pretrained",
+    )
+
+
 def not_empty(value):
     """Type of an option whose value may not be the empty string."""
     if not value:
@@ -105,6 +115,7 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
             parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
         path = _config_path(args)
         cfg = load_config(path, overrides(args))
+        args.weights_named = bool(_named_on_command_line(args))
         args.pretrained = cfg.MODEL.PRETRAINED if _named_on_command_line(args) else _best_beside(path)
         if needs_paddle:
             import_paddle(cfg.DEVICE)
@@ -137,9 +148,11 @@ def _config_path(args):
     if args.config:
         return args.config
     if args.pretrained:
-        beside = os.path.join(os.path.dirname(args.pretrained), "config.yaml")
-        if os.path.isfile(beside):
-            return beside
+        folder = os.path.dirname(args.pretrained)
+        folders = [folder, os.path.dirname(folder)] if os.path.basename(folder) == "export" else [folder]
+        for path in (os.path.join(folder, "config.yaml") for folder in folders):
+            if os.path.isfile(path):
+                return path
     return _DEFAULT_CONFIG
 
 

@@ -6,38 +6,30 @@ import json
 import sys
 from pathlib import Path
 
-from cli import common_parser, run
+from cli import add_engine_option, common_parser, import_paddle, run
 
 DEFAULT_IMAGE = "lit_data/val/3/0045.png"
 
 
 def main(args, cfg):
-    import paddle
-
-    from config import resolve, with_classes
-    from engine import parallel
-    from engine.build import build_trained_model
+    from config import resolve
     from engine.logger import progress_bar, setup_logging
     from errors import UserError
     from files import check_writable, shown, write_text
 
-    parallel.setup(cfg.DEVICE)
     setup_logging()
     if args.top_k < 1:
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
     if args.json:
         check_writable(args.json)
     paths = find_images(args.words or [str(shown(resolve(DEFAULT_IMAGE)))])
-    model, weights = build_trained_model(cfg, args.pretrained)
-    cfg = with_classes(cfg, model.head.bias.shape[0])
-    names = class_names(cfg, weights)
+    predictor, cfg = open_model(args, cfg)
     batches = [paths[i : i + cfg.VAL.BATCH_SIZE] for i in range(0, len(paths), cfg.VAL.BATCH_SIZE)]
     results = {}
-    with paddle.no_grad():
-        for batch in progress_bar(batches, desc="predict"):
-            found = predict_batch(model, batch, cfg, names, args.top_k)
-            print_results(found, single=len(paths) == 1)
-            results |= found
+    for batch in progress_bar(batches, desc="predict"):
+        found = predict_batch(predictor, batch, cfg, args.top_k)
+        print_results(found, single=len(paths) == 1)
+        results |= found
     if args.json:
         write_text(args.json, json.dumps(results, indent=1) + "\n")
     failed = [result["error"] for result in results.values() if "error" in result]
@@ -46,6 +38,28 @@ def main(args, cfg):
     if failed and len(paths) > 1:
         print(f"error: {len(failed)} of {len(paths)} images could not be read", file=sys.stderr)
     return 1 if failed else 0
+
+
+def open_model(args, cfg):
+    """(predictor, the config that fits it). Paddle is imported only where it computes."""
+    from engine.serving import choose_engine, open_exported
+
+    engine = choose_engine(args)
+    if engine in ("paddle", "inference"):
+        import_paddle(cfg.DEVICE)
+    if engine != "paddle":
+        predictor, cfg, _ = open_exported(args, cfg, engine)
+        return predictor, cfg
+    from config import with_classes
+    from engine import parallel
+    from engine.build import build_trained_model, classes_of
+    from engine.metadata import Metadata
+    from engine.predictors import EagerPredictor
+
+    parallel.setup(cfg.DEVICE)
+    model, weights = build_trained_model(cfg, args.pretrained)
+    cfg = with_classes(cfg, model.head.bias.shape[0])
+    return EagerPredictor(model, Metadata.of(cfg, classes_of(cfg, weights), "fp32", batch_size=0)), cfg
 
 
 def find_images(patterns):
@@ -72,25 +86,7 @@ def find_images(patterns):
     return list(dict.fromkeys(paths))
 
 
-def class_names(cfg, weights):
-    """Names of the model's classes: the class list beside its weights, else that of the data set, else numbers."""
-    from config import resolve
-    from data.dataset import read_classes
-    from errors import UserError
-
-    candidates = [weights.with_name("classes.txt"), resolve(cfg.DATA.PATH) / "classes.txt"]
-    if cfg.DATA.CLASSES:
-        candidates.insert(1, resolve(cfg.DATA.CLASSES))
-    for path in candidates:
-        if path.is_file():
-            classes = read_classes(path)
-            if len(classes) != cfg.MODEL.NUM_CLASSES:
-                raise UserError(f"{path} lists {len(classes)} classes but MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}")
-            return classes.names
-    return [str(i) for i in range(cfg.MODEL.NUM_CLASSES)]
-
-
-def predict_batch(model, paths, cfg, names, top_k):
+def predict_batch(predictor, paths, cfg, top_k):
     """Predict some images.
 
     Returns:
@@ -98,14 +94,12 @@ def predict_batch(model, paths, cfg, names, top_k):
         {path: {"error": reason}} for an image that cannot be read; in the order of `paths`.
     """
     import numpy as np
-    import paddle
-    import paddle.nn.functional as F
 
-    from data.batch import Normalize
     from data.images import ImageError, load_image
     from data.transforms import EvalTransform
+    from engine.predictors import to_input
 
-    transform = EvalTransform(cfg)
+    transform, names = EvalTransform(cfg), predictor.metadata.classes
     results, images, readable = {}, [], []
     for path in paths:
         results[path] = {}
@@ -116,12 +110,13 @@ def predict_batch(model, paths, cfg, names, top_k):
             results[path]["error"] = str(error)
     if not readable:
         return results
-    probabilities = F.softmax(model(Normalize(cfg)(paddle.to_tensor(np.stack(images)))).astype("float32"), axis=-1)
-    values, ids = paddle.topk(probabilities, k=min(top_k, len(names)), axis=-1)  # (B, K)
-    for path, path_values, path_ids in zip(readable, values.tolist(), ids.tolist()):
+    logits = predictor(to_input(np.stack(images), predictor.metadata)).astype(np.float64)  # (B, K)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    for path, row in zip(readable, probabilities):
         top = [
-            {"class_id": class_id, "name": names[class_id], "probability": round(value, 6)}
-            for class_id, value in zip(path_ids, path_values)
+            {"class_id": int(class_id), "name": names[class_id], "probability": round(float(row[class_id]), 6)}
+            for class_id in np.argsort(-row, kind="stable")[:top_k]
         ]
         results[path] = {**top[0], "top": top}
     return results
@@ -145,6 +140,7 @@ def parser():
     parser = common_parser("Classify pictures.", batch_size_key="VAL.BATCH_SIZE")
     parser.usage = "predict.py [options] [IMAGE|FOLDER|GLOB ...] [KEY VALUE ...]"
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes shown per image; default 5")
+    add_engine_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write {path: result} as JSON, complete or not at all")
     return parser
 
@@ -164,4 +160,4 @@ def split_arguments(words):
 
 
 if __name__ == "__main__":
-    run(main, parser(), split_words=split_arguments)
+    run(main, parser(), split_words=split_arguments, needs_paddle=False)

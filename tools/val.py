@@ -1,14 +1,11 @@
 """Evaluate a model: python tools/val.py [--config configs/X.yaml] [--data-path DIR] [--pretrained FILE]."""
 
-from cli import common_parser, run
+from cli import add_engine_option, common_parser, run
 
 
 def main(args, cfg):
-    from config import with_classes
-    from data.dataset import load_data
     from data.loader import EvalLoader
     from engine import parallel
-    from engine.build import build_trained_model, warn_of_other_classes
     from engine.evaluator import evaluate
     from engine.lifeline import Lifeline
     from engine.logger import log, setup_logging
@@ -17,18 +14,9 @@ def main(args, cfg):
     parallel.setup(cfg.DEVICE)
     setup_logging(main=parallel.is_main())
     with Lifeline():
-        classes, splits = load_data(cfg, [args.split])
-        cfg = with_classes(cfg, len(classes))
-        model, weights = build_trained_model(cfg, args.pretrained)
-        warn_of_other_classes(classes, weights)
-        loader = EvalLoader(splits[args.split], cfg, parallel.rank(), parallel.world_size())
-        log.info(
-            "%s with %s on %d images of %s",
-            cfg.MODEL.NAME,
-            shown(weights),
-            loader.num_images,
-            shown(splits[args.split].source),
-        )
+        model, weights, cfg, split = open_model(args, cfg)
+        loader = EvalLoader(split, cfg, parallel.rank(), parallel.world_size())
+        log.info("%s with %s on %d images of %s", cfg.MODEL.NAME, shown(weights), len(split), shown(split.source))
         scores = evaluate(model, loader, cfg, cfg.VAL.LOG_EVERY)
         log.info(
             "images: %d, loss: %.4f, top-1: %.4f, top-5: %.4f", scores.num_images, scores.loss, scores.top1, scores.top5
@@ -36,8 +24,34 @@ def main(args, cfg):
         log.info("%s final val acc is:%.4f", cfg.DATA.NAME, scores.top1)
 
 
+def open_model(args, cfg):
+    """(model or what stands for it, its file, the config that fits it, the split to evaluate on)."""
+    from config import with_classes
+    from data.dataset import ClassList, load_data
+    from engine.build import build_trained_model, first_difference, first_other_class
+    from engine.evaluator import PredictorModel
+    from engine.logger import log
+    from engine.serving import choose_engine, open_exported
+
+    engine = choose_engine(args)
+    if engine == "paddle":
+        classes, splits = load_data(cfg, [args.split])
+        cfg = with_classes(cfg, len(classes))
+        model, path = build_trained_model(cfg, args.pretrained)
+        other = first_other_class(classes, path)
+    else:
+        predictor, cfg, path = open_exported(args, cfg, engine)
+        classes, splits = load_data(cfg, [args.split])
+        model, metadata = PredictorModel(predictor), predictor.metadata
+        other = first_difference(classes, ClassList(metadata.folders, metadata.classes, str(path)))
+    if other:
+        log.warning("warning: %s", other)
+    return model, path, cfg, splits[args.split]
+
+
 def parser():
     parser = common_parser("Evaluate a model: top-1, top-5 and loss.", batch_size_key="VAL.BATCH_SIZE")
+    add_engine_option(parser)
     parser.add_argument(
         "--split",
         choices=("val", "train"),

@@ -8,6 +8,7 @@ import paddle
 from data.erasing import RandomErasing
 from data.mixup import Mixup
 from data.seeding import MIX, NOISE, generator
+from data.transforms import normalized
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Normalize:
 
     def channels_last(self, images):
         """The same without moving the channels: broadcasting over another axis is several times slower on CPU."""
-        return (images.astype("float32") / 255.0 - self.mean) / self.std
+        return normalized(images, self.mean, self.std)
 
 
 def channels_first(images):

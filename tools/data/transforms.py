@@ -121,3 +121,8 @@ class EvalTransform:
         # Rounded as torchvision's CenterCrop does.
         left, top = (int(round((length - self.size) / 2.0)) for length in new_size)
         return to_array(image.crop((left, top, left + self.size, top + self.size)))
+
+
+def normalized(images, mean, std):
+    """uint8 (B, H, W, C) -> float32, (x / 255 - mean) / std; paddle tensors or NumPy arrays, all of one kind."""
+    return (images.astype("float32") / 255.0 - mean) / std

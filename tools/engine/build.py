@@ -1,9 +1,8 @@
 """The model that a config names, with or without weights from a file."""
 
 from config import resolve, with_classes
-from data.dataset import read_classes
+from data.dataset import ClassList, read_classes
 from engine.fetch import local_file
-from engine.logger import log
 from engine.pretrained import count_classes, load_pretrained
 from errors import UserError
 from models import create_model, model_family
@@ -63,18 +62,35 @@ def build_trained_model(cfg, chosen):
     return model, path
 
 
+def classes_of(cfg, weights):
+    """`ClassList` of the model: the class list beside its weights, else that of the data set, else numbers.
+
+    Raises UserError if the list is of another number of classes.
+    """
+    candidates = [weights.with_name("classes.txt"), resolve(cfg.DATA.PATH) / "classes.txt"]
+    if cfg.DATA.CLASSES:
+        candidates.insert(1, resolve(cfg.DATA.CLASSES))
+    for path in candidates:
+        if path.is_file():
+            classes = read_classes(path)
+            if len(classes) != cfg.MODEL.NUM_CLASSES:
+                raise UserError(f"{path} lists {len(classes)} classes but MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}")
+            return classes
+    numbers = tuple(str(i) for i in range(cfg.MODEL.NUM_CLASSES))
+    return ClassList(numbers, numbers, "MODEL.NUM_CLASSES")
+
+
 def first_other_class(classes, weights):
     """The first class that the list beside the weights names otherwise than the data, in words; None if none."""
     beside = weights.with_name("classes.txt")
-    if not beside.is_file() or classes.source == "MODEL.NUM_CLASSES":
+    return first_difference(classes, read_classes(beside)) if beside.is_file() else None
+
+
+def first_difference(classes, others):
+    """The first class that two `ClassList`s name otherwise, in words; None if none, or where one has only numbers."""
+    if "MODEL.NUM_CLASSES" in (classes.source, others.source):
         return None
-    for number, (ours, theirs) in enumerate(zip(classes.folders, read_classes(beside).folders)):
+    for number, (ours, theirs) in enumerate(zip(classes.folders, others.folders)):
         if ours != theirs:
-            return f"class {number} is {ours} in {classes.source} but {theirs} in {beside}"
+            return f"class {number} is {ours} in {classes.source} but {theirs} in {others.source}"
     return None
-
-
-def warn_of_other_classes(classes, weights):
-    """Warn where the weights are for other classes than the data's: an accuracy then means little."""
-    if other := first_other_class(classes, weights):
-        log.warning("warning: %s", other)

@@ -21,6 +21,21 @@ class Scores:
     num_images: int
 
 
+class PredictorModel:
+    """A `predictors.Predictor` in the place of a model: tensors in and out."""
+
+    training = False
+
+    def __init__(self, predictor):
+        self.predictor = predictor
+
+    def eval(self):
+        """Nothing else is possible."""
+
+    def __call__(self, images):
+        return paddle.to_tensor(self.predictor(images.numpy()))
+
+
 @paddle.no_grad()
 def evaluate(model, loader, cfg, log_every=None, must_stop=None):
     """Evaluate `model` on every image of `loader` exactly once; top-5 means top-K where there are K < 5 classes.

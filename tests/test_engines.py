@@ -1,0 +1,180 @@
+"""val.py and predict.py on inference engines: the same answers, without paddle where it is not needed; mistakes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ENVIRONMENT, ROOT, error_line, few_digits, tool
+
+from engine.predictors import ENGINES, open_predictor
+from errors import UserError
+
+for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
+    pytest.importorskip(library, reason="an optional library of the engines")
+
+SHIPPED = ROOT / "output/lit_data/best.pdparams"
+FILES = {"inference": "lit_data.json", "onnxruntime": "lit_data.onnx", "openvino": "lit_data.xml"}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """Output folder with the shipped digits' run, exported in all formats."""
+    output = tmp_path_factory.mktemp("output")
+    for name in ("best.pdparams", "classes.txt"):
+        (output / "lit_data").mkdir(exist_ok=True)
+        shutil.copy(SHIPPED.with_name(name), output / "lit_data" / name)
+    for form in ("paddle", "onnx", "openvino"):
+        tool("export", "--output", output, "--format", form, "--images", 30)
+    return output
+
+
+@pytest.fixture(scope="module")
+def alone(run_folder, tmp_path_factory):
+    """A folder with nothing but the exported files."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    for part in (run_folder / "lit_data/export").iterdir():
+        shutil.copy(part, folder)
+    return folder
+
+
+def results_of(folder, *words):
+    """Predictions of some shipped digits."""
+    target = folder / "results.json"
+    tool("predict", ROOT / "lit_data/val/3", ROOT / "lit_data/val/8", "--json", target, *words)
+    return json.loads(target.read_text())
+
+
+@pytest.mark.parametrize("engine", FILES)
+def test_engines_predict_what_the_model_does(run_folder, tmp_path, engine):
+    expected = results_of(tmp_path)
+    found = results_of(tmp_path, "--engine", engine, "--output", run_folder)
+    assert list(found) == list(expected)
+    for path, result in found.items():
+        assert [entry["class_id"] for entry in result["top"][:2]] == [e["class_id"] for e in expected[path]["top"][:2]]
+        assert result["name"] == expected[path]["name"]
+        assert abs(result["probability"] - expected[path]["probability"]) <= 2e-6
+
+
+@pytest.mark.parametrize("engine", FILES)
+def test_val_prints_the_same_lines(run_folder, tmp_path, engine):
+    words = few_digits(tmp_path, 5)
+    expected = tool("val", *words).stdout.splitlines()
+    found = tool("val", *words, "--engine", engine, "--output", run_folder).stdout.splitlines()
+    assert found[-2:] == expected[-2:]
+    assert f"t2t_vit_7 with {run_folder}/lit_data/export/{FILES[engine]} on 50 images of " in found[0]
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_predict_needs_no_paddle(alone, tmp_path, engine):
+    (tmp_path / "paddle").mkdir()
+    (tmp_path / "paddle/__init__.py").write_text("raise SystemExit('paddle was imported')")
+    command = [sys.executable, ROOT / "tools/predict.py", "--pretrained", alone / FILES[engine]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path,
+                          env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stdout.splitlines()[1].endswith("3  three") and done.stdout.splitlines()[-1] == "class_id is: 3"
+
+
+def test_openvino_reads_onnx_too(alone):
+    images = np.random.default_rng(0).normal(size=(3, 3, 16, 16))
+    logits = [open_predictor(engine, alone / "lit_data.onnx")(images) for engine in ("openvino", "onnxruntime")]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+
+
+def test_weights_that_have_changed_are_told(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path, dirs_exist_ok=True)
+    words = ["predict", "--engine", "onnxruntime", "--output", tmp_path]
+    assert tool(*words).stderr == ""
+    with open(tmp_path / "lit_data/best.pdparams", "ab") as file:
+        file.write(b" ")
+    assert "lit_data.onnx was made from other weights than" in tool(*words).stderr
+
+
+def test_run_without_export_says_how_to_make_it(tmp_path):
+    line = error_line("predict", "--engine", "openvino", "--output", tmp_path, "--config", "configs/lit_data.yaml")
+    assert "`python tools/export.py --config configs/lit_data.yaml --format openvino`" in line
+
+
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        (["--engine", "onnxruntime", "--pretrained", SHIPPED], "reads a .onnx file, not"),
+        (["--engine", "paddle", "--pretrained", "x.onnx"], "leave --engine out"),
+        (["--engine", "onnxruntime", "--pretrained", "x.xml"], "engine onnxruntime reads .onnx, not"),
+        (["--pretrained", "absent.onnx"], "absent.onnx not found"),
+        (["--pretrained", "https://example.org/x.onnx"], "download it first"),
+        (["--engine", "onnxruntime", "--device", "gpu"], "DEVICE is gpu"),
+    ],
+)
+def test_mistakes_are_one_line(run_folder, words, part):
+    assert part in error_line("predict", "--output", run_folder, *words)
+
+
+def test_what_the_file_fixes_cannot_be_changed(alone):
+    words = ["predict", "--pretrained", alone / "lit_data.onnx", "DATA.IMAGE_SIZE"]
+    assert "DATA.IMAGE_SIZE is 32 but" in error_line(*words, 32)
+    assert tool(*words, 16).stdout.endswith("class_id is: 3\n")
+
+
+@pytest.mark.parametrize("engine", FILES)
+def test_damaged_and_foreign_files_are_one_line(alone, tmp_path, engine):
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / FILES[engine]
+    whole = path.read_bytes()
+    for part in (whole[: len(whole) // 2], b"", b"\x89PNG\r\n\x1a\n" * 100):
+        path.write_bytes(part)
+        with pytest.raises(UserError, match=path.name):
+            open_predictor(engine, path)
+    path.write_bytes(whole)
+    for weights in tmp_path.glob(f"{path.stem}.{'bin' if engine == 'openvino' else 'pdiparams'}"):
+        if engine != "onnxruntime":
+            weights.write_bytes(weights.read_bytes()[:1000])
+            with pytest.raises(UserError, match=path.stem):
+                open_predictor(engine, path)
+            weights.unlink()
+            with pytest.raises(UserError, match=path.stem):
+                open_predictor(engine, path)
+
+
+def test_files_of_other_programs_are_told(tmp_path):
+    import onnx
+    import openvino
+
+    shape = [1, 3, 16, 16]
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "foreign", value[:1], value[1:])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=opset), tmp_path / "x.onnx")
+    openvino.save_model(openvino.convert_model(tmp_path / "x.onnx"), tmp_path / "x.xml")
+    for engine, name in (("onnxruntime", "x.onnx"), ("openvino", "x.xml"), ("openvino", "x.onnx")):
+        with pytest.raises(UserError, match="is no file of tools/export.py"):
+            open_predictor(engine, tmp_path / name)
+
+
+def test_input_of_another_size_is_told(alone):
+    predictor = open_predictor("onnxruntime", alone / "lit_data.onnx", threads=1)
+    with pytest.raises(UserError, match="takes images of shape"):
+        predictor(np.zeros((2, 3, 32, 32), np.float32))
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino", "paddle2onnx"])
+def test_missing_library_is_named(alone, tmp_path, library):
+    (tmp_path / f"{library}.py").write_text(f"raise ModuleNotFoundError('gone', name='{library}')")
+    words = ["export.py", "--format", "onnx"]
+    if library != "paddle2onnx":
+        words = ["predict.py", "--pretrained", alone / FILES[library]]
+    done = subprocess.run([sys.executable, ROOT / "tools" / words[0], *words[1:]], capture_output=True, text=True,
+                          cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and f"is not installed: pip install {library}" in done.stderr
+
+
+def test_choices_of_the_commands_are_the_engines():
+    import predict
+
+    options = {action.dest: action.choices for action in predict.parser()._actions}
+    assert options["engine"] == ENGINES

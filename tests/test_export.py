@@ -1,0 +1,195 @@
+"""Files for inference engines: what is written, that it computes the model's function, and what is refused."""
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT, error_line, tool
+from test_lean import small_model
+
+from config import load_config, with_keys
+from data.dataset import ClassList
+from engine import export
+from engine.export import Samples, export_model
+from engine.metadata import Metadata
+from engine.predictors import open_predictor
+from errors import UserError
+
+for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
+    pytest.importorskip(library, reason="an optional library of the engines")
+
+CFG = load_config("configs/lit_data.yaml")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function that exports a small model of a kind, once: (model, path, comparison)."""
+    folder, cache = tmp_path_factory.mktemp("exported"), {}
+
+    def get(kind, form, precision="fp32", batch_size=1):
+        key = (kind, form, precision, batch_size)
+        if key not in cache:
+            model = small_model(kind)
+            cfg = with_keys(CFG, {"DATA.CHANNELS": model.in_chans, "DATA.MEAN": CFG.DATA.MEAN[: model.in_chans],
+                                  "DATA.STD": CFG.DATA.STD[: model.in_chans], "NAME": f"m{len(cache)}"})  # fmt: skip
+            cache[key] = (model, *export_model(model, cfg, folder, form, precision, batch_size))
+        return cache[key]
+
+    return get
+
+
+def outputs(model, path, form, count):
+    """(logits of the file, logits of the model) of some images."""
+    images = np.random.default_rng(1).normal(size=(count, model.in_chans, *model.image_size)).astype("float32")
+    predictor = open_predictor(export.ENGINE_OF[form], path, threads=1)
+    with paddle.no_grad():
+        return predictor(images), model(paddle.to_tensor(images)).numpy()
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+@pytest.mark.parametrize("kind", ["performer", "transformer", "convolution", "grey", "oblong", "pit", "distilled pit"])
+def test_every_kind_exports(exported, kind, form):
+    model, path, comparison = exported(kind, form)
+    assert comparison.difference < 1e-5 and comparison.agreement == 1
+    found, expected = outputs(model, path, form, 3)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+@pytest.mark.parametrize("batch_size", [0, 4])
+def test_any_number_of_images_is_answered(exported, form, batch_size):
+    model, path, _ = exported("pit", form, batch_size=batch_size)
+    for count in (1, 6):
+        found, expected = outputs(model, path, form, count)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_onnx_graph_is_lean_and_legible(exported):
+    import onnx
+
+    _, path, _ = exported("performer", "onnx")
+    graph = onnx.load(path).graph
+    kinds = [node.op_type for node in graph.node]
+    assert not {"Constant", "Dropout", "Gather", "Pad", "Shape"} & set(kinds)
+    assert kinds.count("Identity") <= 1  # which names the output
+    assert [value.name for value in (*graph.input, *graph.output)] == ["images", "logits"]
+    assert "blocks.0.mlp.fc1.weight" in {tensor.name for tensor in graph.initializer}
+
+
+def test_bf16_and_int8_say_what_they_are_and_compute_it(exported):
+    import onnx
+
+    for form, precision in (("openvino", "bf16"), ("openvino", "int8"), ("onnx", "int8")):
+        model, path, comparison = exported("performer", form, precision)
+        found, expected = outputs(model, path, form, 8)
+        error = np.abs(found - expected).max() / np.abs(expected).max()
+        assert 1e-5 < error < 0.2, (form, precision)
+        assert open_predictor(export.ENGINE_OF[form], path).metadata.precision == precision
+        assert path.name.endswith(f"-{precision}{path.suffix}")
+    graph = onnx.load(path).graph
+    eights = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2}
+    assert any(name.startswith("blocks.0.mlp.fc1") for name in eights)
+    assert not any(name.startswith(("heads.", "stages.0.w", "stages.0.kqv")) for name in eights)
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+def test_metadata_comes_back_whole(tmp_path, form):
+    model = small_model("oblong")
+    classes = ClassList(tuple("abcde"), ("甲", 'b"', "c d", "d\te", "e"), "list")
+    metadata = Metadata.of(CFG, classes, "bf16", weights="0123")
+    path, _ = export_model(model, CFG, tmp_path / f"x{export.file_name('', form, 'fp32')}", form, metadata=metadata)
+    found = open_predictor(export.ENGINE_OF[form], path).metadata
+    assert found.classes == ["甲", 'b"', "c d", "d\te", "e"] and found.folders == list("abcde")
+    assert (found.mean, found.std) == (CFG.DATA.MEAN, CFG.DATA.STD)
+    assert (found.precision, found.weights, found.image_size, found.batch_size) == ("fp32", "0123", [24, 40], 1)
+    assert (found.crop_pct, found.crop_mode, found.interpolation) == (1.0, "center", "bicubic")
+
+
+def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch):
+    model, other = small_model("pit"), small_model("pit")
+    other.head.bias.set_value(other.head.bias + 0.01)
+    monkeypatch.setattr(export, "lean", lambda _, lean=export.lean: lean(other))
+    (tmp_path / "x.onnx").write_text("an earlier one")
+    with pytest.raises(UserError, match="differ by .* nothing was written"):
+        export_model(model, CFG, tmp_path / "x.onnx", "onnx")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.onnx", "an earlier one")]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_too_little_agreement_is_refused(tmp_path, monkeypatch, precision):
+    model, other = small_model("pit"), small_model("pit")
+    other.head.weight.set_value(-other.head.weight)
+    monkeypatch.setattr(export, "lean", lambda _, lean=export.lean: lean(other))
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    with pytest.raises(UserError, match=f"of 20 images the model's class, {precision} must"):
+        export_model(model, CFG, tmp_path, "openvino", precision, samples=Samples(pixels, calibration=pixels[:4]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_two_models_never_stand_together(tmp_path, monkeypatch):
+    model = small_model("pit")
+    path, _ = export_model(model, CFG, tmp_path, "openvino")
+    replace, moved = export.os.replace, []
+
+    def die_at_the_second(source, target):
+        if moved:
+            raise OSError(28, "No space left on device", str(source))
+        moved.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(export.os, "replace", die_at_the_second)
+    with pytest.raises(OSError, match="cannot be written"):
+        export_model(model, CFG, tmp_path, "openvino")
+    assert [part.name for part in tmp_path.iterdir()] == [path.with_suffix(".bin").name]
+
+
+# --- The command ---
+
+
+def test_command_writes_compares_and_tells(tmp_path):
+    done = tool("export", "--format", "onnx", "--file", tmp_path / "digits.onnx", "--images", 50)
+    lines = done.stdout.splitlines()
+    assert "fp32, batches of 1" in lines[-2] and "digits.onnx" in lines[-2]
+    assert "compared on 50 images of lit_data/val" in lines[-1] and "top-1 agreement 1.0000, acc: " in lines[-1]
+    assert done.stderr == "" and [path.name for path in tmp_path.iterdir()] == ["digits.onnx"]
+    metadata = open_predictor("onnxruntime", tmp_path / "digits.onnx").metadata
+    assert (metadata.model, metadata.data, metadata.classes[3]) == ("t2t_vit_7", "lit_data", "three")
+
+
+def test_command_calibrates_on_training_images(tmp_path):
+    words = ["--format", "onnx", "--precision", "int8", "--config", "configs/lit_data_pit.yaml", "--file"]
+    done = tool("export", *words, tmp_path / "x.onnx", "--calibration", 20, "--images", 100)
+    assert "int8" in done.stdout and ", acc of the model itself: " in done.stdout
+    (tmp_path / "empty").mkdir()
+    line = error_line("export", *words, tmp_path / "y.onnx", "--data-path", tmp_path / "empty")
+    assert "empty" in line and not (tmp_path / "y.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        (["--format", "onnx", "--precision", "bf16"], "has no --precision bf16: onnxruntime"),
+        (["--format", "paddle", "--precision", "int8"], "has no --precision int8"),
+        (["--format", "onnx", "--file", "x.xml"], "must end in .onnx"),
+        (["--format", "onnx", "--pretrained", "absent.pdparams"], "absent.pdparams"),
+        (["--format", "onnx", "--images", "0"], "--images"),
+    ],
+)
+def test_mistakes_are_one_line(words, part, tmp_path):
+    assert part in error_line("export", *words, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_choices_of_the_command_are_those_of_the_machinery():
+    import export as command
+
+    options = {action.dest: action.choices for action in command.parser()._actions}
+    assert (options["format"], options["precision"]) == (export.FORMATS, export.PRECISIONS)
+
+
+def test_shipped_config_names_the_place_of_its_export(tmp_path):
+    tool("export", "--format", "paddle", "--output", tmp_path, "--pretrained", ROOT / "output/lit_data/best.pdparams",
+         "--images", 20, "--batch-size", 5)  # fmt: skip
+    folder = tmp_path / "lit_data/export"
+    assert {path.suffix for path in folder.iterdir()} == {export._PROGRAM, ".pdiparams", ".yml"}
+    assert "batch_size: 5" in (folder / "lit_data.yml").read_text()
+    assert "- three" in (folder / "lit_data.yml").read_text().splitlines()

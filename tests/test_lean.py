@@ -1,0 +1,77 @@
+"""The graph that is exported computes the model's function, in fewer operations."""
+
+import paddle
+import pytest
+
+from models import create_model
+from models.lean import lean
+
+SMALL_T2T = dict(depth=2, embed_dim=24, num_heads=3, token_dim=8, num_classes=5)
+SMALL_PIT = dict(base_dims=(8, 8), depth=(1, 2), heads=(2, 4), patch_size=8, stride=4, num_classes=5)
+KINDS = {
+    "performer": ("t2t_vit_7", dict(image_size=32, **SMALL_T2T)),
+    "transformer": ("t2t_vit_t_14", dict(image_size=32, **SMALL_T2T)),
+    "convolution": ("t2t_vit_7", dict(image_size=32, tokens_type="convolution", **SMALL_T2T)),
+    "grey": ("t2t_vit_7", dict(image_size=32, in_chans=1, **SMALL_T2T)),
+    "oblong": ("t2t_vit_7", dict(image_size=(24, 40), **SMALL_T2T)),
+    "two splits": ("t2t_vit_7", dict(image_size=16, splits=((4, 2, 1), (3, 2, 1)), **SMALL_T2T)),
+    "scaled": ("t2t_vit_7", dict(image_size=32, qk_scale=0.3, drop_rate=0.2, drop_path_rate=0.5, **SMALL_T2T)),
+    "pit": ("pit_ti", dict(image_size=32, **SMALL_PIT)),
+    "distilled pit": ("pit_ti_distilled", dict(image_size=(32, 40), **SMALL_PIT)),
+    "pit of one stage": (
+        "pit_ti", dict(image_size=16, base_dims=(8,), depth=(1,), heads=(2,), patch_size=4, stride=4, num_classes=5),
+    ),
+}  # fmt: skip
+
+
+def small_model(kind):
+    """A model in eval mode in which every number matters: norms, biases and tokens are as random as the weights."""
+    name, options = KINDS[kind]
+    paddle.seed(7)
+    model = create_model(name, **options)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.set_value(parameter + 0.2 * paddle.randn(parameter.shape))
+    return model
+
+
+def largest_difference(model, other, images):
+    with paddle.no_grad():
+        expected, found = model(images), other(images)
+    return float((expected - found).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lean_model_computes_the_same(kind):
+    model = small_model(kind)
+    images = paddle.randn([3, model.in_chans, *model.image_size])
+    before = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+    assert largest_difference(model, lean(model), images) < 5e-6
+    assert all((tensor.numpy() == before[name]).all() for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["performer", "transformer", "grey"])
+def test_lean_model_computes_the_same_of_flat_colours(kind):
+    # In a window of one colour the deviation that LayerNorm divides by is as small as its epsilon lets it be.
+    model = small_model(kind)
+    images = paddle.full([2, model.in_chans, *model.image_size], 2.2)
+    images[1, :, :, 16:] = -1.7
+    assert largest_difference(model, lean(model), images) < 5e-5  # E[x^2] - E[x]^2 would be off by 1e-3
+
+
+def test_performer_neither_overflows_nor_underflows():
+    model = small_model("performer")
+    kqv = model.tokens_to_token.attention1.kqv
+    kqv.weight.set_value(kqv.weight * 60)  # |k|^2 / 2 beyond what exp can take
+    images = paddle.randn([2, 3, 32, 32])
+    with paddle.no_grad():
+        assert paddle.isfinite(lean(model)(images)).all()
+    assert largest_difference(model, lean(model), images) < 1e-4
+
+
+def test_last_block_leaves_out_what_is_not_read():
+    layer = lean(small_model("distilled pit"))
+    tokens = paddle.randn([2, 2 + 15, 32])
+    last = layer.blocks[-1]
+    with paddle.no_grad():
+        assert last(tokens).shape == [2, 2, 32]

@@ -1,0 +1,101 @@
+"""What an exported model says of itself: enough to feed it pictures and to name its answers anywhere. No paddle."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+from config import with_keys
+from errors import UserError
+
+VERSION = 1
+NAMESPACE = "t2t_vit"  # of the entries in OpenVINO's rt_info
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Entries of an exported file, each stored as JSON under its name."""
+
+    version: int  # of this form
+    model: str  # MODEL.NAME
+    data: str  # DATA.NAME
+    image_size: list  # [height, width] in pixels
+    channels: int  # 3 RGB or 1 grey
+    mean: list  # per channel, of values in 0..1
+    std: list
+    crop_pct: float  # VAL.CROP_PCT, likewise the next two
+    crop_mode: str
+    interpolation: str
+    folders: list  # of the classes, in the order of the logits
+    classes: list  # their names
+    precision: str  # fp32, bf16 or int8
+    batch_size: int  # images of one inference; 0 = any number
+    weights: str  # SHA-256 of the weights file; "" = of none
+
+    @classmethod
+    def of(cls, cfg, classes, precision, batch_size=1, weights="", image_size=None):
+        """That of a model of `cfg` with the `ClassList` of its classes."""
+        data, val = cfg.DATA, cfg.VAL
+        return cls(
+            VERSION, cfg.MODEL.NAME, data.NAME, list(image_size or [data.IMAGE_SIZE] * 2), data.CHANNELS,
+            list(data.MEAN), list(data.STD), val.CROP_PCT, val.CROP_MODE, val.INTERPOLATION,
+            list(classes.folders), list(classes.names), precision, batch_size, weights,
+        )  # fmt: skip
+
+    @classmethod
+    def from_entries(cls, entries, path):
+        """From {name: JSON}. Raises UserError if `path` has none, or none that this version reads."""
+        if "version" not in entries:
+            raise UserError(f"{path} has no description of its model: it is no file of tools/export.py")
+        try:
+            version = json.loads(entries["version"])
+            if version != VERSION:
+                raise UserError(f"{path} is of form {version}, this program reads {VERSION}; export it again")
+            return cls(**{field.name: json.loads(entries[field.name]) for field in dataclasses.fields(cls)})
+        except (KeyError, ValueError) as error:
+            raise UserError(f"the description of the model in {path} is damaged ({error}); export it again") from None
+
+    def to_entries(self):
+        """{name: JSON}."""
+        return {name: json.dumps(value, ensure_ascii=False) for name, value in dataclasses.asdict(self).items()}
+
+    def config_keys(self):
+        """{config key: value} of what the file fixes."""
+        return {
+            "MODEL.NAME": self.model,
+            "MODEL.NUM_CLASSES": len(self.classes),
+            "DATA.CHANNELS": self.channels,
+            "DATA.IMAGE_SIZE": self.image_size[0],
+            "DATA.MEAN": self.mean,
+            "DATA.STD": self.std,
+            "VAL.CROP_PCT": self.crop_pct,
+            "VAL.CROP_MODE": self.crop_mode,
+            "VAL.INTERPOLATION": self.interpolation,
+        }
+
+    def settle(self, cfg, given, path):
+        """`cfg` with what the file fixes.
+
+        Raises UserError if one of the keys `given` by the user says otherwise, or for a model of oblong images, which
+        the commands do not make.
+        """
+        height, width = self.image_size
+        if height != width:
+            raise UserError(f"{path} takes images of {height}x{width} pixels, the commands make square ones")
+        fixed = self.config_keys()
+        values = {}
+        for key, value in fixed.items():
+            section, _, leaf = key.partition(".")
+            if key in given and cfg[section][leaf] != value:
+                raise UserError(f"{key} is {cfg[section][leaf]!r} but {path} was exported with {value!r}; export again")
+            values[key] = value
+        return with_keys(cfg, values)
+
+
+def sha256(path):
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

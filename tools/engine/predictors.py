@@ -1,0 +1,225 @@
+"""Inference engines behind one form: float32 images in, float32 logits out. No paddle, nor any engine, until asked for.
+
+predictor = open_predictor("onnxruntime", "output/lit_data/export/lit_data.onnx")
+logits = predictor(images)  # (B, C, H, W), normalised by predictor.metadata -> (B, K)
+"""
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from data.transforms import normalized
+from engine.metadata import NAMESPACE, Metadata
+from errors import UserError, one_line
+
+ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
+# What each engine reads; paddle itself computes with weights, not with exported models.
+SUFFIXES = {"inference": (".json", ".pdmodel"), "onnxruntime": (".onnx",), "openvino": (".xml", ".onnx")}
+
+
+def require(module, what):
+    """Import an optional library. Raises UserError that names it where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name.partition(".")[0]
+        raise UserError(f"{what} needs {missing}, which is not installed: pip install {missing}") from None
+    except ImportError as error:
+        raise UserError(f"{what} needs {module}, which cannot be imported: {one_line(error)}") from error
+
+
+def engine_of(path):
+    """The engine that a file's name stands for: "paddle" for what is no exported model."""
+    suffix = Path(path).suffix if path else ""
+    return next((engine for engine, suffixes in SUFFIXES.items() if suffix in suffixes), "paddle")
+
+
+def open_predictor(engine, path, threads=None, device="cpu"):
+    """Predictor of an exported file.
+
+    Args:
+        engine: "inference", "onnxruntime" or "openvino".
+        path: .json or .pdmodel (its .pdiparams and .yml beside it), .onnx, or .xml (its .bin beside it).
+        threads: that one inference may use; None = OMP_NUM_THREADS if it is set, else as many as the engine thinks fit.
+        device: "cpu", or for "inference" "gpu" or "gpu:N".
+
+    Raises:
+        UserError: the library is missing, the file too, or it is damaged or of another program.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES.get(engine, ()):
+        expected = " or ".join(SUFFIXES.get(engine, ("weights, not an exported model",)))
+        raise UserError(f"engine {engine} reads {expected}, not {path}")
+    if not path.is_file():
+        raise UserError(f"exported model {path} not found")
+    threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or None
+    if engine == "inference":
+        return PaddleInference(path, threads, device)
+    if device.startswith("gpu"):
+        raise UserError(f"DEVICE is {device}, but engine {engine} runs on the CPU here")
+    return {"onnxruntime": OnnxRuntime, "openvino": OpenVino}[engine](path, threads)
+
+
+def to_input(pixels, metadata):
+    """uint8 (B, H, W, C) -> float32 (B, C, H, W), normalised."""
+    mean, std = (np.array(values, np.float32) for values in (metadata.mean, metadata.std))
+    return np.ascontiguousarray(normalized(pixels, mean, std).transpose(0, 3, 1, 2))
+
+
+class Predictor:
+    """Normalised images (B, C, H, W) -> logits (B, K), float32 arrays, at any B >= 1."""
+
+    def __init__(self, metadata):
+        self.metadata = metadata
+
+    def __call__(self, images):
+        images = np.ascontiguousarray(images, np.float32)
+        expected = (self.metadata.channels, *self.metadata.image_size)
+        if images.shape[1:] != expected:
+            raise UserError(f"the model takes images of shape {expected}, not {images.shape[1:]}")
+        size = self.metadata.batch_size
+        if not size:
+            return self._run(images)
+        return np.concatenate([self._run_part(images[i : i + size], size) for i in range(0, len(images), size)])
+
+    def _run_part(self, images, size):
+        count = len(images)
+        if count < size:
+            images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.float32)])
+        return self._run(images)[:count]
+
+    def _run(self, images):
+        """Logits of as many images as the file was made for."""
+        raise NotImplementedError
+
+
+class EagerPredictor(Predictor):
+    """A paddle model in eval mode, computed eagerly."""
+
+    def __init__(self, model, metadata):
+        super().__init__(metadata)
+        self.model = model
+
+    def _run(self, images):
+        import paddle
+
+        with paddle.no_grad():
+            return self.model(paddle.to_tensor(images)).astype("float32").numpy()
+
+
+class PaddleInference(Predictor):
+    """`paddle.inference`, on the CPU without oneDNN.
+
+    Of the lean graph oneDNN's fused kernels make another function (PaddlePaddle 3.3.1: logits off by 1e-2 of the
+    largest), and none that is faster: 30.0 against 30.9 images/s of t2t_vit_7 on one core.
+    """
+
+    def __init__(self, path, threads, device):
+        inference = require("paddle", "engine inference").inference
+        super().__init__(read_sidecar(path))
+        config = inference.Config(str(path), str(path.with_suffix(".pdiparams")))
+        if device.startswith("gpu"):
+            config.enable_use_gpu(256, int(device.partition(":")[2] or 0))
+        else:
+            config.disable_gpu()
+            config.disable_mkldnn()
+            config.set_cpu_math_library_num_threads(threads or len(os.sched_getaffinity(0)))
+        config.disable_glog_info()
+        self.predictor = _loaded(path, "paddle", lambda: inference.create_predictor(config))
+        self.input = self.predictor.get_input_handle(self.predictor.get_input_names()[0])
+        self.output = self.predictor.get_output_handle(self.predictor.get_output_names()[0])
+
+    def _run(self, images):
+        self.input.copy_from_cpu(images)
+        self.predictor.run()
+        return self.output.copy_to_cpu()
+
+
+class OnnxRuntime(Predictor):
+    """onnxruntime on the CPU."""
+
+    def __init__(self, path, threads):
+        ort = require("onnxruntime", "engine onnxruntime")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3  # errors
+        providers = ["CPUExecutionProvider"]
+        self.session = _loaded(path, "onnxruntime", lambda: ort.InferenceSession(str(path), options, providers))
+        super().__init__(Metadata.from_entries(self.session.get_modelmeta().custom_metadata_map, path))
+        self.input = self.session.get_inputs()[0]
+        _check_input(self.metadata, self.input.shape, path)
+
+    def _run(self, images):
+        return self.session.run(None, {self.input.name: images})[0]
+
+
+class OpenVino(Predictor):
+    """OpenVINO on the CPU, computing in the precision that the file was made for."""
+
+    def __init__(self, path, threads):
+        ov = require("openvino", "engine openvino")
+        core = ov.Core()
+        model = _loaded(path, "OpenVINO", lambda: core.read_model(path))
+        super().__init__(Metadata.from_entries(_openvino_entries(model, path), path))
+        _check_input(self.metadata, [_size(dim) for dim in model.inputs[0].partial_shape], path)
+        # Where the CPU can, OpenVINO would compute in bfloat16 unasked.
+        options = {"INFERENCE_PRECISION_HINT": "bf16" if self.metadata.precision == "bf16" else "f32"}
+        options |= {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+        compiled = _loaded(path, "OpenVINO", lambda: core.compile_model(model, "CPU", options))
+        self.request = compiled.create_infer_request()
+
+    def _run(self, images):
+        return np.array(self.request.infer({0: images})[0])
+
+
+def _size(dimension):
+    return dimension.get_length() if dimension.is_static else None
+
+
+def _openvino_entries(model, path):
+    """Of an IR file its rt_info; of an ONNX file, whose metadata OpenVINO does not keep, what a second look finds."""
+    if path.suffix == ".onnx":
+        onnx = require("onnx", "engine openvino with an .onnx file")
+        return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    if not model.has_rt_info(NAMESPACE):
+        return {}
+    return dict(model.get_rt_info(NAMESPACE).value)
+
+
+def read_sidecar(path):
+    """`Metadata` of a Paddle inference model, from the .yml beside it."""
+    import yaml
+
+    sidecar = path.with_suffix(".yml")
+    try:
+        entries = yaml.safe_load(sidecar.read_text(encoding="utf-8"))
+        if not isinstance(entries, dict):
+            raise ValueError("no entries")
+        parts = entries.pop("files")
+        cut = [name for name, size in parts.items() if (path.parent / name).stat().st_size != size]
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} not found, which belongs to {path}; export it again") from None
+    except (ValueError, KeyError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{sidecar} is damaged ({one_line(error)}); export the model again") from None
+    if cut:
+        raise UserError(f"{path.parent / cut[0]} is not the file that was exported; export it again")
+    return Metadata.from_entries({name: json.dumps(value) for name, value in entries.items()}, path)
+
+
+def _loaded(path, engine, load):
+    """What `load()` returns; whatever the engine raises at a damaged file becomes one line."""
+    try:
+        return load()
+    except Exception as error:  # each engine has exceptions of its own, which share no other base
+        raise UserError(f"{path} cannot be read by {engine}: {one_line(error)[:300]}") from error
+
+
+def _check_input(metadata, shape, path):
+    """Raise UserError unless the graph takes what the metadata says; sizes that are no numbers are free."""
+    expected = [metadata.batch_size or None, metadata.channels, *metadata.image_size]
+    found = [size if isinstance(size, int) else None for size in shape]
+    if found != expected:
+        raise UserError(f"{path} takes input of shape {found}, not {expected} as it says of itself; export it again")

@@ -1,0 +1,46 @@
+"""8-bit integers for the large matrices of an ONNX model, by onnxruntime's static quantisation (QDQ)."""
+
+import contextlib
+import io
+import logging
+import re
+
+from engine.predictors import require
+
+# By their names in models/lean.py: the blocks' matrices and those of the soft splits after the first. The first
+# projection, the performer's features (exponentials of their input), the pooling and the head stay in float32.
+_QUANTIZED = re.compile(r"(blocks\.\d+\.(q|k|v|proj|mlp\.fc[12])|stages\.\d+\.(proj|mlp\.fc[12]))\.weight")
+
+
+def quantize(model, target, batches):
+    """Write `model`, a ModelProto, quantised, to the path `target`.
+
+    Weights have a scale per output channel, activations a range, that of their values over `batches`, an iterable of
+    float32 arrays of the input's shape.
+    """
+    quantization = require("onnxruntime.quantization", "--precision int8")
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.feeds = ({model.graph.input[0].name: batch} for batch in batches)
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    nodes = [node.name for node in model.graph.node if any(map(_QUANTIZED.fullmatch, node.input))]
+    logging.disable(logging.WARNING)  # its advice to run its preprocessing, which paddle2onnx's graph needs not
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            quantization.quantize_static(
+                model,
+                str(target),
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                nodes_to_quantize=nodes,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+            )
+    finally:
+        logging.disable(logging.NOTSET)

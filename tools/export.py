@@ -1,0 +1,133 @@
+"""Export a model: python tools/export.py --format paddle|onnx|openvino [--config FILE] [--pretrained FILE]."""
+
+import dataclasses
+
+from cli import common_parser, not_empty, run
+
+
+def main(args, cfg):
+    from config import with_classes
+    from engine import parallel
+    from engine.build import build_trained_model, classes_of
+    from engine.export import check_offered, export_model, file_name, size_of
+    from engine.logger import log, setup_logging
+    from engine.metadata import Metadata, sha256
+    from engine.serving import export_folder
+    from errors import UserError
+    from files import check_writable, shown
+
+    parallel.setup(cfg.DEVICE)
+    setup_logging()
+    if args.images < 1 or args.calibration < 1:
+        raise UserError("--images and --calibration must be 1 or more")
+    check_offered(args.format, args.precision)
+    target = args.file or export_folder(cfg) / file_name(cfg.NAME, args.format, args.precision)
+    check_writable(target)
+    model, weights = build_trained_model(cfg, args.pretrained)
+    log.info("%s with %s", cfg.MODEL.NAME, shown(weights))
+    cfg = with_classes(cfg, model.head.bias.shape[0])
+    metadata = Metadata.of(cfg, classes_of(cfg, weights), args.precision, weights=sha256(weights))
+    samples, source = read_samples(args, cfg)
+    batch_size = 0 if args.dynamic_batch else cfg.VAL.BATCH_SIZE if batch_size_given(args) else 1
+    path, comparison = export_model(model, cfg, target, args.format, args.precision, batch_size, metadata, samples)
+    size, batch = size_of(path, args.format) / 1e6, batch_size or "any size"
+    log.info("%s: %s, %s, %.1f MB", shown(path), args.precision, f"batches of {batch}", size)
+    tell(comparison, source)
+
+
+def tell(comparison, source):
+    """What the comparison has found."""
+    from engine.logger import log
+
+    found = dataclasses.asdict(comparison)
+    line = "compared on {count} images of {source}: largest difference {difference:.1e} of the largest logit, "
+    line += "top-1 agreement {agreement:.4f}"
+    if comparison.accuracy is not None:
+        line += ", acc: {accuracy:.4f}, acc of the model itself: {eager_accuracy:.4f}"
+    log.info(line.format(source=source, **found))
+
+
+def batch_size_given(args):
+    """Whether the command line says how large a batch is."""
+    return args.batch_size or "VAL.BATCH_SIZE" in args.opts[::2]
+
+
+def read_samples(args, cfg):
+    """(`Samples`, where they are from): of the config's validation split, else of the shipped digits, without labels.
+
+    Raises UserError if an int8 export finds no training images to calibrate on.
+    """
+    from config import load_config
+    from data.dataset import load_data
+    from engine.export import Samples
+    from errors import UserError
+    from files import shown
+
+    calibration = None
+    if args.precision == "int8":
+        _, splits = load_data(cfg, ["train"])
+        calibration, _ = read_images(splits["train"], cfg, args.calibration)
+    try:
+        _, splits = load_data(cfg, ["val"])
+        images, labels = read_images(splits["val"], cfg, args.images)
+        return Samples(images, labels, calibration), shown(splits["val"].source)
+    except UserError:
+        if args.data_path:
+            raise
+    digits = load_config("configs/lit_data.yaml")
+    _, splits = load_data(digits, ["val"])
+    images, _ = read_images(splits["val"], cfg, args.images)
+    return Samples(
+        images, None, calibration
+    ), f"{shown(splits['val'].source)} (no validation images at {cfg.DATA.PATH})"
+
+
+def read_images(split, cfg, count):
+    """(uint8 (N, S, S, channels), labels (N,)) of N <= count images from all over a split."""
+    import numpy as np
+
+    from data.images import load_image
+    from data.transforms import EvalTransform
+
+    transform = EvalTransform(cfg)
+    chosen = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
+    images = [transform(load_image(split.paths[index], cfg.DATA.CHANNELS)) for index in chosen]
+    return np.stack(images), split.labels[chosen]
+
+
+def parser():
+    parser = common_parser(
+        "Export a trained model for an inference engine, and compare it with the model.",
+        batch_size_key="VAL.BATCH_SIZE",
+    )
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=("paddle", "onnx", "openvino"),
+        help="paddle: .json, .pdiparams and .yml (Paddle Inference); onnx: .onnx; openvino: .xml and .bin",
+    )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "bf16", "int8"),
+        help="default fp32; bf16: openvino; int8 (calibrated on training images): onnx and openvino",
+    )
+    parser.add_argument(
+        "--dynamic-batch",
+        action="store_true",
+        help="any number of images at a time; default: --batch-size, else one",
+    )
+    parser.add_argument(
+        "--file", type=not_empty, metavar="FILE", help="what to write; default output/NAME/export/NAME[-PRECISION].*"
+    )
+    parser.add_argument(
+        "--calibration", type=int, default=128, metavar="N", help="training images that calibrate int8; default 128"
+    )
+    parser.add_argument(
+        "--images", type=int, default=400, metavar="N", help="validation images to compare on; default 400"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run(main, parser())
