@@ -1,8 +1,8 @@
-"""Measure: python tools/benchmark.py data|model|train|infer [MODEL ...|all] [--json FILE] [KEY VALUE].
+"""Measure: python tools/benchmark.py data|model|train|infer|growth [MODEL ...|all] [--json FILE] [KEY VALUE].
 
 `data` times the input pipeline of a config beside a plain one, `model` counts parameters and multiplications, `train`
-and `infer` time whole steps and batches. What is compared takes turns in the same run: where a machine drifts or does
-other work too, only such ratios mean something.
+and `infer` time whole steps and batches, `growth` draws how inference grows with its input. What is compared takes
+turns in the same run: where a machine drifts or does other work too, only such ratios mean something.
 """
 
 import argparse
@@ -20,8 +20,16 @@ BENCHMARKS = {
         ("memory", "batch_sizes", "image_sizes", "threads", "markdown"),
     ),
     "train": ("training steps", ("rounds", "batch_sizes", "image_sizes", "threads", "markdown")),
-    "infer": ("inference", ("rounds", "batch_sizes", "image_sizes", "threads", "markdown")),
+    "infer": ("inference", ("rounds", "batch_sizes", "image_sizes", "threads", "markdown", "engines", "precisions")),
+    "growth": (
+        "how inference grows with images, batches and threads",
+        ("rounds", "batch_sizes", "image_sizes", "threads", "markdown", "plot"),
+    ),
 }
+
+ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
+PRECISIONS = ("fp32", "bf16", "int8")
+GROWTH_MODELS = ("t2t_vit_14", "t2t_vit_t_14")  # the same but for the T2T module: performer, transformer
 
 
 def main(args, cfg):
@@ -29,6 +37,7 @@ def main(args, cfg):
     from engine.logger import log, setup_logging
     from files import check_writable, write_text
     from measure.data import benchmark_data
+    from measure.growth import benchmark_growth
     from measure.infer import benchmark_infer
     from measure.machine import ENGINE_PACKAGES, describe_machine, machine_lines
     from measure.model import benchmark_model
@@ -36,18 +45,24 @@ def main(args, cfg):
 
     kind, names = args.words
     check_options(args, kind)
-    if args.json:
-        check_writable(args.json)
+    for path in [args.json, *([args.plot] if kind == "growth" else [])]:
+        if path:
+            check_writable(path)
     parallel.setup(cfg.DEVICE)
     setup_logging()
     if kind == "data":
         report = benchmark_data(args, cfg)
     else:
-        cfgs = chosen_configs(args, cfg, names)
+        cfgs = chosen_configs(args, cfg, kind, names)
         report = {"machine": describe_machine(("numpy", *ENGINE_PACKAGES))}
         for line in machine_lines(report["machine"]):
             log.info(line)
-        measure = {"model": benchmark_model, "train": benchmark_train, "infer": benchmark_infer}[kind]
+        measure = {
+            "model": benchmark_model,
+            "train": benchmark_train,
+            "infer": benchmark_infer,
+            "growth": benchmark_growth,
+        }[kind]
         report |= measure(args, cfgs)
     if args.json:
         write_text(args.json, json.dumps(report, indent=1) + "\n")
@@ -69,10 +84,19 @@ def check_options(args, kind):
             raise UserError(f"{flag} is {','.join(map(str, numbers))} but must be {least} or more")
     args.images = args.images or 256
     args.rounds = args.rounds or 5
-    args.threads = args.threads or [int(os.environ["OMP_NUM_THREADS"].split(",")[0])]  # which `run` has set
+    args.engines = args.engines or ["paddle"]
+    args.precisions = args.precisions or ["fp32"]
+    args.plot = args.plot or "growth.png"
+    args.threads = args.threads or default_threads(kind)
 
 
-def chosen_configs(args, cfg, names):
+def default_threads(kind):
+    """As many as this process has, which `run` has set; to see growth, doubling up to them."""
+    most = int(os.environ["OMP_NUM_THREADS"].split(",")[0])
+    return sorted({*(2**power for power in range(most.bit_length())), most}) if kind == "growth" else [most]
+
+
+def chosen_configs(args, cfg, kind, names):
     """The config of the command line, or those of the named models."""
     from config import load_config
     from errors import UserError
@@ -86,6 +110,8 @@ def chosen_configs(args, cfg, names):
         except ValueError as error:
             raise UserError(f"{error} Or all?") from None
     names = list_models() if "all" in names else names
+    if kind == "growth" and not (names or args.config):
+        names = GROWTH_MODELS
     return [load_config(f"configs/{name}.yaml", overrides(args)) for name in names] or [cfg]
 
 
@@ -95,6 +121,17 @@ def numbers(text):
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers with commas between them") from None
+
+
+def one_of(choices):
+    """Type of an option that takes some of `choices` with commas between them."""
+
+    def words(text):
+        if unknown := [word for word in text.split(",") if word not in choices]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(choices)}")
+        return text.split(",")
+
+    return words
 
 
 def split_words(words):
@@ -124,7 +161,20 @@ def parser():
     )
     add("--image-sizes", type=numbers, metavar="N,N", help="pixels, one after the other; default the config's")
     add("--threads", type=numbers, metavar="N,N", help="by turns; default OMP_NUM_THREADS if set, else one per core")
+    add(
+        "--engines",
+        type=one_of(ENGINES),
+        metavar="E,E",
+        help=f"infer: any of {','.join(ENGINES)}, by turns; default paddle",
+    )
+    add(
+        "--precisions",
+        type=one_of(PRECISIONS),
+        metavar="P,P",
+        help=f"infer: any of {','.join(PRECISIONS)}; default fp32",
+    )
     add("--memory", action="store_true", help="model: measure the memory of inference and training too")
+    add("--plot", metavar="FILE", help="growth: picture to write, .png, .pdf or .svg; default growth.png")
     add("--markdown", action="store_true", help="print tables in Markdown")
     add("--json", metavar="FILE", help="write all figures as JSON, complete or not at all")
     return parser

@@ -56,10 +56,10 @@ def token_module(products):
 
 def _t2t(model, shapes):
     grids = [math.prod(grid) for grid in model.tokens_to_token.grids]
-    for i, N in enumerate(grids[:-1], start=1):
+    for i, N in enumerate(grids[:-1]):
         yield from _layers(shapes, f"{TOKENS}soft_split{i}.", N)
-        yield from _layers(shapes, f"{TOKENS}attention{i}.", N)
-        yield from _token_products(shapes, f"{TOKENS}attention{i}.", N)
+        yield from _layers(shapes, f"{TOKENS}attention{i + 1}.", N)
+        yield from _token_products(shapes, f"{TOKENS}attention{i + 1}.", N)
     yield from _layers(shapes, f"{TOKENS}project.", grids[-1])
     for i, block in enumerate(model.blocks):
         yield from _block(block, shapes, f"blocks.{i}.", 1 + grids[-1])

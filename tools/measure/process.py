@@ -22,6 +22,12 @@ def on_one_core(measure, *args):
         return pool.submit(measure, *args).result()
 
 
+def apart(function, *args, device, threads):
+    """The result of a function in a process of its own, whose memory is free again."""
+    with _pool(_prepare, device, threads) as pool:
+        return pool.submit(function, *args).result()
+
+
 def _pool(initializer, *args):
     spawn = multiprocessing.get_context("spawn")  # libraries read how many threads to use when they are imported
     return concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn, initializer=initializer, initargs=args)

@@ -36,11 +36,13 @@ def measure_points(args, cfgs, passes, members):
         passes: multiplications of what is timed, in units of a forward pass.
         members: function (cfg, pictures) -> (labels, build, its arguments) of what is measured at one setting.
     """
-    rows = []
+    rows, settings = [], [some_pictures(args, cfg) for cfg in points(args, cfgs)]
+    for _, cfg in settings:
+        count(cfg)  # a model that cannot be built is told before anything is timed
     with matmul_limits(args, cfgs[0]) as limits:
-        for cfg in progress_bar(points(args, cfgs), desc="measured"):
-            pictures, cfg = some_pictures(args, cfg)
-            found = [Member(cfg, threads, *member) for threads in args.threads for member in members(cfg, pictures)]
+        for pictures, cfg in progress_bar(settings, desc="measured"):
+            found = list(members(cfg, pictures))
+            found = [Member(cfg, threads, *member) for threads in args.threads for member in found]
             rows += measure_together(found, limits, passes, args.rounds)
     return rows
 
