@@ -181,9 +181,6 @@ def test_training_steps_are_told_for_each_batch_size(trained):
         (["train", "--data-path", "/absent"], "error: data folder /absent not found"),
         (["infer", "--threads", "0"], "error: --threads is 0 but must be 1 or more"),
         (["train", "MODEL.T2T.NUM_HEADS", "7"], "error: MODEL.NAME t2t_vit_7: the width 128 is not divisible by 7 "),
-        (["infer", "--precisions", "int8"], "error: --engines and --precisions leave nothing to measure: "),
-        (["growth", "pit_ti"], "error: MODEL.NAME pit_ti: growth is for the T2T module, which a PiT has not"),
-        (["growth", "--plot", "x.txt"], "error: --plot x.txt must end in .png, .pdf, .svg"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(words, message):

@@ -90,7 +90,7 @@ def offered(engines, precisions):
             if engine != EAGER:
                 check_offered(FORMATS[engine], precision)
     if not pairs:
-        raise UserError(f"--engines and --precisions leave nothing to measure: there is no {', no '.join(missing)}")
+        raise UserError(f"there is no {', no '.join(missing)} to measure; choose other --engines or --precisions")
     return pairs, missing
 
 

@@ -13,7 +13,7 @@ STYLES = {"model": "-", TOKEN_MODULE: "--"}
 def check_suffix(path):
     """Raise UserError unless a picture can have this name."""
     if Path(path).suffix not in SUFFIXES:
-        raise UserError(f"--plot {path} must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"--plot {path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
 
 def require_matplotlib():
