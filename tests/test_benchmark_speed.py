@@ -11,7 +11,7 @@ from config import load_config
 from engine.train_step import TrainStep
 from measure import rounds
 from measure.counts import count
-from measure.infer import Eager
+from measure.infer import eager
 from measure.machine import MatmulLimit
 from measure.pictures import training_pictures
 from measure.process import Subject, closing
@@ -117,15 +117,15 @@ def test_parts_of_a_step_make_up_the_step(cfg, monkeypatch):
 
 def test_inference_is_of_the_model_or_its_token_module(cfg, monkeypatch):
     monkeypatch.setattr(rounds, "ROUND_SECONDS", 0.0)
+    outputs = []
+    monkeypatch.setattr("measure.infer.finished", outputs.append)
     pictures, cfg = training_pictures(cfg, True, 8)
-    shapes = []
-    for token_module in (False, True):
-        eager = Eager(cfg, pictures, token_module)
-        function = eager.timed.function
-        cells = dict(zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__)))
-        assert not cells["layer"].training and cells["images"].shape == [8, 3, 16, 16]
-        shapes.append(cells["layer"](cells["images"]).shape)
-    assert shapes == [[8, 10], [8, 16, 128]]
+    for token_module, shape in ((False, [8, 10]), (True, [8, 16, 128])):
+        subject = eager(cfg, pictures, token_module)
+        outputs.clear()
+        assert subject.round()["seconds"] > 0
+        (output,) = outputs
+        assert output.shape == shape and output.stop_gradient
 
 
 def test_pictures_are_the_configs_or_the_shipped_digits():

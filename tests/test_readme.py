@@ -109,6 +109,7 @@ def with_little_to_measure(line, place):
     if "--engines" in line:
         for package in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
             pytest.importorskip(package)
+        line += " --precisions fp32"
     if kind == "growth":
         pytest.importorskip("matplotlib", reason="the command draws")
         line = line.replace("output/benchmark/", f"{place}/") + " --image-sizes 32,48"

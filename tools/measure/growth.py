@@ -9,7 +9,7 @@ from config import with_keys
 from engine.logger import log, progress_bar
 from errors import UserError
 from measure.counts import count
-from measure.infer import Eager
+from measure.infer import eager
 from measure.plot import check_suffix, draw, require_matplotlib
 from measure.rounds import spread, table
 from measure.sweep import TOKEN_MODULE, Member, matmul_limits, measure_together, some_pictures
@@ -54,9 +54,9 @@ def measure_sweep(args, cfgs, points, limits, name):
             size = image_size or cfg.DATA.IMAGE_SIZE
             cfg = with_keys(cfg, {"DATA.IMAGE_SIZE": size, "TRAIN.BATCH_SIZE": batch_size})
             pictures, cfg = some_pictures(args, cfg)
-            members += [Member(cfg, number, {"part": "model"}, Eager, (cfg, pictures)) for number in threads]
+            members += [Member(cfg, number, {"part": "model"}, eager, (cfg, pictures)) for number in threads]
             if name == "image_size":
-                members.append(Member(cfg, threads[0], {"part": TOKEN_MODULE}, Eager, (cfg, pictures, True)))
+                members.append(Member(cfg, threads[0], {"part": TOKEN_MODULE}, eager, (cfg, pictures, True)))
         found = measure_together(members, {number: limits[number] for number in threads}, 1, args.rounds)
         rows += [{**row, "tokens": count(member.cfg)["tokens"]} for member, row in zip(members, found)]
     return rows

@@ -24,46 +24,38 @@ FORMATS = {engine: form for form, engine in ENGINE_OF.items()}
 HEADER = (*SETTINGS.values(), "engine", "precision", "images/s", "ms/batch", "peak MB", "of limit")
 
 
-class Eager:
-    """A config's model with fresh weights, or the T2T module of it alone, on one batch, as Paddle runs it by itself."""
+class TimedBatch:
+    """Something that is done to one batch, as a `Subject`'s process keeps it."""
 
-    def __init__(self, cfg, pictures, token_module=False):
-        memory = Memory()
-        images = eval_images(cfg, pictures)
-        model = build_model(cfg)
-        model.eval()
-        layer = model.tokens_to_token if token_module else model
-        with paddle.no_grad():
-            self.timed = Timed(lambda: finished(layer(images)))
-        self.peak_mb = memory.peak_mb()
-
-    @paddle.no_grad()
-    def round(self):
-        """Seconds of a batch."""
-        return {"seconds": self.timed.seconds()}
-
-    def memory(self):
-        """Peak MB of the process above what it had before it built anything."""
-        return self.peak_mb
-
-
-class Exported:
-    """An exported model in its engine, on one batch."""
-
-    def __init__(self, cfg, pictures, engine, path):
-        images = eval_images(cfg, pictures).numpy()
-        memory = Memory()
-        predictor = open_predictor(engine, path, device=cfg.DEVICE or "cpu")
-        self.timed = Timed(lambda: predictor(images))
+    def __init__(self, function, memory):
+        self.timed = Timed(function)
         self.peak_mb = memory.peak_mb()
 
     def round(self):
-        """Seconds of a batch."""
+        """Seconds of the batch."""
         return {"seconds": self.timed.seconds()}
 
     def memory(self):
-        """Peak MB of the process above what it had before it opened the model."""
+        """Peak MB of the process since `memory` began."""
         return self.peak_mb
+
+
+def eager(cfg, pictures, token_module=False):
+    """A config's model with fresh weights, or the T2T module of it alone, as Paddle runs it by itself."""
+    memory = Memory()
+    images = eval_images(cfg, pictures)
+    model = build_model(cfg)
+    model.eval()
+    layer = model.tokens_to_token if token_module else model
+    return TimedBatch(paddle.no_grad()(lambda: finished(layer(images))), memory)
+
+
+def exported(cfg, pictures, engine, path):
+    """An exported model in its engine."""
+    images = eval_images(cfg, pictures).numpy()
+    memory = Memory()
+    predictor = open_predictor(engine, path, device=paddle.get_device() if engine == "inference" else "cpu")
+    return TimedBatch(lambda: predictor(images), memory)
 
 
 def eval_images(cfg, pictures):
@@ -72,11 +64,21 @@ def eval_images(cfg, pictures):
     return Normalize(cfg)(paddle.to_tensor(np.stack([dataset[index][0] for index in range(len(pictures))])))
 
 
-def export_fresh(cfg, folder, engine, precision):
-    """Export a config's model with fresh weights, for batches of its size; the path of the file."""
+def export_all(cfg, pairs, folder):
+    """Export a config's model, with fresh weights and for batches of its size, for (engine, precision) pairs.
+
+    Returns:
+        {pair: file}, each in a folder of its own below `folder`; none for the engine that needs no export.
+    """
     model = build_model(cfg)
     model.eval()
-    return export_model(model, cfg, folder, FORMATS[engine], precision, batch_size=cfg.TRAIN.BATCH_SIZE)[0]
+    paths = {}
+    for engine, precision in pairs:
+        if engine != EAGER:
+            own = tempfile.mkdtemp(dir=folder)
+            size = cfg.TRAIN.BATCH_SIZE
+            paths[engine, precision], _ = export_model(model, cfg, own, FORMATS[engine], precision, batch_size=size)
+    return paths
 
 
 def offered(engines, precisions):
@@ -100,14 +102,15 @@ def benchmark_infer(args, cfgs):
     with tempfile.TemporaryDirectory() as folder:
 
         def members(cfg, pictures):
-            for engine, precision in pairs:
-                labels = {"engine": engine, "precision": precision}
-                if engine == EAGER:
-                    yield labels, Eager, (cfg, pictures)
+            paths = {}
+            if any(engine != EAGER for engine, _ in pairs):
+                paths = apart(export_all, cfg, pairs, folder, title="exporting", device="cpu", threads=CORES)
+            for pair in pairs:
+                labels = dict(zip(("engine", "precision"), pair))
+                if pair in paths:
+                    yield labels, exported, (cfg, pictures, pair[0], paths[pair])
                 else:
-                    own = tempfile.mkdtemp(dir=folder)
-                    path = apart(export_fresh, cfg, own, engine, precision, device="cpu", threads=CORES)
-                    yield labels, Exported, (cfg, pictures, engine, path)
+                    yield labels, eager, (cfg, pictures)
 
         rows = measure_points(args, cfgs, PASSES, members)
     for line in ("", *limit_lines(rows), "", *table(HEADER, map(_cells, rows), args.markdown)):

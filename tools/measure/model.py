@@ -2,7 +2,7 @@
 
 from engine.logger import log, progress_bar
 from measure.counts import count
-from measure.infer import Eager
+from measure.infer import eager
 from measure.process import Subject, closing
 from measure.rounds import table
 from measure.sweep import points, some_pictures
@@ -32,7 +32,7 @@ def measure_memory(args, cfg):
     """Peak MB of inference and of training, each in a fresh process, above what that had before building anything."""
     pictures, cfg = some_pictures(args, cfg)
     peaks = {"batch_size": cfg.TRAIN.BATCH_SIZE}
-    for what, build in (("inference_mb", Eager), ("training_mb", Training)):
+    for what, build in (("inference_mb", eager), ("training_mb", Training)):
         with closing({}) as subjects:
             subjects[what] = Subject(
                 build, cfg, pictures, title=f"the memory of {cfg.NAME}", device=cfg.DEVICE, threads=args.threads[0]

@@ -22,10 +22,19 @@ def on_one_core(measure, *args):
         return pool.submit(measure, *args).result()
 
 
-def apart(function, *args, device, threads):
-    """The result of a function in a process of its own, whose memory is free again."""
+def apart(function, *args, title, device, threads):
+    """The result of a function in a process of its own, whose memory is free again; see `Subject`."""
     with _pool(_prepare, device, threads) as pool:
+        return _result(pool, title, function, *args)
+
+
+def _result(pool, title, function, *args):
+    try:
         return pool.submit(function, *args).result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"the process for {title} ended; if the memory ran out, lower the batch or image size"
+        ) from None
 
 
 def _pool(initializer, *args):
@@ -64,19 +73,11 @@ class Subject:
     def __init__(self, build, *args, title, device, threads):
         self.title = title
         self.pool = _pool(_prepare, device, threads)
-        self._run(_build, build, args)
+        _result(self.pool, title, _build, build, args)
 
     def __call__(self, method, *args):
         """Result of a method of what was built."""
-        return self._run(_call, method, args)
-
-    def _run(self, function, *args):
-        try:
-            return self.pool.submit(function, *args).result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"the process for {self.title} ended; if the memory ran out, lower the batch or image size"
-            ) from None
+        return _result(self.pool, self.title, _call, method, args)
 
     def close(self):
         self.pool.shutdown()
