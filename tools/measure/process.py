@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import signal
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def _keep_to_one_core():
 
 
 def _prepare(device, threads):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once; the command says so
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import_paddle(device)
     from engine import parallel
