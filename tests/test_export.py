@@ -69,7 +69,7 @@ def test_onnx_graph_is_lean_and_legible(exported):
     _, path, _ = exported("performer", "onnx")
     graph = onnx.load(path).graph
     kinds = [node.op_type for node in graph.node]
-    assert not {"Constant", "Dropout", "Gather", "Pad", "Shape"} & set(kinds)
+    assert not {"Constant", "Dropout", "Gather", "Pad"} & set(kinds)
     assert kinds.count("Identity") <= 1  # which names the output
     assert [value.name for value in (*graph.input, *graph.output)] == ["images", "logits"]
     assert "blocks.0.mlp.fc1.weight" in {tensor.name for tensor in graph.initializer}
@@ -77,12 +77,14 @@ def test_onnx_graph_is_lean_and_legible(exported):
 
 def test_bf16_and_int8_say_what_they_are_and_compute_it(exported):
     import onnx
+    import openvino
 
+    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for form, precision in (("openvino", "bf16"), ("openvino", "int8"), ("onnx", "int8")):
         model, path, comparison = exported("performer", form, precision)
         found, expected = outputs(model, path, form, 8)
         error = np.abs(found - expected).max() / np.abs(expected).max()
-        assert 1e-5 < error < 0.2, (form, precision)
+        assert (1e-3 if precision == "int8" or has_bf16 else 1e-5) < error < 0.2, (form, precision)
         assert open_predictor(export.ENGINE_OF[form], path).metadata.precision == precision
         assert path.name.endswith(f"-{precision}{path.suffix}")
     graph = onnx.load(path).graph
@@ -193,3 +195,10 @@ def test_shipped_config_names_the_place_of_its_export(tmp_path):
     assert {path.suffix for path in folder.iterdir()} == {export._PROGRAM, ".pdiparams", ".yml"}
     assert "batch_size: 5" in (folder / "lit_data.yml").read_text()
     assert "- three" in (folder / "lit_data.yml").read_text().splitlines()
+
+
+def test_calibration_pictures_fill_batches(tmp_path):
+    model = small_model("pit")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    path, comparison = export_model(model, CFG, tmp_path, "onnx", "int8", 12, samples=Samples(pixels, None, pixels))
+    assert comparison.count == 5 and open_predictor("onnxruntime", path).metadata.batch_size == 12

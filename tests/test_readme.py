@@ -106,10 +106,7 @@ def with_little_to_measure(line, place):
     kind = line.split()[2]
     if kind == "data":
         return f"{line} --images 8 --rounds 1 --workers 1"
-    if "--engines" in line:
-        for package in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
-            pytest.importorskip(package)
-        line += " --precisions fp32"
+    line += " --precisions fp32" if "--engines" in line else ""
     if kind == "growth":
         pytest.importorskip("matplotlib", reason="the command draws")
         line = line.replace("output/benchmark/", f"{place}/") + " --image-sizes 32,48"
@@ -122,6 +119,9 @@ def test_command_runs(line, place):
         pytest.importorskip("torch", reason="the command reads a PyTorch file")
         tensors = peers.official_tensors("T2T_paddle/t2t_vit_7")
         peers.save_torch(place / "71.7_T2T_ViT_7.pth.tar", {"state_dict_ema": tensors})
+    if "export" in line or "--engine" in line:
+        for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
+            pytest.importorskip(library, reason="an optional library of the engines")
     line = line.replace("$SAMPLE", "/path/to/imagenet").replace("$PWD/", "")
     line = re.sub(r"output/(memorise|finetune)/", rf"{place}/output/\1/", line)
     line = re.sub(r"/path/to/(\S+)", rf"{place}/\1", line)

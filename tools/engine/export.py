@@ -13,7 +13,7 @@ import yaml
 
 from data.dataset import ClassList
 from engine.metadata import NAMESPACE, Metadata
-from engine.predictors import EagerPredictor, open_predictor, require, to_input
+from engine.predictors import EagerPredictor, is_paddle_2, open_predictor, require, to_input
 from errors import UserError
 from files import check_writable, flush_to_disk, naming
 from models.lean import lean
@@ -35,7 +35,7 @@ _BESIDE = {"paddle": (".pdiparams", ".yml"), "onnx": (), "openvino": (".bin",)} 
 LARGEST_DIFFERENCE = 1e-4  # of logits, over the largest logit; fp32
 LEAST_AGREEMENT = {"fp32": 1.0, "bf16": 0.97, "int8": 0.95}  # share of the images with the same likeliest class
 _BATCH = 16  # images that are compared at a time
-_PROGRAM = ".json" if paddle.__version__ >= "3" else ".pdmodel"
+_PROGRAM = ".pdmodel" if is_paddle_2(paddle) else ".json"
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ def check_offered(form, precision):
     """Raise UserError for a pair of format and precision that there is not, or whose libraries are missing."""
     if reason := NOT_OFFERED.get((form, precision)):
         raise UserError(f"--format {form} has no --precision {precision}: {reason}")
+    if form != "paddle" and is_paddle_2(paddle):
+        raise UserError(
+            f"--format {form} needs PaddlePaddle 3; this is {paddle.__version__}, which has --format paddle"
+        )
     modules = LIBRARIES[form] + (("onnxruntime",) if precision == "int8" else ())
     for module in dict.fromkeys(modules):
         require(module, f"--format {form}" + (f" --precision {precision}" if precision != "fp32" else ""))
@@ -217,8 +221,9 @@ def _write_onnx(model, metadata, path, samples):
         from engine.quantize import quantize
 
         size = metadata.batch_size or 1
-        calibration = samples.calibration[: len(samples.calibration) // size * size]
-        batches = (to_input(calibration[i : i + size], metadata) for i in range(0, len(calibration), size))
+        count = -(-len(samples.calibration) // size) * size  # whole batches: the first pictures again, if need be
+        calibration = np.resize(samples.calibration, (count, *samples.calibration.shape[1:]))
+        batches = (to_input(calibration[i : i + size], metadata) for i in range(0, count, size))
         quantize(graph, path, batches)
         graph = onnx.load(path)
     onnx.helper.set_model_props(graph, metadata.to_entries())
@@ -230,7 +235,7 @@ def _write_openvino(model, metadata, path, samples):
 
     source = path.with_suffix(".onnx")
     _write_onnx(model, metadata, source, samples)
-    graph = openvino.convert_model(source)
+    graph = openvino.Core().read_model(source)  # convert_model does the same and reports its use
     for name, value in metadata.to_entries().items():
         graph.set_rt_info(value, [NAMESPACE, name])
     # The halves that are stored for bf16 are finer than what it computes with.

@@ -31,6 +31,11 @@ def require(module, what):
         raise UserError(f"{what} needs {module}, which cannot be imported: {one_line(error)}") from error
 
 
+def is_paddle_2(paddle):
+    """Whether this PaddlePaddle writes and reads .pdmodel, not .json."""
+    return paddle.__version__.startswith("2.")
+
+
 def engine_of(path):
     """The engine that a file's name stands for: "paddle" for what is no exported model."""
     suffix = Path(path).suffix if path else ""
@@ -55,7 +60,8 @@ def open_predictor(engine, path, threads=None, device="cpu"):
         raise UserError(f"engine {engine} reads {expected}, not {path}")
     if not path.is_file():
         raise UserError(f"exported model {path} not found")
-    threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or None
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    threads = threads or (int(asked) if asked.isdigit() else 0) or None
     if engine == "inference":
         return PaddleInference(path, threads, device)
     if device.startswith("gpu"):
@@ -118,7 +124,12 @@ class PaddleInference(Predictor):
     """
 
     def __init__(self, path, threads, device):
-        inference = require("paddle", "engine inference").inference
+        paddle = require("paddle", "engine inference")
+        if path.suffix == ".json" and is_paddle_2(paddle):  # which would crash
+            raise UserError(
+                f"{path} is of PaddlePaddle 3, this is {paddle.__version__}: export the model with it again"
+            )
+        inference = paddle.inference
         super().__init__(read_sidecar(path))
         config = inference.Config(str(path), str(path.with_suffix(".pdiparams")))
         if device.startswith("gpu"):

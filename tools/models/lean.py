@@ -21,8 +21,7 @@ from models.t2t import T2TViT, TokenPerformer
 @paddle.no_grad()
 def lean(model):
     """A layer that computes what `model` does in eval mode, to rounding: (B, Cin, H, W) -> (B, num_classes)."""
-    kinds = {T2TViT: LeanT2TViT, PoolingTransformer: LeanPiT}
-    layer = kinds[type(model)](model)
+    layer = {T2TViT: LeanT2TViT, PoolingTransformer: LeanPiT}[type(model)](model)
     layer.eval()
     return layer
 
@@ -57,6 +56,10 @@ def _map(x, grid):
 def _split_kernels(weight, kernel):
     """Kernels (out, Cin, k, k) of a linear map (Cin*k*k, out) of the tokens of a soft split."""
     return weight.transpose([1, 0]).reshape([weight.shape[1], -1, kernel, kernel])
+
+
+def _half_square_norm(x):
+    return (x * x).sum(axis=-1, keepdim=True) * 0.5  # (B, N, E) -> (B, N, 1)
 
 
 def _plain(norm):
@@ -152,10 +155,9 @@ class NormedSplit(nn.Layer):
     """Soft split, LayerNorm and linear map: (B, Cin, H, W) -> (B, N, out), without the (B, N, Cin*k*k) between them.
 
     With a token t, its mean and deviation s, n = (t - mean) / s. As n sums to 0, W may lose the mean of each of its
-    columns, and then n W = t W / s: a convolution, divided. In a window of one colour s is as good as 0, and the
-    convolution must be too, for which pixels are told by what they are apart: x = mean of the pixel's channels + d,
-    and the means of a window by their differences from the middle one, which change neither n W nor s:
-    s^2 = mean of d^2 in the window + variance of the differences.
+    columns, and then n W = t W / s: a convolution, divided. In a window of one colour s is as good as 0, so the
+    convolution must be too: x = mean of the pixel's channels + d, and the means of a window are told by their
+    differences from its middle one. s^2 = mean of d^2 in the window + variance of the differences.
     """
 
     def __init__(self, norm, linear, split, scale=None):
@@ -187,8 +189,7 @@ class NormedSplit(nn.Layer):
 class LeanPerformer(nn.Layer):
     """A soft split and its `TokenPerformer`: (B, Cin, H, W) -> (B, N, E).
 
-    The exponentials of the features are taken once: numerators and the denominator D + eps, of which eps is one feature
-    more, come from the same ones, relative to the largest, so that none overflows and their sum is 1 or more.
+    The exponentials are taken once, relative to the largest: of them are the numerators and D + eps made, 1 or more.
     """
 
     def __init__(self, layer, split):
@@ -214,10 +215,6 @@ class LeanPerformer(nn.Layer):
         features = paddle.exp(log_q - largest)  # (B, N, m)
         total = features.sum(axis=-1, keepdim=True) + paddle.exp(log_epsilon - largest)  # (B, N, 1)
         return self.mlp(v + self.proj(paddle.matmul(features, means) / total))
-
-
-def _half_square_norm(x):
-    return (x * x).sum(axis=-1, keepdim=True) * 0.5  # (B, N, E) -> (B, N, 1)
 
 
 class LeanTokenTransformer(nn.Layer):
@@ -246,14 +243,11 @@ class LeanT2TViT(nn.Layer):
         module, positions = model.tokens_to_token, model.pos_embed[0]
         self.grids = module.grids
         if isinstance(module.project, nn.Conv2D):
-            self.stages = nn.LayerList(
-                _convolution(conv.weight, conv.bias, *split[1:])
-                for conv, split in zip(module.stages[:-1], module.splits)
-            )
+            pairs = zip(module.stages[:-1], module.splits)
+            self.stages = nn.LayerList(_convolution(conv.weight, conv.bias, *split[1:]) for conv, split in pairs)
             kernels = module.project.weight
         else:
-            performer = isinstance(module.stages[0], TokenPerformer)
-            stage = LeanPerformer if performer else LeanTokenTransformer
+            stage = LeanPerformer if isinstance(module.stages[0], TokenPerformer) else LeanTokenTransformer
             self.stages = nn.LayerList(stage(layer, split) for layer, split in zip(module.stages, module.splits))
             kernels = _split_kernels(module.project.weight, module.splits[-1][0])
         first = model.cls_token[0] + positions[:1]
