@@ -12,10 +12,12 @@ from conftest import ROOT, error_line, tool
 from PIL import Image
 
 import benchmark
-from config import load_config
+from config import load_config, with_keys
 from data.dataset import load_data
 from data.images import simplejpeg
 from data.loader import EvalDataset, TrainDataset
+from measure import data, one_core, process, rounds
+from measure import pictures as measured_pictures
 
 ROUNDS = 3
 TASKS = ["decode", "crop and flip", "full recipe", "full, to pixels", "evaluation"]
@@ -125,7 +127,7 @@ def test_number_of_workers(cfg):
         (["DATA.NUM_WORKERS", str(cfg.DATA.NUM_WORKERS)], cfg.DATA.NUM_WORKERS),
         ([], len(os.sched_getaffinity(0))),
     ):
-        assert benchmark.worker_count(benchmark.parser().parse_intermixed_args(words), cfg) == number
+        assert data.worker_count(benchmark.parser().parse_intermixed_args(words), cfg) == number
 
 
 # --- What is timed ---
@@ -133,11 +135,11 @@ def test_number_of_workers(cfg):
 
 def test_stages_are_those_of_the_dataset(cfg):
     for reader in ("turbo", "pillow"):
-        changed = benchmark.changed(cfg, "DATA.READER", reader)
-        dataset, watch = TrainDataset(load_data(changed)[1]["train"], changed), benchmark.Stopwatch()
-        with benchmark.timed_decoding(watch):
+        changed = with_keys(cfg, {"DATA.READER": reader})
+        dataset, watch = TrainDataset(load_data(changed)[1]["train"], changed), rounds.Stopwatch()
+        with one_core.timed_decoding(watch):
             for sample in [(epoch, index, 0) for epoch in range(4) for index in range(len(dataset))]:
-                ours, real = benchmark.staged(dataset, sample, watch), dataset[sample]
+                ours, real = one_core.staged(dataset, sample, watch), dataset[sample]
                 assert (ours[0] == real[0]).all() and (ours[2] == real[2]).all()
                 assert (ours[1], *ours[3:]) == (real[1], *real[3:])
 
@@ -153,16 +155,16 @@ def test_decoding_moves_to_its_own_stage(cfg, monkeypatch):
         return decode_jpeg(*args, **options)
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", slow)
-    dataset, watch = TrainDataset(load_data(cfg)[1]["train"], cfg), benchmark.Stopwatch()
-    with benchmark.timed_decoding(watch):
-        benchmark.staged(dataset, (0, 0, 0), watch)
+    dataset, watch = TrainDataset(load_data(cfg)[1]["train"], cfg), rounds.Stopwatch()
+    with one_core.timed_decoding(watch):
+        one_core.staged(dataset, (0, 0, 0), watch)
     assert simplejpeg.decode_jpeg is slow
     assert watch.seconds["decode"] > busy > 4 * watch.seconds["crop and resize"] > 0
 
 
 def test_baseline_does_the_same_work(cfg):
     split = load_data(cfg)[1]["train"]
-    ours, baseline = benchmark.our_tasks(cfg, split), benchmark.baseline_tasks(cfg, split)
+    ours, baseline = one_core.our_tasks(cfg, split), one_core.baseline_tasks(cfg, split)
     assert list(ours) == list(baseline) == TASKS
     mean, std = np.array(cfg.DATA.MEAN), np.array(cfg.DATA.STD)
     tensor = baseline["evaluation"]((0, 1, 0)).numpy().transpose(1, 2, 0) * std + mean
@@ -172,7 +174,7 @@ def test_baseline_does_the_same_work(cfg):
         ours[task]((0, 0, 0))
     pixels = baseline["full, to pixels"]((0, 0, 0))
     assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
-    plain = benchmark.baseline_tasks(benchmark.changed(cfg, "AUG.ERASE_PROB", 1.0, "AUG.AUTO_AUGMENT", ""), split)
+    plain = one_core.baseline_tasks(with_keys(cfg, {"AUG.ERASE_PROB": 1.0, "AUG.AUTO_AUGMENT": ""}), split)
     images = [plain["full recipe"]((0, 0, 0)).numpy() for _ in range(12)]
     assert any(np.abs(image).max() > 2.7 for image in images)  # noise, outside of what pixels give; rare in small boxes
 
@@ -180,7 +182,7 @@ def test_baseline_does_the_same_work(cfg):
 def test_functions_take_turns():
     calls = []
     functions = {name: lambda sample, name=name: calls.append((name, sample)) for name in "ab"}
-    rates = benchmark.rates_by_turns(functions, 2, 2)
+    rates = one_core.rates_by_turns(functions, 2, 2)
     timed = calls[2:]
     assert [(name, sample[:2]) for name, sample in timed] == [
         (name, (epoch, index)) for epoch in range(2) for name in "ab" for index in range(2)
@@ -194,22 +196,22 @@ def cores_and_threads():
 
 def test_one_core_means_one():
     before = os.sched_getaffinity(0)
-    assert benchmark.on_one_core(cores_and_threads) == (1, "1")
+    assert process.on_one_core(cores_and_threads) == (1, "1")
     assert os.sched_getaffinity(0) == before
 
 
 def test_pictures_are_spread_or_repeated(cfg):
     splits = load_data(cfg)[1]
-    spread = benchmark.choose_pictures(splits, 3)
+    spread = measured_pictures.choose_pictures(splits, 3)
     assert spread.paths[:] == splits["train"].paths[::2] and spread.labels.tolist() == [0, 0, 1]
     both = [*splits["train"].paths, *splits["val"].paths]
-    assert benchmark.choose_pictures(splits, 20).paths[:] == (3 * both)[:20]
-    assert benchmark.choose_pictures(splits, 20).labels.tolist()[:8] == [0, 0, 0, 1, 1, 1, 0, 1]
+    assert measured_pictures.choose_pictures(splits, 20).paths[:] == (3 * both)[:20]
+    assert measured_pictures.choose_pictures(splits, 20).labels.tolist()[:8] == [0, 0, 0, 1, 1, 1, 0, 1]
 
 
 def test_the_first_round_of_a_loader_is_not_counted():
     batches = (np.zeros(5) for _ in range(100))
-    assert len(benchmark.delivery(batches, 4, 3)["rounds"]) == 3
+    assert len(data.delivery(batches, 4, 3)["rounds"]) == 3
     assert len(list(batches)) == 100 - 4 * 4
 
 
@@ -219,8 +221,8 @@ def test_the_first_round_of_a_loader_is_not_counted():
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([], "error: no benchmark given; the first word must be data"),
-        (["date"], "error: there is no benchmark 'date'; the first word must be data"),
+        ([], "error: no benchmark given; the first word must be data or "),
+        (["date"], "error: there is no benchmark 'date'; the first word must be data or "),
         (["data", "--images", "0"], "error: --images is 0 but must be 1 or more"),
         (["data", "--rounds", "0"], "error: --rounds is 0 but must be 1 or more"),
         (["data", "--workers", "-1"], "error: --workers is -1 but must be 0 or more"),

@@ -140,7 +140,7 @@ def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metad
 
 
 def _noise(metadata):
-    shape = (8, *metadata.image_size, metadata.channels)
+    shape = (max(8, metadata.batch_size), *metadata.image_size, metadata.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     return Samples(images, calibration=images)
 

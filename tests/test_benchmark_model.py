@@ -1,0 +1,163 @@
+"""What `benchmark.py model` counts: the official figures, whatever the sizes, and the README's table."""
+
+import json
+
+import paddle
+import pytest
+from conftest import ROOT, error_line, tool
+
+from config import load_config
+from measure.counts import count
+from measure.macs import macs, products
+from models import create_model, list_models
+
+# Parameters, those trained, GMACs with and without the attention products of the backbone, counted on the
+# official PyTorch code.
+OFFICIAL = {
+    "t2t_vit_7": (4_310_222, 4_255_694, "1.15", "1.01"),
+    "t2t_vit_10": (5_889_230, 5_834_702, "1.52", "1.32"),
+    "t2t_vit_12": (6_941_902, 6_887_374, "1.76", "1.52"),
+    "t2t_vit_14": (21_545_550, 21_465_806, "4.78", "4.37"),
+    "t2t_vit_14_384": (21_691_470, 21_465_806, "16.37", "12.79"),
+    "t2t_vit_14_resnext": (21_545_550, 21_465_806, "4.78", "4.37"),
+    "t2t_vit_14_wide": (25_156_302, 25_000_910, "5.23", "4.99"),
+    "t2t_vit_19": (39_177_422, 39_085_070, "8.48", "7.82"),
+    "t2t_vit_24": (64_105_934, 64_000_974, "13.66", "12.71"),
+    "t2t_vit_t_14": (21_541_070, 21_465_422, "6.09", "5.67"),
+    "t2t_vit_t_19": (39_172_942, 39_084_686, "9.78", "9.12"),
+    "t2t_vit_t_24": (64_101_454, 64_000_590, "14.97", "14.01"),
+    "pit_ti": (4_847_272, 4_847_272, "0.70", "0.50"),
+    "pit_xs": (10_618_888, 10_618_888, "1.39", "1.09"),
+    "pit_s": (23_461_912, 23_461_912, "2.87", "2.42"),
+    "pit_b": (73_764_840, 73_764_840, "12.40", "10.54"),
+    "pit_ti_distilled": (5_104_336, 5_104_336, "0.70", "0.50"),
+    "pit_xs_distilled": (11_003_984, 11_003_984, "1.41", "1.10"),
+    "pit_s_distilled": (24_039_056, 24_039_056, "2.90", "2.44"),
+    "pit_b_distilled": (74_790_096, 74_790_096, "12.48", "10.61"),
+}
+# Outputs of matrix products in millions, from timm's results/benchmark-infer-amp-nchw-pt240-cu124-rtx3090.csv.
+TIMM_ACTIVATIONS = {
+    "pit_ti": "6.19", "pit_xs": "7.71", "pit_s": "11.56",
+    "pit_ti_distilled": "6.23", "pit_xs_distilled": "7.76", "pit_s_distilled": "11.64",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """(printed lines, {model: figures}) of all models, printed in Markdown."""
+    file = tmp_path_factory.mktemp("model") / "model.json"
+    done = tool("benchmark", "model", "all", "--markdown", "--json", file)
+    assert done.stderr == ""
+    return done.stdout.splitlines(), {row["model"]: row for row in json.loads(file.read_text())["model"]}
+
+
+def test_figures_are_the_official_ones(counted):
+    assert list(counted[1]) == list_models() and set(OFFICIAL) == set(counted[1])
+    for name, row in counted[1].items():
+        figures = (row["parameters"], row["trainable_parameters"], f"{row['gmacs']:.2f}", f"{row['gmacs_without']:.2f}")
+        assert figures == OFFICIAL[name], name
+        assert row["weights_mb"] == pytest.approx(4 * OFFICIAL[name][0] / 2**20)
+        assert row["image_size"] == (384 if name.endswith("384") else 224)
+    for name, millions in TIMM_ACTIVATIONS.items():
+        assert f"{counted[1][name]['activations'] / 1e6:.2f}" == millions
+
+
+def test_printed_is_what_was_counted(counted):
+    lines, rows = counted
+    table = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("| ")]
+    assert table[0] == ["model", "pixels", "parameters", "trained", "weights, MB", "GMACs", "without attention",
+                        "activations, M"]  # fmt: skip
+    for cells in table[2:]:
+        row = rows[cells[0]]
+        assert cells[1:] == [
+            str(row["image_size"]), f"{row['parameters']:,}", f"{row['trainable_parameters']:,}",
+            f"{row['weights_mb']:.1f}", f"{row['gmacs']:.2f}", f"{row['gmacs_without']:.2f}",
+            f"{row['activations'] / 1e6:.2f}",
+        ]  # fmt: skip
+    assert len(table) == 2 + len(rows)
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README_cn.md"])
+def test_the_table_of_the_readme_is_the_printed_one(counted, readme):
+    shown = (ROOT / readme).read_text(encoding="utf-8").splitlines()
+    for line in counted[0]:
+        if line.startswith(("| t2t", "| pit")):
+            assert line in shown, line
+
+
+# --- Other sizes ---
+
+
+@pytest.mark.parametrize(
+    "name, overrides, expected",
+    [
+        # Counted once in the traced program of the plain forward pass, by the shapes of its matmul and conv2d.
+        ("t2t_vit_7", dict(image_size=(96, 128), num_classes=7, depth=2, token_dim=32,
+                           splits=((5, 2, 2), (3, 2, 1), (3, 1, 1), (3, 2, 1))), 342_854_400),
+        ("t2t_vit_t_14", dict(image_size=64, depth=2), 81_650_176),
+        ("t2t_vit_7", dict(tokens_type="convolution", image_size=64), 70_809_088),
+        ("pit_s_distilled", dict(image_size=(96, 128)), 650_270_016),
+    ],
+)  # fmt: skip
+def test_any_sizes_are_counted(name, overrides, expected):
+    assert macs(products(create_model(name, **overrides), name)) == expected
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "pit_ti", "pit_ti_distilled"])
+@pytest.mark.parametrize("tokens_type", ["", "convolution"])
+def test_no_layer_is_forgotten(name, tokens_type):
+    overrides = {"tokens_type": tokens_type} if tokens_type and name.startswith("t2t") else {}
+    with paddle.LazyGuard():
+        model = create_model(name, **overrides)
+    weights = {name for name, tensor in model.state_dict().items() if name.endswith(".weight") and tensor.ndim > 1}
+    counted = [product.name for product in products(model, name) if product.name.endswith(".weight")]
+    assert sorted(counted) == sorted(weights)
+
+
+def test_the_performer_is_linear_and_the_transformer_quadratic():
+    growth = {}
+    for name in ("t2t_vit_14", "t2t_vit_t_14"):
+        small, large = (
+            count(load_config(ROOT / f"configs/{name}.yaml", [("DATA.IMAGE_SIZE", size)])) for size in (224, 448)
+        )
+        assert (small["tokens"], large["tokens"]) == (56**2, 112**2)
+        growth[name] = large["token_module_gmacs"] / small["token_module_gmacs"]
+    assert growth["t2t_vit_14"] == pytest.approx(4, rel=0.01)
+    assert 13 < growth["t2t_vit_t_14"] < 16
+
+
+# --- Command ---
+
+
+def test_a_config_and_its_overrides_count_too():
+    done = tool("benchmark", "model", "MODEL.T2T.DEPTH", "2", "--image-sizes", "16,24")
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("lit_data")]
+    assert [row[1] for row in rows] == ["16", "24"]
+    model = create_model("t2t_vit_7", image_size=24, num_classes=10, depth=2, embed_dim=128, num_heads=4, token_dim=32,
+                         splits=((3, 1, 1), (3, 2, 1), (3, 2, 1)))  # fmt: skip
+    assert rows[1][2] == f"{sum(parameter.size for parameter in model.parameters()):,}"
+
+
+def test_memory_is_that_of_a_training_step_and_of_an_inference(tmp_path):
+    words = ["MODEL.T2T.DEPTH", 1, "--batch-size", 64]
+    tool("benchmark", "model", "--memory", *words, "--json", tmp_path / "model.json")
+    (row,) = json.loads((tmp_path / "model.json").read_text())["model"]
+    assert row["batch_size"] == 64
+    # The widest tensor of the forward pass: 256 tokens of 288 values for each image.
+    assert row["inference_mb"] > 64 * 256 * 288 * 4 / 2**20
+    assert row["training_mb"] > 1.5 * row["inference_mb"]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["model", "t2t_vit_8"], "error: unknown model 't2t_vit_8'; did you mean t2t_vit_7, "),
+        (["model", "all", "--config", "configs/pit_b.yaml"], "error: give models (all) or --config, not both"),
+        (["model", "--rounds", "3"], "error: --rounds is no option of benchmark.py model"),
+        (["data", "--markdown"], "error: --markdown is no option of benchmark.py data"),
+        (["model", "--image-sizes", "32,0"], "error: --image-sizes is 32,0 but must be 1 or more"),
+        (["model", "MODEL.NUM_CLASSES", "0"], "error: MODEL.NUM_CLASSES is 0, "),
+    ],
+)
+def test_mistakes_are_one_line(words, message):
+    assert error_line("benchmark", *words).startswith(message)

@@ -1,0 +1,1 @@
+"""What tools/benchmark.py measures; each module has its measurements and the lines that tell them."""

@@ -1,0 +1,71 @@
+"""The picture of how cost grows."""
+
+from pathlib import Path
+
+from errors import UserError
+from files import atomic_path
+from measure.sweep import TOKEN_MODULE
+
+SUFFIXES = (".png", ".pdf", ".svg")
+STYLES = {"model": "-", TOKEN_MODULE: "--"}
+
+
+def check_suffix(path):
+    """Raise UserError unless a picture can have this name."""
+    if Path(path).suffix not in SUFFIXES:
+        raise UserError(f"--plot {path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+
+
+def require_matplotlib():
+    """matplotlib's Figure class; UserError if it is not installed."""
+    try:
+        from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+    except ImportError:
+        raise UserError("the plot is drawn by matplotlib, which is not installed: pip install matplotlib") from None
+    return Figure
+
+
+def draw(rows, exponents, path):
+    """Draw the rows of `growth.benchmark_growth` into a file, complete or not at all."""
+    figure = require_matplotlib()(figsize=(13, 4.2), layout="constrained")
+    tokens, batches, threads = figure.subplots(1, 3)
+    colours = {model: f"C{place}" for place, model in enumerate(dict.fromkeys(row["model"] for row in rows["threads"]))}
+    for (model, part), line in _lines(rows["image_size"], "part").items():
+        label = f"{model}, {part}"
+        if part == TOKEN_MODULE and model in exponents:
+            label += f": tokens$^{{{exponents[model]['time']:.2f}}}$"
+        x, milliseconds = [row["tokens"] for row in line], [row["milliseconds"]["lowest"] for row in line]
+        tokens.loglog(x, milliseconds, STYLES[part], color=colours[model], marker="o", label=label)
+    _label_sizes(tokens, rows["image_size"])
+    tokens.set(
+        title="One image of growing size",
+        xlabel="tokens of the T2T module (pixels)",
+        ylabel="ms per image, fastest round",
+    )
+    for axes, key, title in ((batches, "batch_size", "Batch size"), (threads, "threads", "Threads")):
+        for (model, _), line in _lines(rows[key], "part").items():
+            x, figures = [row[key] for row in line], [row["images_per_second"] for row in line]
+            below = [each["median"] - each["lowest"] for each in figures]
+            above = [each["highest"] - each["median"] for each in figures]
+            axes.errorbar(x, [each["median"] for each in figures], (below, above), marker="o", capsize=3, label=model)
+        axes.set(title=title, xlabel=title.lower(), ylabel="images per second", ylim=(0, None), xticks=x)
+    for axes in (tokens, batches, threads):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=120)
+
+
+def _lines(rows, key):
+    """{(model, row[key]): its rows}."""
+    lines = {}
+    for row in rows:
+        lines.setdefault((row["model"], row[key]), []).append(row)
+    return lines
+
+
+def _label_sizes(axes, rows):
+    """Ticks at the measured tokens, with the image sizes below."""
+    sizes = {row["tokens"]: row["image_size"] for row in rows}
+    axes.set_xticks(list(sizes), [f"{tokens}\n({size})" for tokens, size in sizes.items()])
+    axes.set_xticks([], minor=True)
