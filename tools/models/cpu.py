@@ -13,6 +13,7 @@ Xeon (Sapphire Rapids), for 12544 tokens of width 64, Paddle's form and the one 
 
 import paddle
 import paddle.nn.functional as F
+from paddle import _legacy_C_ops
 from paddle.autograd import PyLayer
 
 _enabled = not paddle.is_compiled_with_cuda()
@@ -105,13 +106,13 @@ class _SoftmaxAndLogsumexp(PyLayer):
 
 
 class _Normalize(PyLayer):
-    """LayerNorm without scale and shift, with matrix products for the means over the width."""
+    """LayerNorm without scale and shift; its gradient's means over the width are matrix products."""
 
     @staticmethod
     def forward(ctx, x, epsilon):
-        centered = x - _mean(x)
-        scale = (_mean(centered.square()) + epsilon).rsqrt()
-        y = centered.multiply_(scale)
+        # F.layer_norm keeps the variance, which the gradient needs, to itself.
+        y, _, variance = _legacy_C_ops.layer_norm(x, None, None, "epsilon", epsilon, "begin_norm_axis", x.ndim - 1)
+        scale = (variance + epsilon).rsqrt().reshape([*x.shape[:-1], 1])
         ctx.save_for_backward(y, scale)
         return y
 
