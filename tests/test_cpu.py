@@ -199,11 +199,12 @@ def test_inference_by_parts_gives_the_logits_of_the_whole(monkeypatch):
     cfg = settings("CPU.MICRO_BATCH", "2")
     model = create_model("t2t_vit_7", **T2T)
     model.eval()
-    images = paddle.randn([7, 3, 32, 32])
-    logits = inference(model, cfg)(images)
-    assert logits.shape == [7, 10]
-    assert logits.stop_gradient
-    assert close(logits.numpy(), model(images).numpy())
+    for count in (1, 2, 3, 7):
+        images = paddle.randn([count, 3, 32, 32])
+        logits = inference(model, cfg)(images)
+        assert logits.shape == [count, 10]
+        assert logits.stop_gradient
+        assert close(logits.numpy(), model(images).numpy())
 
 
 @pytest.mark.parametrize(("value", "threads"), [("4", 4), ("3,2", 3), ("0", 1), ("", 1), ("many", 1)])

@@ -38,7 +38,7 @@ def inference(model, cfg):
 
 
 class MicroBatches:
-    """Parts of `size` images on `threads` threads.
+    """Parts of up to `size` images on `threads` threads.
 
     What a part draws at random depends on its place in the batch, not on the thread, so that the number of threads
     changes nothing but the order in which gradients are added up.
@@ -51,13 +51,14 @@ class MicroBatches:
 
     def forward(self, model, images):
         """Logits (B, K) of images (B, C, H, W), without gradient."""
+        size = min(self.size, -(-images.shape[0] // self.threads))
 
         @paddle.no_grad()
         def run(start):
-            return model(images[start : start + self.size])
+            return model(images[start : start + size])
 
-        with _one_core_each(self.threads):
-            return paddle.concat(list(self.pool.map(run, range(0, images.shape[0], self.size))))
+        starts = range(0, images.shape[0], size)
+        return paddle.concat(self._run(run, starts))
 
     def backward(self, model, run, tensors, numbers):
         """Add the gradients of a batch to those of `model`.
@@ -85,12 +86,24 @@ class MicroBatches:
                     results[place] = run(replicas[thread], part, (end - start) / count)
             return results
 
-        with _one_core_each(self.threads):
-            results = {}
-            for part_results in self.pool.map(run_parts, range(self.threads)):
-                results.update(part_results)
+        results = {}
+        for part_results in self._run(run_parts, range(min(self.threads, len(starts)))):
+            results.update(part_results)
         _add_gradients(model, replicas)
         return [results[place] for place in range(len(starts))]
+
+    def _run(self, function, items):
+        """[function(item) of each item], on threads whose operations have their share of the cores."""
+        cores = max(1, self.threads // len(items))
+
+        def on_its_cores(item):
+            core.set_num_threads(cores)  # OpenMP's of this thread, MKL's of all
+            return function(item)
+
+        try:
+            return list(self.pool.map(on_its_cores, items))
+        finally:
+            core.set_num_threads(self.threads)
 
     def _replicas(self, model):
         """One per thread: the model's weights, modes and what it trains, gradients of their own."""
@@ -114,16 +127,3 @@ def _add_gradients(model, replicas):
             parameter.grad = sum(gradients[1:], gradients[0])
         for other in theirs:
             other.clear_gradient(set_to_zero=False)
-
-
-class _one_core_each:
-    """Context in which a matrix product uses one core of the `threads` that this process has."""
-
-    def __init__(self, threads):
-        self.threads = threads
-
-    def __enter__(self):
-        core.set_num_threads(1)
-
-    def __exit__(self, *_):
-        core.set_num_threads(self.threads)

@@ -38,14 +38,12 @@ def linear(x, weight, bias=None):
 
 def normed_linear(x, norm, weight, bias=None):
     """A LayerNorm `norm` and a linear layer after it: (..., in), (in, out), (out) -> (..., out)."""
-    if not _for_cpu():
-        return F.linear(norm(x), weight, bias)
+    if not (_for_cpu() and norm.training):
+        return linear(norm(x), weight, bias)
     # (n * scale + shift) @ W + b = n @ (scale * W) + (shift @ W + b): scale and shift meet the matrix, not the tokens.
     folded_bias = norm.bias @ weight if bias is None else norm.bias @ weight + bias
     scaled = norm.weight.unsqueeze(1) * weight
-    if norm.training:
-        return linear(_Normalize.apply(x, norm._epsilon), scaled, folded_bias)
-    return linear(F.layer_norm(x, x.shape[-1:], epsilon=norm._epsilon), scaled, folded_bias)
+    return linear(_Normalize.apply(x, norm._epsilon), scaled, folded_bias)
 
 
 def softmax_and_logsumexp(x):
