@@ -1,17 +1,19 @@
 """What makes a CPU fast changes no result: other operations, parts of a batch on threads, recomputing, compiling."""
 
+import contextlib
 import itertools
 
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, error_line
+from conftest import ROOT, error_line, few_digits, tool
 from test_train_step import steps
 
 from config import load_config
 from engine import microbatch
 from engine.microbatch import MicroBatches, inference
 from engine.train_step import TrainStep
+from errors import UserError
 from models import cpu, create_model
 from models.dropout import Dropout, drawing_from
 
@@ -194,6 +196,47 @@ def test_what_is_frozen_stays(monkeypatch):
     assert changed == set(before) - frozen
 
 
+def test_every_part_draws_numbers_of_its_own():
+    # With one image eight times, only what is drawn tells the parts apart; the same step draws the same again.
+    cfg = settings("CPU.MICRO_BATCH", "1", "MODEL.DROP_RATE", "0.3")
+    step = train_step(cfg)
+    image, logits = paddle.randn([1, 3, 16, 16]), []
+    for numbers in ([42, 0, 0, 1, 0], [42, 0, 0, 1, 0], [42, 0, 0, 2, 0]):
+        parts = step.micro_batches.backward(
+            step.model, lambda model, part, _: model(part[0]).numpy()[0], [image.expand([8, -1, -1, -1])], numbers
+        )
+        logits.append(np.stack(parts))
+    assert len(np.unique(logits[0], axis=0)) == 8
+    assert (logits[0] == logits[1]).all()
+    assert (logits[0] != logits[2]).any(axis=1).all()
+
+
+def test_parts_follow_the_mode_of_the_model():
+    cfg = settings("MODEL.DROP_RATE", "0.5")
+    step, whole = train_step(cfg), train_step(settings("MODEL.DROP_RATE", "0.5", "CPU.MICRO_BATCH", "0"))
+    batch = next(steps(cfg))
+    step(batch, 0.0, 0, 0)  # makes the replicas, in training mode
+    step.model.eval()
+    whole.model.eval()
+    assert float(step(batch, 0.0, 0, 1).loss) == pytest.approx(float(whole(batch, 0.0, 0, 1).loss), rel=1e-5)
+
+
+def test_a_batch_that_fails_leaves_nothing_to_the_next():
+    layer, images = paddle.nn.Linear(4, 2), paddle.randn([6, 4])
+    parts = MicroBatches(2, 2)
+
+    def run(model, part, share):
+        (model(part[0]).sum() * share).backward()
+        if run.fails:
+            raise UserError("no memory")
+        return ()
+
+    for run.fails in (True, False):
+        with pytest.raises(UserError) if run.fails else contextlib.nullcontext():
+            parts.backward(layer, run, [images], [1])
+    assert close(layer.weight.grad.numpy()[:, 0], images.numpy().sum(axis=0) / 3)
+
+
 def test_inference_by_parts_gives_the_logits_of_the_whole(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     cfg = settings("CPU.MICRO_BATCH", "2")
@@ -237,6 +280,9 @@ def test_dropout_of_a_thread_keeps_the_rate_and_the_mean():
     assert (first != second).any()
     assert (first == 0).mean() == pytest.approx(0.3, abs=0.005)  # 4.9 standard deviations
     assert first.mean() == pytest.approx(1.0, abs=0.008)
+    layer.rate = 1 - 1e-9
+    with drawing_from([1]):
+        assert np.isfinite(layer(x).numpy()).all()
 
 
 # --- Recomputing, compiling, fusing ---
@@ -256,6 +302,30 @@ def test_compiled_training_has_the_losses_of_the_plain_one():
     plain = losses("CPU.MICRO_BATCH", "0", "CPU.FAST_OPS", "False")
     compiled = losses("TRAIN.TO_STATIC", "True")
     assert close(compiled[0], plain[0])
+
+
+def test_compiled_training_validates(tmp_path):
+    # A compiled model may not be called in two threads at once.
+    done = tool(
+        "train", "--output", tmp_path, *few_digits(tmp_path), "TRAIN.BATCH_SIZE", 20, "TRAIN.EPOCHS", 1,
+        "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.TO_STATIC", True,
+    )  # fmt: skip
+    assert (tmp_path / "lit_data/best.pdparams").is_file()
+    assert done.stderr == ""
+
+
+def test_what_changes_the_rounding_alone_may_change_at_a_resume(tmp_path):
+    words = [
+        "--output", tmp_path, *few_digits(tmp_path), "TRAIN.BATCH_SIZE", 20, "TRAIN.EPOCHS", 2,
+        "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0,
+    ]  # fmt: skip
+    tool("train", *words, "TRAIN.TIME_LIMIT", "1s")
+    others = ("CPU.MICRO_BATCH", 0, "CPU.FAST_OPS", False, "TRAIN.RECOMPUTE", True)
+    done = tool("train", *words, *others)
+    assert "warning: CPU.FAST_OPS was True and is now False: no longer bit-exact" in done.stderr
+    assert "warning: CPU.MICRO_BATCH was 4 and is now 0: no longer bit-exact" in done.stderr
+    assert "RECOMPUTE" not in done.stderr
+    assert "Epoch [2/2]" in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["performer", "pit"])

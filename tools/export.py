@@ -72,7 +72,7 @@ def read_samples(args, cfg):
         images, labels = read_images(splits["val"], cfg, args.images)
         return Samples(images, labels, calibration), shown(splits["val"].source)
     except UserError:
-        if args.data_path:
+        if args.data_path or "DATA.PATH" in args.opts[::2]:
             raise
     digits = load_config("configs/lit_data.yaml")
     _, splits = load_data(digits, ["val"])

@@ -16,8 +16,11 @@ from models.dropout import drawing_from
 
 
 def micro_batches(cfg):
-    """`MicroBatches` as the config has them, None where the device is no CPU or they are off."""
-    if not cfg.CPU.MICRO_BATCH or paddle.get_device() != "cpu":
+    """`MicroBatches` as the config has them, None where the device is no CPU, they are off, or the model is compiled.
+
+    A compiled model may not be called in two threads at once.
+    """
+    if not cfg.CPU.MICRO_BATCH or cfg.TRAIN.TO_STATIC or paddle.get_device() != "cpu":
         return None
     return MicroBatches(cfg.CPU.MICRO_BATCH, num_threads())
 
@@ -112,6 +115,7 @@ class MicroBatches:
         for replica in self.replicas:
             for theirs, layer in zip(replica.sublayers(include_self=True), model.sublayers(include_self=True)):
                 theirs.training = layer.training
+            replica.clear_gradients(set_to_zero=False)  # of a batch that was not finished
             for theirs, parameter in zip(replica.parameters(), model.parameters()):
                 parameter._share_buffer_to(theirs)
                 theirs.stop_gradient = parameter.stop_gradient

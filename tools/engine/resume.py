@@ -12,15 +12,18 @@ from config import ROOT, all_keys, default_config
 from data.images import reader_name
 from engine import checkpoint, parallel, teacher
 from engine.logger import log
+from engine.microbatch import num_threads
 from errors import UserError
 
 # Keys that decide where and how fast a run goes, not where it arrives.
 FREE_KEYS = {
     "NAME", "DEVICE", "OUTPUT", "LOG", "MODEL.PRETRAINED", "MODEL.POS_RESIZE", "DATA.NAME", "DATA.PATH", "DATA.CLASSES",
     "DATA.NUM_WORKERS", "DATA.READER", "DATA.ON_ERROR", "DISTILL.TEACHER", "DISTILL.WEIGHTS",
-    "TRAIN.MAX_BAD_STEPS", "TRAIN.LOG_EVERY", "TRAIN.SAVE_MINUTES", "TRAIN.KEEP", "TRAIN.TIME_LIMIT",
+    "TRAIN.RECOMPUTE", "TRAIN.MAX_BAD_STEPS", "TRAIN.LOG_EVERY", "TRAIN.SAVE_MINUTES", "TRAIN.KEEP", "TRAIN.TIME_LIMIT",
     "VAL.BATCH_SIZE", "VAL.LOG_EVERY",
 }  # fmt: skip
+# And those that change the rounding alone.
+_ROUNDING_KEYS = {"CPU.MICRO_BATCH", "CPU.FAST_OPS", "MODEL.FUSED_ATTENTION", "TRAIN.TO_STATIC"}
 _BATCH_KEYS = ("TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS")
 _TYPES = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "epoch": int, "images": int, "meter": dict,
           "best_top1": float, "best_epoch": int, "scores": dict, "streak": np.ndarray, "validation_seconds": float,
@@ -67,6 +70,7 @@ def setting(cfg, splits):
         "val_names": splits["val"].checksum(),
         "teacher": teacher.checksum(cfg),
         "processes": parallel.world_size(),
+        "threads": num_threads() if paddle.get_device() == "cpu" else 0,
         "reader": reader_name(cfg.DATA.READER),
         "paddle": paddle.__version__,
         "python": platform.python_version(),
@@ -107,13 +111,18 @@ def check_setting(then, now, path, force=False):
             old_images,
             new_images,
         )
+    before, after = _config(then), _config(now)
+    for key in sorted(_ROUNDING_KEYS):
+        if before[key] != after[key]:
+            log.warning("warning: %s was %s and is now %s: no longer bit-exact", key, before[key], after[key])
     for key, what in (
         ("processes", "process(es)"),
+        ("threads", "thread(s)"),
         ("paddle", "PaddlePaddle"),
         ("reader", "image reader"),
         ("code", "code version"),
     ):
-        if then.get(key) != now[key]:
+        if then.get(key) != now[key] and not (key == "threads" and key not in then):  # of an earlier version
             log.warning(
                 "warning: %s was %s and is now %s: no longer bit-exact, the run continues at the right image",
                 what,
@@ -131,7 +140,7 @@ def check_same_everywhere(setting):
 
 def _differences(then, now):
     before, after = _config(then), _config(now)
-    matters = [key for key in all_keys() if key not in FREE_KEYS]
+    matters = [key for key in all_keys() if key not in FREE_KEYS | _ROUNDING_KEYS]
     if _step(then)[1] == _step(now)[1]:
         matters = [key for key in matters if key not in _BATCH_KEYS]  # the same step, divided otherwise
     pairs = [(key, before[key], after[key]) for key in matters]

@@ -1,6 +1,7 @@
 """One step of training, and all that it changes: model, moving average, optimizer, loss scale."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,11 +57,11 @@ class TrainStep:
         self.float32_model = copy.deepcopy(self.model) if self.precision.level == "O2" else self.model
         self.precision.decorate(self.model, self.optimizer)
         if train.TO_STATIC:
+            warnings.filterwarnings("ignore", "Tensor do not have 'place' interface")  # Paddle's own use of it
             paddle.jit.to_static(self.model, full_graph=True)
         self.parallel_model = parallel.data_parallel(self.model)
         # Several processes have a core or few each, and average the gradients of whole batches.
-        alone = parallel.world_size() == 1 and not train.TO_STATIC
-        self.micro_batches = micro_batches(cfg) if alone else None
+        self.micro_batches = micro_batches(cfg) if parallel.world_size() == 1 else None
         self.trained = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
         self.clip_norm = train.CLIP_NORM
         self.criterion = CrossEntropy(train.LABEL_SMOOTHING)

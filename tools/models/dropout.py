@@ -42,7 +42,7 @@ def set_draw_state(state):
 
 def _kept(shape, keep):
     """float32 tensor: 1 / keep with probability `keep`, rounded to 1 / 65536, else 0."""
-    dropped = round((1 - keep) * 65536)
+    dropped = min(round((1 - keep) * 65536), 65535)
     count = int(np.prod(shape))
     numbers = np.frombuffer(_generator().bytes(2 * count), np.uint16).reshape(shape)
     return paddle.to_tensor((numbers >= dropped) * np.float32(65536 / (65536 - dropped)))
