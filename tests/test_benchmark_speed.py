@@ -180,7 +180,7 @@ def test_training_steps_are_told_for_each_batch_size(trained):
     "words, message",
     [
         (["train", "--data-path", "/absent"], "error: data folder /absent not found"),
-        (["infer", "--threads", "0"], "error: --threads is 0 but must be 1 or more"),
+        (["infer", "--threads", "0"], "error: --threads is 0 but must be 1 to 1024"),
         (["train", "MODEL.T2T.NUM_HEADS", "7"], "error: MODEL.NAME t2t_vit_7: the width 128 is not divisible by 7 "),
     ],
 )  # fmt: skip

@@ -10,8 +10,8 @@ from conftest import ROOT, error_line, few_digits, tool
 from test_train_step import steps
 
 from config import load_config
-from engine import microbatch
 from engine.microbatch import MicroBatches, inference
+from engine.threads import asked_threads
 from engine.train_step import TrainStep
 from errors import UserError
 from models import cpu, create_model
@@ -250,10 +250,16 @@ def test_inference_by_parts_gives_the_logits_of_the_whole(monkeypatch):
         assert close(logits.numpy(), model(images).numpy())
 
 
-@pytest.mark.parametrize(("value", "threads"), [("4", 4), ("3,2", 3), ("0", 1), ("", 1), ("many", 1)])
+@pytest.mark.parametrize(("value", "threads"), [("4", 4), ("3,2", 3), (" 2", 2), ("", 0)])
 def test_threads_are_those_that_the_user_set(value, threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert microbatch.num_threads() == threads
+    assert asked_threads() == threads
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "many", "²"])
+def test_impossible_threads_are_told(value, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert error_line("train").endswith(f"OMP_NUM_THREADS={value}, which must be 1 or more")
 
 
 def test_an_error_in_a_part_is_told():
@@ -311,7 +317,7 @@ def test_compiled_training_validates(tmp_path):
         "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.TO_STATIC", True,
     )  # fmt: skip
     assert (tmp_path / "lit_data/best.pdparams").is_file()
-    assert done.stderr == ""
+    assert "UserWarning" not in done.stderr
 
 
 def test_what_changes_the_rounding_alone_may_change_at_a_resume(tmp_path):

@@ -8,7 +8,7 @@ turns in the same run: where a machine drifts or does other work too, only such 
 import argparse
 import itertools
 import json
-import os
+import sys
 
 from cli import common_parser, first_word, overrides, run
 
@@ -80,8 +80,12 @@ def check_options(args, kind):
             raise UserError(f"{flag} is no option of benchmark.py {kind}")
         least = 0 if name == "workers" else 1
         numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
-        if any(number < least for number in numbers):
-            raise UserError(f"{flag} is {','.join(map(str, numbers))} but must be {least} or more")
+        most = {"image_sizes": 4096, "threads": 1024}.get(name, sys.maxsize)
+        if any(not least <= number <= most for number in numbers):
+            allowed = f"{least} or more" if most == sys.maxsize else f"{least} to {most}"
+            raise UserError(f"{flag} is {','.join(map(str, numbers))} but must be {allowed}")
+        if isinstance(value, list):
+            setattr(args, name, list(dict.fromkeys(value)))
     args.images = args.images or 256
     args.rounds = args.rounds or 5
     args.engines = args.engines or ["paddle"]
@@ -92,7 +96,9 @@ def check_options(args, kind):
 
 def default_threads(kind):
     """As many as this process has, which `run` has set; to see growth, doubling up to them."""
-    most = int(os.environ["OMP_NUM_THREADS"].split(",")[0])
+    from engine.threads import asked_threads
+
+    most = asked_threads()
     return sorted({*(2**power for power in range(most.bit_length())), most}) if kind == "growth" else [most]
 
 
@@ -108,7 +114,8 @@ def chosen_configs(args, cfg, kind, names):
         try:
             name == "all" or model_family(name)
         except ValueError as error:
-            raise UserError(f"{error} Or all?") from None
+            hint = "a config is given by --config" if name.endswith((".yaml", ".yml")) else "or all?"
+            raise UserError(f"{error} ({hint})") from None
     names = list_models() if "all" in names else names
     if kind == "growth" and not (names or args.config):
         names = GROWTH_MODELS

@@ -205,6 +205,9 @@ def import_paddle(device):
 
     OMP_NUM_THREADS becomes this process's share of the cores, unless it is set.
     """
+    from engine.threads import asked_threads
+
+    asked_threads()  # an impossible number is told before OpenMP does
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = int(os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))

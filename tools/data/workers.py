@@ -23,10 +23,15 @@ def start_worker(_worker_id):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, _end_worker)
-    if sys.platform == "linux":  # Paddle's loader processes outlive a killed parent
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
+    end_with_parent(signal.SIGUSR1)  # Paddle's loader processes outlive a killed parent
+
+
+def end_with_parent(number):
+    """Let this process get a signal, which must end it, when its parent dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
         if not multiprocessing.parent_process().is_alive():
-            _end_worker()
+            signal.raise_signal(number)
 
 
 def _end_worker(*_):

@@ -6,12 +6,12 @@ a Xeon (Sapphire Rapids): FIGURE images/s in parts of 4, FIGURE as a whole. The 
 """
 
 import copy
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import paddle
 from paddle.base import core
 
+from engine.threads import asked_threads
 from models.dropout import drawing_from
 
 
@@ -22,13 +22,7 @@ def micro_batches(cfg):
     """
     if not cfg.CPU.MICRO_BATCH or cfg.TRAIN.TO_STATIC or paddle.get_device() != "cpu":
         return None
-    return MicroBatches(cfg.CPU.MICRO_BATCH, num_threads())
-
-
-def num_threads():
-    """Threads that this process may use: OMP_NUM_THREADS, which Paddle reads too."""
-    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(first) if first.isdigit() and int(first) else 1
+    return MicroBatches(cfg.CPU.MICRO_BATCH, asked_threads() or 1)
 
 
 def inference(model, cfg):

@@ -12,7 +12,7 @@ from config import ROOT, all_keys, default_config
 from data.images import reader_name
 from engine import checkpoint, parallel, teacher
 from engine.logger import log
-from engine.microbatch import num_threads
+from engine.threads import asked_threads
 from errors import UserError
 
 # Keys that decide where and how fast a run goes, not where it arrives.
@@ -70,7 +70,7 @@ def setting(cfg, splits):
         "val_names": splits["val"].checksum(),
         "teacher": teacher.checksum(cfg),
         "processes": parallel.world_size(),
-        "threads": num_threads() if paddle.get_device() == "cpu" else 0,
+        "threads": asked_threads() if paddle.get_device() == "cpu" else 0,
         "reader": reader_name(cfg.DATA.READER),
         "paddle": paddle.__version__,
         "python": platform.python_version(),

@@ -14,6 +14,7 @@ from pathlib import Path
 from allocator import keep_freed_memory
 from cli import import_paddle
 from config import default_config, with_keys
+from data.workers import end_with_parent
 from errors import UserError
 
 _subject = None  # what a `Subject`'s process has built
@@ -54,6 +55,7 @@ def _keep_to_one_core():
 
 def _prepare(cfg, threads):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once; the command says so
+    end_with_parent(signal.SIGKILL)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import_paddle(cfg.DEVICE)
     from engine import parallel
