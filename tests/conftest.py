@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+SEARCHED = list(sys.path)  # before libraries add to it, as onnxruntime does
 sys.path.insert(0, str(ROOT / "tools"))
 import cli  # noqa: E402
 

@@ -10,6 +10,7 @@ from conftest import ROOT, error_line, few_digits, tool
 from test_train_step import steps
 
 from config import load_config
+from engine import microbatch
 from engine.microbatch import MicroBatches, inference
 from engine.threads import asked_threads
 from engine.train_step import TrainStep
@@ -198,12 +199,11 @@ def test_what_is_frozen_stays(monkeypatch):
 
 def test_every_part_draws_numbers_of_its_own():
     # With one image eight times, only what is drawn tells the parts apart; the same step draws the same again.
-    cfg = settings("CPU.MICRO_BATCH", "1", "MODEL.DROP_RATE", "0.3")
-    step = train_step(cfg)
+    model, batches = train_step(settings("MODEL.DROP_RATE", "0.3")).model, MicroBatches(1, 2)
     image, logits = paddle.randn([1, 3, 16, 16]), []
     for numbers in ([42, 0, 0, 1, 0], [42, 0, 0, 1, 0], [42, 0, 0, 2, 0]):
-        parts = step.micro_batches.backward(
-            step.model, lambda model, part, _: model(part[0]).numpy()[0], [image.expand([8, -1, -1, -1])], numbers
+        parts = batches.backward(
+            model, lambda model, part, _: model(part[0]).numpy()[0], [image.expand([8, -1, -1, -1])], numbers
         )
         logits.append(np.stack(parts))
     assert len(np.unique(logits[0], axis=0)) == 8
@@ -260,6 +260,14 @@ def test_threads_are_those_that_the_user_set(value, threads, monkeypatch):
 def test_impossible_threads_are_told(value, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert error_line("train").endswith(f"OMP_NUM_THREADS={value}, which must be 1 or more")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "batch", "size"), [(224, 64, 4), (512, 64, 4), (112, 64, 16), (16, 64, 16), (16, 8, 4)]
+)
+def test_a_part_has_more_images_where_they_are_small(pixels, batch, size):
+    cfg = settings("DATA.IMAGE_SIZE", str(pixels))
+    assert microbatch.micro_batches(cfg, batch).size == size
 
 
 def test_an_error_in_a_part_is_told():

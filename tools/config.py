@@ -25,7 +25,9 @@ _C.OUTPUT = "output"  # folder of the run folders
 _C.LOG = "log"  # folder of the text logs
 
 _C.CPU = CN()  # for training and eager inference without a GPU
-_C.CPU.MICRO_BATCH = 4  # images that each thread takes through the model at a time; 0 = the whole batch at once
+_C.CPU.MICRO_BATCH = (
+    4  # images (of 224 pixels; more of smaller ones) that a thread takes at a time; 0 = the whole batch
+)
 _C.CPU.FAST_OPS = True  # linear layers and LayerNorm in a form that spares a CPU Paddle's slow gradients
 
 _C.MODEL = CN()

@@ -14,15 +14,19 @@ from paddle.base import core
 from engine.threads import asked_threads
 from models.dropout import drawing_from
 
+PIXELS = 224 * 224  # of the images that CPU.MICRO_BATCH counts; of smaller ones a part has more
+PARTS = 4  # that a training batch of small images is divided into all the same
 
-def micro_batches(cfg):
+
+def micro_batches(cfg, batch_size):
     """`MicroBatches` as the config has them, None where the device is no CPU, they are off, or the model is compiled.
 
     A compiled model may not be called in two threads at once.
     """
     if not cfg.CPU.MICRO_BATCH or cfg.TRAIN.TO_STATIC or paddle.get_device() != "cpu":
         return None
-    return MicroBatches(cfg.CPU.MICRO_BATCH, asked_threads() or 1)
+    fitting = cfg.CPU.MICRO_BATCH * PIXELS // cfg.DATA.IMAGE_SIZE**2
+    return MicroBatches(max(cfg.CPU.MICRO_BATCH, min(fitting, -(-batch_size // PARTS))), asked_threads() or 1)
 
 
 def inference(model, cfg):
@@ -30,7 +34,7 @@ def inference(model, cfg):
 
     `model` may also be an engine in a model's place, which sees to its threads itself.
     """
-    parts = micro_batches(cfg) if isinstance(model, paddle.nn.Layer) else None
+    parts = micro_batches(cfg, cfg.VAL.BATCH_SIZE) if isinstance(model, paddle.nn.Layer) else None
     return (lambda images: parts.forward(model, images)) if parts else paddle.no_grad()(model)
 
 

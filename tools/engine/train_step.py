@@ -61,7 +61,7 @@ class TrainStep:
             paddle.jit.to_static(self.model, full_graph=True)
         self.parallel_model = parallel.data_parallel(self.model)
         # Several processes have a core or few each, and average the gradients of whole batches.
-        self.micro_batches = micro_batches(cfg) if parallel.world_size() == 1 else None
+        self.micro_batches = micro_batches(cfg, train.BATCH_SIZE) if parallel.world_size() == 1 else None
         self.trained = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
         self.clip_norm = train.CLIP_NORM
         self.criterion = CrossEntropy(train.LABEL_SMOOTHING)
