@@ -68,13 +68,22 @@ def test_val_prints_the_same_lines(run_folder, tmp_path, engine):
     assert f"t2t_vit_7 with {run_folder}/lit_data/export/{FILES[engine]} on 50 images of " in found[0]
 
 
+def without_paddle(folder, *words):
+    """predict.py, finished, where PaddlePaddle is not installed."""
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['paddle'] = None\n")
+    command = [sys.executable, ROOT / "tools/predict.py", *words]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(folder)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def test_weights_need_paddle(tmp_path):
+    done = without_paddle(tmp_path, "--pretrained", SHIPPED)
+    assert done.returncode == 1 and done.stderr.startswith("error: PaddlePaddle not installed in ")
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_predict_needs_no_paddle(alone, tmp_path, engine):
-    (tmp_path / "paddle").mkdir()
-    (tmp_path / "paddle/__init__.py").write_text("raise SystemExit('paddle was imported')")
-    command = [sys.executable, ROOT / "tools/predict.py", "--pretrained", alone / FILES[engine]]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path,
-                          env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    done = without_paddle(tmp_path, "--pretrained", alone / FILES[engine])
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stdout.splitlines()[1].endswith("3  three") and done.stdout.splitlines()[-1] == "class_id is: 3"
 
@@ -127,7 +136,7 @@ def test_damaged_and_foreign_files_are_one_line(alone, tmp_path, engine):
     whole = path.read_bytes()
     for part in (whole[: len(whole) // 2], b"", b"\x89PNG\r\n\x1a\n" * 100):
         path.write_bytes(part)
-        with pytest.raises(UserError, match=path.name):
+        with pytest.raises(UserError, match=rf"{path.name}.*; export it again$"):
             open_predictor(engine, path)
     path.write_bytes(whole)
     for weights in tmp_path.glob(f"{path.stem}.{'bin' if engine == 'openvino' else 'pdiparams'}"):

@@ -16,7 +16,7 @@ from engine.metadata import NAMESPACE, Metadata
 from engine.microbatch import inference
 from engine.predictors import EagerPredictor, is_paddle_2, open_predictor, require, to_input
 from errors import UserError
-from files import check_writable, flush_to_disk, naming
+from files import check_writable, flush_to_disk, naming, temporary_path
 from models.lean import lean
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -93,6 +93,20 @@ def file_name(name, form, precision):
     return f"{name}{'' if precision == 'fp32' else f'-{precision}'}{suffix}"
 
 
+def target_of(target, name, form, precision):
+    """The file to write: in a folder that of the usual name, of a link what it points to.
+
+    Raises UserError if its name does not end as those of its format do.
+    """
+    target = Path(target)
+    target = target / file_name(name, form, precision) if target.is_dir() else target
+    target = Path(os.path.realpath(target))
+    expected = Path(file_name("x", form, precision)).suffix
+    if target.suffix != expected:
+        raise UserError(f"{target}: the name of a file of --format {form} must end in {expected}")
+    return target
+
+
 def size_of(path, form):
     """Bytes of an exported model, all its parts."""
     return sum(path.with_suffix(suffix).stat().st_size for suffix in (path.suffix, *_BESIDE[form]))
@@ -104,7 +118,7 @@ def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metad
     Args:
         model: of either family, in eval mode.
         cfg: its config.
-        target: file, or an existing folder that gets one of the usual name.
+        target: file, link to one, or an existing folder that gets one of the usual name.
         form: "paddle", "onnx" or "openvino".
         precision: "fp32", "bf16" or "int8".
         batch_size: images of one inference; 0 = any number, which costs speed.
@@ -118,11 +132,7 @@ def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metad
         UserError: the pair is not offered, a library is missing, or the file computes something else than the model.
     """
     check_offered(form, precision)
-    target = Path(target)
-    target = target / file_name(cfg.NAME, form, precision) if target.is_dir() else target
-    expected = Path(file_name("x", form, precision)).suffix
-    if target.suffix != expected:
-        raise UserError(f"{target}: the name of a file of --format {form} must end in {expected}")
+    target = target_of(target, cfg.NAME, form, precision)
     numbers = tuple(str(number) for number in range(model.head.weight.shape[1]))
     metadata = metadata or Metadata.of(cfg, ClassList(numbers, numbers, "numbers"), precision)
     metadata = dataclasses.replace(
@@ -152,8 +162,8 @@ def _all_or_nothing(target):
     The target goes first and comes last, so that it is never there with the other parts of another model.
     """
     check_writable(target)
-    folder = target.with_name(f".{target.name}.tmp{os.getpid()}")
     with naming(target):
+        folder = temporary_path(target)
         folder.mkdir()
         try:
             yield folder / target.name

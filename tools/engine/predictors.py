@@ -7,6 +7,7 @@ logits = predictor(images)  # (B, C, H, W), normalised by predictor.metadata -> 
 import importlib
 import json
 import os
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,8 @@ def is_paddle_2(paddle):
 
 
 def engine_of(path):
-    """The engine that a file's name stands for: "paddle" for what is no exported model."""
-    suffix = Path(path).suffix if path else ""
+    """The engine that a file's name stands for, in small letters or large: "paddle" for what is no exported model."""
+    suffix = Path(path).suffix.lower() if path else ""
     return next((engine for engine, suffixes in SUFFIXES.items() if suffix in suffixes), "paddle")
 
 
@@ -57,7 +58,10 @@ def open_predictor(engine, path, threads=None, device="cpu"):
     path = Path(path)
     if path.suffix not in SUFFIXES.get(engine, ()):
         expected = " or ".join(SUFFIXES.get(engine, ("weights, not an exported model",)))
-        raise UserError(f"engine {engine} reads {expected}, not {path}")
+        case = f" (in small letters, not {path.suffix})" if path.suffix.lower() in SUFFIXES.get(engine, ()) else ""
+        raise UserError(f"engine {engine} reads {expected}{case}, not {path}")
+    if path.is_dir():
+        raise UserError(f"exported model {path} is a folder")
     if not path.is_file():
         raise UserError(f"exported model {path} not found")
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -225,7 +229,8 @@ def _loaded(path, engine, load):
     try:
         return load()
     except Exception as error:  # each engine has exceptions of its own, which share no other base
-        raise UserError(f"{path} cannot be read by {engine}: {one_line(error)[:300]}") from error
+        reason = textwrap.shorten(one_line(error), 300, placeholder=" ...")
+        raise UserError(f"{path} cannot be read by {engine}: {reason}; export it again") from error
 
 
 def _check_input(metadata, shape, path):
