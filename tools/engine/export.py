@@ -14,7 +14,7 @@ import yaml
 from data.dataset import ClassList
 from engine.metadata import NAMESPACE, Metadata
 from engine.microbatch import inference
-from engine.predictors import EagerPredictor, is_paddle_2, open_predictor, require, to_input
+from engine.predictors import CHECKSUM, EagerPredictor, checksum, is_paddle_2, open_predictor, require, to_input
 from errors import UserError
 from files import check_writable, flush_to_disk, naming, temporary_path
 from models.lean import lean
@@ -208,8 +208,8 @@ def _save_paddle(model, metadata, path):
 def _write_paddle(model, metadata, path, _):
     _save_paddle(model, metadata, path)
     path.with_suffix(".pdiparams.info").unlink(missing_ok=True)  # of PaddlePaddle 2.6, for training on
-    sizes = {part.name: part.stat().st_size for part in path.parent.iterdir()}
-    text = yaml.safe_dump({**dataclasses.asdict(metadata), "files": sizes}, allow_unicode=True, sort_keys=False)
+    checksums = {part.suffix: checksum(part) for part in sorted(path.parent.iterdir())}
+    text = yaml.safe_dump({**dataclasses.asdict(metadata), "files": checksums}, allow_unicode=True, sort_keys=False)
     path.with_suffix(".yml").write_text(text, encoding="utf-8")
 
 
@@ -252,6 +252,8 @@ def _write_openvino(model, metadata, path, samples):
         graph.set_rt_info(value, [NAMESPACE, name])
     # The halves that are stored for bf16 are finer than what it computes with.
     openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")
+    graph.set_rt_info(checksum(path.with_suffix(".bin")), [NAMESPACE, CHECKSUM])
+    openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")  # the same .bin
     del graph
     source.unlink()
 
