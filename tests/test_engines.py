@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, few_digits, tool
 
+from engine.metadata import Metadata
 from engine.predictors import ENGINES, open_predictor
 from errors import UserError
 
@@ -68,13 +69,22 @@ def test_val_prints_the_same_lines(run_folder, tmp_path, engine):
     assert f"t2t_vit_7 with {run_folder}/lit_data/export/{FILES[engine]} on 50 images of " in found[0]
 
 
+def without_paddle(folder, *words):
+    """predict.py, finished, where PaddlePaddle is not installed."""
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['paddle'] = None\n")
+    command = [sys.executable, ROOT / "tools/predict.py", *words]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(folder)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def test_weights_need_paddle(tmp_path):
+    done = without_paddle(tmp_path, "--pretrained", SHIPPED)
+    assert done.returncode == 1 and done.stderr.startswith("error: PaddlePaddle not installed in ")
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_predict_needs_no_paddle(alone, tmp_path, engine):
-    (tmp_path / "paddle").mkdir()
-    (tmp_path / "paddle/__init__.py").write_text("raise SystemExit('paddle was imported')")
-    command = [sys.executable, ROOT / "tools/predict.py", "--pretrained", alone / FILES[engine]]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path,
-                          env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    done = without_paddle(tmp_path, "--pretrained", alone / FILES[engine])
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stdout.splitlines()[1].endswith("3  three") and done.stdout.splitlines()[-1] == "class_id is: 3"
 
@@ -114,6 +124,12 @@ def test_mistakes_are_one_line(run_folder, words, part):
     assert part in error_line("predict", "--output", run_folder, *words)
 
 
+@pytest.mark.parametrize(("name", "whole"), [("bin", "xml"), ("pdiparams", "json"), ("yml", "json")])
+def test_a_part_names_the_file_to_give(alone, name, whole):
+    line = error_line("predict", "--pretrained", alone / f"lit_data.{name}")
+    assert line.endswith(f"is a part of an exported model: give --pretrained {alone}/lit_data.{whole}")
+
+
 def test_what_the_file_fixes_cannot_be_changed(alone):
     words = ["predict", "--pretrained", alone / "lit_data.onnx", "DATA.IMAGE_SIZE"]
     assert "DATA.IMAGE_SIZE is 32 but" in error_line(*words, 32)
@@ -127,17 +143,75 @@ def test_damaged_and_foreign_files_are_one_line(alone, tmp_path, engine):
     whole = path.read_bytes()
     for part in (whole[: len(whole) // 2], b"", b"\x89PNG\r\n\x1a\n" * 100):
         path.write_bytes(part)
-        with pytest.raises(UserError, match=path.name):
+        with pytest.raises(UserError, match=rf"{path.name}.*; export it again$"):
             open_predictor(engine, path)
     path.write_bytes(whole)
     for weights in tmp_path.glob(f"{path.stem}.{'bin' if engine == 'openvino' else 'pdiparams'}"):
         if engine != "onnxruntime":
-            weights.write_bytes(weights.read_bytes()[:1000])
-            with pytest.raises(UserError, match=path.stem):
-                open_predictor(engine, path)
+            whole = weights.read_bytes()
+            for other in (whole[:1000], whole[:-4] + b"abcd"):  # cut, of another model
+                weights.write_bytes(other)
+                with pytest.raises(UserError, match=rf"{weights.name} is not the file .*; export it again$"):
+                    open_predictor(engine, path)
             weights.unlink()
-            with pytest.raises(UserError, match=path.stem):
+            with pytest.raises(UserError, match=rf"{weights.name} not found.*; export it again$"):
                 open_predictor(engine, path)
+
+
+@pytest.mark.parametrize("engine", FILES)
+def test_a_renamed_or_linked_file_finds_its_parts(alone, tmp_path, engine):
+    link = tmp_path / f"link{FILES[engine][8:]}"
+    link.symlink_to(alone / FILES[engine])
+    assert open_predictor(engine, link).metadata.data == "lit_data"
+    for part in alone.iterdir():
+        shutil.copy(part, tmp_path / f"y{part.suffix}")
+    assert open_predictor(engine, tmp_path / f"y{link.suffix}").metadata.data == "lit_data"
+
+
+@pytest.mark.parametrize(
+    "name, value, part",
+    [
+        ("mean", [0.5], r"mean \[0.5\] of itself, but that must be 3 number"),
+        ("std", [1, 0, 1], "must be 3 positive"),
+        ("channels", "3", "channels '3' of itself, but that must be 1 or 3"),
+        ("image_size", 16, "image_size 16 of itself, but that must be two numbers"),
+        ("image_size", [16, 16.0], "must be two numbers"),
+        ("crop_pct", float("nan"), "crop_pct nan of itself"),
+        ("crop_mode", "centre", "must be center or squash"),
+        ("interpolation", ["bicubic"], "must be bilinear or bicubic"),
+        ("classes", {}, "classes {} of itself"),
+        ("folders", ["a"], "a name for each class"),
+        ("batch_size", None, "batch_size None of itself"),
+        ("model", 7, "model 7 of itself"),
+    ],
+)
+def test_an_entry_of_another_kind_is_told(alone, name, value, part):
+    entries = open_predictor("onnxruntime", alone / "lit_data.onnx").metadata.to_entries()
+    with pytest.raises(UserError, match=f"^x.onnx says (?={name} ).*{part}.*; export it again"):
+        Metadata.from_entries({**entries, name: json.dumps(value)}, "x.onnx")
+    with pytest.raises(UserError, match="damaged"):
+        Metadata.from_entries({**entries, name: 5}, "x.onnx")
+
+
+@pytest.mark.parametrize("engine", FILES)
+def test_a_class_too_few_is_told(alone, tmp_path, engine):
+    import onnx
+
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    for path, *parts in (
+        (tmp_path / "lit_data.yml", "- '9'\n", "- nine\n"),
+        (tmp_path / "lit_data.xml", ", &quot;9&quot;", ", &quot;nine&quot;"),
+    ):
+        text = path.read_text()
+        for part in parts:
+            text = text.replace(part, "")
+        path.write_text(text)
+    model = onnx.load(tmp_path / "lit_data.onnx")
+    for entry in model.metadata_props:
+        entry.value = entry.value.replace(', "9"', "").replace(', "nine"', "")
+    onnx.save(model, tmp_path / "lit_data.onnx")
+    with pytest.raises(UserError, match=f"{FILES[engine]} gives 10 logits but names 9 classes"):
+        open_predictor(engine, tmp_path / FILES[engine])(np.zeros((1, 3, 16, 16)))
 
 
 def test_files_of_other_programs_are_told(tmp_path):

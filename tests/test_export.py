@@ -1,5 +1,11 @@
 """Files for inference engines: what is written, that it computes the model's function, and what is refused."""
 
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import paddle
 import pytest
@@ -13,6 +19,7 @@ from engine.export import Samples, export_model
 from engine.metadata import Metadata
 from engine.predictors import open_predictor
 from errors import UserError
+from files import remove_temporary_files
 
 for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
     pytest.importorskip(library, reason="an optional library of the engines")
@@ -61,6 +68,13 @@ def test_any_number_of_images_is_answered(exported, form, batch_size):
     for count in (1, 6):
         found, expected = outputs(model, path, form, count)
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"x.onnx cannot be written: 0 MB free, about \d+ MB needed$"):
+        export_model(small_model("pit"), CFG, tmp_path / "x.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_onnx_graph_is_lean_and_legible(exported):
@@ -144,7 +158,38 @@ def test_parts_of_two_models_never_stand_together(tmp_path, monkeypatch):
     assert [part.name for part in tmp_path.iterdir()] == [path.with_suffix(".bin").name]
 
 
+def test_leftovers_of_dead_processes_go(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = [f".x.onnx.tmp{process}" for process in (dead.pid, os.getpid(), 1)] + [f".y.onnx.tmp{dead.pid}"]
+    for name in names:
+        (tmp_path / name / "x").mkdir(parents=True)
+    export_model(small_model("pit"), CFG, tmp_path / "x.onnx", "onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"x.onnx", *names[2:]}
+    remove_temporary_files(tmp_path)  # as a training of the run does
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "store").mkdir()
+    link = tmp_path / "x.onnx"
+    link.symlink_to("store/y.onnx")
+    path, _ = export_model(small_model("pit"), CFG, link, "onnx")
+    assert link.is_symlink() and path == link.resolve() and open_predictor("onnxruntime", link)
+
+
 # --- The command ---
+
+
+def test_sigterm_leaves_nothing(tmp_path):
+    words = ["--format", "onnx", "--file", tmp_path / "x.onnx", "--pretrained", ROOT / "output/lit_data/best.pdparams"]
+    command = [sys.executable, ROOT / "tools/export.py", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(tmp_path.iterdir()):
+            time.sleep(0.01)
+        process.terminate()
+        assert process.communicate()[1] == "error: interrupted\n" and process.returncode == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_command_writes_compares_and_tells(tmp_path):
@@ -171,9 +216,11 @@ def test_command_calibrates_on_training_images(tmp_path):
     [
         (["--format", "onnx", "--precision", "bf16"], "has no --precision bf16: onnxruntime"),
         (["--format", "paddle", "--precision", "int8"], "has no --precision int8"),
-        (["--format", "onnx", "--file", "x.xml"], "must end in .onnx"),
+        (["--format", "onnx", "--file", "x.xml", "--pretrained", "absent"], "must end in .onnx"),
         (["--format", "onnx", "--pretrained", "absent.pdparams"], "absent.pdparams"),
-        (["--format", "onnx", "--images", "0"], "--images"),
+        (["--format", "onnx", "--images", "0"], "--images is 0 but must be"),
+        (["--format", "onnx", "--calibration", "-1"], "--calibration is -1 but must be"),
+        (["--format", "onnx", "--pretrained", "X.ONNX"], "X.ONNX is an exported model"),
     ],
 )
 def test_mistakes_are_one_line(words, part, tmp_path):

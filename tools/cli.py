@@ -107,7 +107,7 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
 
     def work(args):
         args.started = time.monotonic()
-        require_packages()
+        require_packages(needs_paddle)
         from config import load_config
 
         if split_words:
@@ -190,9 +190,10 @@ def _best_beside(config):
     return best if os.path.basename(config) == "config.yaml" and os.path.isfile(best) else None
 
 
-def require_packages():
-    """Raise UserError naming the packages that are not installed."""
-    missing = [title for module, title in _REQUIRED.items() if importlib.util.find_spec(module) is None]
+def require_packages(needs_paddle=True):
+    """Raise UserError naming the packages that are not installed; an exported model may do without PaddlePaddle."""
+    modules = [module for module in _REQUIRED if needs_paddle or module != "paddle"]
+    missing = [_REQUIRED[module] for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(
             f"{', '.join(missing)} not installed in {sys.executable}; "
@@ -204,9 +205,12 @@ def import_paddle(device):
     """Import paddle with settings that it reads only at import, leaving those that the user made.
 
     OMP_NUM_THREADS becomes this process's share of the cores, unless it is set.
+
+    Raises UserError if paddle is missing, or OMP_NUM_THREADS no number of threads.
     """
     from engine.threads import asked_threads
 
+    require_packages()
     asked_threads()  # an impossible number is told before OpenMP does
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = int(os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or 1)

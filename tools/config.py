@@ -141,6 +141,7 @@ _C.VAL.EVERY = 1  # epochs between two validations; the last epoch is always val
 _C.VAL.LOG_EVERY = 10  # steps between two lines of val.py
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+CROP_MODES = ("center", "squash")
 
 
 def load_config(path, overrides=()):
@@ -385,7 +386,7 @@ def _check(cfg):
         ("VAL.CROP_PCT", 0.1 <= val.CROP_PCT <= 1, "0.1 to 1.0"),
         ("VAL.INTERPOLATION", val.INTERPOLATION in INTERPOLATIONS, "bilinear or bicubic"),
         ("VAL.BEST", val.BEST in ("ema", "raw"), "ema or raw"),
-        ("VAL.CROP_MODE", val.CROP_MODE in ("center", "squash"), "center or squash"),
+        ("VAL.CROP_MODE", val.CROP_MODE in CROP_MODES, "center or squash"),
         ("VAL.EVERY", val.EVERY >= 1, "1 or more"),
         ("VAL.LOG_EVERY", val.LOG_EVERY >= 1, "1 or more"),
     ]  # fmt: skip

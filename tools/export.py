@@ -1,6 +1,7 @@
 """Export a model: python tools/export.py --format paddle|onnx|openvino [--config FILE] [--pretrained FILE]."""
 
 import dataclasses
+import signal
 
 from cli import common_parser, not_empty, run
 
@@ -9,19 +10,28 @@ def main(args, cfg):
     from config import with_classes
     from engine import parallel
     from engine.build import build_trained_model, classes_of
-    from engine.export import check_offered, export_model, file_name, size_of
+    from engine.export import check_offered, export_model, file_name, size_of, target_of
     from engine.logger import log, setup_logging
     from engine.metadata import Metadata, sha256
+    from engine.predictors import engine_of
     from engine.serving import export_folder
     from errors import UserError
     from files import check_writable, shown
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing half-written, as Ctrl-C does
     parallel.setup(cfg)
     setup_logging()
-    if args.images < 1 or args.calibration < 1:
-        raise UserError("--images and --calibration must be 1 or more")
+    for option in ("images", "calibration"):
+        if getattr(args, option) < 1:
+            raise UserError(f"--{option} is {getattr(args, option)} but must be 1 or more")
+    if engine_of(args.pretrained) != "paddle":
+        raise UserError(
+            f"--pretrained {args.pretrained} is an exported model, but an export is made from weights: give the "
+            ".pdparams that it was made from"
+        )
     check_offered(args.format, args.precision)
     target = args.file or export_folder(cfg) / file_name(cfg.NAME, args.format, args.precision)
+    target = target_of(target, cfg.NAME, args.format, args.precision)
     check_writable(target)
     model, weights = build_trained_model(cfg, args.pretrained)
     log.info("%s with %s", cfg.MODEL.NAME, shown(weights))

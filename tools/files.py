@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import glob
 import os
+import shutil
 from pathlib import Path
 
 _TEMPORARY = ".tmp"  # and the number of the process
@@ -11,7 +13,35 @@ _TEMPORARY = ".tmp"  # and the number of the process
 def remove_temporary_files(folder):
     """Remove what a killed process left in a folder that no other process writes to."""
     for path in Path(folder).glob(f".*{_TEMPORARY}[0-9]*"):
+        _remove(path)
+
+
+def temporary_path(path):
+    """Name beside `path` for what will take its place; what dead processes left under such names is removed."""
+    for earlier in path.parent.glob(f".{glob.escape(path.name)}{_TEMPORARY}*"):
+        process = earlier.name.rpartition(_TEMPORARY)[2]
+        if process.isdigit() and not _lives(int(process)):
+            with contextlib.suppress(OSError):  # another process removes it too
+                _remove(earlier)
+    return path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}")
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
         path.unlink()
+
+
+def _lives(process):
+    """Whether a process other than this one has the number."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return process != os.getpid()
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ import yaml
 from data.dataset import ClassList
 from engine.metadata import NAMESPACE, Metadata
 from engine.microbatch import inference
-from engine.predictors import EagerPredictor, is_paddle_2, open_predictor, require, to_input
+from engine.predictors import CHECKSUM, EagerPredictor, checksum, is_paddle_2, open_predictor, require, to_input
 from errors import UserError
-from files import check_writable, flush_to_disk, naming
+from files import check_writable, flush_to_disk, naming, temporary_path
 from models.lean import lean
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -93,6 +93,20 @@ def file_name(name, form, precision):
     return f"{name}{'' if precision == 'fp32' else f'-{precision}'}{suffix}"
 
 
+def target_of(target, name, form, precision):
+    """The file to write: in a folder that of the usual name, of a link what it points to.
+
+    Raises UserError if its name does not end as those of its format do.
+    """
+    target = Path(target)
+    target = target / file_name(name, form, precision) if target.is_dir() else target
+    target = Path(os.path.realpath(target))
+    expected = Path(file_name("x", form, precision)).suffix
+    if target.suffix != expected:
+        raise UserError(f"{target}: the name of a file of --format {form} must end in {expected}")
+    return target
+
+
 def size_of(path, form):
     """Bytes of an exported model, all its parts."""
     return sum(path.with_suffix(suffix).stat().st_size for suffix in (path.suffix, *_BESIDE[form]))
@@ -104,7 +118,7 @@ def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metad
     Args:
         model: of either family, in eval mode.
         cfg: its config.
-        target: file, or an existing folder that gets one of the usual name.
+        target: file, link to one, or an existing folder that gets one of the usual name.
         form: "paddle", "onnx" or "openvino".
         precision: "fp32", "bf16" or "int8".
         batch_size: images of one inference; 0 = any number, which costs speed.
@@ -118,17 +132,14 @@ def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metad
         UserError: the pair is not offered, a library is missing, or the file computes something else than the model.
     """
     check_offered(form, precision)
-    target = Path(target)
-    target = target / file_name(cfg.NAME, form, precision) if target.is_dir() else target
-    expected = Path(file_name("x", form, precision)).suffix
-    if target.suffix != expected:
-        raise UserError(f"{target}: the name of a file of --format {form} must end in {expected}")
+    target = target_of(target, cfg.NAME, form, precision)
     numbers = tuple(str(number) for number in range(model.head.weight.shape[1]))
     metadata = metadata or Metadata.of(cfg, ClassList(numbers, numbers, "numbers"), precision)
     metadata = dataclasses.replace(
         metadata, precision=precision, batch_size=batch_size, image_size=list(model.image_size)
     )
     is_noise, samples = samples is None, samples or _noise(metadata)
+    _check_space(target, model)
     with _all_or_nothing(target) as draft:
         _WRITERS[form](model, metadata, draft, samples)
         predictor = open_predictor(ENGINE_OF[form], draft)
@@ -152,8 +163,8 @@ def _all_or_nothing(target):
     The target goes first and comes last, so that it is never there with the other parts of another model.
     """
     check_writable(target)
-    folder = target.with_name(f".{target.name}.tmp{os.getpid()}")
     with naming(target):
+        folder = temporary_path(target)
         folder.mkdir()
         try:
             yield folder / target.name
@@ -166,6 +177,15 @@ def _all_or_nothing(target):
             flush_to_disk(target.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_space(target, model):
+    """Raise UserError if the disk has no room for the files of an export: Paddle says nothing when a write fails."""
+    needed = 4 * sum(tensor.size * tensor.element_size() for tensor in model.state_dict().values())
+    check_writable(target)
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise UserError(f"{target} cannot be written: {free / 1e6:.0f} MB free, about {needed / 1e6:.0f} MB needed")
 
 
 def compare(predictor, eager, samples):
@@ -198,8 +218,8 @@ def _save_paddle(model, metadata, path):
 def _write_paddle(model, metadata, path, _):
     _save_paddle(model, metadata, path)
     path.with_suffix(".pdiparams.info").unlink(missing_ok=True)  # of PaddlePaddle 2.6, for training on
-    sizes = {part.name: part.stat().st_size for part in path.parent.iterdir()}
-    text = yaml.safe_dump({**dataclasses.asdict(metadata), "files": sizes}, allow_unicode=True, sort_keys=False)
+    checksums = {part.suffix: checksum(part) for part in sorted(path.parent.iterdir())}
+    text = yaml.safe_dump({**dataclasses.asdict(metadata), "files": checksums}, allow_unicode=True, sort_keys=False)
     path.with_suffix(".yml").write_text(text, encoding="utf-8")
 
 
@@ -242,6 +262,8 @@ def _write_openvino(model, metadata, path, samples):
         graph.set_rt_info(value, [NAMESPACE, name])
     # The halves that are stored for bf16 are finer than what it computes with.
     openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")
+    graph.set_rt_info(checksum(path.with_suffix(".bin")), [NAMESPACE, CHECKSUM])
+    openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")  # the same .bin
     del graph
     source.unlink()
 

@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import math
+import textwrap
 from dataclasses import dataclass
 
-from config import with_keys
-from errors import UserError
+from config import CROP_MODES, INTERPOLATIONS, with_keys
+from errors import UserError, one_line
 
 VERSION = 1
 NAMESPACE = "t2t_vit"  # of the entries in OpenVINO's rt_info
@@ -51,9 +53,37 @@ class Metadata:
             version = json.loads(entries["version"])
             if version != VERSION:
                 raise UserError(f"{path} is of form {version}, this program reads {VERSION}; export it again")
-            return cls(**{field.name: json.loads(entries[field.name]) for field in dataclasses.fields(cls)})
-        except (KeyError, ValueError) as error:
-            raise UserError(f"the description of the model in {path} is damaged ({error}); export it again") from None
+            metadata = cls(**{field.name: json.loads(entries[field.name]) for field in dataclasses.fields(cls)})
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(
+                f"the description of the model in {path} is damaged ({one_line(error)}); export it again"
+            ) from None
+        metadata._check(path)
+        return metadata
+
+    def _check(self, path):
+        """Raise UserError naming the first entry that no export writes."""
+        is_count = _numbers([self.channels], 1, 1) and type(self.channels) is int
+        length = self.channels if is_count else 0
+        rules = [
+            *((name, isinstance(getattr(self, name), str), "a text")
+              for name in ("model", "data", "precision", "weights")),
+            ("image_size", _numbers(self.image_size, 2, 1, 4096) and set(map(type, self.image_size)) == {int},
+             "two numbers of pixels"),
+            ("channels", is_count and self.channels in (1, 3), "1 or 3"),
+            ("mean", _numbers(self.mean, length), f"{length} number(s)"),
+            ("std", _numbers(self.std, length, 1e-6), f"{length} positive number(s)"),
+            ("crop_pct", _numbers([self.crop_pct], 1, 0.1, 1.0), "0.1 to 1.0"),
+            ("crop_mode", self.crop_mode in CROP_MODES, " or ".join(CROP_MODES)),
+            ("interpolation", self.interpolation in INTERPOLATIONS, " or ".join(INTERPOLATIONS)),
+            ("classes", _texts(self.classes), "a list of names"),
+            ("folders", _texts(self.folders) and len(self.folders) == len(self.classes), "a name for each class"),
+            ("batch_size", type(self.batch_size) is int and self.batch_size >= 0, "0 or more"),
+        ]  # fmt: skip
+        for name, holds, allowed in rules:
+            if not holds:
+                value = textwrap.shorten(repr(getattr(self, name)), 80, placeholder=" ...")
+                raise UserError(f"{path} says {name} {value} of itself, but that must be {allowed}; export it again")
 
     def to_entries(self):
         """{name: JSON}."""
@@ -68,7 +98,7 @@ class Metadata:
             "DATA.IMAGE_SIZE": self.image_size[0],
             "DATA.MEAN": self.mean,
             "DATA.STD": self.std,
-            "VAL.CROP_PCT": self.crop_pct,
+            "VAL.CROP_PCT": float(self.crop_pct),
             "VAL.CROP_MODE": self.crop_mode,
             "VAL.INTERPOLATION": self.interpolation,
         }
@@ -90,6 +120,18 @@ class Metadata:
                 raise UserError(f"{key} is {cfg[section][leaf]!r} but {path} was exported with {value!r}; export again")
             values[key] = value
         return with_keys(cfg, values)
+
+
+def _numbers(values, length, low=-math.inf, high=math.inf):
+    return (
+        isinstance(values, list)
+        and len(values) == length
+        and all(type(value) in (int, float) and math.isfinite(value) and low <= value <= high for value in values)
+    )
+
+
+def _texts(values):
+    return isinstance(values, list) and len(values) > 0 and all(isinstance(value, str) for value in values)
 
 
 def sha256(path):

@@ -7,14 +7,18 @@ logits = predictor(images)  # (B, C, H, W), normalised by predictor.metadata -> 
 import importlib
 import json
 import os
+import textwrap
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 
 from data.transforms import normalized
-from engine.metadata import NAMESPACE, Metadata
+from engine.metadata import NAMESPACE, Metadata, sha256
+from engine.threads import asked_threads
 from errors import UserError, one_line
 
+CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
 # What each engine reads; paddle itself computes with weights, not with exported models.
 SUFFIXES = {"inference": (".json", ".pdmodel"), "onnxruntime": (".onnx",), "openvino": (".xml", ".onnx")}
@@ -36,9 +40,38 @@ def is_paddle_2(paddle):
     return paddle.__version__.startswith("2.")
 
 
+def part_of(path, suffix):
+    """The part of an exported model with `suffix`: beside its file, of a link beside what it points to."""
+    target = Path(os.path.realpath(path)).with_suffix(suffix)
+    return target if target.is_file() else path.with_suffix(suffix)
+
+
+def checksum(path):
+    """Digits to know a part of an exported model by."""
+    return sha256(path)[:16]
+
+
+def _check_parts(path, checksums):
+    """Raise UserError unless the parts of an exported model, {suffix: checksum}, are those that it was made with."""
+    for suffix, expected in checksums.items():
+        part = part_of(path, suffix)
+        if not part.is_file():
+            raise UserError(f"{part} not found, which belongs to {path}; export it again")
+        if checksum(part) != expected:
+            raise UserError(f"{part} is not the file that was exported with {path}; export it again")
+
+
+def file_beside_part(path):
+    """The file to give instead of a .bin, .pdiparams or .yml of an exported model; None for anything else."""
+    suffixes = {".bin": (".xml",), ".pdiparams": SUFFIXES["inference"], ".yml": SUFFIXES["inference"]}
+    path = Path(path or ".")
+    files = (path.with_suffix(suffix) for suffix in suffixes.get(path.suffix.lower(), ()))
+    return next((file for file in files if file.is_file()), None)
+
+
 def engine_of(path):
-    """The engine that a file's name stands for: "paddle" for what is no exported model."""
-    suffix = Path(path).suffix if path else ""
+    """The engine that a file's name stands for, in small letters or large: "paddle" for what is no exported model."""
+    suffix = Path(path).suffix.lower() if path else ""
     return next((engine for engine, suffixes in SUFFIXES.items() if suffix in suffixes), "paddle")
 
 
@@ -57,11 +90,13 @@ def open_predictor(engine, path, threads=None, device="cpu"):
     path = Path(path)
     if path.suffix not in SUFFIXES.get(engine, ()):
         expected = " or ".join(SUFFIXES.get(engine, ("weights, not an exported model",)))
-        raise UserError(f"engine {engine} reads {expected}, not {path}")
+        case = f" (in small letters, not {path.suffix})" if path.suffix.lower() in SUFFIXES.get(engine, ()) else ""
+        raise UserError(f"engine {engine} reads {expected}{case}, not {path}")
+    if path.is_dir():
+        raise UserError(f"exported model {path} is a folder")
     if not path.is_file():
         raise UserError(f"exported model {path} not found")
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = threads or (int(asked) if asked.isdigit() else 0) or None
+    threads = threads or asked_threads() or None
     if engine == "inference":
         return PaddleInference(path, threads, device)
     if device.startswith("gpu"):
@@ -131,7 +166,8 @@ class PaddleInference(Predictor):
             )
         inference = paddle.inference
         super().__init__(read_sidecar(path))
-        config = inference.Config(str(path), str(path.with_suffix(".pdiparams")))
+        self.path = path
+        config = inference.Config(str(path), str(part_of(path, ".pdiparams")))
         if device.startswith("gpu"):
             config.enable_use_gpu(256, int(device.partition(":")[2] or 0))
         else:
@@ -146,7 +182,9 @@ class PaddleInference(Predictor):
     def _run(self, images):
         self.input.copy_from_cpu(images)
         self.predictor.run()
-        return self.output.copy_to_cpu()
+        logits = self.output.copy_to_cpu()
+        _check_width(self.metadata, logits.shape[-1], self.path)  # which Paddle does not tell before
+        return logits
 
 
 class OnnxRuntime(Predictor):
@@ -162,6 +200,7 @@ class OnnxRuntime(Predictor):
         super().__init__(Metadata.from_entries(self.session.get_modelmeta().custom_metadata_map, path))
         self.input = self.session.get_inputs()[0]
         _check_input(self.metadata, self.input.shape, path)
+        _check_width(self.metadata, self.session.get_outputs()[0].shape[-1], path)
 
     def _run(self, images):
         return self.session.run(None, {self.input.name: images})[0]
@@ -173,9 +212,15 @@ class OpenVino(Predictor):
     def __init__(self, path, threads):
         ov = require("openvino", "engine openvino")
         core = ov.Core()
-        model = _loaded(path, "OpenVINO", lambda: core.read_model(path))
+        if path.suffix == ".onnx":
+            parts = (path,)
+        else:
+            _check_parts(path, _openvino_checksums(path))
+            parts = (path, part_of(path, ".bin"))
+        model = _loaded(path, "OpenVINO", lambda: core.read_model(*parts))
         super().__init__(Metadata.from_entries(_openvino_entries(model, path), path))
         _check_input(self.metadata, [_size(dim) for dim in model.inputs[0].partial_shape], path)
+        _check_width(self.metadata, _size(model.outputs[0].partial_shape[-1]), path)
         # Where the CPU can, OpenVINO would compute in bfloat16 unasked.
         options = {"INFERENCE_PRECISION_HINT": "bf16" if self.metadata.precision == "bf16" else "f32"}
         options |= {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
@@ -188,6 +233,15 @@ class OpenVino(Predictor):
 
 def _size(dimension):
     return dimension.get_length() if dimension.is_static else None
+
+
+def _openvino_checksums(path):
+    """{".bin": checksum} of an IR file; {} of one that is damaged or of another program, which others tell."""
+    try:
+        entry = ElementTree.parse(path).find(f"rt_info/{NAMESPACE}/{CHECKSUM}")
+    except ElementTree.ParseError:
+        return {}
+    return {} if entry is None else {".bin": entry.get("value")}
 
 
 def _openvino_entries(model, path):
@@ -204,19 +258,16 @@ def read_sidecar(path):
     """`Metadata` of a Paddle inference model, from the .yml beside it."""
     import yaml
 
-    sidecar = path.with_suffix(".yml")
+    sidecar = part_of(path, ".yml")
     try:
         entries = yaml.safe_load(sidecar.read_text(encoding="utf-8"))
         if not isinstance(entries, dict):
             raise ValueError("no entries")
-        parts = entries.pop("files")
-        cut = [name for name, size in parts.items() if (path.parent / name).stat().st_size != size]
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} not found, which belongs to {path}; export it again") from None
-    except (ValueError, KeyError, AttributeError, yaml.YAMLError) as error:
+        _check_parts(path, entries.pop("files"))
+    except FileNotFoundError:
+        raise UserError(f"{sidecar} not found, which belongs to {path}; export it again") from None
+    except (ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{sidecar} is damaged ({one_line(error)}); export the model again") from None
-    if cut:
-        raise UserError(f"{path.parent / cut[0]} is not the file that was exported; export it again")
     return Metadata.from_entries({name: json.dumps(value) for name, value in entries.items()}, path)
 
 
@@ -225,7 +276,8 @@ def _loaded(path, engine, load):
     try:
         return load()
     except Exception as error:  # each engine has exceptions of its own, which share no other base
-        raise UserError(f"{path} cannot be read by {engine}: {one_line(error)[:300]}") from error
+        reason = textwrap.shorten(one_line(error), 300, placeholder=" ...")
+        raise UserError(f"{path} cannot be read by {engine}: {reason}; export it again") from error
 
 
 def _check_input(metadata, shape, path):
@@ -234,3 +286,9 @@ def _check_input(metadata, shape, path):
     found = [size if isinstance(size, int) else None for size in shape]
     if found != expected:
         raise UserError(f"{path} takes input of shape {found}, not {expected} as it says of itself; export it again")
+
+
+def _check_width(metadata, width, path):
+    """Raise UserError unless there is a logit for each class; a width that is no number is free."""
+    if isinstance(width, int) and width != len(metadata.classes):
+        raise UserError(f"{path} gives {width} logits but names {len(metadata.classes)} classes; export it again")

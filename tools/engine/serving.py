@@ -5,7 +5,7 @@ from pathlib import Path
 
 from config import resolve
 from engine.metadata import sha256
-from engine.predictors import SUFFIXES, engine_of, open_predictor
+from engine.predictors import SUFFIXES, engine_of, file_beside_part, open_predictor
 from errors import UserError
 from files import is_url, shown
 
@@ -19,6 +19,8 @@ def choose_engine(args):
 
     Raises UserError if the two do not fit.
     """
+    if args.weights_named and (whole := file_beside_part(args.pretrained)):
+        raise UserError(f"{args.pretrained} is a part of an exported model: give --pretrained {shown(whole)}")
     found = engine_of(args.pretrained)
     engine = args.engine or found
     named_weights = args.weights_named and found == "paddle"
