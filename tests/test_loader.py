@@ -1,5 +1,6 @@
 """Order of the images, batches, broken images, loader processes."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -161,7 +162,7 @@ def test_too_few_images_for_a_batch_is_told(tmp_path):
 def test_a_killed_loader_process_is_one_line(digits, number):
     import multiprocessing
 
-    before = set(multiprocessing.active_children())
+    handler, before = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
     steps = TrainLoader(digits, settings(DATA__NUM_WORKERS="2"), epochs=100).epoch_steps(0)
     next(steps)
     worker = (set(multiprocessing.active_children()) - before).pop()
@@ -169,6 +170,11 @@ def test_a_killed_loader_process_is_one_line(digits, number):
         os.kill(worker.pid, number)  # its end may be told before the next line
         for _ in range(1000):
             next(steps)
+    # The command would end here; the tests go on, and Paddle must not find the dead process once more in one of them.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    del steps
+    gc.collect()
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def test_a_command_ends_although_multiprocessing_lost_a_loader_process():
