@@ -139,7 +139,7 @@ def test_a_config_and_its_overrides_count_too():
 
 
 def test_memory_is_that_of_a_training_step_and_of_an_inference(tmp_path):
-    words = ["MODEL.T2T.DEPTH", 1, "--batch-size", 64]
+    words = ["MODEL.T2T.DEPTH", 1, "CPU.MICRO_BATCH", 0, "--batch-size", 64]  # parts would be of different sizes
     tool("benchmark", "model", "--memory", *words, "--json", tmp_path / "model.json")
     (row,) = json.loads((tmp_path / "model.json").read_text())["model"]
     assert row["batch_size"] == 64
