@@ -39,7 +39,7 @@ def inference(model, cfg):
     return (lambda images: parts.forward(model, images)) if parts else paddle.no_grad()(model)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _pool(threads):
     """The process's threads, which never end: one that did while a loader process is forked would hold there for good
     the lock of Paddle's memory statistics."""
