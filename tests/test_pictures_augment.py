@@ -7,11 +7,12 @@ import pytest
 from conftest import ROOT, error_line, tool
 from PIL import Image
 
-import visualize
 from config import load_config
 from data.dataset import load_data
 from data.loader import TrainDataset
-from visualize import COLUMNS, EPOCHS, GAP, MARGIN, MIXED_EPOCHS, PAIRS, TILE
+from pictures import augment
+from pictures.augment import EPOCHS, MIXED_EPOCHS, PAIRS
+from pictures.sheet import COLUMNS, GAP, MARGIN, SHADE, TILE, blank, thumbnail, tile, write
 
 FULL = ["AUG.AUTO_AUGMENT", "rand-m9-mstd0.5-inc1", "AUG.ERASE_PROB", "0.5", "AUG.MIXUP", "0.8", "AUG.CUTMIX", "1.0"]
 TOP = MARGIN + 78 + 26  # of the first row of images
@@ -61,7 +62,7 @@ def test_sheet_has_the_promised_size(sheet):
 def test_rows_show_the_images_as_they_are(sheet):
     cfg = config(*FULL)
     _, split, _ = training_images(cfg)
-    for row, index in enumerate(visualize.choose(split.labels, 3, cfg.SEED)):
+    for row, index in enumerate(augment.choose(split.labels, 3, cfg.SEED)):
         pixels = np.asarray(Image.open(split.paths[index]).convert("RGB"))
         enlarged = pixels.repeat(TILE // 8, 0).repeat(TILE // 8, 1)
         assert (tile_of(sheet, 0, TOP + row * ROW) == enlarged).all()
@@ -73,44 +74,44 @@ def test_augmented_tiles_are_what_training_sees(sheet):
     cfg = config(*FULL)
     _, split, dataset = training_images(cfg)
     erased = 0
-    for row, index in enumerate(visualize.choose(split.labels, 3, cfg.SEED)):
+    for row, index in enumerate(augment.choose(split.labels, 3, cfg.SEED)):
         tiles = [digit(sheet, 1 + epoch, TOP + row * ROW) for epoch in range(EPOCHS)]
-        for epoch, tile in enumerate(tiles):
+        for epoch, shown in enumerate(tiles):
             pixels, _, boxes, *_ = dataset[(epoch, index, 0)]
             outside = np.ones((SIZE, SIZE), bool)
             for top, left, bottom, right in boxes:
                 outside[top:bottom, left:right] = False
-            assert (tile[outside] == pixels[outside]).all()
+            assert (shown[outside] == pixels[outside]).all()
             if not outside.all():
                 erased += 1
-                assert (tile[~outside] != pixels[~outside]).mean() > 0.5
-            assert not any((tile == other).all() for other in tiles[:epoch]), "two epochs show the same"
+                assert (shown[~outside] != pixels[~outside]).mean() > 0.5
+            assert not any((shown == other).all() for other in tiles[:epoch]), "two epochs show the same"
     assert 0.25 * 3 * EPOCHS < erased < 0.75 * 3 * EPOCHS
 
 
 def test_images_are_drawn_from_the_seed_and_from_all_classes():
     labels = np.repeat(np.arange(5), [1, 2, 3, 4, 50]).astype(np.int32)
-    chosen = visualize.choose(labels, 5, 1)
+    chosen = augment.choose(labels, 5, 1)
     assert sorted(labels[chosen]) == [0, 1, 2, 3, 4]
-    assert chosen == visualize.choose(labels, 5, 1) != visualize.choose(labels, 5, 2)
-    assert sorted(labels[visualize.choose(labels, 9, 1)]) == [0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert sorted(visualize.choose(labels, 100, 1)) == list(range(60))
+    assert chosen == augment.choose(labels, 5, 1) != augment.choose(labels, 5, 2)
+    assert sorted(labels[augment.choose(labels, 9, 1)]) == [0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert sorted(augment.choose(labels, 100, 1)) == list(range(60))
 
 
 def test_thumbnail_shows_the_whole_picture():
     image = Image.new("RGB", (600, 300), (200, 10, 10))
-    pixels = np.asarray(visualize.thumbnail(image))
+    pixels = np.asarray(thumbnail(image))
     assert pixels.shape == (TILE, TILE, 3)
     assert (pixels[TILE // 4 : 3 * TILE // 4] == (200, 10, 10)).all()
-    assert (pixels[: TILE // 4] == visualize.SHADE).all() and (pixels[3 * TILE // 4 :] == visualize.SHADE).all()
+    assert (pixels[: TILE // 4] == SHADE).all() and (pixels[3 * TILE // 4 :] == SHADE).all()
 
 
 def test_tiles_of_any_size():
     for size in (1, 16, 100, 128, 224, 384):
         pixels = np.full((size, size, 1), 77, np.uint8)
-        tile = np.asarray(visualize.tile(pixels))
-        assert tile.shape == (TILE, TILE, 3)
-        assert (tile[TILE // 2, TILE // 2] == 77).all()
+        drawn = np.asarray(tile(pixels))
+        assert drawn.shape == (TILE, TILE, 3)
+        assert (drawn[TILE // 2, TILE // 2] == 77).all()
 
 
 # --- Mixed images ---
@@ -120,14 +121,14 @@ def test_tiles_of_any_size():
 def test_texts_agree_with_targets_and_pixels(mode):
     cfg = config("AUG.MIXUP", 0.8, "AUG.CUTMIX", 1.0, "AUG.MIX_MODE", mode)
     classes, split, dataset = training_images(cfg)
-    indices = visualize.choose(split.labels, 2 * PAIRS, cfg.SEED)
+    indices = augment.choose(split.labels, 2 * PAIRS, cfg.SEED)
     seen = set()
     for epoch in range(MIXED_EPOCHS):
-        sources, mixed, labels, targets = visualize.mixed_batch(dataset, epoch, indices, cfg)
+        sources, mixed, labels, targets = augment.mixed_batch(dataset, epoch, indices, cfg)
         assert (labels == split.labels[indices]).all()
         assert (sources == np.stack([dataset[(epoch, index, 0)][0] for index in indices])).all()
         for i in range(PAIRS):
-            text = visualize.target_text(targets[i], labels[i], labels[-1 - i], classes.names, 0.1)
+            text = augment.target_text(targets[i], labels[i], labels[-1 - i], classes.names, 0.1)
             shares = {name: float(share) for share, name in re.findall(r"(\d\.\d\d) (\w+)", text)}
             assert f"{sum(shares.values()):.2f}" == "1.00"
             for name, share in shares.items():
@@ -148,9 +149,9 @@ def test_texts_agree_with_targets_and_pixels(mode):
 def test_mixed_tiles_of_the_sheet(sheet):
     cfg = config(*FULL)
     _, split, dataset = training_images(cfg)
-    indices = visualize.choose(split.labels, 2 * PAIRS, cfg.SEED)
+    indices = augment.choose(split.labels, 2 * PAIRS, cfg.SEED)
     for epoch in range(MIXED_EPOCHS):
-        sources, mixed, _, _ = visualize.mixed_batch(dataset, epoch, indices, cfg)
+        sources, mixed, _, _ = augment.mixed_batch(dataset, epoch, indices, cfg)
         top = TOP + 3 * ROW + 78 + epoch * MIXED_ROW
         for i in range(PAIRS):
             for column, pixels in enumerate((sources[i], sources[-1 - i], mixed[i]), start=1 + 3 * i):
@@ -160,24 +161,24 @@ def test_mixed_tiles_of_the_sheet(sheet):
 def test_target_text():
     names = ("tench, Tinca tinca", "zebra", "ox")
     target = np.array([0.37, 0.63, 0.0]) * 0.9 + 0.1 / 3
-    assert visualize.target_text(target, 1, 0, names, 0.1) == "0.63 zebra + 0.37 tench"
-    assert visualize.target_text(target, 0, 1, names, 0.1) == "0.37 tench + 0.63 zebra"
-    assert visualize.target_text(np.array([0.0, 0.0, 1.0]), 2, 2, names, 0.0) == "1.00 ox"
+    assert augment.target_text(target, 1, 0, names, 0.1) == "0.63 zebra + 0.37 tench"
+    assert augment.target_text(target, 0, 1, names, 0.1) == "0.37 tench + 0.63 zebra"
+    assert augment.target_text(np.array([0.0, 0.0, 1.0]), 2, 2, names, 0.0) == "1.00 ox"
 
 
 def test_mixing_that_ends_or_is_off(monkeypatch):
     cfg = config("AUG.MIXUP", 0.8, "AUG.MIX_OFF_EPOCH", 2)
     classes, split, dataset = training_images(cfg)
-    indices = visualize.choose(split.labels, 2 * PAIRS, cfg.SEED)
+    indices = augment.choose(split.labels, 2 * PAIRS, cfg.SEED)
     for epoch, mixes in ((1, True), (2, False)):
-        sources, mixed, labels, targets = visualize.mixed_batch(dataset, epoch, indices, cfg)
+        sources, mixed, labels, targets = augment.mixed_batch(dataset, epoch, indices, cfg)
         assert (sources != mixed).any() == mixes
-        text = visualize.target_text(targets[0], labels[0], labels[-1], classes.names, 0.1)
+        text = augment.target_text(targets[0], labels[0], labels[-1], classes.names, 0.1)
         assert (text == f"1.00 {classes.names[labels[0]]}") != mixes
-    titles, heading = [], visualize.heading
-    monkeypatch.setattr(visualize, "heading", lambda *words: titles.append(words[0]) or heading(*words))
-    args = visualize.parser().parse_args(["--count", "1"])
-    image = visualize.augment_sheet(args, config())
+    titles, heading = [], augment.heading
+    monkeypatch.setattr(augment, "heading", lambda *words: titles.append(words[0]) or heading(*words))
+    args = augment.parser().parse_args(["--count", "1"])
+    image = augment.augment_sheet(args, config())
     assert titles[1:] == ["mixing is off in this config"]
     assert image.height == TOP + ROW + 78 + MARGIN
 
@@ -187,8 +188,8 @@ def test_mixing_that_ends_or_is_off(monkeypatch):
 
 def test_text_keeps_to_its_room():
     for text in ("ox", "a name that is far too long for one tile", "W" * 200, ""):
-        strip, draw = visualize.blank(40)
-        visualize.write(draw, text, 10, 5, 100)
+        strip, draw = blank(40)
+        write(draw, text, 10, 5, 100)
         ink = np.asarray(strip).min(-1) < 200
         assert ink.any() == bool(text)
         assert not ink[:, :10].any() and not ink[:, 112:].any()
