@@ -154,6 +154,7 @@ def test_memory_is_that_of_a_training_step_and_of_an_inference(tmp_path):
         (["model", "t2t_vit_8"], "error: unknown model 't2t_vit_8'; did you mean t2t_vit_7, "),
         (["model", "all", "--config", "configs/pit_b.yaml"], "error: give models (all) or --config, not both"),
         (["model", "--rounds", "3"], "error: --rounds is no option of benchmark.py model"),
+        (["model", "--data-path", "."], "error: --data-path is no option of benchmark.py model"),
         (["data", "--markdown"], "error: --markdown is no option of benchmark.py data"),
         (["model", "--image-sizes", "32,0"], "error: --image-sizes is 32,0 but must be 1 to 4096"),
         (["model", "MODEL.NUM_CLASSES", "0"], "error: MODEL.NUM_CLASSES is 0, "),

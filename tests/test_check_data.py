@@ -352,7 +352,7 @@ def slow(tmp_path_factory):
 def test_killed_reading_process_is_one_line(slow):
     process, workers = started(slow)
     os.kill(workers[0], signal.SIGKILL)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert re.fullmatch(r"error: one of 2 reading processes was killed, perhaps .*; give fewer with --jobs N\n", stderr)
 

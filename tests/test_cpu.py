@@ -120,6 +120,38 @@ def test_models_compute_the_same_in_both_forms(kind, cpu_forms):
         assert close(fast[parameter], gradient, 1e-4), parameter
 
 
+@pytest.mark.parametrize("form", [True, False])
+@pytest.mark.parametrize("kind", MODELS)
+def test_frozen_norms_let_the_right_gradient_through(kind, form, cpu_forms):
+    cpu_forms(form)
+    paddle.seed(1)
+    name, overrides = MODELS[kind]
+    model = create_model(name, **overrides)
+    model.eval()
+    norms = [n for n, layer in model.named_sublayers() if isinstance(layer, paddle.nn.LayerNorm)]
+    parameters = dict(model.named_parameters())
+    frozen = {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+    for parameter in frozen:
+        parameters[parameter].set_value(paddle.rand(parameters[parameter].shape) + 0.5)
+    images = paddle.randn([2, 3, 32, 32])
+    logits, free = gradients(model, images)
+    for parameter in frozen:
+        parameters[parameter].stop_gradient = True
+    same, found = gradients(model, images)
+    assert close(same, logits) and set(free) > frozen
+    for parameter in set(free) - frozen:
+        assert close(found[parameter], free[parameter], 1e-4), parameter
+
+
+def test_token_attention_in_pieces_is_the_whole(monkeypatch, cpu_forms):
+    q, k, v = (paddle.randn([2, 50, 8]) for _ in range(3))
+    monkeypatch.setattr(cpu, "_LOGITS", 2 * 50 * 7)  # 7 rows at a time, 1 in the last piece
+    with paddle.no_grad():
+        pieces = cpu.attend(q, k, v)
+        cpu_forms(False)
+        assert close(pieces.numpy(), cpu.attend(q, k, v).numpy())
+
+
 # --- Parts of a batch ---
 
 

@@ -110,7 +110,7 @@ def disturbed(data, output, disturb):
     while not process.stdout.readline().startswith("Epoch [1/"):
         assert process.poll() is None
     disturb(process)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     return stderr
 

@@ -77,6 +77,16 @@ def without_paddle(folder, *words):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
+def test_data_of_other_classes_is_told_with_the_file(alone, tmp_path):
+    for folder in ("train/0", "train/1", "train/2", "val/1"):
+        shutil.copytree(ROOT / "lit_data" / folder, tmp_path / folder)
+    for name, *words in (["val", "--pretrained", alone / "lit_data.onnx"],
+                         ["export", "--format", "onnx", "--file", tmp_path / "x.onnx"]):  # fmt: skip
+        line = error_line(name, *words, "--data-path", tmp_path)
+        assert "has 3 classes but" in line and "was trained for 10; give the data that it is for" in line
+    assert not (tmp_path / "x.onnx").exists()
+
+
 def test_weights_need_paddle(tmp_path):
     done = without_paddle(tmp_path, "--pretrained", SHIPPED)
     assert done.returncode == 1 and done.stderr.startswith("error: PaddlePaddle not installed in ")

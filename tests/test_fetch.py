@@ -161,8 +161,8 @@ def test_commands_take_a_url(server, tmp_path):
     server.served["/w.pdparams"] = weights
     words = ("--config", ROOT / "configs/pit_ti.yaml", "DATA.IMAGE_SIZE", 32)
     url = f"{server.url}/w.pdparams"
-    by_file = tool("predict", "--pretrained", weights, *words, cwd=tmp_path, timeout=60).stdout.splitlines()
-    by_url = tool("predict", "--pretrained", url, *words, cwd=tmp_path, timeout=60).stdout.splitlines()
+    by_file = tool("predict", "--pretrained", weights, *words, cwd=tmp_path, timeout=300).stdout.splitlines()
+    by_url = tool("predict", "--pretrained", url, *words, cwd=tmp_path, timeout=300).stdout.splitlines()
     assert by_url[-1] == by_file[-1] and by_url[-1].startswith("class_id is: ")
-    line = error_line("predict", "MODEL.PRETRAINED", f"{server.url}/missing", *words[:2], cwd=tmp_path, timeout=60)
+    line = error_line("predict", "MODEL.PRETRAINED", f"{server.url}/missing", *words[:2], cwd=tmp_path, timeout=300)
     assert line.startswith(f"error: {server.url}/missing answered 404")

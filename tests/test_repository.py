@@ -145,7 +145,7 @@ def test_signal_to_the_train_script_reaches_the_training(tmp_path):
         if line.startswith("Epoch [1/"):
             process.send_signal(signal.SIGTERM)
             break
-    lines = process.communicate(timeout=60)[0].splitlines()
+    lines = process.communicate(timeout=300)[0].splitlines()
     assert process.returncode == 0
     assert lines[-2].startswith("stopped by SIGTERM after ")
     assert lines[-1] == f"continue with: {' '.join(words)} --resume auto"

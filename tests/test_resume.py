@@ -37,7 +37,7 @@ def start(output, *words):
         return subprocess.Popen(command(output, *words), stdout=stdout, stderr=subprocess.STDOUT, env=ENVIRONMENT)
 
 
-def wait_for(what, process=None, seconds=60):
+def wait_for(what, process=None, seconds=300):
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end and (process is None or process.poll() is None)
@@ -121,7 +121,7 @@ def run_until(output, what, act, *words):
                                env=ENVIRONMENT)  # fmt: skip
     wait_for(lambda: log.is_file() and log.read_text().count(what) > before, process)
     act(process)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     return process.returncode, stdout, stderr
 
 
@@ -162,7 +162,7 @@ def test_a_lost_terminal_does_not_lose_the_run(left_alone, tmp_path):
     log = tmp_path / "lit_data.log"
     wait_for(lambda: log.is_file() and "Epoch [2/6], Step [5/22]" in log.read_text(), process)
     os.killpg(process.pid, signal.SIGHUP)  # the data workers too
-    assert process.wait(60) == 0 and process.stderr.read() == b""
+    assert process.wait(300) == 0 and process.stderr.read() == b""
     assert "stopped by SIGHUP after 1 epochs and " in log.read_text()
     run(tmp_path, "TRAIN.EPOCHS", 6)
     assert_same_run(tmp_path / "lit_data", left_alone[0])

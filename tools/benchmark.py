@@ -86,6 +86,8 @@ def check_options(args, kind):
             raise UserError(f"{flag} is {','.join(map(str, numbers))} but must be {allowed}")
         if isinstance(value, list):
             setattr(args, name, list(dict.fromkeys(value)))
+    if kind == "model" and args.data_path and not args.memory:
+        raise UserError("--data-path is no option of benchmark.py model, which reads no pictures without --memory")
     args.images = args.images or 256
     args.rounds = args.rounds or 5
     args.engines = args.engines or ["paddle"]

@@ -37,7 +37,7 @@ def main(args, cfg):
     log.info("%s with %s", cfg.MODEL.NAME, shown(weights))
     cfg = with_classes(cfg, model.head.bias.shape[0])
     metadata = Metadata.of(cfg, classes_of(cfg, weights), args.precision, weights=sha256(weights))
-    samples, source = read_samples(args, cfg)
+    samples, source = read_samples(args, cfg, shown(weights))
     batch_size = 0 if args.dynamic_batch else cfg.VAL.BATCH_SIZE if batch_size_given(args) else 1
     path, comparison = export_model(model, cfg, target, args.format, args.precision, batch_size, metadata, samples)
     size, batch = size_of(path, args.format) / 1e6, batch_size or "any size"
@@ -62,10 +62,10 @@ def batch_size_given(args):
     return args.batch_size or "VAL.BATCH_SIZE" in args.opts[::2]
 
 
-def read_samples(args, cfg):
+def read_samples(args, cfg, weights):
     """(`Samples`, where they are from): of the config's validation split, else of the shipped digits, without labels.
 
-    Raises UserError if an int8 export finds no training images to calibrate on.
+    Raises UserError if the data has other classes than `weights`, or has no training images to calibrate int8 on.
     """
     from config import load_config
     from data.dataset import load_data
@@ -75,10 +75,10 @@ def read_samples(args, cfg):
 
     calibration = None
     if args.precision == "int8":
-        _, splits = load_data(cfg, ["train"])
+        _, splits = load_data(cfg, ["train"], model_file=weights)
         calibration, _ = read_images(splits["train"], cfg, args.calibration)
     try:
-        _, splits = load_data(cfg, ["val"])
+        _, splits = load_data(cfg, ["val"], model_file=weights)
         images, labels = read_images(splits["val"], cfg, args.images)
         return Samples(images, labels, calibration), shown(splits["val"].source)
     except UserError:

@@ -32,6 +32,7 @@ def open_model(args, cfg):
     from engine.evaluator import PredictorModel
     from engine.logger import log
     from engine.serving import choose_engine, open_exported
+    from files import shown
 
     engine = choose_engine(args)
     if engine == "paddle":
@@ -41,7 +42,7 @@ def open_model(args, cfg):
         other = first_other_class(classes, path)
     else:
         predictor, cfg, path = open_exported(args, cfg, engine)
-        classes, splits = load_data(cfg, [args.split])
+        classes, splits = load_data(cfg, [args.split], model_file=shown(path))
         model, metadata = PredictorModel(predictor), predictor.metadata
         other = first_difference(classes, ClassList(metadata.folders, metadata.classes, str(path)))
     if other:

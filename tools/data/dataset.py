@@ -79,8 +79,13 @@ def _class_list(folders, names, path):
     return ClassList(tuple(folders), tuple(names), str(path))
 
 
-def load_data(cfg, splits=("train", "val")):
+def load_data(cfg, splits=("train", "val"), model_file=None):
     """Class list and `Split`s of the data set that the config names.
+
+    Args:
+        cfg: config.
+        splits: their names.
+        model_file: what MODEL.NUM_CLASSES was read from, where no setting can change it.
 
     Returns:
         (ClassList, {split name: Split}).
@@ -95,6 +100,11 @@ def load_data(cfg, splits=("train", "val")):
     if not cfg.MODEL.NUM_CLASSES and len(classes) < 2:
         raise UserError(f"{classes.source} has a single class, {classes.folders[0]}; a training needs two or more")
     if cfg.MODEL.NUM_CLASSES and len(classes) != cfg.MODEL.NUM_CLASSES:
+        if model_file:
+            raise UserError(
+                f"{classes.source} has {len(classes)} classes but {model_file} was trained for "
+                f"{cfg.MODEL.NUM_CLASSES}; give the data that it is for with --data-path DIR"
+            )
         raise UserError(
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {classes.source} has {len(classes)} classes; "
             f"set MODEL.NUM_CLASSES {len(classes)}"

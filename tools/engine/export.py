@@ -84,7 +84,7 @@ def check_offered(form, precision):
         )
     modules = LIBRARIES[form] + (("onnxruntime",) if precision == "int8" else ())
     for module in dict.fromkeys(modules):
-        require(module, f"--format {form}" + (f" --precision {precision}" if precision != "fp32" else ""))
+        require(module, f"an {form} file" + (f" in {precision}" if precision != "fp32" else ""))
 
 
 def file_name(name, form, precision):

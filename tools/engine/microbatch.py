@@ -36,7 +36,12 @@ def inference(model, cfg):
     `model` may also be an engine in a model's place, which sees to its threads itself.
     """
     parts = micro_batches(cfg, cfg.VAL.BATCH_SIZE) if isinstance(model, paddle.nn.Layer) else None
-    return (lambda images: parts.forward(model, images)) if parts else paddle.no_grad()(model)
+
+    @paddle.no_grad()
+    def forward(images):
+        return parts.forward(model, images) if parts else model(images)
+
+    return forward
 
 
 @functools.cache
@@ -121,8 +126,8 @@ class MicroBatches:
         for replica in self.replicas:
             for theirs, layer in zip(replica.sublayers(include_self=True), model.sublayers(include_self=True)):
                 theirs.training = layer.training
-            replica.clear_gradients(set_to_zero=False)  # of a batch that was not finished
             for theirs, parameter in zip(replica.parameters(), model.parameters()):
+                theirs.clear_gradient(set_to_zero=False)  # of a batch that was not finished
                 parameter._share_buffer_to(theirs)
                 theirs.stop_gradient = parameter.stop_gradient
         return self.replicas

@@ -8,6 +8,8 @@ Xeon (Sapphire Rapids), for 12544 tokens of width 64, Paddle's form and the one 
     gradient of that and of a LayerNorm before it   13.9    4.6
     softmax and logsumexp of 4 x 32 x 3136           6.8    1.5
 
+and on both cores, without gradients, the attention of one image of 3136 tokens of width 64   46.8   29.0
+
 `enable(False)` (the config key CPU.FAST_OPS) leaves Paddle's own, which a GPU and a compiled graph always take.
 """
 
@@ -15,6 +17,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import _legacy_C_ops
 from paddle.autograd import PyLayer
+
+_LOGITS = 2**20  # of attention at a time: 4 MB, which stay in the cache
 
 _enabled = not paddle.is_compiled_with_cuda()
 
@@ -51,6 +55,14 @@ def softmax_and_logsumexp(x):
     if not _for_cpu():
         return F.softmax(x, axis=-1), paddle.logsumexp(x, axis=-1, keepdim=True)
     return _SoftmaxAndLogsumexp.apply(x)
+
+
+def attend(q, k, v):
+    """softmax(q k^T) v: (B, M, E), (B, N, E), (B, N, E) -> (B, M, E)."""
+    rows = max(1, _LOGITS // (k.shape[0] * k.shape[1])) if _for_cpu() and not paddle.is_grad_enabled() else q.shape[1]
+    parts = (q[:, start : start + rows] for start in range(0, q.shape[1], rows))
+    parts = [paddle.matmul(F.softmax(paddle.matmul(part, k, transpose_y=True), axis=-1), v) for part in parts]
+    return parts[0] if len(parts) == 1 else paddle.concat(parts, axis=1)
 
 
 def add_to_each(x, row):

@@ -64,6 +64,18 @@ def frozen_parameter(layer, value):
     return layer.create_parameter(value.shape, attr=attr, default_initializer=Assign(value))
 
 
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm with the right gradient of x where its scale is frozen.
+
+    Paddle's kernel for CPUs then leaves the scale out of it (2.6.2, 3.3.1).
+    """
+
+    def forward(self, x):
+        if not self.weight.stop_gradient:
+            return super().forward(x)
+        return F.layer_norm(x, self._normalized_shape, epsilon=self._epsilon) * self.weight + self.bias
+
+
 class Mlp(nn.Layer):
     """Linear, GELU, Linear, on what `norm` makes of the input: (B, N, C) -> (B, N, C)."""
 
@@ -147,10 +159,10 @@ class Block(nn.Layer):
         epsilon=1e-5,
     ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, epsilon=epsilon)
+        self.norm1 = LayerNorm(dim, epsilon=epsilon)
         self.attn = Attention(dim, num_heads, qkv_bias, qk_scale, attn_drop, drop)
         self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, epsilon=epsilon)
+        self.norm2 = LayerNorm(dim, epsilon=epsilon)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x, num_queries=None):

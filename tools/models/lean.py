@@ -172,18 +172,17 @@ class NormedSplit(nn.Layer):
         differences = paddle.eye(kernel**2)
         differences[kernel**2 // 2] -= 1
         self.differences = _convolution(_split_kernels(differences, kernel), None, stride, padding)
-        self.means = _linear(kernels.sum(axis=1).flatten(1).transpose([1, 0]))
+        self.means = _convolution(kernels.sum(axis=1).flatten(1).unsqueeze([2, 3]), None, 1, 0)
         self.register_buffer("bias", bias)
 
     def forward(self, x):
         mean = x.mean(axis=1, keepdim=True)  # (B, 1, H, W)
         colours = x - mean
-        apart = _tokens(self.differences(mean))  # (B, N, k*k)
-        variance = (apart - apart.mean(axis=-1, keepdim=True)).square().mean(axis=-1, keepdim=True)  # (B, N, 1)
+        apart = self.differences(mean)  # (B, k*k, h, w)
+        variance = (apart - apart.mean(axis=1, keepdim=True)).square().mean(axis=1, keepdim=True)  # (B, 1, h, w)
         spread = F.avg_pool2d(colours.square().mean(axis=1, keepdim=True), *self.split, exclusive=False)
-        variance = variance + spread.reshape([-1, apart.shape[1], 1])
-        y = _tokens(self.colours(colours)) + self.means(apart)  # (B, N, out)
-        return y * paddle.rsqrt(variance + self.epsilon) + self.bias
+        y = self.colours(colours) + self.means(apart)  # (B, out, h, w)
+        return _tokens(y * paddle.rsqrt(variance + spread + self.epsilon)) + self.bias
 
 
 class LeanPerformer(nn.Layer):

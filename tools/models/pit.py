@@ -11,7 +11,7 @@ from paddle import nn
 from paddle.nn.initializer import Normal
 
 from models.dropout import Dropout
-from models.layers import Block, check_images, init_from_fan_in
+from models.layers import Block, LayerNorm, check_images, init_from_fan_in
 from models.position import resize_map
 from models.recompute import recomputed
 
@@ -151,7 +151,7 @@ class PoolingTransformer(nn.Layer):
             for dim, num_heads, first, end in zip(dims, heads, self.first_blocks, self.first_blocks[1:])
         )  # fmt: skip
         self.pools = nn.LayerList(HeadPooling(dim, next_dim) for dim, next_dim in zip(dims, dims[1:]))
-        self.norm = nn.LayerNorm(dims[-1], epsilon=_EPSILON)
+        self.norm = LayerNorm(dims[-1], epsilon=_EPSILON)
         self.head = nn.Linear(dims[-1], num_classes)
         if distilled:
             self.head_dist = nn.Linear(dims[-1], num_classes)

@@ -14,9 +14,9 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.nn.initializer import Normal, Orthogonal
 
-from models.cpu import add_to_each, linear, normed_linear, softmax_and_logsumexp
+from models.cpu import add_to_each, attend, linear, normed_linear, softmax_and_logsumexp
 from models.dropout import Dropout
-from models.layers import Block, Mlp, check_images, frozen_parameter, init_from_fan_in, init_linear_and_norm
+from models.layers import Block, LayerNorm, Mlp, check_images, frozen_parameter, init_from_fan_in, init_linear_and_norm
 from models.position import is_sinusoid, resize_tokens, sinusoid_table, square_grid
 from models.recompute import recomputed
 
@@ -66,11 +66,11 @@ class TokenPerformer(nn.Layer):
 
     def __init__(self, dim, token_dim, kernel_ratio=0.5, drop=0.1):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, epsilon=1e-5)
+        self.norm1 = LayerNorm(dim, epsilon=1e-5)
         self.kqv = nn.Linear(dim, 3 * token_dim)
         self.proj = nn.Linear(token_dim, token_dim)
         self.dp = Dropout(drop)
-        self.norm2 = nn.LayerNorm(token_dim, epsilon=1e-5)
+        self.norm2 = LayerNorm(token_dim, epsilon=1e-5)
         self.mlp = nn.Sequential(
             nn.Linear(token_dim, token_dim), nn.GELU(), nn.Linear(token_dim, token_dim), Dropout(drop)
         )
@@ -126,9 +126,8 @@ class TokenAttention(nn.Layer):
 
     def forward(self, x, norm):
         q, k, v = normed_linear(x, norm, self.qkv.weight).split(3, axis=-1)  # each (B, N, E)
-        attn = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)  # (B, N, N)
-        # v is the skip connection.
-        return v + linear(paddle.matmul(attn, v), self.proj.weight, self.proj.bias)  # (B, N, E)
+        y = attend(q * self.scale, k, v)  # (B, N, E)
+        return v + linear(y, self.proj.weight, self.proj.bias)  # v is the skip connection
 
 
 class TokenTransformer(nn.Layer):
@@ -136,9 +135,9 @@ class TokenTransformer(nn.Layer):
 
     def __init__(self, dim, token_dim):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, epsilon=1e-5)
+        self.norm1 = LayerNorm(dim, epsilon=1e-5)
         self.attn = TokenAttention(dim, token_dim)
-        self.norm2 = nn.LayerNorm(token_dim, epsilon=1e-5)
+        self.norm2 = LayerNorm(token_dim, epsilon=1e-5)
         self.mlp = Mlp(token_dim, token_dim)
 
     def forward(self, x):
@@ -277,7 +276,7 @@ class T2TViT(nn.Layer):
             )
             for rate in drop_path_rates
         )
-        self.norm = nn.LayerNorm(embed_dim, epsilon=1e-5)
+        self.norm = LayerNorm(embed_dim, epsilon=1e-5)
         self.head = nn.Linear(embed_dim, num_classes)
         self.apply(init_linear_and_norm)
 
