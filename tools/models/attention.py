@@ -89,11 +89,16 @@ def embedded(model, images):
 def _run(block, x):
     """A `Block` of tokens (B, N, C): what it makes of them, and its attention (B, h, N, N)."""
     attn = block.attn
-    qkv = attn.qkv(block.norm1(x)).reshape([x.shape[0], x.shape[1], 3, attn.num_heads, -1])
+    qkv = attn.qkv(_normed(block.norm1, x)).reshape([x.shape[0], x.shape[1], 3, attn.num_heads, -1])
     q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)  # each (B, h, N, C/h)
     attention = F.softmax(paddle.matmul(q * attn.scale, k, transpose_y=True), axis=-1)
     x = x + attn.proj(paddle.matmul(attention, v).transpose([0, 2, 1, 3]).flatten(2))
-    return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x)))), attention
+    return x + block.mlp.fc2(F.gelu(block.mlp.fc1(_normed(block.norm2, x)))), attention
+
+
+def _normed(norm, x):
+    """A LayerNorm; Paddle's own kernel for the CPU leaves its scale out of the gradient by x alone (2.6.2 to 3.3.1)."""
+    return F.layer_norm(x, x.shape[-1:], epsilon=norm._epsilon) * norm.weight + norm.bias
 
 
 def _pooled(pool, x, grid, num_tokens):
@@ -104,7 +109,7 @@ def _pooled(pool, x, grid, num_tokens):
 
 
 def _logits(model, x):
-    tokens = model.norm(x[:, : num_class_tokens(model)])  # (B, T, C)
+    tokens = _normed(model.norm, x[:, : num_class_tokens(model)])  # (B, T, C)
     logits = model.head(tokens[:, 0])
     return (logits + model.head_dist(tokens[:, 1])) / 2 if getattr(model, "distilled", False) else logits
 
@@ -155,8 +160,10 @@ def attention_gradients(model, images, class_ids=None):
     with paddle.enable_grad():
         logits, maps, _ = trace(model, images)
         count, num_classes = logits.shape
-        chosen = logits.argmax(axis=-1) if class_ids is None else paddle.to_tensor(class_ids).astype("int64")
-        chosen = chosen.reshape([-1]).expand([count])
+        if class_ids is None:
+            class_ids = logits.argmax(axis=-1)
+        chosen = class_ids if paddle.is_tensor(class_ids) else paddle.to_tensor(class_ids)
+        chosen = chosen.astype("int64").reshape([-1]).expand([count])
         if int(chosen.min()) < 0 or int(chosen.max()) >= num_classes:
             raise ValueError(f"the classes are 0 to {num_classes - 1}, not {chosen.tolist()}")
         # Images do not meet: the gradient of the sum is that of each image's own logit.
@@ -197,7 +204,8 @@ def pool_shares(pool, grid, num_tokens):
     count = grid[0] * grid[1]
     patches = paddle.eye(count).reshape([count, 1, *grid])
     shares = F.conv2d(patches, kernel, stride=pool.conv._stride, padding=pool.conv._padding).flatten(1)  # (N, M)
-    shares, after = shares / shares.sum(axis=1, keepdim=True), shares.shape[1]
+    sums, after = shares.sum(axis=1, keepdim=True), shares.shape[1]
+    shares = paddle.where(sums > 0, shares / sums, paddle.zeros_like(shares))  # 0: a patch that no window takes
     shares = paddle.concat([paddle.zeros([num_tokens, after]), shares]).transpose([1, 0])  # (M, T + N)
     class_tokens = paddle.eye(num_tokens, num_tokens + count)
     return paddle.concat([class_tokens, shares / shares.sum(axis=-1, keepdim=True)])
