@@ -108,11 +108,11 @@ def test_folders_and_globs_and_how_many(tmp_path):
     assert "drawn" not in visualize("attention", f"{DIGITS}/*1.png", *few_digits(1), *words)
     assert len(list((tmp_path / "maps").iterdir())) == len(list(DIGITS.glob("*1.png"))) == 4
     words[3] = tmp_path / "more"
-    assert "the first 9 of 36 images are drawn: --count takes more\n" in visualize(
-        "attention", DIGITS, "--count", 9, *words
-    )
-    assert len(list((tmp_path / "more").iterdir())) == 9
-    assert "the first 2 of 36 images" in visualize("features", DIGITS, "--count", 2, *words[:2])
+    said = visualize("attention", DIGITS, "--count", 9, *words)
+    assert "9 of 36 images are drawn, evenly from first to last: --count takes more\n" in said
+    names = [path.stem.split("-")[1] for path in sorted((tmp_path / "more").iterdir())]
+    assert names == [path.stem for path in sorted(DIGITS.iterdir())[::4]]
+    assert "2 of 36 images" in visualize("features", DIGITS, "--count", 2, *words[:2])
 
 
 # --- What they show ---

@@ -1,7 +1,7 @@
 """The picture `features`: what the soft splits and the layers of a model make of images."""
 
 from cli import common_parser
-from pictures.attention import shown_name
+from pictures.attention import number_or, shown_name
 from pictures.model import add_image_options
 from predict import split_arguments as split_words  # noqa: F401  visualize.py takes it from here
 
@@ -41,8 +41,6 @@ def main(args, cfg):
 
 
 def parser():
-    from pictures.attention import number_or
-
     parser = common_parser("Draw what the layers of a model make of images.", batch_size_key="VAL.BATCH_SIZE")
     add_image_options(parser, "features")
     add = parser.add_argument

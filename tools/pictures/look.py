@@ -82,33 +82,32 @@ class BackboneLook:
 
     def at(self, pixels):
         """An input (1, C, H, W): the answer in words, and rows of `Panel`s."""
-        maps, gradients = [], None
+        gradients = None
         if "gradient" in self.methods:
             logits, maps, gradients = attention.attention_gradients(self.model, pixels, self.class_id)
         else:
             with paddle.no_grad():
                 logits, maps, _ = attention.trace(self.model, pixels)
-        best = int(logits[0].argmax())
-        self.target = best if self.class_id is None else self.class_id
-        rows = []
+        class_id = int(logits[0].argmax()) if self.class_id is None else self.class_id
+        found, rows = (maps, gradients, short_name(self.names[class_id])), []
         for method in self.methods:
             for query in self.queries:
                 lines = [
-                    [self._panel(method, maps, gradients, block, head, query) for head in heads]
+                    [self._panel(found, method, block, head, query) for head in heads]
                     for block, heads in zip(self.blocks, self.heads)
                 ]
                 rows += lines if max(map(len, lines)) > 1 else [sum(lines, [])]
         return _answer(logits, self.names), rows if max(map(len, rows)) > 1 else [sum(rows, [])]
 
-    def _panel(self, method, maps, gradients, block, head, query):
+    def _panel(self, found, method, block, head, query):
+        maps, gradients, name = found
         grid, token = token_grid(self.model, block), self.token
         if query:
             token = num_class_tokens(self.model) + query[0] * grid[1] + query[1]
-        through = maps[: block + 1]
         if method == "rollout":
-            values, words = attention.rollout(through, self.model, self.fused, token), f"to block {block + 1}"
+            values, words = attention.rollout(maps[: block + 1], self.model, self.fused, token), f"to block {block + 1}"
         elif method == "gradient":
-            values = attention.relevance(through, gradients[: block + 1], self.model, token)
+            values = attention.relevance(maps[: block + 1], gradients[: block + 1], self.model, token)
             words = f"to block {block + 1}"
         else:
             heads = maps[block]
@@ -116,7 +115,7 @@ class BackboneLook:
             values, words = on_grid(rows[:, token], self.model, block), f"block {block + 1}"
             words += "" if head is None else f", head {head + 1}"
         whose = f" of {query[0] + 1},{query[1] + 1}" if query else ""
-        whose = f": {short_name(self.names[self.target])}" if method == "gradient" else whose
+        whose = f": {name}" if method == "gradient" else whose
         return Panel(values[0].numpy(), f"{method}{whose}\n{words}", query, grid)
 
 

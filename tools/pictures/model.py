@@ -27,7 +27,7 @@ def open_model(args, cfg):
 
 
 def chosen_paths(args):
-    """The first --count of the images that the command line names, as predict.py finds them."""
+    """--count of the images that the command line names, as predict.py finds them, evenly from first to last."""
     from config import resolve
     from engine.logger import log
     from errors import UserError
@@ -37,9 +37,10 @@ def chosen_paths(args):
     if args.count < 1:
         raise UserError(f"--count is {args.count} but must be 1 or more")
     paths = find_images(args.words or [str(shown(resolve(DEFAULT_IMAGE)))])
-    if len(paths) > args.count:
-        log.info("the first %d of %d images are drawn: --count takes more", args.count, len(paths))
-    return paths[: args.count]
+    if len(paths) <= args.count:
+        return paths
+    log.info("%d of %d images are drawn, evenly from first to last: --count takes more", args.count, len(paths))
+    return [paths[len(paths) * place // args.count] for place in range(args.count)]
 
 
 def read_images(paths, cfg, metadata):
@@ -77,4 +78,6 @@ def add_image_options(parser, picture):
     parser.add_argument(
         "--sheet", type=not_empty, default=sheet, metavar="FILE", help=f".png, .pdf or .jpg; default {sheet}"
     )
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="images drawn at most; default 8")
+    parser.add_argument(
+        "--count", type=int, default=8, metavar="N", help="images drawn at most, evenly of those given; default 8"
+    )
