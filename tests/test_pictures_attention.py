@@ -13,11 +13,12 @@ from PIL import Image
 import cli
 from config import load_config
 from engine import checkpoint
+from errors import UserError
 from models import create_model
 from models.attention import attention_maps, gradient_maps, rollout
 from pictures import attention, features
 from pictures.features import principal_colours
-from pictures.figure import CELL, DPI, MARGIN, lines_of, paired
+from pictures.figure import CELL, DPI, MARGIN, lines_of, paired, save_figure
 from pictures.model import open_model, read_images
 from pictures.overlay import SIDE, coloured, enlarged, marked, overlay, stretched
 
@@ -216,6 +217,14 @@ def test_lines_are_broken_evenly_and_short_ones_paired():
     assert paired([["a", 1], ["b"], ["c", 3]]) == [["a", 1, "b"], ["c", 3]]
     for lines in ([["a", 1], ["b", 2]], [["a", 1], [None, 2], ["b", 2]], [[*"abcde"]] * 3):
         assert paired(lines) == lines
+
+
+def test_captions_may_hold_anything(tmp_path, recwarn):
+    lines = [[(Image.new("RGB", (8, 8)), "$x_1^2 猫.png\n" + "W" * 60)]]
+    save_figure(tmp_path / "x.png", "a_b^$", ["10 % of $"], lines)
+    assert (tmp_path / "x.png").is_file() and not [w for w in recwarn if "Glyph" in str(w.message)]
+    with pytest.raises(UserError, match="the sheet would have 301 lines of pictures, at most 300: lower --count"):
+        save_figure(tmp_path / "y.png", "", [], lines * 301)
 
 
 # --- Overlay ---
