@@ -1,0 +1,375 @@
+"""The sheets of `visualize.py attention` and `features`: what they show, the options, and mistakes in one line."""
+
+import contextlib
+import io
+import sys
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT, tool
+from PIL import Image
+
+import cli
+from config import load_config
+from engine import checkpoint
+from errors import UserError
+from models import create_model
+from models.attention import attention_maps, gradient_maps, rollout
+from pictures import attention, features
+from pictures.features import principal_colours
+from pictures.figure import CELL, DPI, MARGIN, lines_of, paired, save_figure
+from pictures.model import open_model, read_images
+from pictures.overlay import SIDE, coloured, enlarged, marked, overlay, stretched
+
+pytest.importorskip("matplotlib", reason="the sheets are drawn by matplotlib")
+
+DIGITS = ROOT / "lit_data/val/7"
+PIT = ["--config", str(ROOT / "output/lit_data_pit/config.yaml")]
+MODULES = {"attention": attention, "features": features}
+
+
+def visualize(picture, *words, status=0):
+    """What the command prints, run in this process, which has imported what it needs."""
+    module, out, err = MODULES[picture], io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit:
+        for stream in (out, err):
+            stream.reconfigure = lambda **options: None
+        cli.run(module.main, module.parser(), [str(word) for word in words], split_words=module.split_words)
+    assert exit.value.code == status, err.getvalue()
+    return out.getvalue() if status == 0 else err.getvalue()
+
+
+def mistake(picture, *words):
+    lines = visualize(picture, *words, status=1).splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    """A function that runs a command and gives the pixels of its sheet."""
+
+    def drawn(picture, *words):
+        path = tmp_path / "sheet.png"
+        visualize(picture, *words, "--sheet", path)
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+
+    return drawn
+
+
+def few_digits(count=2):
+    return sorted(DIGITS.glob("*.png"))[:count]
+
+
+# --- Files ---
+
+
+def test_the_commands_draw_the_shipped_model_without_options(tmp_path):
+    for picture in MODULES:
+        done = tool("visualize", picture, cwd=tmp_path)
+        assert (done.stdout, done.stderr) == (f"{picture}.png written\n", "")
+        with Image.open(tmp_path / f"{picture}.png") as image:
+            assert image.format == "PNG" and len(image.convert("RGB").getcolors(1 << 24)) > 500
+
+
+@pytest.mark.parametrize("picture", MODULES)
+@pytest.mark.parametrize("name, start", [("x.pdf", b"%PDF"), ("x.JPG", b"\xff\xd8\xff"), ("x.png", b"\x89PNG")])
+def test_forms_of_the_sheet(picture, name, start, tmp_path):
+    said = visualize(picture, *few_digits(), "--sheet", tmp_path / name)
+    assert said == f"{tmp_path / name} written\n"
+    assert (tmp_path / name).read_bytes().startswith(start)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_overlays_are_written_too(tmp_path):
+    words = [*few_digits(), "--overlays", tmp_path / "maps", "--sheet", tmp_path / "x.png"]
+    visualize("attention", *words)
+    names = [f"{number:03d}-{path.stem}-{method}"
+             for number, path in enumerate(few_digits(), start=1)
+             for method in ("attention-block-6", "gradient-seven-to-block-6", "rollout-to-block-6")]  # fmt: skip
+    assert sorted(path.stem for path in (tmp_path / "maps").iterdir()) == sorted(names)
+    with Image.open(tmp_path / "maps" / f"{names[0]}.png") as image:
+        assert (image.format, image.size, image.mode) == ("PNG", (SIDE, SIDE), "RGB")
+
+
+def test_unreadable_images_are_told_and_the_others_drawn(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for picture in MODULES:
+        said = visualize(picture, tmp_path / "broken.png", *few_digits(1), "--sheet", tmp_path / "x.png", status=1)
+        assert said == f"error: image {tmp_path / 'broken.png'} cannot be read: not an image\n"
+        (tmp_path / "x.png").unlink()
+        assert mistake(picture, tmp_path / "broken.png", "--sheet", tmp_path / "x.png") == said.strip()
+        assert not (tmp_path / "x.png").exists()
+
+
+def test_folders_and_globs_and_how_many(tmp_path):
+    words = ["--sheet", tmp_path / "x.png", "--overlays", tmp_path / "maps", "--method", "attention"]
+    assert "drawn" not in visualize("attention", f"{DIGITS}/*1.png", *few_digits(1), *words)
+    assert len(list((tmp_path / "maps").iterdir())) == len(list(DIGITS.glob("*1.png"))) == 4
+    words[3] = tmp_path / "more"
+    said = visualize("attention", DIGITS, "--count", 9, *words)
+    assert "9 of 36 images are drawn, evenly from first to last: --count takes more\n" in said
+    names = [path.stem.split("-")[1] for path in sorted((tmp_path / "more").iterdir())]
+    assert names == [path.stem for path in sorted(DIGITS.iterdir())[::4]]
+    assert "2 of 36 images" in visualize("features", DIGITS, "--count", 2, *words[:2])
+
+
+# --- What they show ---
+
+
+def test_the_sheet_shows_the_picture_as_the_model_sees_it(sheet, tmp_path):
+    big = Image.new("RGB", (60, 32), (250, 20, 20))
+    big.paste((10, 30, 240), (14, 0, 46, 32))  # the square in the middle, which the evaluation crops
+    big.save(tmp_path / "wide.png")
+    pixels = sheet("attention", tmp_path / "wide.png")
+    side = round(CELL * DPI)
+    bottom = pixels.shape[0] - round(MARGIN * DPI)
+    left = round(MARGIN * DPI)
+    cell = pixels[bottom - side - 20 : bottom - 30, left + 5 : left + side - 5]
+    assert (cell == (10, 30, 240)).all(-1).mean() > 0.6 and not (cell == (250, 20, 20)).all(-1).any()
+
+
+def test_every_option_changes_the_maps(tmp_path):
+    options = [
+        [], ["--block", 1], ["--block", "all"], ["--head", 2], ["--head", "max"], ["--head", "min"], ["--head", "all"],
+        ["--block", "all", "--head", "all"], ["--method", "attention"], ["--method", "rollout"],
+        ["--method", "rollout", "--head", "max"], ["--method", "gradient"], ["--method", "gradient", "--class-id", 2],
+        ["--class-id", 2], ["--query", "1,2"], ["--query", "2,1"], ["--query", "1,2", "--query", "2,1"],
+        ["--query", "1,2", "--method", "rollout"], ["--stage", 1], ["--stage", 2], ["--stage", 1, "--query", "3,4"],
+        ["VAL.CROP_PCT", 0.5],
+    ]  # fmt: skip
+    seen = set()
+    for words in options:
+        folder = tmp_path / str(len(seen))
+        visualize("attention", *few_digits(1), *words, "--overlays", folder, "--sheet", tmp_path / "x.png")
+        maps = tuple(path.read_bytes() for path in sorted(folder.iterdir()))
+        assert maps and maps not in seen, words
+        seen.add(maps)
+
+
+def test_maps_have_the_values_that_the_model_computes(tmp_path):
+    model, cfg, metadata = opened(PIT)
+    digit = few_digits(1)[0]
+    ((_, image, pixels),), _ = read_images([digit], cfg, metadata)
+    maps = attention_maps(model, pixels)
+    expected = {
+        "attention-block-1": maps[0][0].mean(axis=0)[0, 1:].reshape([7, 7]),
+        "attention-block-3-head-2": maps[2][0, 1, 0, 1:].reshape([4, 4]),
+        "rollout-to-block-4": rollout(maps[:4], model)[0],
+        "gradient-three-to-block-5": gradient_maps(model, pixels, class_ids=3)[0],
+        "attention-of-2-3-block-5": maps[4][0].mean(axis=0)[1 + 4 + 2, 1:].reshape([4, 4]),
+    }
+    runs = [["--block", "all"], ["--block", 3, "--head", 2], ["--class-id", 3], ["--query", "2,3"]]
+    for words in runs:
+        visualize("attention", digit, *PIT, *words, "--overlays", tmp_path / "maps", "--sheet", tmp_path / "x.png")
+    for name, values in expected.items():
+        drawn = overlay(image, values.numpy())
+        drawn = marked(drawn, (1, 2), (4, 4)) if "2-3" in name else drawn
+        with Image.open(tmp_path / "maps" / f"001-{digit.stem}-{name}.png") as found:
+            assert (np.asarray(found) == np.asarray(drawn)).all(), name
+
+
+def opened(words):
+    """(model, config, `Metadata`) of a command line."""
+    args = attention.parser().parse_args([str(word) for word in words])
+    args.weights_named, args.pretrained = False, str(ROOT / "output/lit_data_pit/best.pdparams")
+    return open_model(args, load_config(args.config, []))
+
+
+def test_a_pit_and_its_distillation_token(sheet, tmp_path):
+    for words in ([], ["--block", "all", "--head", "all"], ["--query", "4,4"]):
+        sheet("attention", *few_digits(1), *PIT, *words)
+    sheet("features", *few_digits(1), *PIT)
+    distilled = ["--config", ROOT / "output/lit_data_pit/config.yaml", "MODEL.NAME", "pit_ti_distilled"]
+    sizes = dict(image_size=16, num_classes=10, base_dims=[32, 32], depth=[2, 3], heads=[2, 4], patch_size=4, stride=2)
+    checkpoint.save(tmp_path / "x.pdparams", create_model("pit_ti_distilled", **sizes).state_dict())
+    distilled += ["MODEL.PRETRAINED", tmp_path / "x.pdparams"]
+    one, other = (
+        sheet("attention", *few_digits(1), *distilled, "--token", token) for token in ("class", "distillation")
+    )
+    assert one.shape == other.shape and (one != other).any()
+
+
+@pytest.mark.parametrize("tokens_type", ["transformer", "convolution"])
+def test_other_kinds_of_models(tokens_type, sheet, tmp_path):
+    sizes = dict(depth=2, embed_dim=24, num_heads=3, token_dim=8)
+    model = create_model("t2t_vit_7", image_size=32, in_chans=1, num_classes=10, tokens_type=tokens_type, **sizes)
+    checkpoint.save(tmp_path / "x.pdparams", model.state_dict())
+    keys = {**{f"T2T.{key.upper()}": value for key, value in sizes.items()}, "T2T.TOKENS_TYPE": tokens_type}
+    keys |= {"T2T.SPLITS": "[[7, 4, 2], [3, 2, 1], [3, 2, 1]]", "PRETRAINED": tmp_path / "x.pdparams"}
+    words = [word for key, value in keys.items() for word in (f"MODEL.{key}", value)]
+    words += ["DATA.IMAGE_SIZE", 32, "DATA.CHANNELS", 1, "DATA.MEAN", "[0.5]", "DATA.STD", "[0.5]", *few_digits(1)]
+    for picture in MODULES:
+        sheet(picture, *words)
+    if tokens_type == "transformer":
+        sheet("attention", *words, "--stage", 2)
+    else:
+        said = mistake("attention", *words, "--stage", 1)
+        assert said == "error: --stage: with the token type convolution the T2T module has no attention"
+
+
+def test_lines_are_broken_evenly_and_short_ones_paired():
+    cells = [("image", str(place)) for place in range(12)]
+    assert lines_of("picture", [cells]) == [["picture", *cells[:6]], [None, *cells[6:]]]
+    assert lines_of("picture", [cells[:10], cells[:2]]) == [["picture", *cells[:10]], [None, *cells[:2]]]
+    assert paired([["a", 1], ["b"], ["c", 3]]) == [["a", 1, "b"], ["c", 3]]
+    for lines in ([["a", 1], ["b", 2]], [["a", 1], [None, 2], ["b", 2]], [[*"abcde"]] * 3):
+        assert paired(lines) == lines
+
+
+def test_captions_may_hold_anything(tmp_path, recwarn):
+    lines = [[(Image.new("RGB", (8, 8)), "$x_1^2 猫.png\n" + "W" * 60)]]
+    save_figure(tmp_path / "x.png", "a_b^$", ["10 % of $"], lines)
+    assert (tmp_path / "x.png").is_file() and not [w for w in recwarn if "Glyph" in str(w.message)]
+    with pytest.raises(UserError, match="the sheet would have 301 lines of pictures, at most 300: lower --count"):
+        save_figure(tmp_path / "y.png", "", [], lines * 301)
+
+
+# --- Overlay ---
+
+
+def test_overlay_is_dark_at_the_least_and_light_at_the_largest():
+    image = Image.new("RGB", (200, 300), (100, 100, 100))
+    values = np.zeros((3, 2))
+    values[2, 1] = 7
+    pixels = np.asarray(overlay(image, values)).astype(int)
+    assert pixels.shape == (300, 200, 3)
+    assert pixels[280, 180].tolist() == np.rint(0.4 * 100 + 0.6 * np.array([252, 255, 164])).astype(int).tolist()
+    assert np.abs(pixels[20, 20] - (0.4 * 100 + 0.6 * np.array([0, 0, 4]))).max() < 2
+    assert (np.asarray(overlay(image, 5 * values + 3)) == pixels).all(), "only the ratio counts"
+    assert (np.asarray(overlay(image, values, strength=0)) == np.asarray(image)).all()
+    assert np.asarray(overlay(image, np.full((3, 2), 0.2))).std(axis=(0, 1)).max() == 0
+
+
+def test_small_and_grey_pictures_are_enlarged():
+    image = Image.fromarray(np.arange(16 * 20, dtype=np.uint16).reshape(16, 20).astype(np.uint8))
+    pixels = np.asarray(enlarged(image))
+    assert pixels.shape == (256, 320, 3) and (pixels[::16, ::16, 0] == np.asarray(image)).all()
+    assert np.asarray(overlay(image, np.eye(4))).shape == (256, 320, 3)
+    assert enlarged(Image.new("L", (300, 400))).size == (300, 400)
+
+
+def test_colours_and_stretching():
+    ramp = coloured(np.linspace(0, 1, 100)[None])[0].astype(int).sum(axis=1)
+    assert (np.diff(ramp) >= 0).all() and ramp[0] < 10 < 600 < ramp[-1]
+    values = stretched([[0.0, 1.0]], (100, 50))
+    assert values.shape == (50, 100) and (np.diff(values[0]) >= -1e-6).all() and (values[0, 0], values[0, -1]) == (0, 1)
+
+
+def test_the_frame_is_around_the_token():
+    changed = np.asarray(marked(Image.new("RGB", (160, 80), "red"), (1, 2), (2, 4))) != (255, 0, 0)
+    rows, columns = (np.flatnonzero(changed.any(axis=(1 - axis, 2))) for axis in (0, 1))
+    assert (rows[0], rows[-1]) == (37, 79) and (columns[0], columns[-1]) == (77, 122)
+    assert not changed[44:76, 84:116].any()
+
+
+# --- Features ---
+
+
+def test_principal_components_as_colours():
+    rng = np.random.default_rng(0)
+    groups = np.repeat([0, 1, 2], 40)
+    tokens = np.eye(8)[groups] * 10 + 0.01 * rng.standard_normal((120, 8))
+    colours, share = principal_colours(tokens)
+    assert colours.shape == (120, 3) and colours.dtype == np.uint8 and 0.99 < share <= 1
+    means = [colours[groups == group, :2].astype(int).mean(axis=0) for group in range(3)]
+    assert all(np.abs(means[a] - means[b]).max() > 100 for a, b in ((0, 1), (0, 2), (1, 2)))
+    assert all(colours[groups == group, :2].std(axis=0).max() < 20 for group in range(3))
+    flat, share = principal_colours(np.ones((10, 2)))
+    assert flat.shape == (10, 3) and share == 0
+
+
+def test_columns_of_the_sheet_of_features():
+    tokens = np.zeros((1, 6, 2))
+    tokens[0, 1], tokens[0, 4] = (3, 4), (1, -7)
+    layers = [("block 1", paddle.to_tensor(part), (2, 3)) for part in (tokens, tokens / 2)]
+    for show, least, most in (("norm", 0, 50**0.5), ("mean", -3, 3.5)):
+        cells = features.column(layers, show)
+        values = np.linalg.norm(tokens, axis=-1) if show == "norm" else tokens.mean(axis=-1)
+        for (pixels, caption), part in zip(cells, (values, values / 2)):
+            assert (pixels == coloured((part[0] - least) / (most - least)).reshape(2, 3, 3)).all()
+            assert caption == f"block 1\n2x3 of 2, {least:.2g} to {most:.2g}"
+    assert features.column(layers, "pca")[0][1] == "block 1\n2x3 of 2, 100 %"
+
+
+def test_chosen_blocks():
+    layers = [[(name, None, None)] for name in ("soft split 1", *(f"block {n}" for n in range(1, 6)))]
+    for block, names in ((None, "1 3 5"), (2, "2"), ("all", "1 2 3 4 5")):
+        found = [layer[0][0] for layer in features.chosen(layers, block)]
+        assert found == ["soft split 1", *(f"block {n}" for n in names.split())]
+
+
+def test_every_option_of_features_changes_the_sheet(sheet):
+    seen = []
+    for words in ([], ["--show", "norm"], ["--show", "mean"], ["--block", 2], ["--block", "all"]):
+        pixels = sheet("features", *few_digits(1), *words)
+        assert not any(pixels.shape == other.shape and (pixels == other).all() for other in seen), words
+        seen.append(pixels)
+
+
+# --- Mistakes ---
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--block", "7"], "--block is 7 but the model's blocks are 1 to 6"),
+        (["--head", "5"], "--head is 5 but the heads of block 6 are 1 to 4"),
+        ([*PIT, "--block", "all", "--head", "3"], "--head is 3 but the heads of block 1 are 1 to 2"),
+        (["--class-id", "10"], "--class-id is 10 but the classes are 0 to 9"),
+        (["--class-id", "-1"], "--class-id is -1 but the classes are 0 to 9"),
+        (["--class-id", "1", "--method", "rollout"],
+         "--class-id is of the method gradient, but this draws rollout alone"),
+        (["--class-id", "1", "--head", "2"], "--class-id is of the method gradient, but this draws attention alone"),
+        (["--method", "rollout", "--head", "2"], "--head is 2 but --method rollout takes mean, max, min of the heads"),
+        (["--method", "gradient", "--head", "max"], "--head is max but --method gradient takes mean of the heads"),
+        (["--method", "gradient", "--query", "1,1"],
+         "--query is not of --method gradient: the answer depends on the class token alone"),
+        (["--query", "5,1"], "--query is 5,1 but the tokens of block 6 are 1,1 to 4,4"),
+        ([*PIT, "--block", "all", "--query", "7,5"], "--query is 7,5 but the tokens of block 3 are 1,1 to 4,4"),
+        (["--stage", "3"], "--stage is 3 but the layers of the T2T module are 1 to 2"),
+        (["--stage", "1", "--query", "17,1"],
+         "--query is 17,1 but the tokens of layer 1 of the T2T module are 1,1 to 16,16"),
+        (["--stage", "1", "--class-id", "3"],
+         "--class-id is of the backbone, --stage of the T2T module: leave one out"),
+        ([*PIT, "--stage", "1"], "--stage is of the T2T module, which a PiT has not"),
+        (["--token", "distillation"], "--token distillation is of a distilled PiT, which this model is not"),
+        (["--token", "class", "--query", "1,1"], "--token and --query both say which token looks: leave one out"),
+        (["--count", "0"], "--count is 0 but must be 1 or more"),
+        (["--sheet", "x.gif"], "--sheet is x.gif but must end in .png, .pdf, .jpg, .jpeg"),
+        (["--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
+        (["--overlays", "LICENSE"], "LICENSE/x.png: cannot be written: "),
+        (["absent.png"], "image absent.png not found"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sheet = [] if "--sheet" in words else ["--sheet", tmp_path / "x.png"]
+    assert mistake("attention", *words, *sheet).startswith(f"error: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_of_features_are_one_line(tmp_path):
+    said = mistake("features", "--block", "7", "--sheet", tmp_path / "x.png")
+    assert said == "error: --block is 7 but the model's blocks are 1 to 6"
+    assert mistake("features", "--sheet", "x.txt").startswith("error: --sheet is x.txt but must end in")
+
+
+@pytest.mark.parametrize("words", [["--block", "0"], ["--head", "some"], ["--query", "3"], ["--query", "0,1"]])
+def test_what_is_no_number_is_a_matter_of_usage(words):
+    said = visualize("attention", *words, status=2)
+    assert f"argument {words[0]}: '{words[1]}' must be" in said
+
+
+def test_an_exported_model_cannot_be_looked_into(tmp_path):
+    for name in ("x.onnx", "x.json"):
+        said = mistake("attention", "--pretrained", tmp_path / name, "--sheet", tmp_path / "x.png")
+        assert said.startswith(f"error: {tmp_path / name} is an exported model, whose inside cannot be looked at")
+
+
+def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = mistake("attention", "--sheet", tmp_path / "x.png")
+    assert said == "error: the sheet needs matplotlib, which is not installed: pip install matplotlib"
