@@ -4,11 +4,12 @@ import json
 import math
 import re
 import shutil
+import sys
 
 import pytest
 from conftest import ROOT, error_line, tool
 
-from errors import UserError
+from errors import UserError, one_line
 from pictures import curves
 from pictures.run_logs import read_run, read_runs
 
@@ -198,23 +199,30 @@ def test_colours_of_many_runs_differ():
         assert len(set(curves.run_colours(count))) == count
 
 
-@pytest.mark.parametrize("suffix, start", [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".SVG", b"<?xml")])
-def test_command_writes_picture_and_numbers(tmp_path, suffix, start):
+def test_command_writes_picture_and_numbers(tmp_path):
     pytest.importorskip("matplotlib")
     log = written(tmp_path / "log.txt", PADDLE_PIT)
-    sheet, numbers = tmp_path / f"x{suffix}", tmp_path / "x.json"
+    sheet, numbers = tmp_path / "x.png", tmp_path / "x.json"
     done = tool("visualize", "curves", ROOT / "output/lit_data", log, "--sheet", sheet, "--json", numbers)
-    top1 = [json.loads(line)["val_ema_top1"] for line in (ROOT / "output/lit_data/metrics.jsonl").open()]
+    metrics = (ROOT / "output/lit_data/metrics.jsonl").read_text().splitlines()
+    top1 = [json.loads(line)["val_ema_top1"] for line in metrics]
+    best = f"best EMA top-1 {max(top1):.4f} in epoch {1 + top1.index(max(top1))}"
     lines = done.stdout.splitlines()
-    assert re.search(rf"^lit_data: epochs 1 to 40, .* best EMA top-1 {max(top1):.4f} in epoch (\d+)$", lines[0])[
-        1
-    ] == str(1 + top1.index(max(top1)))
+    assert lines[0].startswith("lit_data: epochs 1 to 40, best val top-1 ") and lines[0].endswith(best)
     assert lines[1] == "log: epochs 75 to 76, best val top-1 0.6269 in epoch 76"
     assert lines[2:] == [f"{sheet} written", f"{numbers} written"] and done.stderr == ""
-    assert sheet.read_bytes().startswith(start)
+    assert sheet.read_bytes().startswith(b"\x89PNG")
     runs = json.loads(numbers.read_text())
     assert [(run["name"], len(run["epochs"])) for run in runs] == [("lit_data", 40), ("log", 2)]
     assert runs[1]["epochs"][0]["epoch"] == 75 and runs[1]["epochs"][0]["lr"] == 0.000854
+
+
+@pytest.mark.parametrize("suffix, start", [(".pdf", b"%PDF"), (".SVG", b"<?xml")])
+def test_other_forms_of_picture(tmp_path, suffix, start):
+    pytest.importorskip("matplotlib")
+    sheet = tmp_path / f"x{suffix}"
+    curves.main(curves.parser().parse_args([str(ROOT / "output/lit_data_pit"), "--sheet", str(sheet)]))
+    assert sheet.read_bytes().startswith(start)
 
 
 # --- Mistakes ---
@@ -250,20 +258,21 @@ def test_bad_times_are_named_too(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (
-            ["output/benchmark"],
-            "error: output/benchmark has no metrics.jsonl, which a run writes after its first epoch",
-        ),
-        (["output/absent"], "error: output/absent: no such file or run folder"),
-        (["output/lit_data", "--sheet", "x.jpg"], "error: --sheet x.jpg must end in .png, .pdf or .svg"),
-        (["output/lit_data", "--sheet", "LICENSE/x.png"], "error: LICENSE/x.png: cannot be written: "),
-        (["output/lit_data", "--json", "lit_data"], "error: lit_data: is a folder"),
-        (["output/lit_data/best.pdparams"], "error: output/lit_data/best.pdparams tells of no epoch"),
+        (["output/absent"], "output/absent: no such file or run folder"),
+        (["output/lit_data", "--sheet", "x.jpg"], "--sheet x.jpg must end in .png, .pdf or .svg"),
+        (["output/lit_data", "--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
+        (["output/lit_data", "--json", "lit_data"], "lit_data: is a folder"),
+        (["output/lit_data/best.pdparams"], "output/lit_data/best.pdparams tells of no epoch"),
+        (["lit_data"], "lit_data has no metrics.jsonl, which a run writes after its first epoch"),
     ],
 )
-def test_mistakes_are_one_line(words, message):
+def test_mistakes_are_told(words, message, monkeypatch):
     pytest.importorskip("matplotlib")
-    assert error_line("visualize", "curves", *words).startswith(message)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((UserError, OSError)) as error:
+        curves.main(curves.parser().parse_args(words))
+    assert one_line(error.value).startswith(message)
+    assert not (ROOT / "curves.png").exists()
 
 
 def test_nothing_to_draw_is_told(tmp_path):
@@ -274,5 +283,13 @@ def test_nothing_to_draw_is_told(tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
-def test_no_run_is_a_usage_error():
-    assert "the following arguments are required: RUN" in tool("visualize", "curves", status=2).stderr
+def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="pip install matplotlib"):
+        curves.main(curves.parser().parse_args(["absent"]))
+
+
+def test_no_run_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit):
+        curves.parser().parse_args([])
+    assert "the following arguments are required: RUN" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def draw(figure, places, runs, panels):
                 marker = "." if len(epochs) < 20 else ""
                 axes.plot(epochs, [scale * number for number in numbers], style, color=colour, marker=marker)
         axes.set(title=title, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.ticklabel_format(axis="y", scilimits=(-2, 5))
         axes.grid(alpha=0.3)
         if title == "images per second":

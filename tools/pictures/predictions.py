@@ -202,12 +202,12 @@ def draw_confusion(labels, predicted, names, title, path):
     short = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..." for name in short]
     if len(names) <= LARGEST_MATRIX:
         side = 2.5 + 0.5 * len(names)
-        with figure_to(path, (side + 1, side)) as figure:
-            draw_matrix(figure.subplots(), confusion_matrix(labels, predicted, len(names)), short, title)
+        with figure_to(path, (max(side + 1, 6.5), side)) as figure:
+            draw_matrix(figure.subplots(), confusion_matrix(labels, predicted, len(names)), short, plain(title))
         return
     pairs = confused_pairs(labels, predicted, len(names))[:PAIRS]
     with figure_to(path, (9, 1.5 + 0.28 * len(pairs))) as figure:
-        draw_pairs(figure.subplots(), pairs, short, title)
+        draw_pairs(figure.subplots(), pairs, short, plain(title))
 
 
 def draw_matrix(axes, matrix, names, title):
@@ -227,12 +227,15 @@ def draw_matrix(axes, matrix, names, title):
 
 def draw_pairs(axes, pairs, names, title):
     """A bar for each pair, the most confused one on top."""
+    if not pairs:
+        axes.text(0.5, 0.5, "no image is taken for another class", ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        axes.set_title(title)
+        return
     axes.barh(range(len(pairs)), [count for _, _, count, _ in pairs])
     axes.set_yticks(range(len(pairs)), [f"{names[true]} → {names[other]}" for true, other, _, _ in pairs])
     for place, (_, _, count, share) in enumerate(pairs):
         axes.text(count, place, f" {share:.0%}", va="center", fontsize=8)
-    axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set(title=title, xlabel="images of the true class → taken for another; their share of the class")
-    if not pairs:
-        axes.text(0.5, 0.5, "no image is taken for another class", ha="center", transform=axes.transAxes)
+    axes.set(title=title, ylim=(len(pairs) - 0.4, -0.6))
+    axes.set_xlabel("images of the true class → taken for another; their share of the class")
