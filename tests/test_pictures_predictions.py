@@ -195,7 +195,8 @@ def test_sheet_needs_no_matplotlib_and_confusion_names_it(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--count", "0"], "--count is 0 but must be 1 or more"),
+        (["--count", "0"], "--count is 0 but must be 1 to 5000"),
+        (["--count", "5001"], "--count is 5001 but must be 1 to 5000"),
         (["--sheet", "x.gif"], "--sheet is x.gif but must end in .png, .jpg, .jpeg"),
         (["--confusion", "x.jpg"], "--confusion x.jpg must end in .png, .pdf or .svg"),
         (["--confusion", ROOT / "LICENSE/x.png"], f"{ROOT}/LICENSE/x.png: cannot be written: "),

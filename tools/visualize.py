@@ -33,6 +33,7 @@ if __name__ == "__main__":
         picture = importlib.import_module(f"pictures.{sys.argv[1]}")
         if getattr(picture, "READS_CONFIG", True):
             run(picture.main, picture.parser(), sys.argv[2:], split_words=getattr(picture, "split_words", None))
-        exit_with(lambda: picture.parser().parse_args(sys.argv[2:]), picture.main)
+        else:
+            exit_with(lambda: picture.parser().parse_args(sys.argv[2:]), picture.main)
     else:
         run(main, parser(), split_words=first_word("picture", PICTURES))

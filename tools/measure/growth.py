@@ -8,12 +8,12 @@ import math
 from config import with_keys
 from engine.logger import log, progress_bar
 from errors import UserError
+from figures import check_suffix, require_matplotlib
 from measure.counts import count
 from measure.infer import eager
 from measure.plot import draw
 from measure.rounds import spread, table
 from measure.sweep import TOKEN_MODULE, Member, matmul_limits, measure_together, some_pictures
-from pictures.figures import check_suffix, require_matplotlib
 
 IMAGE_SIZES = (224, 288, 384, 448, 512)
 BATCH_SIZES = (1, 2, 4, 8, 16)

@@ -1,7 +1,7 @@
 """The picture of how cost grows."""
 
+from figures import figure_to
 from measure.sweep import TOKEN_MODULE
-from pictures.figures import figure_to
 
 STYLES = {"model": "-", TOKEN_MODULE: "--"}
 

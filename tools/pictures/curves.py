@@ -20,8 +20,8 @@ def main(args):
     import json
 
     from errors import UserError
+    from figures import check_suffix, figure_to, require_matplotlib
     from files import check_writable, shown, write_text
-    from pictures.figures import check_suffix, figure_to, require_matplotlib
     from pictures.run_logs import read_runs
 
     check_suffix(args.sheet, "--sheet")
@@ -98,7 +98,7 @@ def draw(figure, places, runs, panels):
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    from pictures.figures import plain
+    from figures import plain
 
     colours = run_colours(len(runs))
     for axes, (title, (scale, lines)) in zip(places, panels.items()):
@@ -118,7 +118,8 @@ def draw(figure, places, runs, panels):
     for axes in places[len(panels) :]:
         axes.set_visible(False)
     names = [Line2D([], [], color=colour, label=plain(run.name)) for run, colour in zip(runs, colours)]
-    figure.legend(handles=names, loc="outside upper center", ncols=min(len(runs), 4))
+    fitting = int(10 * figure.get_figwidth()) // (6 + max(len(run.name) for run in runs))  # ten letters to an inch
+    figure.legend(handles=names, loc="outside upper center", ncols=max(1, min(len(runs), fitting)))
 
 
 def run_colours(count):

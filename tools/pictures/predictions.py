@@ -9,6 +9,7 @@ from pictures.sheet import COLUMNS, FAINT, TILE, blank, check_sheet, heading, le
 from val import add_evaluation_options, open_model
 
 ORDERS = {"worst": "the largest loss first", "best": "the smallest loss first", "random": "drawn from SEED"}
+MOST = 5000  # images on a sheet, 425 MB in memory
 RIGHT, WRONG = (0, 120, 60), (190, 30, 30)
 LARGEST_MATRIX = 30  # classes; of more, the most confused pairs are drawn
 PAIRS = 30
@@ -68,11 +69,11 @@ def parser():
 def check_options(args):
     """Raise UserError for an option that would fail after the evaluation."""
     from errors import UserError
+    from figures import check_suffix, require_matplotlib
     from files import check_writable
-    from pictures.figures import check_suffix, require_matplotlib
 
-    if args.count < 1:
-        raise UserError(f"--count is {args.count} but must be 1 or more")
+    if not 1 <= args.count <= MOST:
+        raise UserError(f"--count is {args.count} but must be 1 to {MOST}")
     check_sheet(args.sheet)
     if args.confusion:
         check_suffix(args.confusion, "--confusion")
@@ -196,10 +197,10 @@ def image_strip(outcomes, split, classes, cfg, row):
 
 
 def draw_confusion(labels, predicted, names, title, path):
-    from pictures.figures import figure_to, plain
+    from figures import figure_to, plain
 
-    short = [plain(short_name(name)) for name in names]
-    short = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..." for name in short]
+    short = [short_name(name) for name in names]
+    short = [plain(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}...") for name in short]
     if len(names) <= LARGEST_MATRIX:
         side = 2.5 + 0.5 * len(names)
         with figure_to(path, (max(side + 1, 6.5), side)) as figure:
