@@ -113,6 +113,21 @@ def test_log_of_t2t_paddle(tmp_path):
     }  # fmt: skip
 
 
+def test_starts_of_t2t_paddle_go_on_behind_each_other(tmp_path):
+    """Each counts from 0: one with 3 epochs and the beginning of a fourth, one with a single epoch, one with two."""
+    step = "Epoch [{}/200], Step [100/2500], Loss: 1.0000, read_time: 0.1, train_time: 0.1, lr: 0.0001\n"
+    end = "Epoch [{}/200], avg_Loss: {}, avg_acc: 0.5\n"
+    again = step.format(0) + end.format(0, 0.9) + "ImageNet val acc is:0.7100\n"
+    again += step.format(0) + end.format(0, 0.8) + step.format(1) + end.format(1, 0.7)
+    log = T2T_PADDLE + "Epoch [3/200], Step [100/2500], Loss: 1.0000, lr: 0.9\n" + again
+    rows = read_run(written(tmp_path / "trainer-0.log", log)).rows
+    assert [row["train_loss"] for row in rows.values()] == [6.4, 1.1, None, 0.9, 0.8, 0.7] and list(rows) == [
+        *range(1, 7)
+    ]
+    assert [row.get("val_top1") for row in rows.values()] == [None, 0.7165, 0.7156, 0.71, None, None]
+    assert rows[4]["lr"] == rows[6]["lr"] == 0.0001
+
+
 def test_log_of_paddle_pit(tmp_path):
     expected = {
         75: {"lr": 0.000854, "train_loss": 4.2387, "train_acc": 0.281, "images_per_second": 1250 * 1024 / 1600},

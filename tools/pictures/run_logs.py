@@ -152,6 +152,9 @@ class _Log:
     ... read_time: 0.01, train_time: 0.2, lr: 0.001`, after it `ImageNet val acc is:0.1`, here perhaps with ` (EMA)`.
     paddle_pit: `Now training epoch 1. LR=0.001`, `Epoch[001/310], Step[0000/1251], ...`, `Epoch[001/310], Train Loss:
     6.9, Train Acc: 0.01, time: 1500.0`, `Epoch[001/310], Validation Loss: 6.5, Validation Acc@1: ...`.
+
+    T2T_paddle counts from 0 at each start, also where it goes on from saved weights and appends to the log, as in its
+    published ones: then the epochs of `rows` go on behind the last that was finished.
     """
 
     NAMES = {
@@ -167,25 +170,29 @@ class _Log:
 
     def __init__(self):
         self.rows = {}
-        self.epoch = None
+        self.printed = self.epoch = None  # the epoch as the log has it, and as the key of its row
+        self.before = 0  # epochs of earlier starts
         self.settings = {}
 
     def read(self, line):
         if match := self.SETTING.search(line):
             self.settings[match[1] or match[2] or match[3]] = int(match[4])
         elif match := self.RATE.search(line):
-            self._enter(int(match[1]))["lr"] = _finite(float(match[2]))
+            self._enter(int(match[1]), begins=True)["lr"] = _finite(float(match[2]))
         elif match := self.EPOCH.search(line):
-            self._read_epoch(self._enter(int(match[1])), line)
+            self._read_epoch(self._enter(int(match[1]), begins=bool(self.STEP.search(line))), line)
         elif (match := self.VALIDATION.search(line)) and self.epoch is not None:
             self.rows[self.epoch]["val_ema_top1" if match[2] else "val_top1"] = _finite(float(match[1]))
 
-    def _enter(self, epoch):
-        """The epoch's row, empty if it begins here, or again."""
-        if epoch != self.epoch:
-            self.epoch, self.rows[epoch] = epoch, {}
+    def _enter(self, printed, begins):
+        """The epoch's row, empty if it begins here: `begins` says that the line cannot be of one that is finished."""
+        if printed != self.printed or (begins and "train_loss" in self.rows[self.epoch]):
+            if printed == 0:
+                self.before = 1 + max((epoch for epoch, row in self.rows.items() if "train_loss" in row), default=-1)
+            self.printed, self.epoch = printed, self.before + printed
+            self.rows[self.epoch] = {}
             self.step, self.steps, self.images, self.seconds = 0, 0, 0.0, 0.0
-        return self.rows[epoch]
+        return self.rows[self.epoch]
 
     def _read_epoch(self, row, line):
         fields = {key: float(number) for key, number in self.FIELD.findall(line)}
@@ -205,13 +212,10 @@ class _Log:
             return
         if step <= self.step:  # the epoch was begun again
             self.step, self.images, self.seconds = 0, 0.0, 0.0
-        seconds = (step - self.step) * (fields["read_time"] + fields["train_time"])
-        per_epoch = self.settings.get("train list len", 0)
-        images = (
-            fields["images/s"] * seconds
-            if "images/s" in fields
-            else (step - self.step) * per_epoch / max(1, self.steps)
-        )
+        steps = step - self.step
+        seconds = steps * (fields["read_time"] + fields["train_time"])
+        per_step = self.settings.get("train list len", 0) / max(1, self.steps)
+        images = fields["images/s"] * seconds if "images/s" in fields else steps * per_step
         self.step, self.images, self.seconds = step, self.images + images, self.seconds + seconds
 
 
