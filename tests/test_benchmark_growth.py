@@ -83,7 +83,7 @@ def test_mistakes_are_one_line(words, message):
 
 def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch):
     from errors import UserError
-    from measure.plot import require_matplotlib
+    from figures import require_matplotlib
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="pip install matplotlib"):

@@ -14,18 +14,16 @@ def main(args, cfg):
     parallel.setup(cfg)
     setup_logging(main=parallel.is_main())
     with Lifeline():
-        model, weights, cfg, split = open_model(args, cfg)
+        model, weights, cfg, _, split = open_model(args, cfg)
         loader = EvalLoader(split, cfg, parallel.rank(), parallel.world_size())
         log.info("%s with %s on %d images of %s", cfg.MODEL.NAME, shown(weights), len(split), shown(split.source))
         scores = evaluate(model, loader, cfg, cfg.VAL.LOG_EVERY)
-        log.info(
-            "images: %d, loss: %.4f, top-1: %.4f, top-5: %.4f", scores.num_images, scores.loss, scores.top1, scores.top5
-        )
+        log.info(scores.line())
         log.info("%s final val acc is:%.4f", cfg.DATA.NAME, scores.top1)
 
 
 def open_model(args, cfg):
-    """(model or what stands for it, its file, the config that fits it, the split to evaluate on)."""
+    """(model or what stands for it, its file, the config that fits it, the classes and the split to evaluate on)."""
     from config import with_classes
     from data.dataset import ClassList, load_data
     from engine.build import build_trained_model, first_difference, first_other_class
@@ -47,11 +45,17 @@ def open_model(args, cfg):
         other = first_difference(classes, ClassList(metadata.folders, metadata.classes, str(path)))
     if other:
         log.warning("warning: %s", other)
-    return model, path, cfg, splits[args.split]
+    return model, path, cfg, classes, splits[args.split]
 
 
 def parser():
     parser = common_parser("Evaluate a model: top-1, top-5 and loss.", batch_size_key="VAL.BATCH_SIZE")
+    add_evaluation_options(parser)
+    return parser
+
+
+def add_evaluation_options(parser):
+    """The options that `open_model` reads besides the common ones."""
     add_engine_option(parser)
     parser.add_argument(
         "--split",
@@ -59,7 +63,6 @@ def parser():
         default="val",
         help="images to evaluate on; train: the training images under the evaluation transform",
     )
-    return parser
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ PICTURE is one of `PICTURES`; `visualize.py PICTURE --help` tells what it takes.
 import importlib
 import sys
 
-from cli import common_parser, first_word, run
+from cli import common_parser, exit_with, first_word, run
 
 PICTURES = {
     "augment": "what training sees of images",
     "attention": "where a model looks",
     "features": "what the layers of a model make of images",
+    "curves": "training runs by epoch",
+    "predictions": "images with what a model takes them for, and which classes it confuses",
 }
 
 
@@ -31,6 +33,9 @@ def parser():
 if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] in PICTURES:
         picture = importlib.import_module(f"pictures.{sys.argv[1]}")
-        run(picture.main, picture.parser(), sys.argv[2:], split_words=getattr(picture, "split_words", None))
+        if getattr(picture, "READS_CONFIG", True):
+            run(picture.main, picture.parser(), sys.argv[2:], split_words=getattr(picture, "split_words", None))
+        else:
+            exit_with(lambda: picture.parser().parse_args(sys.argv[2:]), picture.main)
     else:
         run(main, parser(), split_words=first_word("picture", PICTURES))

@@ -21,6 +21,10 @@ class Scores:
     top5: float
     num_images: int
 
+    def line(self):
+        """What is printed of them."""
+        return f"images: {self.num_images}, loss: {self.loss:.4f}, top-1: {self.top1:.4f}, top-5: {self.top5:.4f}"
+
 
 class PredictorModel:
     """A `predictors.Predictor` in the place of a model: tensors in and out."""
@@ -38,7 +42,7 @@ class PredictorModel:
 
 
 @paddle.no_grad()
-def evaluate(model, loader, cfg, log_every=None, must_stop=None):
+def evaluate(model, loader, cfg, log_every=None, must_stop=None, each_batch=None):
     """Evaluate `model` on every image of `loader` exactly once; top-5 means top-K where there are K < 5 classes.
 
     Args:
@@ -47,11 +51,12 @@ def evaluate(model, loader, cfg, log_every=None, must_stop=None):
         cfg: config.
         log_every: batches between two printed lines; None for none.
         must_stop: asked before each batch; if it says True, the result is None.
+        each_batch: called with the logits (B, K), float32, and labels (B,) of each batch.
     """
     was_training = model.training
     model.eval()
     try:
-        totals = _totals(inference(model, cfg), loader, Normalize(cfg), log_every, must_stop)
+        totals = _totals(inference(model, cfg), loader, Normalize(cfg), log_every, must_stop, each_batch)
     finally:
         if was_training:
             model.train()
@@ -61,7 +66,7 @@ def evaluate(model, loader, cfg, log_every=None, must_stop=None):
     return Scores(loss / count, top1 / count, top5 / count, int(count))
 
 
-def _totals(logits, loader, normalize, log_every, must_stop):
+def _totals(predict, loader, normalize, log_every, must_stop, each_batch):
     """Sums over this process's images: loss, correct at 1, correct at 5, images; None if it must stop."""
     totals = paddle.zeros([4], dtype="float64")
     read_time, start = 0.0, time.perf_counter()
@@ -69,7 +74,10 @@ def _totals(logits, loader, normalize, log_every, must_stop):
         if must_stop and must_stop():
             return None
         read_time += time.perf_counter() - start
-        totals += _batch_totals(logits(normalize(images)), labels)
+        logits = predict(normalize(images)).astype("float32")
+        totals += _batch_totals(logits, labels)
+        if each_batch:
+            each_batch(logits, labels)
         if log_every and (step % log_every == 0 or step == len(loader)):
             _, top1, _, count = totals.tolist()
             log.info("Step [%d/%d], acc: %.4f, read_time: %.4f", step, len(loader), top1 / count, read_time)
@@ -78,10 +86,13 @@ def _totals(logits, loader, normalize, log_every, must_stop):
     return totals
 
 
+def likeliest(logits):
+    """The 5 likeliest classes (B, 5) of logits (B, K), of K < 5 classes all."""
+    return paddle.topk(logits, k=min(5, logits.shape[1]), axis=-1)[1]
+
+
 def _batch_totals(logits, labels):
-    logits = logits.astype("float32")
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    _, best = paddle.topk(logits, k=min(5, logits.shape[1]), axis=-1)  # (B, 5)
-    correct = (best == labels.unsqueeze(1)).astype("float64")  # (B, 5)
+    correct = (likeliest(logits) == labels.unsqueeze(1)).astype("float64")  # (B, 5)
     count = paddle.full([], labels.shape[0], dtype="float64")
     return paddle.stack([loss.astype("float64"), correct[:, 0].sum(), correct.sum(), count])

@@ -8,9 +8,10 @@ import math
 from config import with_keys
 from engine.logger import log, progress_bar
 from errors import UserError
+from figures import check_suffix, require_matplotlib
 from measure.counts import count
 from measure.infer import eager
-from measure.plot import check_suffix, draw, require_matplotlib
+from measure.plot import draw
 from measure.rounds import spread, table
 from measure.sweep import TOKEN_MODULE, Member, matmul_limits, measure_together, some_pictures
 
@@ -28,7 +29,7 @@ def benchmark_growth(args, cfgs):
     for cfg in cfgs:
         if not count(cfg)["token_module_gmacs"]:
             raise UserError(f"MODEL.NAME {cfg.MODEL.NAME}: growth is for the T2T module, which a PiT has not")
-    check_suffix(args.plot)
+    check_suffix(args.plot, "--plot")
     require_matplotlib()
     most = args.threads[-1:]
     sweeps = {

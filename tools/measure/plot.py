@@ -1,33 +1,18 @@
 """The picture of how cost grows."""
 
-from pathlib import Path
-
-from errors import UserError
-from files import atomic_path
+from figures import figure_to
 from measure.sweep import TOKEN_MODULE
 
-SUFFIXES = (".png", ".pdf", ".svg")
 STYLES = {"model": "-", TOKEN_MODULE: "--"}
-
-
-def check_suffix(path):
-    """Raise UserError unless a picture can have this name."""
-    if Path(path).suffix not in SUFFIXES:
-        raise UserError(f"--plot {path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-
-
-def require_matplotlib():
-    """matplotlib's Figure class; UserError if it is not installed."""
-    try:
-        from matplotlib.figure import Figure  # without pyplot, which would look for a screen
-    except ImportError:
-        raise UserError("the plot is drawn by matplotlib, which is not installed: pip install matplotlib") from None
-    return Figure
 
 
 def draw(rows, exponents, path):
     """Draw the rows of `growth.benchmark_growth` into a file, complete or not at all."""
-    figure = require_matplotlib()(figsize=(13, 4.2), layout="constrained")
+    with figure_to(path, (13, 4.2)) as figure:
+        _fill(figure, rows, exponents)
+
+
+def _fill(figure, rows, exponents):
     tokens, batches, threads = figure.subplots(1, 3)
     colours = {model: f"C{place}" for place, model in enumerate(dict.fromkeys(row["model"] for row in rows["threads"]))}
     for (model, part), line in _lines(rows["image_size"], "part").items():
@@ -52,8 +37,6 @@ def draw(rows, exponents, path):
     for axes in (tokens, batches, threads):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=120)
 
 
 def _lines(rows, key):

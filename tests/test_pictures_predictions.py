@@ -1,0 +1,218 @@
+"""Predictions: the sheet shows the images it should, by losses computed otherwise; the confusion is counted by hand."""
+
+import json
+import math
+import re
+import sys
+from collections import Counter
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT, few_digits, tool
+from PIL import Image
+
+import cli
+from config import load_config, with_classes
+from data.dataset import load_data
+from data.images import load_image
+from data.transforms import EvalTransform
+from engine.build import build_trained_model
+from pictures import predictions
+from pictures.sheet import COLUMNS, GAP, MARGIN, SHADE, TILE
+
+CONFIG = ROOT / "configs/lit_data.yaml"
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+TOP, ROW = MARGIN + 78, TILE + 72
+
+
+def started(*words):
+    """Status of the command, run within this process."""
+    argv = ["--config", str(CONFIG), *map(str, words)]
+    with pytest.raises(SystemExit) as end:
+        cli.run(predictions.main, predictions.parser(), argv)
+    return end.value.code
+
+
+def result(folder, *words):
+    """(pixels of the sheet, what --json wrote)"""
+    assert started(*words, "--sheet", folder / "sheet.png", "--json", folder / "results.json") == 0
+    return pixels_of(folder), json.loads((folder / "results.json").read_text())
+
+
+def pixels_of(folder):
+    return np.asarray(Image.open(folder / "sheet.png"))
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """(output lines, pixels of the sheet, what --json wrote, confusion) of the shipped model on all digits of val/."""
+    folder = tmp_path_factory.mktemp("predictions")
+    pytest.importorskip("matplotlib")
+    files = [folder / name for name in ("sheet.png", "confusion.svg", "results.json")]
+    words = zip(("--sheet", "--confusion", "--json"), files)
+    done = tool("visualize", "predictions", "--count", 18, *(word for pair in words for word in pair))
+    lines = done.stdout.splitlines()
+    assert done.stderr == "" and lines[2:] == [f"{file} written" for file in files]
+    return lines, pixels_of(folder), json.loads(files[2].read_text()), files[1].read_text()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """(paths, labels, probabilities (N, K)) of the digits, computed image by image in float64 after the model."""
+    cfg = load_config(CONFIG, [])
+    classes, splits = load_data(cfg, ["val"])
+    cfg = with_classes(cfg, len(classes))
+    model, _ = build_trained_model(cfg, None)
+    transform, split = EvalTransform(cfg), splits["val"]
+    pixels = np.stack([transform(load_image(path, cfg.DATA.CHANNELS)) for path in split.paths]).astype(np.float32)
+    images = (pixels / 255 - np.float32(cfg.DATA.MEAN)) / np.float32(cfg.DATA.STD)
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(images.transpose(0, 3, 1, 2))).numpy().astype(np.float64)
+    exponentials = np.exp(logits)
+    return list(split.paths), split.labels, exponentials / exponentials.sum(1, keepdims=True)
+
+
+def tiles(sheet, count):
+    """Pixels of the sheet's first tiles."""
+    places = [(TOP + i // COLUMNS * ROW, MARGIN + i % COLUMNS * (TILE + GAP)) for i in range(count)]
+    return [sheet[top : top + TILE, left : left + TILE] for top, left in places]
+
+
+def enlarged(path):
+    """A digit of 8x8 pixels as a tile shows it."""
+    return np.asarray(Image.open(path).convert("RGB")).repeat(TILE // 8, 0).repeat(TILE // 8, 1)
+
+
+def test_scores_are_those_of_val(shipped):
+    lines, _, told, confusion = shipped
+    printed = tool("val").stdout.splitlines()
+    assert lines[1] == printed[-2]
+    top1, top5 = re.search(r"top-1: (\S+), top-5: (\S+)", printed[-2]).groups()
+    assert f"lit_data: top-1 {top1}, top-5 {top5} of 360 images" in confusion
+    results = told["results"]
+    assert told["num_images"] == len(results) == 360
+    assert told["top1"] == sum(row["label"] == row["predicted"] for row in results) / 360
+    assert told["loss"] == pytest.approx(sum(row["loss"] for row in results) / 360, rel=1e-5)
+
+
+def test_every_image_has_its_loss_and_probability(shipped, expected):
+    paths, labels, probabilities = expected
+    for row, path, label, mine in zip(shipped[2]["results"], paths, labels, probabilities):
+        assert row["path"] == path or ROOT / row["path"] == ROOT / path
+        assert (row["label"], row["predicted"]) == (label, mine.argmax())
+        assert row["probability"] == pytest.approx(mine.max(), abs=1e-5)
+        assert row["loss"] == pytest.approx(-math.log(mine[label]), abs=1e-4)
+        assert row["name"] == NAMES[label]
+
+
+def test_sheet_shows_the_worst_first(shipped, expected):
+    paths, labels, probabilities = expected
+    losses = -np.log(probabilities[np.arange(len(labels)), labels])
+    worst = np.argsort(-losses, kind="stable")[:18]
+    assert len(set(losses[worst].round(4))) == 18, "the order is not certain"
+    sheet = shipped[1]
+    assert sheet.shape[0] == TOP + 2 * ROW + MARGIN
+    for tile, index in zip(tiles(sheet, 18), worst):
+        assert (tile == enlarged(paths[index])).all()
+    red = np.abs(sheet.astype(int) - predictions.WRONG).max(-1) < 30
+    wrong = [red[TOP + TILE : TOP + ROW, MARGIN + i * (TILE + GAP) :][:, :TILE].any() for i in range(COLUMNS)]
+    assert wrong == [bool(probabilities[index].argmax() != labels[index]) for index in worst[:COLUMNS]]
+    assert any(wrong) and not all(wrong)
+
+
+def test_confusion_is_counted_by_hand(shipped):
+    counts = Counter((row["label"], row["predicted"]) for row in shipped[2]["results"])
+    labels, predicted = (np.array([row[key] for row in shipped[2]["results"]]) for key in ("label", "predicted"))
+    matrix = predictions.confusion_matrix(labels, predicted, 10)
+    assert {(i, j): n for i, row in enumerate(matrix.tolist()) for j, n in enumerate(row) if n} == counts
+    drawn = Counter(re.findall(r"<!-- (\d+) -->", shipped[3]))
+    assert drawn == Counter(str(count) for count in counts.values())
+    pairs = predictions.confused_pairs(labels, predicted, 10)
+    expected = {pair: n for pair, n in counts.items() if pair[0] != pair[1]}
+    assert {(true, other): n for true, other, n, _ in pairs} == expected
+    for true, _, n, share in pairs:
+        assert share == n / sum(count for (label, _), count in counts.items() if label == true)
+
+
+def test_pairs_of_many_classes():
+    labels, predicted = np.array([40, 40, 40, 7, 7, 0, 0, 39]), np.array([39, 39, 40, 8, 9, 1, 1, 40])
+    assert predictions.confused_pairs(labels, predicted, 41) == [
+        (0, 1, 2, 1), (40, 39, 2, 2 / 3), (7, 8, 1, 0.5), (7, 9, 1, 0.5), (39, 40, 1, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("num_classes, texts", [(30, {"c2", "5"}), (31, {"c2 → c3", " 100%"})])
+def test_confusion_of_few_and_many_classes(tmp_path, num_classes, texts):
+    pytest.importorskip("matplotlib")
+    labels = np.full(5, 2)
+    names = [f"c{i}, alias" for i in range(num_classes)]
+    predictions.draw_confusion(labels, labels + 1, names, "two $x$", tmp_path / "x.svg")
+    drawn = set(re.findall(r"<!-- (.*) -->", (tmp_path / "x.svg").read_text()))
+    assert texts | {"two $x$"} <= drawn
+    predictions.draw_confusion(labels, labels, names, "none", tmp_path / "none.svg")
+    nothing = "no image is taken for another class" in (tmp_path / "none.svg").read_text()
+    assert nothing == (num_classes > predictions.LARGEST_MATRIX)
+
+
+def test_orders():
+    outcomes = predictions.Outcomes()
+    logits = paddle.to_tensor([[2.0, 1.0], [1.0, 9.0], [float("nan"), 0.0], [5.0, 5.0]])
+    outcomes.add(logits[:3], paddle.to_tensor([0, 0, 1]))
+    outcomes.add(logits[3:], paddle.to_tensor([0]))
+    outcomes.join()
+    assert outcomes.loss[[0, 1, 3]] == pytest.approx([math.log(1 + math.exp(-1)), 8.000335, math.log(2)])
+    assert outcomes.order("worst", 1).tolist() == [2, 1, 3, 0]
+    assert outcomes.order("best", 1).tolist() == [0, 3, 1, 2]
+    drawn = {tuple(outcomes.order("random", seed).tolist()) for seed in range(9)}
+    assert len(drawn) > 3 and all(sorted(order) == [0, 1, 2, 3] for order in drawn)
+
+
+def test_order_split_and_fewer_images_than_asked_for(tmp_path):
+    few = few_digits(tmp_path, count=2)
+    best, told = result(tmp_path, "--order", "best", *few)
+    results = told["results"]
+    assert len(results) == told["num_images"] == 20
+    order = sorted(range(20), key=lambda i: results[i]["loss"])
+    for tile, index in zip(tiles(best, 20), order):
+        assert (tile == enlarged(ROOT / results[index]["path"])).all()
+    assert (best[TOP + ROW : TOP + ROW + TILE, MARGIN + 4 * (TILE + GAP) :] == 255).all()
+    drawn, told = result(tmp_path, "--order", "random", "--split", "train", "--count", 3, *few)
+    assert "/train/" in told["results"][0]["path"] and drawn.shape[0] == TOP + ROW + MARGIN
+    assert (tiles(drawn, 1)[0] != SHADE).any()
+
+
+def test_sheet_needs_no_matplotlib_and_confusion_names_it(tmp_path, monkeypatch, capsys):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result(tmp_path, *few_digits(tmp_path, count=1))
+    capsys.readouterr()
+    assert started("--confusion", tmp_path / "x.png") == 1
+    message = "error: the plot is drawn by matplotlib, which is not installed: pip install matplotlib\n"
+    assert capsys.readouterr() == ("", message)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--count", "0"], "--count is 0 but must be 1 to 5000"),
+        (["--count", "5001"], "--count is 5001 but must be 1 to 5000"),
+        (["--sheet", "x.gif"], "--sheet is x.gif but must end in .png, .jpg, .jpeg"),
+        (["--confusion", "x.jpg"], "--confusion x.jpg must end in .png, .pdf or .svg"),
+        (["--confusion", ROOT / "LICENSE/x.png"], f"{ROOT}/LICENSE/x.png: cannot be written: "),
+        (["--json", ROOT / "lit_data"], f"{ROOT}/lit_data: is a folder"),
+        (["--data-path", "/absent"], "data folder /absent not found"),
+        (["--pretrained", "/absent.pdparams"], "weights /absent.pdparams not found"),
+        (["--engine", "onnxruntime", "--output", "/absent"], "no /absent/lit_data/export/lit_data.onnx for --engine"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, tmp_path, capsys):
+    assert started("--sheet", tmp_path / "x.png", *words) == 1
+    out, line = capsys.readouterr()
+    assert out == "" and line.count("\n") == 1 and line.startswith(f"error: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_order_is_a_usage_error(capsys):
+    assert started("--order", "first") == 2
+    assert "invalid choice: 'first'" in capsys.readouterr().err
