@@ -115,8 +115,9 @@ def number(variable, default):
 
 def this_command(args):
     """The command line of this job, with the variables that it was given."""
-    names = [name for name in ("GPUS", *VARIABLES) if os.environ.get(name) and name != "JOB_STARTED"]
-    given = [f"{name}={shlex.quote(os.environ[name])}" for name in names]
+    names = ["NNODES", "MASTER", "NODE_RANK", "GPUS", *VARIABLES]
+    names.remove("JOB_STARTED")
+    given = [f"{name}={shlex.quote(os.environ[name])}" for name in names if os.environ.get(name)]
     return " ".join([*given, shlex.join(["bash", "scripts/aistudio.sh", *args.words])])
 
 
@@ -182,8 +183,8 @@ def mounted_files(place):
 def pick_cards(cfg):
     """Numbers of the cards to train on, "0,1,2,3"; "" without any, or where DEVICE names one."""
     named = os.environ.get("GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named:
-        return named
+    if named is not None:
+        return "" if named == "-1" else named
     if cfg.DEVICE or not shutil.which("nvidia-smi"):
         return ""
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
@@ -283,16 +284,12 @@ def parser():
 
 
 def parse():
-    words = sys.argv[1:]
-    command = parser()
-    if words and words[0].endswith((".yaml", ".yml")):
-        args = command.parse_intermixed_args(["--config", *words])
-    else:
-        args = command.parse_intermixed_args(words)
-        words = words if args.config else [DEFAULT_CONFIG, *words]
-        args.config = args.config or DEFAULT_CONFIG
-    args.words = words
+    words, command = sys.argv[1:], parser()
+    is_config_first = bool(words) and words[0].endswith((".yaml", ".yml"))
+    args = command.parse_intermixed_args(["--config", *words] if is_config_first else words)
     check_pairs(command, args)
+    args.words = words if args.config else [DEFAULT_CONFIG, *words]
+    args.config = args.config or DEFAULT_CONFIG
     return args
 
 
