@@ -297,15 +297,17 @@ def test_place_of_the_best_model_is_tried_first(folders, monkeypatch):
         decided(monkeypatch)
 
 
-def test_list_of_the_validation_classes_is_passed_on(folders, monkeypatch):
+def test_unpacking_is_given_the_validation_classes_and_no_cards(folders, monkeypatch):
     calls = []
-    monkeypatch.setattr(aistudio_job, "run_script", lambda _name, words: calls.append(words))
+    monkeypatch.setattr(aistudio_job, "run_script", lambda _name, words, env: calls.append([*words, "GPUS" in env]))
+    monkeypatch.setenv("GPUS", "0,1")
     archives = [folders / "mounts/data79807/ILSVRC2012_w.tar"]
     (archives[0].parent / "val_list.txt").touch()
     aistudio_job.unpack(archives, aistudio_job.here())
     monkeypatch.setenv("JOB_VAL_LIST", "named.txt")
     aistudio_job.unpack(archives, aistudio_job.here())
-    assert [words[-1] for words in calls] == [str(archives[0].parent / "val_list.txt"), "named.txt"]
+    lists = [str(archives[0].parent / "val_list.txt"), "named.txt"]
+    assert [words[-3:] for words in calls] == [["--val-list", name, False] for name in lists]
 
 
 def test_help_names_every_variable(folders):

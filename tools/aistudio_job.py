@@ -130,7 +130,8 @@ def unpack(archives, place):
     beside = [path.with_name("val_list.txt") for path in archives]
     if val_list := os.environ.get("JOB_VAL_LIST") or next(filter(Path.is_file, beside), None):
         words += ["--val-list", str(val_list)]
-    status = run_script("unpack", words)
+    alone = {name: value for name, value in os.environ.items() if name not in ("GPUS", "NNODES")}
+    status = run_script("unpack", words, alone)  # in one process
     if status:
         sys.exit(status)  # it has told why
 
