@@ -5,7 +5,8 @@
 # Several GPUs: GPUS=0,1,2,3 bash scripts/train.sh configs/t2t_vit_7.yaml --data-path /path/to/imagenet
 # Several machines, on each: NNODES=2 MASTER=10.0.0.1:8090 NODE_RANK=0 GPUS=0,1,2,3 bash scripts/train.sh ...
 set -euo pipefail
-T2T_COMMAND="${NNODES:+NNODES=$NNODES MASTER=${MASTER:-} NODE_RANK=${NODE_RANK:-} }${GPUS:+GPUS=$GPUS }bash $0${*:+$(printf ' %q' "$@")}"
+[[ -n ${T2T_COMMAND:-} ]] || # scripts/aistudio.sh has set its own
+  T2T_COMMAND="${NNODES:+NNODES=$NNODES MASTER=${MASTER:-} NODE_RANK=${NODE_RANK:-} }${GPUS:+GPUS=$GPUS }bash $0${*:+$(printf ' %q' "$@")}"
 export T2T_COMMAND # what tools/train.py names to continue with
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 t2t_tool train "$@"

@@ -113,6 +113,12 @@ def with_little_to_measure(line, place):
     return line if kind == "model" else f"{line} --rounds 1 --threads 1 --batch-sizes 2 DATA.IMAGE_SIZE 32"
 
 
+def as_small_job(line, place):
+    """A job of scripts/aistudio.sh that finds the archives of `place` mounted, and keeps everything there."""
+    folders = f"JOB_MOUNTS={place} JOB_DATA={place}/fast JOB_BEST={place}/best"
+    return f"{folders} {line} --output {place}/output {TINY} --batch-size 4 TRAIN.ACCUM_STEPS 1"
+
+
 @pytest.mark.parametrize("line", commands())
 def test_command_runs(line, place):
     if "convert.py" in line:
@@ -126,13 +132,15 @@ def test_command_runs(line, place):
         pytest.importorskip("matplotlib", reason="the command draws")
     line = line.replace("output/figures/", f"{place}/").replace("$SAMPLE", "/path/to/imagenet").replace("$PWD/", "")
     line = re.sub(r"output/(memorise|finetune)/", rf"{place}/output/\1/", line)
-    line = re.sub(r"/path/to/(\S+)", rf"{place}/\1", line)
+    line = line.replace("/path/to/", f"{place}/")
     files = "picture.png|photo.jpg|predictions.json|speed.json|few.txt|t2t_vit_7_official.pdparams"
     line = re.sub(rf"\b({files})", rf"{place}/\1", line)
     line = re.sub(r"^(NNODES=\S+ MASTER=\S+ NODE_RANK=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
     line += f" --sheet {place}/augment.png" if "visualize.py" in line else ""
     line = with_little_to_measure(line, place) if "benchmark.py" in line else line
-    if not re.search(r"convert.py|benchmark.py [^d]", line) and ("imagenet" in line or "t2t_vit" in line):
+    if "aistudio.sh" in line:
+        line = as_small_job(line, place)
+    elif not re.search(r"convert.py|benchmark.py [^d]", line) and ("imagenet" in line or "t2t_vit" in line):
         tiny = TINY if "train" in line.split()[1] else "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0"
         line += f" --output {place}/output {tiny}" if "memorise/" not in line else ""
     elif re.search(r"\btrain\.(sh|py)", line):

@@ -112,8 +112,7 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
 
         if split_words:
             args.words, args.opts = split_words(args.opts)
-        if len(args.opts) % 2:
-            parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
+        check_pairs(parser, args)
         path = _config_path(args)
         cfg = load_config(path, overrides(args))
         args.weights_named = bool(_named_on_command_line(args))
@@ -123,6 +122,12 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
         return main(args, cfg)
 
     exit_with(lambda: parser.parse_intermixed_args(argv), work)
+
+
+def check_pairs(parser, args):
+    """Exit with status 2 if the last KEY has no VALUE."""
+    if len(args.opts) % 2:
+        parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
 
 
 def exit_with(parse, work):

@@ -149,7 +149,7 @@ def load_config(path, overrides=()):
 
     Raises UserError naming the file and key: missing or broken file, unknown key, wrong type, impossible value.
     """
-    path = _find(path)
+    path = find_config(path)
     cfg = _C.clone()
     try:
         leaves = list(_leaves(_read_yaml(path)))
@@ -198,7 +198,8 @@ def default_config():
     return cfg
 
 
-def _find(path):
+def find_config(path):
+    """The config file that a path means: in the current folder, or else in the repository. UserError if none is."""
     candidates = [Path(path), ROOT / path]
     for candidate in candidates:
         if candidate.is_file():

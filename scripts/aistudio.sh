@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Train on Baidu AI Studio: bash scripts/aistudio.sh [configs/X.yaml] [options of tools/train.py]
+# Unpacks the mounted ImageNet (data set 79807, or 114241 and 114746) to the local disk, trains t2t_vit_7, or the model of
+# the config, on all cards for 71 hours at most, and copies the best model where the platform keeps it. The same command
+# goes on where a job was cut. Elsewhere: JOB_MOUNTS=/path/to/tars JOB_DATA=/fast/disk JOB_BEST=/kept bash scripts/aistudio.sh
+# --help tells all options and variables.
+set -euo pipefail
+export JOB_STARTED="${JOB_STARTED:-$(date +%s)}"
+source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+exec python "$T2T_ROOT/tools/aistudio_job.py" "$@"

@@ -1,0 +1,387 @@
+"""scripts/aistudio.sh on tiny archives, in folders that stand in for AI Studio's, and the notebook beside it."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ENVIRONMENT, ROOT
+from PIL import Image
+from test_unpack import CATS, DIGITS, DOGS, make_tar, tar_bytes
+
+import aistudio_job
+from config import load_config, to_seconds
+from errors import UserError
+
+NOTEBOOK = ROOT / "scripts/aistudio.ipynb"
+TINY = ["DATA.IMAGE_SIZE", "32", "DATA.NUM_WORKERS", "0", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0"]
+SMALL = [
+    *TINY,
+    "MODEL.T2T.DEPTH",
+    "1",
+    "MODEL.T2T.EMBED_DIM",
+    "32",
+    "MODEL.T2T.NUM_HEADS",
+    "1",
+    "TRAIN.EMA_DECAY",
+    "0.0",
+]
+STEP = ["--batch-size", "4", "TRAIN.ACCUM_STEPS", "1"]
+IMAGES = {f"ILSVRC2012_w/train/{wnid}/{i}.JPEG": DIGITS[i] for wnid in (CATS, DOGS) for i in range(4)}
+IMAGES.update({f"ILSVRC2012_w/val/{wnid}/{i}.JPEG": DIGITS[9 + i] for wnid in (CATS, DOGS) for i in range(2)})
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Variables that name folders below tmp_path, of which mounts/data79807 has a tiny ILSVRC2012_w.tar."""
+    (tmp_path / "mounts/data79807").mkdir(parents=True)
+    make_tar(tmp_path / "mounts/data79807/ILSVRC2012_w.tar", IMAGES)
+    for name in ("mounts", "data", "runs", "best"):
+        monkeypatch.setenv(f"JOB_{name.upper()}", str(tmp_path / name))
+    for name in ("GPUS", "CUDA_VISIBLE_DEVICES", "JOB_ARCHIVES", "JOB_VAL_LIST", "JOB_STARTED", "NNODES"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def job(folders, *words, cut_at=None, status=0, **variables):
+    """Run scripts/aistudio.sh to its end, or send SIGTERM at the first line that starts with `cut_at`: its lines."""
+    named = {f"JOB_{name.upper()}": str(folders / name) for name in ("mounts", "data", "runs", "best")}
+    environment = {**ENVIRONMENT, **named, **variables}
+    command = ["bash", str(ROOT / "scripts/aistudio.sh"), *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip("\n"))
+        if cut_at and line.startswith(cut_at):
+            process.send_signal(signal.SIGTERM)
+    errors = process.stderr.read()
+    assert process.wait(timeout=600) == status, f"{lines}\n{errors}"
+    return lines if status == 0 else [line for line in errors.splitlines() if line.startswith("error: ")]
+
+
+def decided(monkeypatch, *words):
+    """What scripts/train.sh would be given by the job: words and variables. Nothing is trained, copied or unpacked."""
+    calls = {}
+    monkeypatch.setattr(sys, "argv", ["aistudio_job.py", *map(str, words)])
+    monkeypatch.setattr(
+        aistudio_job, "run_script", lambda name, words, environment=None: calls.update({name: (words, environment)})
+    )
+    aistudio_job.main(aistudio_job.parse())
+    return calls["train"]
+
+
+# --- A job ---
+
+
+def test_job_is_cut_goes_on_and_copies_the_best_each_time(folders):
+    words = ["configs/t2t_vit_7.yaml", *STEP, *SMALL, "TRAIN.EPOCHS", "9999", "NAME", "cut"]
+    first = job(folders, *words, cut_at="Epoch [3/9999], avg")
+    assert f"{folders}/mounts/data79807/ILSVRC2012_w.tar: 12 images written, 0 there before" in first[0]
+    assert any(line.startswith("stopped by SIGTERM after ") for line in first)
+    assert f"continue with: JOB_MOUNTS={folders}/mounts JOB_DATA={folders}/data JOB_RUNS={folders}/runs " in first[-2]
+    assert first[-2].endswith(f"bash scripts/aistudio.sh {' '.join(words)} --resume auto")
+    assert first[-1] == f"best model: {folders}/best/cut/best.pdparams"
+    run, best = folders / "runs/cut", folders / "best/cut"
+    names = ["best.pdparams", "classes.txt", "config.yaml", "cut.log", "metrics.jsonl", "times.jsonl"]
+    assert sorted(path.name for path in best.iterdir()) == names
+    assert (best / "best.pdparams").read_bytes() == (run / "best.pdparams").read_bytes()
+    rows = len((best / "metrics.jsonl").read_text().splitlines())
+    assert rows >= 2
+
+    (best / "best.pdparams").write_bytes(b"of an earlier copy")
+    second = job(folders, *words, cut_at="Epoch [", JOB_STARTED=str(time.time() - 3600))
+    assert second[0].endswith("ILSVRC2012_w.tar: unpacked before (" + f"{folders}/data/.unpacked.json says so)")
+    assert any(line.startswith(f"resumed {run}/latest.pdparams: ") for line in second)
+    assert 69 * 3600 < to_seconds(load_config(run / "config.yaml").TRAIN.TIME_LIMIT) <= 70 * 3600
+    assert (best / "best.pdparams").read_bytes() == (run / "best.pdparams").read_bytes()
+    assert len((best / "metrics.jsonl").read_text().splitlines()) >= rows
+    assert sorted(path.name for path in best.iterdir()) == names
+
+
+def test_job_on_imagenets_own_archives_to_the_end(folders):
+    shutil.rmtree(folders / "mounts/data79807")
+    classes = {f"{w}.tar": tar_bytes({f"{w}_{i}.JPEG": DIGITS[i] for i in range(2)}) for w in (CATS, DOGS)}
+    make_tar(folders / "mounts/ILSVRC2012_img_train.tar", classes)
+    images = {f"ILSVRC2012_val_0000000{i}.JPEG": DIGITS[i] for i in (1, 2)}
+    make_tar(folders / "mounts/ILSVRC2012_img_val.tar", images)
+    (folders / "mounts/val_list.txt").write_text("".join(f"{name} {i}\n" for i, name in enumerate(images)))
+    lines = job(folders, *STEP, *SMALL, "TRAIN.EPOCHS", "1", "--output", folders / "own")
+    assert "data ImageNet: 4 train, 2 val images; global batch 4, 1 steps per epoch, 1 epochs" in lines
+    assert lines[-2].startswith("done: best ImageNet val acc ")
+    assert (folders / "own/t2t_vit_7/best.pdparams").is_file() and not (folders / "runs").exists()
+    assert (folders / "best/t2t_vit_7/best.pdparams").is_file()
+
+
+def test_training_that_fails_before_a_validation_says_that_nothing_is_copied(folders):
+    errors = job(folders, "--data-path", folders, *STEP, *SMALL, status=1)
+    assert len(errors) == 1 and "train" in errors[0]
+    assert not list((folders / "best/t2t_vit_7").iterdir())
+
+
+def test_best_is_copied_however_the_training_ends(folders, monkeypatch):
+    def killed(name, words, _environment=None):
+        if name == "train":
+            run = folders / "runs/t2t_vit_7"
+            run.mkdir(parents=True)
+            (run / "best.pdparams").write_bytes(b"weights")
+            (run.parent / "t2t_vit_7.log").write_text(" ".join(words))
+        return 137 if name == "train" else 0
+
+    monkeypatch.setattr(sys, "argv", ["aistudio_job.py"])
+    monkeypatch.setattr(aistudio_job, "run_script", killed)
+    assert aistudio_job.main(aistudio_job.parse()) == 137
+    assert (folders / "best/t2t_vit_7/best.pdparams").read_bytes() == b"weights"
+    assert sorted(path.name for path in (folders / "best/t2t_vit_7").iterdir()) == ["best.pdparams", "t2t_vit_7.log"]
+
+
+def test_status_of_a_killed_script_is_that_of_the_job(monkeypatch, tmp_path, capsys):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/train.sh").write_text("kill -KILL $$")
+    (tmp_path / "scripts/val.sh").write_text("kill -TERM $PPID; sleep 600")
+    monkeypatch.setattr(aistudio_job, "ROOT", tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    assert aistudio_job.run_script("train", []) == 128 + signal.SIGKILL
+    assert aistudio_job.run_script("val", []) == 128 + signal.SIGTERM
+    assert capsys.readouterr().out == "stopped by SIGTERM; the same command goes on\n"
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_unpacking_that_fails_ends_the_job_with_one_line(folders):
+    (folders / "broken.tar").write_bytes(b"no archive" * 100)
+    errors = job(folders, JOB_ARCHIVES=str(folders / "broken.tar"), status=1)
+    assert len(errors) == 1 and f"{folders}/broken.tar is damaged, incomplete or no tar archive" in errors[0]
+    assert not (folders / "runs").exists()
+
+
+def test_other_data_needs_no_archives(folders, monkeypatch):
+    monkeypatch.setenv("JOB_MOUNTS", str(folders / "absent"))
+    words, _ = decided(monkeypatch, "configs/lit_data.yaml")
+    assert words == ["configs/lit_data.yaml", "--output", str(folders / "runs"), "TRAIN.TIME_LIMIT", "255599s"]
+    words, _ = decided(monkeypatch, "--data-path", folders, *STEP)
+    assert words.count("--data-path") == 1 and str(folders) in words
+
+
+# --- What is found and decided ---
+
+
+def test_places_of_the_platform(tmp_path, monkeypatch):
+    for name in ("JOB_MOUNTS", "JOB_DATA", "JOB_RUNS", "JOB_BEST"):
+        monkeypatch.delenv(name, raising=False)
+    job_folder, notebook = aistudio_job.PLACES
+    assert aistudio_job.PLACES[job_folder].mounts == "/root/paddlejob/workspace/train_data/datasets"
+    assert aistudio_job.PLACES[job_folder].best.startswith("/root/paddlejob/workspace/output/")
+    assert aistudio_job.PLACES[notebook].mounts == "/home/aistudio/data"
+    assert aistudio_job.PLACES[notebook].best.startswith("/home/aistudio/work/")
+    places = {tmp_path / "absent": aistudio_job.PLACES[job_folder], tmp_path: aistudio_job.PLACES[notebook]}
+    monkeypatch.setattr(aistudio_job, "PLACES", places)
+    assert aistudio_job.here() == places[tmp_path]
+    monkeypatch.setenv("JOB_BEST", "kept")
+    monkeypatch.chdir(tmp_path)
+    assert aistudio_job.here() == places[tmp_path]._replace(best=str(tmp_path / "kept"))
+
+
+LIGHT = ["Light_ILSVRC2012_part_0.tar", "Light_ILSVRC2012_part_1.tar"]
+
+
+@pytest.mark.parametrize(
+    "names, found",
+    [
+        (["data79807/ILSVRC2012_w.tar", "x/Light_ILSVRC2012_part_0.tar"], ["data79807/ILSVRC2012_w.tar"]),
+        ([f"data114746/{LIGHT[1]}", f"data114241/{LIGHT[0]}"], [f"data114241/{LIGHT[0]}", f"data114746/{LIGHT[1]}"]),
+        (["a/b/my_imagenet.tar.gz", "a/ILSVRC2012_img_test.tar", "a/coco.tar"], ["a/b/my_imagenet.tar.gz"]),
+    ],
+)
+def test_archives_are_found_by_name(tmp_path, names, found):
+    place = aistudio_job.Place(f"{tmp_path}/none:{tmp_path}", f"{tmp_path}/data/imagenet", "", "")
+    for name in [*names, "data/imagenet/train/ILSVRC2012_w.tar"]:  # the last lies among the unpacked images
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert aistudio_job.find_archives(place) == [tmp_path / name for name in found]
+
+
+def test_what_cannot_be_found_is_told(tmp_path, monkeypatch):
+    place = aistudio_job.Place(f"{tmp_path}/a:{tmp_path}/b", f"{tmp_path}/data", "", "")
+    with pytest.raises(UserError, match=f"no ImageNet archive .* in {tmp_path}/a, {tmp_path}/b: mount data set 79807"):
+        aistudio_job.find_archives(place)
+    with pytest.raises(UserError, match="this is no AI Studio .* JOB_MOUNTS"):
+        aistudio_job.find_archives(aistudio_job.ELSEWHERE)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / LIGHT[1]).touch()
+    with pytest.raises(UserError, match=f"{LIGHT[0]} is missing beside .*{LIGHT[1]} .data sets 114241 and 114746"):
+        aistudio_job.find_archives(place)
+    monkeypatch.setenv("JOB_ARCHIVES", "x.tar:y.tar")
+    assert [str(path) for path in aistudio_job.find_archives(place)] == ["x.tar", "y.tar"]
+
+
+def test_recipes_of_the_configs_are_what_their_headers_say():
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        if images := aistudio_job.recipe_images(path):
+            assert images % load_config(path).TRAIN.BATCH_SIZE == 0, path
+    assert aistudio_job.recipe_images("configs/t2t_vit_7.yaml") == 512
+    assert aistudio_job.recipe_images("configs/pit_b.yaml") == 1024
+    assert aistudio_job.recipe_images("configs/lit_data.yaml") is None
+
+
+@pytest.mark.parametrize(
+    "cards, words, batch, passes",
+    [
+        (8, [], 64, 1),
+        (4, [], 64, 2),
+        (4, ["--batch-size", 128], 128, 1),
+        (4, ["TRAIN.BATCH_SIZE", 32], 32, 4),
+        (1, [], 64, 8),
+        (16, [], 32, 1),
+        (0, [], 64, 8),
+    ],
+)
+def test_step_is_the_recipes_on_any_number_of_cards(folders, monkeypatch, cards, words, batch, passes):
+    tool = folders / "bin/nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\n" + "".join(f"echo 'GPU {i}: V100 (UUID: GPU-{i})'\n" for i in range(cards)))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{ENVIRONMENT['PATH']}")
+    given, environment = decided(monkeypatch, *words)
+    args = aistudio_job.parser().parse_intermixed_args(["--config", *given])
+    pairs = dict(zip(args.opts[::2], args.opts[1::2]))
+    assert (pairs["TRAIN.BATCH_SIZE"], pairs["TRAIN.ACCUM_STEPS"]) == (str(batch), str(passes))
+    assert environment.get("GPUS") == (",".join(map(str, range(cards))) if cards > 1 else None)
+    assert args.config == "configs/t2t_vit_7.yaml" and args.data_path == str(folders / "data")
+
+
+@pytest.mark.usefixtures("folders")
+def test_user_decides_about_cards_and_step(monkeypatch):
+    monkeypatch.setenv("GPUS", "1,3")
+    words, environment = decided(monkeypatch, "configs/pit_ti.yaml")
+    assert environment["GPUS"] == "1,3" and words[-5:-3] == ["2", "--data-path"]
+    words, _ = decided(monkeypatch, *STEP)
+    assert words.count("TRAIN.ACCUM_STEPS") == 1 and "TRAIN.BATCH_SIZE" not in words
+    monkeypatch.delenv("GPUS")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert "GPUS" not in decided(monkeypatch)[1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert decided(monkeypatch)[1]["GPUS"] == "2,3"
+    monkeypatch.setenv("GPUS", "0,1,2")
+    with pytest.raises(UserError, match="the recipe's 512 images a step cannot be divided among 3 card.s.; set GPUS"):
+        decided(monkeypatch)
+    monkeypatch.setenv("GPUS", "0,1")
+    with pytest.raises(UserError, match="cannot be divided among 2 card.s. by 100;"):
+        decided(monkeypatch, "--batch-size", 100)
+    monkeypatch.setenv("NNODES", "two")
+    with pytest.raises(UserError, match="NNODES is 'two' but must be a number"):
+        decided(monkeypatch)
+
+
+@pytest.mark.usefixtures("folders")
+def test_time_limit_is_that_of_the_whole_job(monkeypatch):
+    assert 255_590 <= to_seconds(decided(monkeypatch)[0][-1]) <= 255_600
+    monkeypatch.setenv("JOB_STARTED", str(time.time() - 3600))
+    assert 251_990 <= to_seconds(decided(monkeypatch)[0][-1]) <= 252_000
+    assert 3_590 <= to_seconds(decided(monkeypatch, "TRAIN.TIME_LIMIT", "2h")[0][-1]) <= 3_600
+    with pytest.raises(UserError, match="nothing is left of the job's 1h"):
+        decided(monkeypatch, "TRAIN.TIME_LIMIT", "1h")
+    monkeypatch.setenv("JOB_STARTED", "yesterday")
+    with pytest.raises(UserError, match="JOB_STARTED is 'yesterday' but must be a number"):
+        decided(monkeypatch)
+
+
+def test_place_of_the_best_model_is_tried_first(folders, monkeypatch):
+    (folders / "file").touch()
+    monkeypatch.setenv("JOB_BEST", str(folders / "file"))
+    with pytest.raises(OSError, match="file"):
+        decided(monkeypatch)
+
+
+def test_unpacking_is_given_the_validation_classes_and_no_cards(folders, monkeypatch):
+    calls = []
+    monkeypatch.setattr(aistudio_job, "run_script", lambda _name, words, env: calls.append([*words, "GPUS" in env]))
+    monkeypatch.setenv("GPUS", "0,1")
+    archives = [folders / "mounts/data79807/ILSVRC2012_w.tar"]
+    (archives[0].parent / "val_list.txt").touch()
+    aistudio_job.unpack(archives, aistudio_job.here())
+    monkeypatch.setenv("JOB_VAL_LIST", "named.txt")
+    aistudio_job.unpack(archives, aistudio_job.here())
+    lists = [str(archives[0].parent / "val_list.txt"), "named.txt"]
+    assert [words[-3:] for words in calls] == [["--val-list", name, False] for name in lists]
+
+
+def test_help_names_every_variable(folders):
+    lines = " ".join(job(folders, "--help"))
+    assert all(name in lines for name in ("GPUS", *aistudio_job.VARIABLES))
+
+
+# --- The notebook ---
+
+
+def notebook():
+    nbformat = pytest.importorskip("nbformat", reason="reads the notebook")
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def execute(pages, cells):
+    """Run some cells of a notebook, from where a user would open it: the texts and the pictures that they show."""
+    nbclient = pytest.importorskip("nbclient", reason="runs the notebook")
+    pytest.importorskip("ipykernel", reason="runs the notebook")
+    pages.cells = cells
+    where = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    nbclient.NotebookClient(pages, timeout=600, kernel_name="python3", resources=where).execute()
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    texts = "".join(output.text for output in outputs if output.output_type == "stream")
+    shown = [output.data["image/png"] for output in outputs if output.output_type == "display_data"]
+    return texts, [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in shown]
+
+
+def replaced(cells, before, after):
+    assert sum(before in cell.source for cell in cells) == 1
+    for cell in cells:
+        cell.source = cell.source.replace(before, after)
+
+
+def test_notebook_is_clean_and_in_two_languages():
+    nbformat = pytest.importorskip("nbformat", reason="reads the notebook")
+    pages = notebook()
+    nbformat.validate(pages)
+    assert pages.metadata.kernelspec.name == "python3"
+    for cell in pages.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+        else:
+            assert re.search("[A-Za-z]{3}", cell.source) and re.search("[\u4e00-\u9fff]{2}", cell.source), cell.source
+
+
+def test_notebook_runs_from_top_to_bottom(tmp_path):
+    shipped = {path: path.stat().st_mtime_ns for path in (ROOT / "output/lit_data").iterdir()}
+    pages = notebook()
+    replaced(pages.cells, 'OUTPUT = "output/notebook"', f'OUTPUT = "{tmp_path}/notebook"')
+    text, pictures = execute(pages, pages.cells)
+    assert re.search("stopped by SIGTERM after .*\n", text) and f"resumed {tmp_path}/notebook/lit_data/latest" in text
+    best = re.search(r"done: best lit_data val acc (\d\.\d{4}) at epoch", text).group(1)
+    mine, published = re.findall(r"lit_data final val acc is:(\d\.\d{4})", text)
+    assert mine == best and float(mine) > 0.5 and float(published) > 0.97
+    assert "class_id is: 3\n" in text
+    assert len(pictures) == 4 and min(min(picture.size) for picture in pictures) >= 8
+    guarded = [cell for cell in pages.cells if cell.source.startswith("if IMAGENET:")]
+    assert len(guarded) == 3 and not any(cell.outputs for cell in guarded)
+    assert {path: path.stat().st_mtime_ns for path in (ROOT / "output/lit_data").iterdir()} == shipped
+
+
+def test_imagenet_cells_of_the_notebook(folders):
+    pages = notebook()
+    setup = next(number for number, cell in enumerate(pages.cells) if "def sh(" in cell.source)
+    first = next(number for number, cell in enumerate(pages.cells) if "IMAGENET = False" in cell.source)
+    cells = [pages.cells[setup], *pages.cells[first:]]
+    replaced(cells, 'OUTPUT = "output/notebook"', f'OUTPUT = "{folders}/notebook"')
+    replaced(cells, "IMAGENET = False", "IMAGENET = True")
+    options = " ".join([*STEP, *SMALL, "TRAIN.EPOCHS", "1"])
+    replaced(cells, 'OPTIONS = ""', f'OPTIONS = "{options}"')
+    text, pictures = execute(pages, cells)
+    assert "ILSVRC2012_w.tar: 12 images written" in text
+    assert re.search(r"ImageNet final val acc is:\d\.\d{4}", text) and re.search(r"class_id is: \d+\n", text)
+    assert f"with {folders}/best/t2t_vit_7/best.pdparams on" in text
+    assert len(pictures) == 2
+    assert json.loads((folders / "best/t2t_vit_7/metrics.jsonl").read_text())["epoch"] == 1
