@@ -87,14 +87,19 @@ class TokenPerformer(nn.Layer):
         """Performer attention in at least float32: three (B, N, E) -> (B, N, E) of v's type."""
         # Outside autocast: as float16, w.x would carry an error of 0.2 in the exponent at |x| = 100.
         with paddle.amp.auto_cast(enable=False):
-            k, q, values, w = (_at_least_float32(t) for t in (k, q, v, self.w))
-            log_k = _log_features(k, w).transpose([0, 2, 1])  # (B, m, N)
-            over_tokens, log_sum = softmax_and_logsumexp(log_k)  # (B, m, N), (B, m, 1)
-            log_q = add_to_each(_log_features(q, w), log_sum.transpose([0, 2, 1]))  # (B, N, m)
-            over_features, log_total = softmax_and_logsumexp(log_q)  # (B, N, m), (B, N, 1)
-            share = F.sigmoid(log_total - math.log(w.shape[0] * self.EPSILON))  # D / (D + eps); D = e^total / m
-            y = paddle.matmul(over_features * share, paddle.matmul(over_tokens, values))  # (B, N, m) @ (B, m, E)
+            over_features, over_tokens = self.factors(k, q)
+            y = paddle.matmul(over_features, paddle.matmul(over_tokens, _at_least_float32(v)))
             return y.astype(v.dtype)
+
+    def factors(self, k, q):
+        """(B, N, m) and (B, m, N), whose product is the attention (B, N, N) that `attend` never forms."""
+        k, q, w = (_at_least_float32(t) for t in (k, q, self.w))
+        log_k = _log_features(k, w).transpose([0, 2, 1])  # (B, m, N)
+        over_tokens, log_sum = softmax_and_logsumexp(log_k)  # (B, m, N), (B, m, 1)
+        log_q = add_to_each(_log_features(q, w), log_sum.transpose([0, 2, 1]))  # (B, N, m)
+        over_features, log_total = softmax_and_logsumexp(log_q)  # (B, N, m), (B, N, 1)
+        share = F.sigmoid(log_total - math.log(w.shape[0] * self.EPSILON))  # D / (D + eps); D = e^total / m
+        return over_features * share, over_tokens
 
     def forward(self, x):
         k, q, v = normed_linear(x, self.norm1, self.kqv.weight, self.kqv.bias).split(3, axis=-1)  # each (B, N, E)
