@@ -1,5 +1,6 @@
 """How the page is served: at one address, with nothing fetched from or told to any other."""
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -72,10 +73,8 @@ def serve(page, listener):
     root_path = os.environ.get("GRADIO_ROOT_PATH")  # of a server in front that shows the page below a path of its own
     app = gradio.mount_gradio_app(app, page, path="/", root_path=root_path, max_file_size=LARGEST_FILE)
     config = uvicorn.Config(_with_policy(app), log_level="warning", timeout_graceful_shutdown=1)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # which newer ones pass on after they have closed
         uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:  # newer ones pass it on after they have closed
-        pass
 
 
 def _with_policy(app):

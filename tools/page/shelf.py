@@ -42,7 +42,7 @@ class Answer:
 
 
 class Shelf:
-    """Models by name, opened when they are first asked and kept. One thread asks them, however many look at the page."""
+    """Models by name, opened when first asked and kept. One thread asks them, however many look at the page."""
 
     def __init__(self, args, cfg):
         self.sources = _sources(args, cfg)
