@@ -3,11 +3,11 @@
 import os
 import tempfile
 
-from cli import add_engine_option, common_parser, not_empty, run
+from cli import add_engine_option, common_parser, import_paddle, not_empty, run
 
 
 def main(args, cfg):
-    from engine.logger import log, setup_logging
+    from engine.logger import setup_logging
     from engine.predictors import require
     from page import server
     from page.shelf import Shelf, look
@@ -17,15 +17,12 @@ def main(args, cfg):
     with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, server.listen(host, port) as listener:
         server.set_environment(uploads)
         require("gradio", "the page")
+        import_paddle(cfg.DEVICE)
         from page.layout import build_page
 
         shelf = Shelf(args, cfg)
         shelf.ask(shelf.names[0], look, [])  # a mistake in the command line is told here
-        page = build_page(shelf)
-        if not server.is_private(listener):
-            log.info("the page has no password: whoever reaches this machine reaches it")
-        log.info("%s is ready; Ctrl-C stops it", server.url_of(listener))
-        server.serve(page, listener)
+        server.serve(build_page(shelf), listener)
 
 
 def address(args):
@@ -65,4 +62,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    run(main, parser())
+    run(main, parser(), needs_paddle=False)

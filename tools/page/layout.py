@@ -9,7 +9,7 @@ from pictures.overlay import enlarged
 
 MOST_PICTURES = 32  # looked at together
 LABELS = {
-    "gradient": "gradient of a class 类别梯度",
+    "gradient": "gradient 梯度",
     "rollout": "rollout 逐层累积",
     "last block": "last block 最后一层",
 }
@@ -22,10 +22,11 @@ footer, button[aria-label="Share"] { display: none !important; }
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 .gradio-container, .gradio-container * { font-family: system-ui, "Noto Sans CJK SC", "PingFang SC", sans-serif; }
 #examples img, #answers img { image-rendering: pixelated; }
-#examples .grid-wrap, #answers .grid-wrap { padding-top: 34px; max-height: none; height: auto; min-height: 0; overflow: hidden; }
-#examples .grid-container, #answers .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; }
-#examples .thumbnail-lg, #answers .thumbnail-lg { min-width: 0 !important; width: 100%; }
-#examples .icon-button-wrapper, #answers .icon-button-wrapper { display: none; }
+.grid-wrap { padding-top: 34px !important; max-height: none; height: auto; min-height: 0; overflow: hidden; }
+.grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; }
+.thumbnail-lg { min-width: 0 !important; width: 100%; height: auto !important; aspect-ratio: 1; }
+.caption-label { max-width: 100% !important; left: auto !important; right: 0; padding: 2px 6px !important; }
+.grid-wrap .icon-button-wrapper { display: none; }
 </style>"""
 
 

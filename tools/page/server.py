@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 
+from engine.logger import log
 from errors import UserError, one_line
 
 FIRST_PORT, TRIED_PORTS = 7860, 100  # where Gradio's pages usually are
@@ -57,13 +58,8 @@ def url_of(listener):
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
-def is_private(listener):
-    """Whether only programs on this machine reach the socket."""
-    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
-
-
 def serve(page, listener):
-    """Answer at the socket until Ctrl-C or SIGTERM."""
+    """Answer at the socket until Ctrl-C or SIGTERM; the log says from when on."""
     import fastapi
     import gradio
     import uvicorn
@@ -74,6 +70,9 @@ def serve(page, listener):
     app = gradio.mount_gradio_app(app, page, path="/", root_path=root_path, max_file_size=LARGEST_FILE)
     config = uvicorn.Config(_with_policy(app), log_level="warning", timeout_graceful_shutdown=1)
     with contextlib.suppress(KeyboardInterrupt):  # which newer ones pass on after they have closed
+        if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+            log.info("the page has no password: whoever reaches this machine reaches it")
+        log.info("%s is ready; Ctrl-C stops it", url_of(listener))
         uvicorn.Server(config).run(sockets=[listener])
 
 
