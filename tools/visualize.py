@@ -8,7 +8,11 @@ import sys
 
 from cli import common_parser, first_word, run
 
-PICTURES = {"augment": "what training sees of images"}
+PICTURES = {
+    "augment": "what training sees of images",
+    "attention": "where a model looks",
+    "features": "what the layers of a model make of images",
+}
 
 
 def main(args, _):

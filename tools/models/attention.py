@@ -54,7 +54,7 @@ def attention_maps(model, images):
 
 
 def trace(model, images):
-    """Images (B, Cin, H, W) -> logits (B, K), and of the blocks lists of attention (B, h, N, N) and tokens (B, N, C).
+    """(logits (B, K), attention (B, h, N, N) of each block, tokens (B, N, C) before the first and after each).
 
     Gradients reach back to the tokens that enter the first block.
     """
@@ -63,7 +63,7 @@ def trace(model, images):
         raise ValueError("a model's attention is read in eval mode: call its eval() before")
     x = embedded(model, images)
     x.stop_gradient = False
-    maps, tokens, grid_before = [], [], None
+    maps, tokens, grid_before = [], [x], None
     for block, pool, grid in backbone(model):
         if pool is not None:
             x = _pooled(pool, x, grid_before, num_class_tokens(model))
@@ -115,9 +115,8 @@ def _logits(model, x):
 def rollout(maps, model, heads="mean", token=0):
     """Attention rollout (Abnar and Zuidema, 2020): the share of each patch in a token after the last of the maps.
 
-    Every block passes on (A + I) / 2, with A the `heads` (mean, max or min) of its attention, the rows made to sum
-    to 1. A PiT's pooling passes on to each of its patches those of its window, in proportion to the mean magnitude of
-    its kernel over the channels, so that the result is on the finest grid.
+    Every block passes on A + I, with A the `heads` (mean, max or min) of its attention, the rows made to sum to 1, and
+    every pooling of a PiT `pool_shares`, so that the result is on the finest grid.
 
     Args:
         maps: those of `attention_maps`, or of the first blocks.
@@ -182,19 +181,24 @@ def _through_blocks(transfers, model, token):
         row = paddle.matmul(row, transfers[place])
         pool = steps[place][1]
         if pool is not None:
-            row = paddle.matmul(row, _pool_shares(pool, steps[place - 1][2], num_class_tokens(model)))
+            row = paddle.matmul(row, pool_shares(pool, steps[place - 1][2], num_class_tokens(model)))
     return on_grid(row[:, 0], model, block=0)
 
 
 @paddle.no_grad()
-def _pool_shares(pool, grid, num_tokens):
-    """The share of each token before a `HeadPooling` in each after it; rows sum to 1."""
+def pool_shares(pool, grid, num_tokens):
+    """The share of each token before a `HeadPooling` in each after it, rows summing to 1: (T + M, T + N).
+
+    Class tokens stay themselves. A pooled patch takes those of its window in proportion to the mean magnitude of the
+    kernel over the channels. As every second row and column lies in two windows and the others in one, each patch's
+    shares are divided by their sum first: otherwise the overlap would draw a lattice over all that passes through.
+    """
     kernel = pool.conv.weight.abs().mean(axis=0, keepdim=True)  # (1, 1, k, k)
     count = grid[0] * grid[1]
     patches = paddle.eye(count).reshape([count, 1, *grid])
-    shares = F.conv2d(patches, kernel, stride=pool.conv._stride, padding=pool.conv._padding).flatten(1)
-    after = shares.shape[1]
-    shares = paddle.concat([paddle.zeros([num_tokens, after]), shares]).transpose([1, 0])  # (after, T + count)
+    shares = F.conv2d(patches, kernel, stride=pool.conv._stride, padding=pool.conv._padding).flatten(1)  # (N, M)
+    shares, after = shares / shares.sum(axis=1, keepdim=True), shares.shape[1]
+    shares = paddle.concat([paddle.zeros([num_tokens, after]), shares]).transpose([1, 0])  # (M, T + N)
     class_tokens = paddle.eye(num_tokens, num_tokens + count)
     return paddle.concat([class_tokens, shares / shares.sum(axis=-1, keepdim=True)])
 
@@ -202,9 +206,9 @@ def _pool_shares(pool, grid, num_tokens):
 # --- The T2T module ---
 
 
-def attending_stages(model):
-    """How many layers with attention the model's T2T module has: 0 of a PiT, and of the token type convolution."""
-    return len(model.tokens_to_token.stages) if hasattr(getattr(model, "tokens_to_token", None), "attention1") else 0
+def attending_stages(module):
+    """How many layers with attention a T2T module has: 0 with the token type convolution."""
+    return len(module.stages) if hasattr(module, "attention1") else 0
 
 
 def soft_splits(module, images):
@@ -226,7 +230,7 @@ def token_maps(model, images, stage, queries):
     D / (D + eps), 1 but for the performer's eps, the token transformer's to 1.
 
     Args:
-        stage: the layer, from 0, below `attending_stages`.
+        stage: the layer, from 0, one of `attending_stages(model.tokens_to_token)`.
         queries: places of Q tokens, row * w + column on the grid `model.tokens_to_token.grids[stage]`.
     """
     check_images(images, model.in_chans, model.image_size)

@@ -17,6 +17,7 @@ from pictures.sheet import (
     heading,
     left_of,
     save,
+    short_name,
     stack,
     thumbnail,
     tile,
@@ -169,11 +170,6 @@ def target_text(target, label, partner, names, smoothing):
     if label == partner or share == 1:
         return f"{share:.2f} {short_name(names[label])}"
     return f"{share:.2f} {short_name(names[label])} + {1 - share:.2f} {short_name(names[partner])}"
-
-
-def short_name(name):
-    """The first of a class's names: "tench" of "tench, Tinca tinca"."""
-    return name.split(",")[0].strip()
 
 
 def augment_settings(cfg):

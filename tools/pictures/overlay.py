@@ -1,7 +1,7 @@
 """A map of values laid over a picture. Needs Pillow and NumPy only."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 SIDE = 256  # pixels: smaller pictures are enlarged to about it
 
@@ -51,3 +51,16 @@ def coloured(values):
     places = np.linspace(0, 1, len(_COLOURS))
     channels = [np.interp(values, places, _COLOURS[:, channel]) for channel in range(3)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def marked(image, place, grid):
+    """A picture with a frame around the cell at `place` (row, column) of a grid (rows, columns)."""
+    image = image.copy()
+    (row, column), (rows, columns) = place, grid
+    width, height = image.size
+    box = [column * width / columns, row * height / rows, (column + 1) * width / columns, (row + 1) * height / rows]
+    left, top, right, bottom = (round(edge) for edge in box)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((left - 1, top - 1, right, bottom), outline="black", width=1)
+    draw.rectangle((left - 3, top - 3, right + 2, bottom + 2), outline="white", width=2)
+    return image

@@ -93,6 +93,11 @@ def centred(image):
     return tile
 
 
+def short_name(name):
+    """The first of a class's names: "tench" of "tench, Tinca tinca"."""
+    return name.split(",")[0].strip()
+
+
 def write(draw, text, left, top, room, size=15, ink=INK):
     """Write a line, cut to a width in pixels."""
     font = load_font(size)

@@ -1,0 +1,80 @@
+"""What the pictures of a model begin with: the model, and images as it sees them."""
+
+import sys
+
+
+def open_model(args, cfg):
+    """(model in eval mode, the config that fits it, `Metadata` of its input and classes).
+
+    Raises UserError for an exported model: of that only the answer can be had.
+    """
+    from config import with_classes
+    from engine import parallel
+    from engine.build import build_trained_model, classes_of
+    from engine.metadata import Metadata
+    from engine.predictors import engine_of, file_beside_part
+    from errors import UserError
+
+    if args.weights_named and (engine_of(args.pretrained) != "paddle" or file_beside_part(args.pretrained)):
+        raise UserError(
+            f"{args.pretrained} is an exported model, whose inside cannot be looked at: give the weights that it was "
+            "made from by --pretrained"
+        )
+    parallel.setup(cfg)
+    model, weights = build_trained_model(cfg, args.pretrained)
+    cfg = with_classes(cfg, model.head.bias.shape[0])
+    return model, cfg, Metadata.of(cfg, classes_of(cfg, weights), "fp32", batch_size=0)
+
+
+def chosen_paths(args):
+    """The first --count of the images that the command line names, as predict.py finds them."""
+    from config import resolve
+    from engine.logger import log
+    from errors import UserError
+    from files import shown
+    from predict import DEFAULT_IMAGE, find_images
+
+    if args.count < 1:
+        raise UserError(f"--count is {args.count} but must be 1 or more")
+    paths = find_images(args.words or [str(shown(resolve(DEFAULT_IMAGE)))])
+    if len(paths) > args.count:
+        log.info("the first %d of %d images are drawn: --count takes more", args.count, len(paths))
+    return paths[: args.count]
+
+
+def read_images(paths, cfg, metadata):
+    """(list of (path, PIL image as the model sees it, input (1, C, S, S)), number of images that could not be read).
+
+    The unreadable are told on stderr. Raises UserError if all are.
+    """
+    import paddle
+
+    from data.images import ImageError, load_image, to_image
+    from data.transforms import EvalTransform
+    from engine.predictors import to_input
+
+    transform, found, failed = EvalTransform(cfg), [], []
+    for path in paths:
+        try:
+            pixels = transform(load_image(path, cfg.DATA.CHANNELS))
+        except ImageError as error:
+            failed.append(error)
+            continue
+        found.append((path, to_image(pixels), paddle.to_tensor(to_input(pixels[None], metadata))))
+    if not found:
+        raise failed[0]
+    for error in failed:
+        print(f"error: {error}", file=sys.stderr)
+    return found, len(failed)
+
+
+def add_image_options(parser, picture):
+    """The options of a sheet of images, and its usage."""
+    from cli import not_empty
+
+    parser.usage = f"visualize.py {picture} [options] [IMAGE|FOLDER|GLOB ...] [KEY VALUE ...]"
+    sheet = f"{picture}.png"
+    parser.add_argument(
+        "--sheet", type=not_empty, default=sheet, metavar="FILE", help=f".png, .pdf or .jpg; default {sheet}"
+    )
+    parser.add_argument("--count", type=int, default=8, metavar="N", help="images drawn at most; default 8")
