@@ -6,13 +6,10 @@ import io
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import urllib.request
 import zlib
@@ -21,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, error_line, tool
+from conftest import ROOT, Page, error_line, tool
 from PIL import Image
 
 import demo
@@ -53,34 +50,6 @@ class Recorder:
     @property
     def url(self):
         return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-
-
-class Page:
-    """A running demo.py, or what starts it."""
-
-    def __init__(self, *words, script="tools/demo.py", **environment):
-        command = [sys.executable, str(ROOT / script), *map(str, words)]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-        )
-        ready, _, _ = select.select([self.process.stdout], [], [], 120)
-        self.lines = []
-        for line in self.process.stdout if ready else ():
-            self.lines.append(line)
-            if found := re.match(r"(http://\S+) is ready; Ctrl-C stops it\n", line):
-                self.url = found[1]
-                return
-        self.process.kill()
-        raise AssertionError(f"{self.lines} {self.process.stderr.read()}")
-
-    @property
-    def port(self):
-        return int(self.url.rpartition(":")[2])
-
-    def stop(self, number=signal.SIGINT):
-        self.process.send_signal(number)
-        out, error = self.process.communicate(timeout=60)
-        assert (self.process.returncode, out, error) == (0, "", "")
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +169,6 @@ def test_upload_is_answered_as_predict_does(visitor):
     found, _ = shelf.look(model, [THREE])
     own = np.asarray(shelf.attention(model, found[0].pixels, "gradient", "three"), np.float32)
     assert seen.shape == own.shape and np.abs(seen - own).mean() < 6  # of 255, by the page's WebP
-    if os.environ.get("T2T_SCREENSHOT"):
-        visitor.driver.save_screenshot(os.environ["T2T_SCREENSHOT"])
 
 
 def test_several_pictures_one_of_them_bad(visitor, tmp_path):
@@ -272,6 +239,25 @@ def test_examples_are_the_digits(visitor):
     visitor.wait(lambda: visitor.likeliest() == "four")
 
 
+def test_everything_has_its_place(visitor):
+    visitor.upload(THREE, *(sorted((ROOT / "lit_data/val" / digit).iterdir())[1] for digit in "0678"))
+    visitor.wait(lambda: visitor.attention() and len(visitor.captions()) == 5)
+    boxes = {
+        name: visitor.all(f"#{name}")[0].rect for name in ("model", "files", "examples", "answers", "top", "method")
+    }
+    boxes["attention"] = visitor.all("#attention img")[0].rect
+    left, right = ("model", "files", "examples"), ("answers", "top", "method")
+    for column in (left, right):
+        for upper, lower in zip(column, column[1:]):
+            assert boxes[upper]["y"] + boxes[upper]["height"] <= boxes[lower]["y"]
+    edges = [boxes[name]["x"] + boxes[name]["width"] for name in (*left, "top", "attention")]
+    assert max(edges[:3]) <= min(boxes[name]["x"] for name in right) and edges[3] <= boxes["attention"]["x"]
+    page = visitor.driver.execute_script("return [document.body.scrollWidth, innerWidth]")
+    assert edges[4] <= page[0] <= page[1]
+    if os.environ.get("T2T_SCREENSHOT"):
+        visitor.driver.save_screenshot(os.environ["T2T_SCREENSHOT"])
+
+
 def test_nothing_is_asked_of_other_machines(visitor, recorder, page):
     visitor.upload(THREE)
     visitor.wait(visitor.attention)
@@ -296,7 +282,7 @@ def listening(port):
 
 
 def test_listens_on_loopback_alone(page):
-    assert page.url.startswith("http://127.0.0.1:") and page.lines == [f"{page.url} is ready; Ctrl-C stops it\n"]
+    assert page.url.startswith("http://127.0.0.1:")
     assert listening(page.port) == ["0100007F"]
     with urllib.request.urlopen(page.url) as answer:
         assert answer.headers["content-security-policy"].startswith("default-src 'self' ")
@@ -306,9 +292,12 @@ def test_gradio_file_listens_where_the_environment_says():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-    page = Page(script="scripts/demo.gradio.py", GRADIO_SERVER_NAME="0.0.0.0", GRADIO_SERVER_PORT=str(port))
-    assert page.lines[0] == "the page has no password: whoever reaches this machine reaches it\n"
+    told = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "GRADIO_ROOT_PATH": "/below"}
+    page = Page(script="scripts/demo.gradio.py", **told)
+    assert page.lines[-2] == "the page has no password: whoever reaches this machine reaches it\n"
     assert page.port == port and listening(port) == ["00000000"]
+    with urllib.request.urlopen(page.url) as answer:
+        assert f'"root":"{page.url}/below"' in answer.read().decode()
     page.stop(signal.SIGTERM)
 
 
@@ -381,7 +370,7 @@ def test_missing_weights_are_told_before_the_page_is_up(tmp_path):
 
 
 def shelf_of(*words, **settings):
-    args = argparse.Namespace(pretrained=None, weights_named=False, engine=None, opts=[])
+    args = argparse.Namespace(config=None, pretrained=None, weights_named=False, engine=None, opts=[])
     vars(args).update(settings)
     return Shelf(args, load_config(ROOT / "configs/lit_data.yaml", list(zip(words[::2], words[1::2]))))
 
@@ -440,13 +429,20 @@ def test_exported_model_has_no_attention_and_says_so():
     assert notes["value"] == "an exported model does not show its attention"
 
 
+def test_engine_is_that_of_the_option(tmp_path):
+    models = shelf_of("OUTPUT", str(tmp_path), engine="onnxruntime")
+    with pytest.raises(UserError, match="no .*lit_data.onnx for --engine onnxruntime"):
+        models.ask("lit_data", shelf.examples)
+
+
 def test_too_many_pictures_are_told():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     from page.layout import MOST_PICTURES, Actions
 
     paths = sorted(map(str, (ROOT / "lit_data/val").glob("*/*.png")))[: MOST_PICTURES + 3]
-    _, answers, *_, notes = Actions(shelf_of()).answer("lit_data", paths)
+    _, answers, *_, notes = Actions(shelf_of("VAL.BATCH_SIZE", "5")).answer("lit_data", paths)
     assert len(answers) == MOST_PICTURES
+    assert answers[-1].top == pytest.approx(expected(paths[MOST_PICTURES - 1]), abs=2e-6)
     assert notes["value"] == f"only the first {MOST_PICTURES} of {len(paths)} pictures are shown"
 
 

@@ -6,6 +6,7 @@ from data.images import load_image, to_image
 from errors import UserError
 from page.shelf import METHODS, attention, examples, look
 from pictures.overlay import enlarged
+from pictures.sheet import thumbnail
 
 MOST_PICTURES = 32  # looked at together
 LABELS = {
@@ -135,7 +136,7 @@ def _caption(answer):
 
 
 def _tiles(paths):
-    return [enlarged(load_image(path)) for path in paths]
+    return [thumbnail(load_image(path)) for path in paths]
 
 
 def _gallery(label, name):
