@@ -30,7 +30,7 @@ from page.shelf import METHODS, Opened, Shelf
 
 THREE, SEVEN = ROOT / "lit_data/val/3/0103.png", ROOT / "lit_data/val/7/0081.png"
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-FLAGS += " --disable-component-update --disable-sync --window-size=1120,960"
+FLAGS += " --disable-component-update --disable-sync --window-size=1120,930"
 
 
 class Recorder:
@@ -182,6 +182,16 @@ def test_several_pictures_one_of_them_bad(visitor, tmp_path):
     visitor.all("#answers button.thumbnail-item")[1].click()
     visitor.wait(lambda: visitor.likeliest() == "seven")
     assert visitor.wait(lambda: visitor.attention() != first and visitor.attention())
+
+
+def test_pictures_are_taken_away(visitor):
+    visitor.upload(THREE, SEVEN)
+    visitor.wait(lambda: len(visitor.captions()) == 2)
+    visitor.all("#files button[aria-label='Remove this file']")[0].click()
+    visitor.wait(lambda: [caption.split()[-1] for caption in visitor.captions()] == ["seven"])
+    visitor.wait(lambda: visitor.likeliest() == "seven")
+    visitor.all("#files button[aria-label='Clear']")[0].click()
+    visitor.wait(lambda: not visitor.captions() and not visitor.top() and not visitor.attention())
 
 
 def test_bad_file_alone_is_answered(visitor, tmp_path):

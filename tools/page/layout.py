@@ -23,8 +23,9 @@ footer, button[aria-label="Share"] { display: none !important; }
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 .gradio-container, .gradio-container * { font-family: system-ui, "Noto Sans CJK SC", "PingFang SC", sans-serif; }
 #examples img, #answers img { image-rendering: pixelated; }
-.grid-wrap { padding-top: 34px !important; max-height: none; height: auto; min-height: 0; overflow: hidden; }
-.grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; }
+.grid-wrap { padding-top: 34px !important; min-height: 0 !important; max-height: none !important; }
+.grid-wrap { height: auto !important; overflow: hidden !important; }
+.grid-container { grid-template: none / repeat(5, minmax(0, 1fr)) !important; grid-auto-rows: auto !important; }
 .thumbnail-lg { min-width: 0 !important; width: 100%; height: auto !important; aspect-ratio: 1; }
 .caption-label { max-width: 100% !important; left: auto !important; right: 0; padding: 2px 6px !important; }
 .grid-wrap .icon-button-wrapper { display: none; }
@@ -57,6 +58,7 @@ def build_page(shelf):
         results = [paths, answers, chosen, gallery, *picture]
         act = Actions(shelf)
         files.upload(act.answer, [model, files], results)
+        files.delete(act.answer, [model, files], results)  # one of several
         files.clear(lambda: cleared(), None, results)
         samples.select(act.answer_example, [model, offered], [*results, files])
         model.change(act.change_model, [model, paths], [*results, samples, offered])
