@@ -1,6 +1,9 @@
 """Shared by all tests: the environment of the commands, the repository, real pictures."""
 
 import os
+import re
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +63,31 @@ def error_line(name, *words, **options):
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+class Page:
+    """A running tools/demo.py, or a script that starts it, ready at `url`."""
+
+    def __init__(self, *words, script="tools/demo.py", **environment):
+        command = [sys.executable, str(ROOT / script), *map(str, words)]
+        env = {**os.environ, **environment}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=env)
+        ready, _, _ = select.select([self.process.stdout], [], [], 120)
+        self.lines = []
+        for line in self.process.stdout if ready else ():
+            self.lines.append(line)
+            if found := re.match(r"(http://\S+) is ready; Ctrl-C stops it\n", line):
+                self.url = found[1]
+                return
+        self.process.kill()
+        raise AssertionError(f"{self.lines} {self.process.stderr.read()}")
+
+    @property
+    def port(self):
+        return int(self.url.rpartition(":")[2])
+
+    def stop(self, number=signal.SIGINT):
+        self.process.send_signal(number)
+        out, error = self.process.communicate(timeout=60)
+        assert (self.process.returncode, out, error) == (0, "", "")

@@ -5,10 +5,11 @@ import shlex
 import shutil
 import subprocess
 import tarfile
+import urllib.request
 
 import peers
 import pytest
-from conftest import ENVIRONMENT, ROOT
+from conftest import ENVIRONMENT, ROOT, Page
 
 from engine import checkpoint
 from models import create_model
@@ -119,6 +120,15 @@ def as_small_job(line, place):
     return f"{folders} {line} --output {place}/output {TINY} --batch-size 4 TRAIN.ACCUM_STEPS 1"
 
 
+def visit_page(line):
+    """Run a command that serves a page, at any free port: look at the page, and stop it."""
+    pytest.importorskip("gradio", reason="the page is made with it")
+    page = Page(*shlex.split(line)[2:], "--port", 0)
+    with urllib.request.urlopen(page.url) as answer:
+        assert "gradio" in answer.read().decode()
+    page.stop()
+
+
 @pytest.mark.parametrize("line", commands())
 def test_command_runs(line, place):
     if "convert.py" in line:
@@ -147,6 +157,9 @@ def test_command_runs(line, place):
         line += f" --output {place}/output {TINY}"
         fixed = "cifar10_few" in line or "pit" in line  # by the shipped weights, by the family
         line += " DATA.IMAGE_SIZE 16" + ("" if fixed else " MODEL.T2T.DEPTH 1")
+    if "demo.py" in line:
+        visit_page(line)
+        return
     done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=300, cwd=ROOT, env=ENVIRONMENT)
     assert done.returncode == 0, f"{shlex.quote(line)}\n{done.stdout}\n{done.stderr}"
     if "predict.py" in line and len(line.split()) <= 3:

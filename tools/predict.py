@@ -14,6 +14,7 @@ DEFAULT_IMAGE = "lit_data/val/3/0045.png"
 def main(args, cfg):
     from config import resolve
     from engine.logger import progress_bar, setup_logging
+    from engine.serving import predict_batch
     from errors import UserError
     from files import check_writable, shown, write_text
 
@@ -42,26 +43,13 @@ def main(args, cfg):
 
 def open_model(args, cfg):
     """(predictor, the config that fits it). Paddle is imported only where it computes."""
-    from engine.serving import choose_engine, open_exported
+    from engine.serving import choose_engine, open_engine
 
     engine = choose_engine(args)
     if engine in ("paddle", "inference"):
         import_paddle(cfg.DEVICE)
-    if engine != "paddle":
-        predictor, cfg, _ = open_exported(args, cfg, engine)
-        return predictor, cfg
-    from config import with_classes
-    from engine import parallel
-    from engine.build import build_trained_model, classes_of
-    from engine.metadata import Metadata
-    from engine.microbatch import inference
-    from engine.predictors import EagerPredictor
-
-    parallel.setup(cfg)
-    model, weights = build_trained_model(cfg, args.pretrained)
-    cfg = with_classes(cfg, model.head.bias.shape[0])
-    metadata = Metadata.of(cfg, classes_of(cfg, weights), "fp32", batch_size=0)
-    return EagerPredictor(inference(model, cfg), metadata), cfg
+    predictor, cfg, _ = open_engine(args, cfg, engine)
+    return predictor, cfg
 
 
 def find_images(patterns):
@@ -86,42 +74,6 @@ def find_images(patterns):
             found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
         paths += found or [pattern]
     return list(dict.fromkeys(paths))
-
-
-def predict_batch(predictor, paths, cfg, top_k):
-    """Predict some images.
-
-    Returns:
-        {path: {"class_id", "name", "probability", "top": [the same three for the K likeliest]}}, or
-        {path: {"error": reason}} for an image that cannot be read; in the order of `paths`.
-    """
-    import numpy as np
-
-    from data.images import ImageError, load_image
-    from data.transforms import EvalTransform
-    from engine.predictors import to_input
-
-    transform, names = EvalTransform(cfg), predictor.metadata.classes
-    results, images, readable = {}, [], []
-    for path in paths:
-        results[path] = {}
-        try:
-            images.append(transform(load_image(path, cfg.DATA.CHANNELS)))
-            readable.append(path)
-        except ImageError as error:
-            results[path]["error"] = str(error)
-    if not readable:
-        return results
-    logits = predictor(to_input(np.stack(images), predictor.metadata)).astype(np.float64)  # (B, K)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-    for path, row in zip(readable, probabilities):
-        top = [
-            {"class_id": int(class_id), "name": names[class_id], "probability": round(float(row[class_id]), 6)}
-            for class_id in np.argsort(-row, kind="stable")[:top_k]
-        ]
-        results[path] = {**top[0], "top": top}
-    return results
 
 
 def print_results(results, single):

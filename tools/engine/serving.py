@@ -1,11 +1,15 @@
-"""Which engine and which exported file a command works with. No paddle: predict.py starts without it."""
+"""What a command predicts with, and its answers. No paddle until a model of it is opened: predict.py starts without."""
 
 import logging
 from pathlib import Path
 
-from config import resolve
-from engine.metadata import sha256
-from engine.predictors import SUFFIXES, engine_of, file_beside_part, open_predictor
+import numpy as np
+
+from config import resolve, with_classes
+from data.images import ImageError, load_image
+from data.transforms import EvalTransform
+from engine.metadata import Metadata, sha256
+from engine.predictors import SUFFIXES, EagerPredictor, engine_of, file_beside_part, open_predictor, to_input
 from errors import UserError
 from files import is_url, shown
 
@@ -33,6 +37,27 @@ def choose_engine(args):
     if engine == "paddle" and found != "paddle":
         raise UserError(f"--engine paddle computes with weights, not with {args.pretrained}: leave --engine out")
     return engine
+
+
+def open_engine(args, cfg, engine):
+    """What `engine` predicts with: (predictor, the config that fits it, the model, None of an exported one)."""
+    if engine == "paddle":
+        return open_weights(cfg, args.pretrained)
+    predictor, cfg, _ = open_exported(args, cfg, engine)
+    return predictor, cfg, None
+
+
+def open_weights(cfg, chosen):
+    """(predictor of weights, which `build_trained_model` finds, the config that fits it, the model)."""
+    from engine import parallel
+    from engine.build import build_trained_model, classes_of
+    from engine.microbatch import inference
+
+    parallel.setup(cfg)
+    model, weights = build_trained_model(cfg, chosen)
+    cfg = with_classes(cfg, model.head.bias.shape[0])
+    metadata = Metadata.of(cfg, classes_of(cfg, weights), "fp32", batch_size=0)
+    return EagerPredictor(inference(model, cfg), metadata), cfg, model
 
 
 def open_exported(args, cfg, engine):
@@ -72,3 +97,48 @@ def _warn_if_stale(args, cfg, metadata, path):
     best = Path(args.pretrained) if args.pretrained else export_folder(cfg).parent / "best.pdparams"
     if metadata.weights and best.is_file() and sha256(best) != metadata.weights:
         log.warning("warning: %s was made from other weights than %s now holds; export again", shown(path), shown(best))
+
+
+# --- Answers ---
+
+
+def predict_batch(predictor, paths, cfg, top_k):
+    """Predict some images.
+
+    Returns:
+        {path: {"class_id", "name", "probability", "top": [the same three for the K likeliest]}}, or
+        {path: {"error": reason}} for an image that cannot be read; in the order of `paths`.
+    """
+    pixels, errors = read_images(paths, cfg)
+    answers = classify(predictor, list(pixels.values()), top_k)
+    results = {path: {**top[0], "top": top} for path, top in zip(pixels, answers)}
+    return {path: results[path] if path in results else {"error": errors[path]} for path in paths}
+
+
+def read_images(paths, cfg):
+    """({path: uint8 (S, S, channels) as the model sees it}, {path: why it cannot be read})."""
+    transform = EvalTransform(cfg)
+    pixels, errors = {}, {}
+    for path in paths:
+        try:
+            pixels[path] = transform(load_image(path, cfg.DATA.CHANNELS))
+        except ImageError as error:
+            errors[path] = str(error)
+    return pixels, errors
+
+
+def classify(predictor, pixels, top_k):
+    """The `top_k` likeliest classes, {"class_id", "name", "probability"} each, of images uint8 (S, S, channels)."""
+    if not pixels:
+        return []
+    names = predictor.metadata.classes
+    logits = predictor(to_input(np.stack(pixels), predictor.metadata)).astype(np.float64)  # (B, K)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return [
+        [
+            {"class_id": int(class_id), "name": names[class_id], "probability": round(float(row[class_id]), 6)}
+            for class_id in np.argsort(-row, kind="stable")[:top_k]
+        ]
+        for row in probabilities
+    ]

@@ -1,0 +1,460 @@
+"""The page: what a visitor sees in a real browser, where it listens, and how mistakes are told."""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import threading
+import urllib.request
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, Page, error_line, tool
+from PIL import Image
+
+import demo
+from config import load_config
+from engine.serving import open_weights, predict_batch
+from errors import UserError
+from page import server, shelf
+from page.shelf import METHODS, Opened, Shelf
+
+THREE, SEVEN = ROOT / "lit_data/val/3/0103.png", ROOT / "lit_data/val/7/0081.png"
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync --window-size=1120,930"
+
+
+class Recorder:
+    """A proxy that answers nobody and notes who asked."""
+
+    def __init__(self):
+        self.listener, self.asked = socket.create_server(("127.0.0.1", 0)), []
+        threading.Thread(target=self._note, daemon=True).start()
+
+    def _note(self):
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                visitor, _ = self.listener.accept()
+                self.asked.append(visitor.recv(200))
+                visitor.close()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture(scope="module")
+def page(recorder, tmp_path_factory):
+    """The page as a user starts it, but for any free port; whoever would ask another machine is noted."""
+    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
+    uploads = tmp_path_factory.mktemp("uploads")
+    asked = {name: recorder.url for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
+    page = Page("--port", 0, TMPDIR=str(uploads), NO_PROXY="", no_proxy="", **asked)
+    yield page
+    page.stop()
+    assert not list(uploads.iterdir()), "uploads are left"
+
+
+# --- In a browser ---
+
+
+class Visitor:
+    """A browser that looks at the page."""
+
+    def __init__(self, driver, url):
+        self.driver, self.url = driver, url
+
+    def visit(self):
+        self.driver.get(self.url)
+        self.wait(lambda: self.all("#files input[type=file]"))
+        return self
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def wait(self, condition):
+        from selenium.common.exceptions import StaleElementReferenceException
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        waiting = WebDriverWait(self.driver, 60, 0.05, ignored_exceptions=[StaleElementReferenceException])
+        return waiting.until(lambda _: condition())
+
+    def text(self, name):
+        return " ".join(element.text for element in self.all(f"#{name}"))
+
+    def upload(self, *paths):
+        self.all("#files input[type=file]")[0].send_keys("\n".join(map(str, paths)))
+
+    def top(self):
+        """{class: percent} of the bars."""
+        return {name: int(percent) for name, percent in re.findall(r"^(\S+)\n(\d+)%$", self.text("top"), re.M)}
+
+    def likeliest(self):
+        return next(iter(self.top()), None)
+
+    def captions(self):
+        return [element.text for element in self.all("#answers .caption-label")]
+
+    def note(self):
+        return " ".join(element.get_attribute("value") for element in self.all("#notes textarea"))
+
+    def attention(self):
+        """The address of the picture, once it is drawn."""
+        images = self.all("#attention img")
+        if images and self.driver.execute_script("return arguments[0].naturalWidth", images[0]):
+            return images[0].get_attribute("src")
+        return None
+
+    def pick(self, name, choice):
+        """Pick from a list."""
+        self.all(f"#{name} input")[0].click()
+        self.wait(lambda: [each for each in self.all("[role=option]") if each.text.strip("✓ \n") == choice])[0].click()
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="it drives the browser: pip install selenium")
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if not all(programs):
+        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('browser')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def visitor(page, driver):
+    return Visitor(driver, page.url).visit()
+
+
+def expected(path, name="lit_data"):
+    """{class: percent} that predict.py would print."""
+    predictor, cfg, _ = opened_run(name)
+    return {entry["name"]: entry["probability"] for entry in predict_batch(predictor, [path], cfg, 5)[path]["top"]}
+
+
+def opened_run(name):
+    return open_weights(load_config(ROOT / f"output/{name}/config.yaml"), str(ROOT / f"output/{name}/best.pdparams"))
+
+
+def test_upload_is_answered_as_predict_does(visitor):
+    visitor.upload(THREE)
+    source = visitor.wait(visitor.attention)
+    right = expected(THREE)
+    assert visitor.likeliest() == "three" == next(iter(right))
+    assert visitor.top() == {name: round(100 * share) for name, share in right.items()}
+    assert visitor.note() == ""
+    with urllib.request.urlopen(source) as answer:
+        seen = np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"), np.float32)
+    model = Opened(*opened_run("lit_data"))
+    found, _ = shelf.look(model, [THREE])
+    own = np.asarray(shelf.attention(model, found[0].pixels, "gradient", "three"), np.float32)
+    assert seen.shape == own.shape and np.abs(seen - own).mean() < 6  # of 255, by the page's WebP
+
+
+def test_several_pictures_one_of_them_bad(visitor, tmp_path):
+    bad = tmp_path / "<b>notes.png"
+    bad.write_text("no picture")
+    visitor.upload(THREE, SEVEN, bad)
+    visitor.wait(lambda: len(visitor.captions()) == 2)
+    assert [caption.split()[-1] for caption in visitor.captions()] == ["three", "seven"]
+    assert re.fullmatch(r"image \S*notes.png cannot be read: not an image", visitor.wait(visitor.note))
+    first = visitor.wait(visitor.attention)
+    visitor.all("#answers button.thumbnail-item")[1].click()
+    visitor.wait(lambda: visitor.likeliest() == "seven")
+    assert visitor.wait(lambda: visitor.attention() != first and visitor.attention())
+
+
+def test_pictures_are_taken_away(visitor):
+    visitor.upload(THREE, SEVEN)
+    visitor.wait(lambda: len(visitor.captions()) == 2)
+    visitor.all("#files button[aria-label='Remove this file']")[0].click()
+    visitor.wait(lambda: [caption.split()[-1] for caption in visitor.captions()] == ["seven"])
+    visitor.wait(lambda: visitor.likeliest() == "seven")
+    visitor.all("#files button[aria-label='Clear']")[0].click()
+    visitor.wait(lambda: not visitor.captions() and not visitor.top() and not visitor.attention())
+
+
+def test_bad_file_alone_is_answered(visitor, tmp_path):
+    bad = tmp_path / "notes.png"
+    bad.write_text("no picture")
+    visitor.upload(bad)
+    assert visitor.wait(visitor.note) == "image notes.png cannot be read: not an image"
+    assert visitor.top() == {} and not visitor.attention()
+    assert "Traceback" not in visitor.driver.page_source
+    visitor.visit().upload(SEVEN)
+    visitor.wait(lambda: visitor.likeliest() == "seven")
+
+
+def test_very_large_pictures(visitor, tmp_path):
+    pixels = Image.open(THREE).convert("L").resize((6000, 6000))
+    pixels.save(tmp_path / "large.jpg")
+    small = THREE.read_bytes()
+    header = small[12:16] + struct.pack(">II", 30000, 30000) + small[24:29]  # of width and height
+    (tmp_path / "bomb.png").write_bytes(small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:])
+    visitor.upload(tmp_path / "large.jpg", tmp_path / "bomb.png")
+    assert "bomb.png cannot be read" in visitor.wait(visitor.note)
+    visitor.wait(lambda: visitor.likeliest() == "three")
+    for image in visitor.all("#answers img"):
+        assert visitor.driver.execute_script("return arguments[0].naturalWidth", image) <= 512
+
+
+def test_other_model_answers_about_the_same_picture(visitor):
+    visitor.upload(THREE)
+    visitor.wait(lambda: visitor.likeliest() == "three")
+    assert visitor.all("#examples img")
+    visitor.pick("model", "lit_data_pit")
+    right = {name: round(100 * share) for name, share in expected(THREE, "lit_data_pit").items()}
+    visitor.wait(lambda: visitor.top() == right)
+    visitor.pick("model", "cifar10_seven")
+    visitor.wait(lambda: visitor.likeliest() in ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"))
+    visitor.wait(lambda: not visitor.all("#examples img"))  # pictures of CIFAR-10 are not shipped
+
+
+def test_methods_and_classes_show_other_maps(visitor):
+    visitor.upload(THREE)
+    seen = {visitor.wait(visitor.attention)}
+    for label in visitor.all("#method label")[1:]:
+        label.click()
+        seen.add(visitor.wait(lambda: visitor.attention() not in seen and visitor.attention()))
+    assert len(seen) == len(METHODS)
+    visitor.all("#method label")[0].click()
+    visitor.wait(lambda: visitor.attention() in seen)
+    visitor.pick("class", list(visitor.top())[1])
+    assert visitor.wait(lambda: visitor.attention() not in seen and visitor.attention())
+
+
+def test_examples_are_the_digits(visitor):
+    assert len(visitor.all("#examples button.thumbnail-item")) == 10
+    visitor.all("#examples button.thumbnail-item")[4].click()
+    visitor.wait(lambda: visitor.likeliest() == "four")
+
+
+def test_everything_has_its_place(visitor):
+    visitor.upload(THREE, *(sorted((ROOT / "lit_data/val" / digit).iterdir())[1] for digit in "0678"))
+    visitor.wait(lambda: visitor.attention() and len(visitor.captions()) == 5)
+    boxes = {
+        name: visitor.all(f"#{name}")[0].rect for name in ("model", "files", "examples", "answers", "top", "method")
+    }
+    boxes["attention"] = visitor.all("#attention img")[0].rect
+    left, right = ("model", "files", "examples"), ("answers", "top", "method")
+    for column in (left, right):
+        for upper, lower in zip(column, column[1:]):
+            assert boxes[upper]["y"] + boxes[upper]["height"] <= boxes[lower]["y"]
+    edges = [boxes[name]["x"] + boxes[name]["width"] for name in (*left, "top", "attention")]
+    assert max(edges[:3]) <= min(boxes[name]["x"] for name in right) and edges[3] <= boxes["attention"]["x"]
+    page = visitor.driver.execute_script("return [document.body.scrollWidth, innerWidth]")
+    assert edges[4] <= page[0] <= page[1]
+    if os.environ.get("T2T_SCREENSHOT"):
+        visitor.driver.save_screenshot(os.environ["T2T_SCREENSHOT"])
+
+
+def test_nothing_is_asked_of_other_machines(visitor, recorder, page):
+    visitor.upload(THREE)
+    visitor.wait(visitor.attention)
+    logged = [json.loads(entry["message"])["message"] for entry in visitor.driver.get_log("performance")]
+    found = {name: [entry["params"] for entry in logged if entry["method"] == f"Network.{name}"]
+             for name in ("requestWillBeSent", "loadingFailed")}  # fmt: skip
+    unsent = {each["requestId"] for each in found["loadingFailed"] if each.get("blockedReason") == "csp"}
+    asked = [each["request"]["url"] for each in found["requestWillBeSent"] if each["requestId"] not in unsent]
+    assert len(asked) > 10
+    assert {url.partition(":")[0] for url in asked} <= {"http", "data", "blob", "chrome"}
+    assert [url for url in asked if url.startswith("http") and not url.startswith(page.url)] == []
+    assert recorder.asked == []
+
+
+# --- Where it listens ---
+
+
+def listening(port):
+    """Hexadecimal addresses that listen at a port of this machine."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return [line[1].split(":")[0] for line in lines if line[3] == "0A" and int(line[1].split(":")[1], 16) == port]
+
+
+def test_listens_on_loopback_alone(page):
+    assert page.url.startswith("http://127.0.0.1:")
+    assert listening(page.port) == ["0100007F"]
+    with urllib.request.urlopen(page.url) as answer:
+        assert answer.headers["content-security-policy"].startswith("default-src 'self' ")
+
+
+def test_gradio_file_listens_where_the_environment_says():
+    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    told = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "GRADIO_ROOT_PATH": "/below"}
+    page = Page(script="scripts/demo.gradio.py", **told)
+    assert page.lines[-2] == "the page has no password: whoever reaches this machine reaches it\n"
+    assert page.port == port and listening(port) == ["00000000"]
+    with urllib.request.urlopen(page.url) as answer:
+        assert f'"root":"{page.url}/below"' in answer.read().decode()
+    page.stop(signal.SIGTERM)
+
+
+def test_options_win_over_the_environment(monkeypatch):
+    assert demo.address(demo.parser().parse_args([])) == ("127.0.0.1", None)
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "7000")
+    assert demo.address(demo.parser().parse_args([])) == ("0.0.0.0", 7000)
+    assert demo.address(demo.parser().parse_args(["--host", "127.0.0.2", "--port", "0"])) == ("127.0.0.2", 0)
+
+
+def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
+    with server.listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        monkeypatch.setattr(server, "FIRST_PORT", port)
+        with server.listen("127.0.0.1", None) as second:
+            assert port < second.getsockname()[1] < port + 100
+        monkeypatch.setattr(server, "TRIED_PORTS", 1)
+        with pytest.raises(UserError, match=f"all ports from {port} to {port} of 127.0.0.1 are taken"):
+            server.listen("127.0.0.1", None)
+
+
+def test_addresses_of_version_6():
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with server.listen("::1", 0) as listener:
+        assert re.fullmatch(r"http://\[::1\]:\d+", server.url_of(listener))
+
+
+def test_taken_port_is_one_line():
+    with server.listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        message = f"error: port {port} of 127.0.0.1 is taken: give another by --port, or 0 for any free one"
+        assert error_line("demo", "--port", port) == message
+
+
+@pytest.mark.parametrize(
+    "host, port, message",
+    [
+        ("no.such.host.invalid", None, "host 'no.such.host.invalid' is no address: "),
+        ("192.0.2.1", None, "host 192.0.2.1 is no address of this machine"),
+        ("127.0.0.1", 65536, "the port is 65536 but must be 0 .any free one. to 65535"),
+        ("127.0.0.1", -1, "the port is -1 but must be 0"),
+    ],
+)
+def test_impossible_addresses_are_told(host, port, message):
+    with pytest.raises(UserError, match=message):
+        server.listen(host, port)
+
+
+def test_port_of_the_environment_must_be_a_number(monkeypatch):
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "http")
+    assert error_line("demo") == "error: GRADIO_SERVER_PORT is 'http' but must be a number"
+
+
+# --- Models and mistakes ---
+
+
+def test_missing_gradio_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError('gone', name='gradio')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    message = "error: the page needs gradio, which is not installed: pip install gradio"
+    assert error_line("demo", "--port", 0) == message
+
+
+def test_missing_weights_are_told_before_the_page_is_up(tmp_path):
+    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
+    line = error_line("demo", "--port", 0, "--pretrained", tmp_path / "absent.pdparams")
+    assert "absent.pdparams" in line
+
+
+def shelf_of(*words, **settings):
+    args = argparse.Namespace(config=None, pretrained=None, weights_named=False, engine=None, opts=[])
+    vars(args).update(settings)
+    return Shelf(args, load_config(ROOT / "configs/lit_data.yaml", list(zip(words[::2], words[1::2]))))
+
+
+def test_models_are_those_of_the_command_line_and_the_runs(tmp_path):
+    shipped = ["cifar10", "cifar10_augment", "cifar10_seven", "lit_data_pit"]
+    names = shelf_of().names
+    assert names[0] == "lit_data" and [name for name in names[1:] if name in shipped] == shipped
+    assert names.count("lit_data") == 1
+    best = tmp_path / "mine.pdparams"
+    shutil.copy(ROOT / "output/lit_data/best.pdparams", best)
+    names = shelf_of(pretrained=str(best), weights_named=True).names
+    assert names[0] == "lit_data: mine.pdparams" and "lit_data" in names[1:]
+    run = tmp_path / "broken"
+    run.mkdir()
+    (run / "config.yaml").write_text("MODEL: {NAME: t2t}")
+    (run / "best.pdparams").write_bytes(b"")
+    models = shelf_of("OUTPUT", str(tmp_path), pretrained=str(best), weights_named=True)
+    assert models.names == ["lit_data: mine.pdparams", "broken"]
+    assert models.ask(models.names[0], shelf.examples)[3] == str(sorted((ROOT / "lit_data/val/3").iterdir())[0])
+    with pytest.raises(UserError, match="MODEL.NAME"):
+        models.ask("broken", shelf.examples)
+
+
+def test_many_visitors_share_a_model_that_one_thread_asks():
+    models, threads = shelf_of(), set()
+    source = models.sources["lit_data"]
+    opened = []
+    models.sources["lit_data"] = lambda: opened.append(1) or source()
+
+    def question(model, path):
+        threads.add(threading.get_ident())
+        return shelf.look(model, [path])[0][0].top
+
+    with ThreadPoolExecutor(8) as visitors:
+        found = list(visitors.map(lambda path: models.ask("lit_data", question, path), [THREE, SEVEN] * 8))
+    assert opened == [1] and len(threads) == 1
+    for path, top in zip([THREE, SEVEN] * 8, found):
+        assert top == pytest.approx(expected(path), abs=2e-6)
+
+
+def test_classes_of_one_name_are_told_apart():
+    predictor = argparse.Namespace(metadata=argparse.Namespace(classes=["crane", "ox", "crane"]))
+    assert Opened(predictor, None, None).classes() == ["crane (0)", "ox", "crane (2)"]
+
+
+def test_exported_model_has_no_attention_and_says_so():
+    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
+    from page.layout import Actions
+
+    predictor, cfg, _ = opened_run("lit_data")
+    models = shelf_of()
+    models.sources["lit_data"] = lambda: (predictor, cfg, None)
+    *_, bars, _, image, notes = Actions(models).answer("lit_data", [str(THREE)])
+    assert next(iter(bars)) == "three" and image is None
+    assert notes["value"] == "an exported model does not show its attention"
+
+
+def test_engine_is_that_of_the_option(tmp_path):
+    models = shelf_of("OUTPUT", str(tmp_path), engine="onnxruntime")
+    with pytest.raises(UserError, match="no .*lit_data.onnx for --engine onnxruntime"):
+        models.ask("lit_data", shelf.examples)
+
+
+def test_too_many_pictures_are_told():
+    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
+    from page.layout import MOST_PICTURES, Actions
+
+    paths = sorted(map(str, (ROOT / "lit_data/val").glob("*/*.png")))[: MOST_PICTURES + 3]
+    _, answers, *_, notes = Actions(shelf_of("VAL.BATCH_SIZE", "5")).answer("lit_data", paths)
+    assert len(answers) == MOST_PICTURES
+    assert answers[-1].top == pytest.approx(expected(paths[MOST_PICTURES - 1]), abs=2e-6)
+    assert notes["value"] == f"only the first {MOST_PICTURES} of {len(paths)} pictures are shown"
+
+
+def test_help_names_the_options():
+    assert "--host ADDRESS" in tool("demo", "--help").stdout

@@ -1,0 +1,65 @@
+"""Try models on a web page: python tools/demo.py [--port N] [--host ADDRESS] [options] [KEY VALUE ...]."""
+
+import os
+import tempfile
+
+from cli import add_engine_option, common_parser, import_paddle, not_empty, run
+
+
+def main(args, cfg):
+    from engine.logger import setup_logging
+    from engine.predictors import require
+    from page import server
+    from page.shelf import Shelf, look
+
+    setup_logging()
+    host, port = address(args)
+    with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, server.listen(host, port) as listener:
+        server.set_environment(uploads)
+        require("gradio", "the page")
+        import_paddle(cfg.DEVICE)
+        from page.layout import build_page
+
+        shelf = Shelf(args, cfg)
+        shelf.ask(shelf.names[0], look, [])  # a mistake in the command line is told here
+        server.serve(build_page(shelf), listener)
+
+
+def address(args):
+    """(host, port or None) of the options, else of Gradio's environment variables, which AI Studio sets.
+
+    Raises UserError if GRADIO_SERVER_PORT is no number.
+    """
+    from errors import UserError
+
+    host = args.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    port = os.environ.get("GRADIO_SERVER_PORT") or None
+    if args.port is None and port is not None:
+        if not port.isdecimal():
+            raise UserError(f"GRADIO_SERVER_PORT is {port!r} but must be a number")
+        return host, int(port)
+    return host, args.port
+
+
+def parser():
+    parser = common_parser("Try models on a web page, which needs gradio.", batch_size_key="VAL.BATCH_SIZE")
+    parser.usage = "demo.py [options] [KEY VALUE ...]"
+    parser.add_argument(
+        "--host",
+        type=not_empty,
+        metavar="ADDRESS",
+        help="where to listen; default GRADIO_SERVER_NAME if it is set, else 127.0.0.1, this machine alone; "
+        "0.0.0.0: for every machine, without a password",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        metavar="N",
+        help="default GRADIO_SERVER_PORT if it is set, else the first free one from 7860; 0: any free one",
+    )
+    add_engine_option(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run(main, parser(), needs_paddle=False)

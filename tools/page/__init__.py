@@ -1,0 +1,1 @@
+"""The web page of demo.py: the models that answer, what it shows, how it is served."""

@@ -1,0 +1,129 @@
+"""The models of the page, and what they say about pictures."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import load_config, resolve
+from data.images import to_image
+from engine.predictors import to_input
+from engine.serving import choose_engine, classify, open_engine, open_weights, read_images
+from errors import UserError
+from pictures.overlay import overlay
+
+TOP = 5
+EXAMPLES = 10
+METHODS = ("gradient", "rollout", "last block")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is ready."""
+
+    predictor: object
+    cfg: object
+    model: object  # None of an exported one
+
+    def classes(self):
+        """The names of the classes, each but once."""
+        names = self.predictor.metadata.classes
+        count = Counter(names)
+        return [name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says about a picture."""
+
+    file: str  # its name
+    pixels: object  # uint8 (S, S, channels), as the model sees it
+    top: dict  # {class: probability} of the TOP likeliest
+
+
+class Shelf:
+    """Models by name, opened when first asked and kept. One thread asks them, however many look at the page."""
+
+    def __init__(self, args, cfg):
+        self.sources = _sources(args, cfg)
+        self.opened = {}
+        self.thread = ThreadPoolExecutor(1)
+
+    @property
+    def names(self):
+        return list(self.sources)
+
+    def ask(self, name, question, *words):
+        """What `question(opened, *words)` returns for the model. Raises UserError where it cannot be opened."""
+
+        def answer():
+            if name not in self.opened:
+                self.opened[name] = Opened(*self.sources[name]())
+            return question(self.opened[name], *words)
+
+        return self.thread.submit(answer).result()
+
+
+def _sources(args, cfg):
+    """{name: function that opens it}: the model of the command line, then the other runs in OUTPUT."""
+    own = Path(args.pretrained or resolve(cfg.OUTPUT) / cfg.NAME / "best.pdparams").resolve()
+    name = f"{cfg.NAME}: {own.name}" if args.weights_named and own.parent.name != cfg.NAME else cfg.NAME
+    sources = {name: lambda: open_engine(args, cfg, choose_engine(args))}
+    device = [("DEVICE", cfg.DEVICE)] if cfg.DEVICE else []
+    for path in sorted(resolve(cfg.OUTPUT).glob("*/config.yaml")):
+        best = path.with_name("best.pdparams")
+        if best.is_file() and best.resolve() != own:
+            sources.setdefault(path.parent.name, _opener(path, device, best))
+    return sources
+
+
+def _opener(config, device, weights):
+    return lambda: open_weights(load_config(config, device), str(weights))
+
+
+# --- Questions ---
+
+
+def look(opened, paths):
+    """(`Answer`s about the files that are pictures, a line about each of the others)."""
+    pixels, errors = read_images(paths, opened.cfg)
+    classes, size = opened.classes(), opened.cfg.VAL.BATCH_SIZE
+    images, answers = list(pixels.values()), []
+    for start in range(0, len(images), size):
+        answers += classify(opened.predictor, images[start : start + size], TOP)
+    tops = [{classes[entry["class_id"]]: entry["probability"] for entry in answer} for answer in answers]
+    found = [Answer(Path(path).name, image, top) for (path, image), top in zip(pixels.items(), tops)]
+    return found, [error.replace(str(path), Path(path).name) for path, error in errors.items()]
+
+
+def attention(opened, pixels, method, name):
+    """The image with its attention over it, an RGB PIL image.
+
+    Args:
+        method: one of METHODS.
+        name: class that "gradient" asks about, one of `Opened.classes()`.
+
+    Raises UserError: the model is an exported one, which does not show its attention.
+    """
+    import paddle
+
+    from models.attention import attention_maps, gradient_maps, on_grid, rollout
+
+    if opened.model is None:
+        raise UserError("an exported model does not show its attention")
+    model, images = opened.model, paddle.to_tensor(to_input(pixels[None], opened.predictor.metadata))
+    if method == "gradient":
+        values = gradient_maps(model, images, opened.classes().index(name))
+    elif method == "rollout":
+        values = rollout(attention_maps(model, images), model)
+    else:
+        values = on_grid(attention_maps(model, images)[-1].mean(axis=1)[:, 0], model)
+    return overlay(to_image(pixels), values[0].numpy())
+
+
+def examples(opened):
+    """Pictures of the model's own data, one of a class, as far as the data set is here."""
+    folders = sorted(path for path in (resolve(opened.cfg.DATA.PATH) / "val").glob("*/") if path.is_dir())
+    step = max(1, len(folders) // EXAMPLES)
+    first = (next((str(path) for path in sorted(folder.iterdir())), None) for folder in folders[::step][:EXAMPLES])
+    return [path for path in first if path]
