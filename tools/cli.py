@@ -17,6 +17,7 @@ import warnings
 
 from allocator import keep_freed_memory
 from errors import UserError, one_line
+from spellings import take_data_folder, translate
 
 _REQUIRED = {
     "paddle": "PaddlePaddle",
@@ -112,6 +113,8 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
 
         if split_words:
             args.words, args.opts = split_words(args.opts)
+        else:
+            take_data_folder(args)
         if len(args.opts) % 2:
             parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
         path = _config_path(args)
@@ -122,7 +125,7 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
             import_paddle(cfg.DEVICE)
         return main(args, cfg)
 
-    exit_with(lambda: parser.parse_intermixed_args(argv), work)
+    exit_with(lambda: parser.parse_intermixed_args(translate(sys.argv[1:] if argv is None else argv, parser)), work)
 
 
 def exit_with(parse, work):
