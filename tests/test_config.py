@@ -42,7 +42,7 @@ def test_dumped_config_loads_to_the_same(tmp_path):
     "text, message",
     [
         ("TRAIN: {BASELR: 0.1}", "unknown key TRAIN.BASELR; did you mean TRAIN.BASE_LR"),
-        ("epochs: 3", "unknown key epochs; did you mean TRAIN.EPOCHS"),
+        ("epoch: 3", "unknown key epoch; did you mean TRAIN.EPOCHS"),
         ("TRAIN: 3", "unknown key TRAIN"),
         ("SEED: {A: 1}", "unknown key SEED.A"),
         ("TRAIN: {EPOCHS: ten}", "TRAIN.EPOCHS must be of type int, not 'ten'"),

@@ -1,38 +1,46 @@
 """Every command of both READMEs runs, the ImageNet-sized ones on a tiny stand-in."""
 
+import functools
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tarfile
 import urllib.request
 
 import peers
 import pytest
 from conftest import ENVIRONMENT, ROOT, Page
+from test_spellings import COMMANDS
 
+from config import all_keys, load_config
 from engine import checkpoint
-from models import create_model
+from models import create_model, list_models
+from spellings import KEYS, Advice
 
 # Makes a training that would take days one step long.
 TINY = "--batch-size 8 DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0 VAL.EVERY 1"
 TINY += " TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 TRAIN.COOLDOWN_EPOCHS 0"
 
 
-def bash_blocks(name):
-    return re.findall(r"```bash\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+def blocks(name, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def commands():
-    text = "\n".join(bash_blocks("README.md")).replace("\\\n", "")
-    inline = re.findall(r"`((?:bash scripts|python tools)/[^`]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    text = "\n".join(blocks("README.md", "bash")).replace("\\\n", "")
+    inline = re.findall(
+        r"`((?:GPUS=\S+ )?(?:bash scripts|python tools)/[^`]+)`", (ROOT / "README.md").read_text("utf-8")
+    )
     lines = [re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines() + inline]
     # Not the tests themselves, nor an environment variable for scripts/env.sh.
     return [line for line in dict.fromkeys(lines) if line and "test.sh" not in line and not line.startswith("export")]
 
 
 def test_both_languages_show_the_same_commands():
-    assert bash_blocks("README.md") == bash_blocks("README_cn.md")
+    for language in ("bash", "python", "yaml", "bibtex"):
+        assert blocks("README.md", language) == blocks("README_cn.md", language)
     assert len(commands()) >= 14
 
 
@@ -57,8 +65,9 @@ def place(tmp_path_factory):
     shutil.copy(digits[0], folder / "picture.png")
     shutil.copy(digits[0], folder / "photo.jpg")
     make_archives(folder, wnids, digits[:4])
-    for name in ("t2t_vit_7", "t2t_vit_14"):
-        checkpoint.save(folder / f"{name}.pdparams", create_model(name, image_size=32).state_dict())
+    for file, name in (("t2t_vit_7", "t2t_vit_7"), ("t2t_vit_14", "t2t_vit_14"), ("Best_PiT", "pit_ti")):
+        checkpoint.save(folder / f"{file}.pdparams", create_model(name, image_size=32).state_dict())
+    (folder / "pets.yaml").write_text(blocks("README.md", "yaml")[0].replace("/path/to", str(folder)))
     return folder
 
 
@@ -129,6 +138,12 @@ def visit_page(line):
     page.stop()
 
 
+@functools.cache
+def run(line):
+    """A command that several lines of the README come down to runs once."""
+    return subprocess.run(line, shell=True, capture_output=True, text=True, timeout=600, cwd=ROOT, env=ENVIRONMENT)
+
+
 @pytest.mark.parametrize("line", commands())
 def test_command_runs(line, place):
     if "convert.py" in line:
@@ -160,7 +175,106 @@ def test_command_runs(line, place):
     if "demo.py" in line:
         visit_page(line)
         return
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=300, cwd=ROOT, env=ENVIRONMENT)
+    if TINY in line:
+        line = re.sub(r" --batch-size \d+(?=.* --batch-size)", "", line)  # TINY's wins
+        line += " --resume none" if re.search("amp|AMP|--pretrained", line) else ""  # not on from another line's run
+    done = run(line)
     assert done.returncode == 0, f"{shlex.quote(line)}\n{done.stdout}\n{done.stderr}"
     if "predict.py" in line and len(line.split()) <= 3:
         assert "class_id is: " in done.stdout.splitlines()[-1]
+
+
+def test_python_of_the_readme_runs(place):
+    code = "\n".join(blocks("README.md", "python")).replace("/path/to", str(place))
+    code += """
+import numpy as np
+from PIL import Image
+
+digit = Image.open("lit_data/val/3/0045.png")
+drawn = [np.asarray(Blur()(digit, np.random.default_rng(seed))).tolist() for seed in (1, 1, 2)]
+assert drawn[0] == drawn[1] != drawn[2]
+assert "t2t_vit_5" in t2t.VARIANTS and sum(parameter.size for parameter in create_model("t2t_vit_5").parameters()) < 2e6
+"""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT / "tools")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --- Tables ---
+
+
+def section(name, start, end):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return text[text.index(start) : text.index(end, text.index(start))]
+
+
+def rows(text):
+    """The cells of each row of its tables."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+COMING_FROM = {"README.md": ("## Coming from", "## Layout"), "README_cn.md": ("## 从其他仓库转来", "## 目录")}
+
+
+@pytest.mark.parametrize("name", COMING_FROM)
+def test_right_hand_sides_of_coming_from_exist(name):
+    options = {option for module in COMMANDS.values() for option in module.parser()._option_string_actions}
+    text = section(name, *COMING_FROM[name])
+    lefts = []
+    for left, right in rows(text):
+        old, new = re.findall(r"`([^`]+)`", left), re.findall(r"`([^`]+)`", right)
+        lefts += old
+        for span in new:
+            first = span.split()[0]
+            if re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+|OUTPUT|LOG|NAME|SEED|DEVICE", first):
+                assert first in all_keys(), span
+            if re.fullmatch(r"(tools|configs|scripts)/\S+", first):
+                assert (ROOT / first).exists(), span
+            if first.startswith("--"):
+                assert first in options, span
+        named = {key: KEYS[key] for key in old if key in KEYS}
+        if len(old) == len(new) == len(named) and not any(isinstance(key, Advice) for key in named.values()):
+            assert list(named.values()) == new
+    assert not {key for key in KEYS if re.match("[a-z]|DATA_PATH|SCHEDULER|MODEL_PATH|TRAIN.*TRAIN", key)} - set(lefts)
+    assert not [line for line in commands() if "main_" in line or "run_" in line or "./tools/" in line]
+
+
+def test_both_languages_have_the_same_code_in_their_tables():
+    tables = [rows(section(name, *ends)) for name, ends in COMING_FROM.items()]
+    code = [[re.findall(r"`([^`]+)`", " ".join(row).replace("<配置名>", "<config name>")) for row in t] for t in tables]
+    assert code[0] == code[1] and len(code[0]) > 50
+
+
+@pytest.mark.parametrize("name, start, end", [("README.md", "## Troubleshooting", "## Extend"),
+                                              ("README_cn.md", "## 常见问题", "## 扩展")])  # fmt: skip
+def test_settings_of_troubleshooting_are_read(name, start, end):
+    spans = re.findall(r"`([^`]+)`", section(name, start, end))
+    pairs = [
+        re.sub(r"^--batch-size \d+ ", "", span).split(maxsplit=1) for span in spans if re.search(r"[A-Z]\.[A-Z]", span)
+    ]
+    pairs = [(key, value.strip('"')) for key, value in pairs]
+    assert len(pairs) >= 12
+    for key, value in pairs:
+        load_config("configs/t2t_vit_7.yaml", [("TRAIN.AMP", "O1")] * key.endswith("DTYPE") + [(key, value)])
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_cn.md"])
+def test_the_zoo_has_the_figures_of_the_benchmark(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    measured = {row[0]: row for row in rows(text) if row[0] in list_models() and len(row) == 8}
+    zoo = {
+        row[0].strip("`")[8:-5]: row for row in rows(text) if re.fullmatch(r"`configs/(t2t_vit|pit)\w+\.yaml`", row[0])
+    }
+    assert set(zoo) == set(measured) == set(list_models())
+    for model, row in zoo.items():
+        _, _, parameters, trained, _, gmacs, without, _ = measured[model]
+        assert row[2] == (parameters if "pit" in model else f"{parameters} ({trained})")
+        assert row[3] == f"{gmacs} ({without})"
+
+
+def test_contents_lead_somewhere():
+    for name in ("README.md", "README_cn.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        headings = {re.sub(r"[ ]", "-", line.lstrip("# ").lower()) for line in re.findall(r"^##.*", text, flags=re.M)}
+        links = re.findall(r"\]\(#([^)]+)\)", text)
+        assert len(links) >= 12 and set(links) <= headings

@@ -17,6 +17,7 @@ import warnings
 
 from allocator import keep_freed_memory
 from errors import UserError, one_line
+from spellings import take_data_folder, translate
 
 _REQUIRED = {
     "paddle": "PaddlePaddle",
@@ -112,6 +113,8 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
 
         if split_words:
             args.words, args.opts = split_words(args.opts)
+        else:
+            take_data_folder(args)
         check_pairs(parser, args)
         path = _config_path(args)
         cfg = load_config(path, overrides(args))
@@ -121,7 +124,7 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
             import_paddle(cfg.DEVICE)
         return main(args, cfg)
 
-    exit_with(lambda: parser.parse_intermixed_args(argv), work)
+    exit_with(lambda: parser.parse_intermixed_args(translate(sys.argv[1:] if argv is None else argv, parser)), work)
 
 
 def check_pairs(parser, args):

@@ -14,6 +14,7 @@ import yaml
 from yacs.config import CfgNode as CN
 
 from errors import UserError
+from spellings import refusal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -155,6 +156,9 @@ def load_config(path, overrides=()):
         leaves = list(_leaves(_read_yaml(path)))
     except RecursionError:
         raise UserError(f"config {path} refers to itself") from None
+    known = all_keys()
+    if text := refusal(path, [key for key, _ in leaves if key not in known]):
+        raise UserError(text)
     for key, value in leaves:
         _set(cfg, key, value, path)
     for key, value in overrides:

@@ -21,8 +21,8 @@ def main(args, cfg):
     setup_logging()
     if args.top_k < 1:
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
-    if args.json:
-        check_writable(args.json)
+    for path in filter(None, (args.json, args.json_ids)):
+        check_writable(path)
     paths = find_images(args.words or [str(shown(resolve(DEFAULT_IMAGE)))])
     predictor, cfg = open_model(args, cfg)
     batches = [paths[i : i + cfg.VAL.BATCH_SIZE] for i in range(0, len(paths), cfg.VAL.BATCH_SIZE)]
@@ -33,6 +33,9 @@ def main(args, cfg):
         results |= found
     if args.json:
         write_text(args.json, json.dumps(results, indent=1) + "\n")
+    if args.json_ids:
+        ids = {path: result["class_id"] for path, result in results.items() if "class_id" in result}
+        write_text(args.json_ids, json.dumps(ids, indent=1) + "\n")
     failed = [result["error"] for result in results.values() if "error" in result]
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
@@ -96,6 +99,7 @@ def parser():
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes shown per image; default 5")
     add_engine_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write {path: result} as JSON, complete or not at all")
+    parser.add_argument("--json-ids", metavar="FILE", help="write {path: class id} alone, as MindSpore's T2T-ViT does")
     return parser
 
 

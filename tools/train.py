@@ -13,6 +13,7 @@ from cli import common_parser, not_empty, run
 
 
 def main(args, cfg):
+    from data.dataset import above_train
     from engine import parallel
     from engine.lifeline import Lifeline
     from engine.logger import log, setup_logging, write_to_file_only
@@ -23,7 +24,7 @@ def main(args, cfg):
     parallel.setup(cfg)
     setup_logging(main=parallel.is_main())
     with Lifeline() as lifeline, Watch(cfg.TRAIN, args.started) as watch:
-        trainer = _prepare(args, cfg, watch)
+        trainer = _prepare(args, above_train(cfg), watch)
         lifeline.hint = trainer.how_to_continue
         try:
             trainer.fit()

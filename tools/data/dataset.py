@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import resolve
+from config import resolve, with_keys
 from data.holdout import held_out
 from data.index import EXTENSIONS, Paths, class_folders, scan
 from errors import UserError
@@ -117,6 +117,16 @@ def load_data(cfg, splits=("train", "val"), model_file=None):
             loaded |= _scan_splits(layout, name, classes, cfg)
         _warn_of_empty_classes(loaded[name], classes)
     return classes, {name: loaded[name] for name in splits}
+
+
+def above_train(cfg):
+    """The config of a training with the folder above train/ for DATA.PATH, where that is train/ with val/ beside it."""
+    path = resolve(cfg.DATA.PATH)
+    if path.name != "train" or (path / "train").is_dir():
+        return cfg
+    if not any((path.parent / name).is_dir() for name in SPLIT_FOLDERS["val"]):
+        return cfg
+    return with_keys(cfg, {"DATA.PATH": str(path.parent)})
 
 
 class Layout:

@@ -1,0 +1,193 @@
+"""The spellings of other repositories: what is rewritten, what is refused, and that ours stay as they are."""
+
+import json
+import re
+import shutil
+
+import pytest
+from conftest import ROOT, error_line, few_digits, tool
+from test_commands import QUICK
+
+import benchmark
+import export
+import predict
+import train
+import val
+from config import all_keys, load_config
+from errors import UserError
+from spellings import KEYS, OPTIONS, Advice, translate
+
+COMMANDS = {module.__name__: module for module in (train, val, predict, export, benchmark)}
+
+
+def translated(line):
+    """A command line in our words; its first word names the command."""
+    name, *words = line.split()
+    parser = COMMANDS[name].parser()
+    parser.prog = f"{name}.py"
+    return " ".join(translate(words, parser))
+
+
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        # PaddleViT
+        (
+            "val -cfg=./configs/t2t_vit_7.yaml -dataset=imagenet2012 -batch_size=16 -data_path=imagenet/val -eval "
+            "-pretrained=model/t2t_vit_7",
+            "--config ./configs/t2t_vit_7.yaml --batch-size=16 --data-path=imagenet/val --pretrained=model/t2t_vit_7",
+        ),
+        ("train -cfg x.yaml -dataset imagenet2012 -amp -accum_iter 2", "--config x.yaml TRAIN.AMP O1 "
+         "TRAIN.ACCUM_STEPS 2"),
+        ("train -resume=latest -image_size=384 -output=o", "--resume=latest DATA.IMAGE_SIZE 384 --output=o"),
+        ("train -batch_size_eval=8 -teacher_model_path=t -teacher_model=u", "VAL.BATCH_SIZE 8 DISTILL.WEIGHTS t "
+         "DISTILL.WEIGHTS u"),
+        # paddle_pit
+        ("train -cfg=./configs/pit_ti.yaml -save_path=output", "--config ./configs/pit_ti.yaml --output output"),
+        ("predict -pretrained=output/Best_PiT -img_path=x.JPEG", "--pretrained=output/Best_PiT x.JPEG"),
+        # MindSpore
+        ("train --config_path x.yaml --extra --amp_level O0 --batch_size 48 --start_epoch 0 --num_parallel_workers 8",
+         "--config x.yaml --batch-size 48 DATA.NUM_WORKERS 8"),
+        ("train --amp_level O2 --base_lr 1e-3 --warmup_length 5", "TRAIN.AMP O2 TRAIN.BASE_LR 1e-3 "
+         "TRAIN.WARMUP_EPOCHS 5"),
+        ("val --checkpoint x.ckpt --extra --data_url /imagenet/", "--pretrained x.ckpt --data-path /imagenet/"),
+        ("predict DATA --checkpoint CKPT --arch t2t_vit_19", "DATA --pretrained CKPT --config configs/t2t_vit_19.yaml"),
+        ("export --config X.yaml --file_format ONNX --arch t2t_vit_19",
+         "--config X.yaml --format onnx MODEL.NAME t2t_vit_19"),
+        # official
+        ("val path/to/data --model t2t_vit_14 -b 100 --eval_checkpoint ckpt",
+         "path/to/data --config configs/t2t_vit_14.yaml --batch-size 100 --pretrained ckpt"),
+        ("train data --model t2t_vit_7 -b 64 --lr 1e-3 --weight-decay .03 --amp --img-size 224",
+         "data --config configs/t2t_vit_7.yaml --batch-size 64 TRAIN.BASE_LR 1e-3 TRAIN.WEIGHT_DECAY .03 TRAIN.AMP O1 "
+         "DATA.IMAGE_SIZE 224"),
+        ("train --lr 0.05 --b 64 --num-classes 10 --transfer-learning True --transfer-model ckpt",
+         "TRAIN.BASE_LR 0.05 --batch-size 64 MODEL.NUM_CLASSES 10 --pretrained ckpt"),
+    ],
+)  # fmt: skip
+def test_options_of_others_are_rewritten_and_told(theirs, ours, capsys):
+    assert translated(theirs) == ours
+    assert capsys.readouterr().err == f"note: read as {theirs.split()[0]}.py {ours}\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --config x.yaml --batch-size 4 TRAIN.EPOCHS 3 --resume none --force",
+        "val --split train --batch-size=4 MODEL.QK_SCALE -1",
+        "predict a.png --json -b --top-k 3",  # the value of --json is lost either way, argparse says so
+        "export --format onnx -- -cfg",
+        "val --no-such-flag -x -cfg",  # a last option without its value
+        "val -eval=7",
+        "predict -eval",
+    ],
+)
+def test_our_own_words_and_unknown_ones_stay(line, capsys):
+    assert translated(line) == " ".join(line.split()[1:]).replace("--json -b --top-k", "--json --batch-size --top-k")
+    assert not capsys.readouterr().err or "-b" in line
+
+
+@pytest.mark.parametrize(
+    "line, advice",
+    [
+        ("train -eval", "bash scripts/val.sh"),
+        ("train --eval_checkpoint x", "bash scripts/val.sh"),
+        ("train -ngpus=4", "GPUS=0,1,2,3 before bash scripts/train.sh"),
+        ("val --device_ids 0,1", "GPUS=0,1,2,3"),
+        ("train -last_epoch=9", "--resume FILE"),
+        ("train --start_epoch 3", "--resume FILE"),
+        ("train --checkpoint x", "--resume FILE goes on from a state, --pretrained FILE"),
+        ("train -dataset=cifar10", "--data-path DIR"),
+        ("export --file_format MINDIR", "--format is paddle, onnx or openvino"),
+        ("val --val_dir validation_preprocess", "val/, validation/ or test/"),
+        ("train --with_ema True", "TRAIN.EMA_DECAY, 0.0 for none"),
+    ],
+)
+def test_options_without_an_equal_are_refused_with_what_to_do(line, advice, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        translated(line)
+    assert stopped.value.code == 2
+    assert re.search(
+        f"error: .* is an option of another repository.*{advice}", capsys.readouterr().err.splitlines()[-1]
+    )
+
+
+def test_every_right_hand_side_exists():
+    ours = set(all_keys())
+    known = {option for module in COMMANDS.values() for option in module.parser()._option_string_actions}
+    for name, new in [*OPTIONS.items(), *KEYS.items()]:
+        words = new.split()
+        if not isinstance(new, Advice) and words and words[0] != "{}":
+            assert words[0] in (known if words[0].startswith("-") else ours), name
+        for key in re.findall(r"\b[A-Z]+\.[A-Z0-9_.]*[A-Z]", new):
+            assert key in ours or key.startswith("MODEL.PIT."), name
+        for option in re.findall(r"--[a-z-]+", new):
+            assert option in known, name
+    assert not ours & set(KEYS)
+
+
+def test_a_config_of_another_repository_is_refused_with_our_keys(tmp_path):
+    path = tmp_path / "t2t_vit_7.yaml"
+    path.write_text(
+        "DATA_PATH: {TRAIN_DATASET_LABEL_PATH: t.txt}\nTRAIN: {VAL_BATCH_SIZE: 64}\nSCHEDULER: {END_LR: 5e-4}\n"
+    )
+    line = error_line("val", "--config", path)
+    assert line == (
+        f"error: {path} has keys of another repository, which must be renamed: DATA_PATH.TRAIN_DATASET_LABEL_PATH "
+        "(here: DATA.TRAIN_LIST), TRAIN.VAL_BATCH_SIZE (here: VAL.BATCH_SIZE), SCHEDULER.END_LR (here: TRAIN.MIN_LR)"
+    )
+    path.write_text("base_lr: 0.001\narch: t2t_vit_19\n")
+    with pytest.raises(UserError, match=r"base_lr \(here: TRAIN.BASE_LR\), arch \(here: MODEL.NAME\)"):
+        load_config(path)
+
+
+def test_paddlevits_and_the_official_evaluation_run(tmp_path):
+    weights = tmp_path / "digits"  # .pdparams may be left out
+    shutil.copy(ROOT / "output/lit_data/best.pdparams", f"{weights}.pdparams")
+    plain = tool("val", "--config", "configs/lit_data.yaml", "--pretrained", f"{weights}.pdparams")
+    for line in (
+        f"-cfg=configs/lit_data.yaml -dataset=imagenet2012 -batch_size=128 -data_path=lit_data/val -eval "
+        f"-pretrained={weights}",
+        f"lit_data --model lit_data -b 128 --eval_checkpoint {weights}",
+    ):
+        done = tool("val", *line.split())
+        assert done.stdout.splitlines()[-1] == plain.stdout.splitlines()[-1]
+        assert done.stderr.startswith("note: read as val.py ")
+    assert done.stderr.endswith("note: read as --data-path lit_data\n")
+
+
+def test_training_takes_the_folder_of_its_split(tmp_path):
+    for split in ("train", "val"):
+        for digit in "01":
+            (tmp_path / f"data/{split}/{digit}").mkdir(parents=True)
+            for picture in sorted((ROOT / f"lit_data/{split}/{digit}").iterdir())[:4]:
+                shutil.copy(picture, tmp_path / f"data/{split}/{digit}")
+    words = [*QUICK, "TRAIN.EPOCHS", 1, "--batch-size", 4, "MODEL.NUM_CLASSES", 2]
+    tool("train", f"-data_path={tmp_path}/data/train", "-save_path", tmp_path, *words)
+    assert f"PATH: {tmp_path}/data\n" in (tmp_path / "lit_data/config.yaml").read_text()
+    shutil.rmtree(tmp_path / "data/val")
+    line = error_line("train", "--data-path", tmp_path / "data/train", "--output", tmp_path / "b", *words)
+    assert "train is no val folder; give the folder above it" in line
+
+
+def test_a_training_by_official_options_is_ours(tmp_path):
+    ours = ["--config", "configs/lit_data.yaml", "--data-path", "lit_data", "--batch-size", 50, "TRAIN.BASE_LR", 2e-3,
+            "TRAIN.WEIGHT_DECAY", 0.1]  # fmt: skip
+    theirs = ["lit_data", "--model", "lit_data", "-b", 50, "--lr", 2e-3, "--weight-decay", ".1"]
+    few = few_digits(tmp_path)
+    for name, words in (("ours", ours), ("theirs", theirs)):
+        tool("train", *words, *QUICK, *few, "TRAIN.EPOCHS", 1, "--output", tmp_path, "NAME", name)
+    assert (tmp_path / "ours/metrics.jsonl").read_text() == (tmp_path / "theirs/metrics.jsonl").read_text()
+
+
+def test_predict_writes_mindspores_form(tmp_path):
+    for name in ("a", "b"):
+        shutil.copy(ROOT / "lit_data/val/3/0045.png", tmp_path / f"{name}.png")
+    (tmp_path / "c.png").write_text("no image")
+    target = tmp_path / "predictions.json"
+    done = tool("predict", tmp_path, "--checkpoint", "output/lit_data/best", "--json-ids", target, status=1)
+    assert target.read_text() == f'{{\n "{tmp_path}/a.png": 3,\n "{tmp_path}/b.png": 3\n}}\n'
+    assert re.match(rf"{tmp_path}/a.png \(class: 3\)", done.stdout)
+    assert str(target) in error_line("predict", "--json-ids", target / "x.json")
+    one = tool("predict", "-pretrained=output/lit_data/best", f"-img_path={tmp_path}/a.png", "--json-ids", target)
+    assert one.stdout.splitlines()[-1] == "class_id is: 3"
+    assert json.loads(target.read_text()) == {f"{tmp_path}/a.png": 3}

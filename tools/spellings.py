@@ -1,0 +1,262 @@
+"""Options and config keys of other T2T-ViT and PiT repositories, and what they are called here.
+
+An option that means the same is rewritten, which one line on stderr tells; for another one, and for every key of a
+config file, the error says what takes its place. What nobody knows stays an error of argparse or of config.py.
+"""
+
+import os
+import shlex
+import sys
+
+
+class Advice(str):
+    """What to do instead, where nothing here means the same."""
+
+
+_CARDS = Advice("GPUS=0,1,2,3 before bash scripts/train.sh or scripts/val.sh names the cards")
+_EPOCH = Advice("leave it out: a state, which --resume FILE names, knows its epoch")
+_VALIDATE = Advice("bash scripts/val.sh --pretrained FILE evaluates")
+_COSINE = Advice("leave it out: the schedule is always a warm-up and a cosine")
+_OWN_FOLDER = Advice("OUTPUT, in which a run has one folder for all its files")
+_ROOT = Advice("DATA.PATH, the folder above train/ and val/")
+_NOTHING = Advice("leave it out: there is nothing like it")
+_WORKERS = "DATA.NUM_WORKERS"
+
+# Option: ours, where {} is its value and "" nothing. "NAME=VALUE" is of that value alone, "COMMAND NAME" of a command.
+OPTIONS = {
+    # PaddleViT and paddle_pit
+    "cfg": "--config {}",
+    "dataset=imagenet2012": "",
+    "dataset=imagenet": "",
+    "dataset": Advice("--data-path DIR and the config say what the data set is"),
+    "image-size": "DATA.IMAGE_SIZE {}",
+    "batch-size-eval": "VAL.BATCH_SIZE {}",
+    "save-path": "--output {}",
+    "img-path": "{}",
+    "val eval": "",
+    "train eval": _VALIDATE,
+    "amp": "TRAIN.AMP O1",
+    "accum-iter": "TRAIN.ACCUM_STEPS {}",
+    "teacher-model": "DISTILL.WEIGHTS {}",
+    "teacher-model-path": "DISTILL.WEIGHTS {}",
+    "last-epoch": _EPOCH,
+    "ngpus": _CARDS,
+    # MindSpore
+    "config-path": "--config {}",
+    "data-url": "--data-path {}",
+    "checkpoint": "--pretrained {}",
+    "train checkpoint": Advice("--resume FILE goes on from a state, --pretrained FILE begins with weights"),
+    "arch": "MODEL.NAME {}",
+    "predict arch": "--config configs/{}.yaml",
+    "amp-level=O0": "",
+    "start-epoch=0": "",
+    "file-format=ONNX": "--format onnx",
+    "file-format": Advice("--format is paddle, onnx or openvino"),
+    "num-devices": _CARDS,
+    "device-ids": _CARDS,
+    "extra": "",
+    # official T2T-ViT
+    "model": "--config configs/{}.yaml",
+    "b": "--batch-size {}",
+    "lr": "TRAIN.BASE_LR {}",
+    "img-size": "DATA.IMAGE_SIZE {}",
+    "eval-checkpoint": "--pretrained {}",
+    "train eval-checkpoint": _VALIDATE,
+    "transfer-model": "--pretrained {}",
+    "transfer-learning=True": "",
+    "no-resume-opt": Advice("--pretrained FILE begins with weights alone"),
+}
+
+# Key of a config file: ours. MindSpore's are options of its commands as well, and some of them official options.
+KEYS = {
+    # T2T_paddle
+    "DATA_PATH.TRAIN_DATASET_PATH": _ROOT,
+    "DATA_PATH.VAL_DATASET_PATH": _ROOT,
+    "DATA_PATH.TRAIN_DATASET_LABEL_PATH": "DATA.TRAIN_LIST",
+    "DATA_PATH.VAL_DATASET_LABEL_PATH": "DATA.VAL_LIST",
+    "MODEL_PATH": "MODEL.PRETRAINED",
+    "TRAIN.PRE_TRAIN": Advice("MODEL.PRETRAINED, empty for none"),
+    "TRAIN.TRAIN_BATCH_SIZE": "TRAIN.BATCH_SIZE",
+    "TRAIN.TRAIN_NUM_WORKS": _WORKERS,
+    "TRAIN.VAL_BATCH_SIZE": "VAL.BATCH_SIZE",
+    "TRAIN.VAL_NUM_WORKS": _WORKERS,
+    "SCHEDULER.NUM_EPOCHS": "TRAIN.EPOCHS",
+    "SCHEDULER.LAST_EPOCHS": _EPOCH,
+    "SCHEDULER.WEIGHT_DECAY": "TRAIN.WEIGHT_DECAY",
+    "SCHEDULER.BASE_LR": "TRAIN.BASE_LR",
+    "SCHEDULER.USE_WARMUP": Advice("TRAIN.WARMUP_EPOCHS, 0 for none"),
+    "SCHEDULER.WARMUP_EPOCHS": "TRAIN.WARMUP_EPOCHS",
+    "SCHEDULER.WARMUP_START_LR": "TRAIN.WARMUP_LR",
+    "SCHEDULER.END_LR": "TRAIN.MIN_LR",
+    # PaddleViT and paddle_pit
+    "DATA.BATCH_SIZE": "TRAIN.BATCH_SIZE",
+    "DATA.BATCH_SIZE_EVAL": "VAL.BATCH_SIZE",
+    "DATA.DATA_PATH": "DATA.PATH",
+    "DATA.DATASET": "DATA.NAME",
+    "DATA.CROP_PCT": "VAL.CROP_PCT",
+    "MODEL.TYPE": Advice("MODEL.NAME, such as t2t_vit_7 or pit_ti"),
+    "MODEL.DISTILL": Advice("MODEL.NAME, pit_ti_distilled for the distilled pit_ti"),
+    "MODEL.RESUME": Advice("--resume FILE"),
+    "MODEL.DROPOUT": "MODEL.DROP_RATE",
+    "MODEL.ATTENTION_DROPOUT": "MODEL.ATTN_DROP_RATE",
+    "MODEL.DROPPATH": "MODEL.DROP_PATH_RATE",
+    "MODEL.DROP_PATH": "MODEL.DROP_PATH_RATE",
+    "MODEL.EMBED_DIM": "MODEL.T2T.EMBED_DIM",
+    "MODEL.DEPTH": "MODEL.T2T.DEPTH",
+    "MODEL.NUM_HEADS": "MODEL.T2T.NUM_HEADS",
+    "MODEL.MLP_RATIO": "MODEL.T2T.MLP_RATIO",
+    "MODEL.QKV_BIAS": Advice("MODEL.NAME, a T2T-ViT has none and a PiT has one"),
+    "MODEL.TRANS.PATCH_SIZE": "MODEL.PIT.PATCH_SIZE",
+    "MODEL.TRANS.STRIDE": "MODEL.PIT.STRIDE",
+    "MODEL.TRANS.BASE_DIMS": "MODEL.PIT.BASE_DIMS",
+    "MODEL.TRANS.DEPTH": Advice("MODEL.PIT.DEPTH or MODEL.T2T.DEPTH"),
+    "MODEL.TRANS.HEADS": "MODEL.PIT.HEADS",
+    "MODEL.TRANS.TOKEN_TYPE": "MODEL.T2T.TOKENS_TYPE",
+    "MODEL.TRANS.EMBED_DIM": "MODEL.T2T.EMBED_DIM",
+    "MODEL.TRANS.NUM_HEADS": "MODEL.T2T.NUM_HEADS",
+    "MODEL.TRANS.MLP_RATIO": "MODEL.T2T.MLP_RATIO",
+    "TRAIN.LAST_EPOCH": _EPOCH,
+    "TRAIN.NUM_EPOCHS": "TRAIN.EPOCHS",
+    "TRAIN.WARMUP_START_LR": "TRAIN.WARMUP_LR",
+    "TRAIN.END_LR": "TRAIN.MIN_LR",
+    "TRAIN.ACCUM_ITER": "TRAIN.ACCUM_STEPS",
+    "TRAIN.GRAD_CLIP": "TRAIN.CLIP_NORM",
+    "TRAIN.SMOOTHING": "TRAIN.LABEL_SMOOTHING",
+    "TRAIN.MODEL_EMA": Advice("TRAIN.EMA_DECAY, 0.0 for none"),
+    "TRAIN.MODEL_EMA_DECAY": "TRAIN.EMA_DECAY",
+    "SAVE": "OUTPUT",
+    "REPORT_FREQ": "TRAIN.LOG_EVERY",
+    "VALIDATE_FREQ": "VAL.EVERY",
+    # MindSpore
+    "dataset": "DATA.NAME",
+    "data_url": "DATA.PATH",
+    "train_dir": _ROOT,
+    "val_dir": Advice("the validation folder is val/, validation/ or test/ in DATA.PATH, or DATA.VAL_LIST lists it"),
+    "train_num_samples": Advice("DATA.TRAIN_LIST, a list of the images"),
+    "val_num_samples": Advice("DATA.VAL_LIST, a list of the images"),
+    "auto_augment": "AUG.AUTO_AUGMENT",
+    "aa_interpolation": "AUG.INTERPOLATION",
+    "re_mode": "AUG.ERASE_MODE",
+    "re_prob": "AUG.ERASE_PROB",
+    "re_count": "AUG.ERASE_COUNT",
+    "mixup": "AUG.MIXUP",
+    "cutmix": "AUG.CUTMIX",
+    "mixup_prob": "AUG.MIX_PROB",
+    "mixup_mode": "AUG.MIX_MODE",
+    "mixup_off_epoch": "AUG.MIX_OFF_EPOCH",
+    "switch_prob": "AUG.MIX_SWITCH_PROB",
+    "label_smoothing": "TRAIN.LABEL_SMOOTHING",
+    "min_crop": Advice("AUG.SCALE, [0.08, 1.0]"),
+    "crop_pct": "VAL.CROP_PCT",
+    "optimizer": "TRAIN.OPTIMIZER",
+    "beta": "TRAIN.BETAS",
+    "eps": "TRAIN.EPSILON",
+    "base_lr": "TRAIN.BASE_LR",
+    "min_lr": "TRAIN.MIN_LR",
+    "warmup_lr": "TRAIN.WARMUP_LR",
+    "warmup_length": "TRAIN.WARMUP_EPOCHS",
+    "lr_scheduler": _COSINE,
+    "lr_adjust": _COSINE,
+    "lr_gamma": _COSINE,
+    "momentum": "TRAIN.MOMENTUM",
+    "weight_decay": "TRAIN.WEIGHT_DECAY",
+    "epochs": "TRAIN.EPOCHS",
+    "start_epoch": _EPOCH,
+    "batch_size": "TRAIN.BATCH_SIZE",
+    "num_parallel_workers": _WORKERS,
+    "use_clip_grad_norm": Advice("TRAIN.CLIP_NORM, 0.0 for none"),
+    "clip_grad_norm": "TRAIN.CLIP_NORM",
+    "is_dynamic_loss_scale": Advice("TRAIN.AMP O1, whose loss scale always is dynamic"),
+    "loss_scale": Advice("TRAIN.AMP O1, which finds its loss scale"),
+    "amp_level": "TRAIN.AMP",
+    "seed": "SEED",
+    "with_ema": Advice("TRAIN.EMA_DECAY, 0.0 for none"),
+    "ema_decay": "TRAIN.EMA_DECAY",
+    "arch": "MODEL.NAME",
+    "pretrained": "MODEL.PRETRAINED",
+    "image_size": "DATA.IMAGE_SIZE",
+    "num_classes": "MODEL.NUM_CLASSES",
+    "drop": "MODEL.DROP_RATE",
+    "drop_path": "MODEL.DROP_PATH_RATE",
+    "device_id": Advice("DEVICE, such as gpu:0"),
+    "device_num": _CARDS,
+    "device_target": Advice("DEVICE, cpu or gpu"),
+    "file_format": Advice("--format of tools/export.py"),
+    "summary_root_dir": _OWN_FOLDER,
+    "ckpt_root_dir": _OWN_FOLDER,
+    "best_ckpt_root_dir": _OWN_FOLDER,
+    "logs_root_dir": "LOG",
+    "ckpt_keep_num": "TRAIN.KEEP",
+    "best_ckpt_num": Advice("leave it out: the best weights are one file, best.pdparams"),
+    "ckpt_save_every_seconds": Advice("TRAIN.SAVE_MINUTES, in minutes"),
+    "ckpt_save_every_step": Advice("TRAIN.SAVE_MINUTES, in minutes"),
+    "print_loss_every": "TRAIN.LOG_EVERY",
+    "model_postfix": Advice("NAME, of the run and its folder"),
+    "disable_approximate_gelu": _NOTHING,
+    "drop_block": _NOTHING,
+    "pynative_mode": _NOTHING,
+    "dataset_sink_mode": _NOTHING,
+    "exclude_epoch_state": _NOTHING,
+    "summary_loss_collect_freq": _NOTHING,
+    "collect_input_data": _NOTHING,
+    "dump_graph": _NOTHING,
+}
+
+
+def translate(words, parser):
+    """The words of a command line in the spelling of `parser`; one line on stderr if it is another than theirs.
+
+    Exits with status 2, as argparse does, at an option of another repository that cannot be rewritten.
+    """
+    known = parser._option_string_actions  # argparse has no public name for them
+    rest, ours = list(words), []
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            ours += [word, *rest]
+            break
+        if not word.startswith("-") or word.partition("=")[0] in known:
+            ours.append(word)
+            continue
+        ours += _rewritten(word, rest, known, parser)
+    if ours != list(words):
+        print(f"note: read as {parser.prog} {shlex.join(ours)}", file=sys.stderr)
+    return ours
+
+
+def _rewritten(word, rest, known, parser):
+    """Our words for one that starts with a dash; takes its value from `rest` if it stands there."""
+    option, equals, value = word.partition("=")
+    name = option.lstrip("-").replace("_", "-")
+    if f"--{name}" in known:
+        return [f"--{name}{equals}{value}"]
+    if not equals and rest:
+        value = rest[0]
+    command = parser.prog.partition(".")[0]
+    key = KEYS.get(name.replace("-", "_"))
+    found = [f"{command} {name}", f"{name}={value}", name]
+    match = next((spelling for spelling in found if spelling in OPTIONS), None)
+    if not match and not key:
+        return [word]
+    new = OPTIONS[match] if match else key if isinstance(key, Advice) else f"{key} {{}}"
+    if isinstance(new, Advice):
+        parser.error(f"{option} is an option of another repository: {new}")
+    takes_value = "{}" in new or "=" in (match or "")
+    if equals and not takes_value or takes_value and not equals and not rest:
+        return [word]
+    if takes_value and not equals:
+        rest.pop(0)
+    return [part.format(value) for part in new.split()]
+
+
+def take_data_folder(args):
+    """Read the folder that stands first among KEY VALUE words, where the official commands have it, as --data-path."""
+    if len(args.opts) % 2 and not args.data_path and os.path.isdir(args.opts[0]):
+        args.data_path, *args.opts = args.opts
+        print(f"note: read as --data-path {shlex.quote(args.data_path)}", file=sys.stderr)
+
+
+def refusal(path, keys):
+    """The error for a config file with `keys` of another repository, or "" if there are none."""
+    names = [f"{key} (here: {KEYS[key]})" for key in keys if key in KEYS]
+    return f"{path} has keys of another repository, which must be renamed: {', '.join(names)}" if names else ""
