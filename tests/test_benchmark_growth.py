@@ -72,7 +72,7 @@ def test_engines_are_timed_on_files_of_their_own(tmp_path):
     "words, message",
     [
         (["growth", "pit_ti"], "error: MODEL.NAME pit_ti: growth is for the T2T module, which a PiT has not"),
-        (["growth", "--plot", "x.txt"], "error: --plot x.txt must end in .png, .pdf or .svg"),
+        (["growth", "--plot", "x.txt"], "error: --plot x.txt must end in .png, .pdf, .svg, .jpg or .jpeg"),
         (["growth", "--plot", "LICENSE/x.png"], "error: LICENSE/x.png: cannot be written: "),
         (["infer", "--precisions", "int8"], "error: there is no paddle int8 to measure"),
     ],

@@ -17,8 +17,8 @@ from errors import UserError
 from models import create_model
 from models.attention import attention_maps, gradient_maps, rollout
 from pictures import attention, features
+from pictures.cells import CELL, DPI, MARGIN, lines_of, paired, save_figure
 from pictures.features import principal_colours
-from pictures.figure import CELL, DPI, MARGIN, lines_of, paired, save_figure
 from pictures.model import open_model, read_images
 from pictures.overlay import SIDE, coloured, enlarged, marked, overlay, stretched
 
@@ -338,7 +338,7 @@ def test_every_option_of_features_changes_the_sheet(sheet):
         (["--token", "distillation"], "--token distillation is of a distilled PiT, which this model is not"),
         (["--token", "class", "--query", "1,1"], "--token and --query both say which token looks: leave one out"),
         (["--count", "0"], "--count is 0 but must be 1 or more"),
-        (["--sheet", "x.gif"], "--sheet is x.gif but must end in .png, .pdf, .jpg, .jpeg"),
+        (["--sheet", "x.gif"], "--sheet x.gif must end in .png, .pdf, .svg, .jpg or .jpeg"),
         (["--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
         (["--overlays", "LICENSE"], "LICENSE/x.png: cannot be written: "),
         (["absent.png"], "image absent.png not found"),
@@ -354,7 +354,7 @@ def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch):
 def test_mistakes_of_features_are_one_line(tmp_path):
     said = mistake("features", "--block", "7", "--sheet", tmp_path / "x.png")
     assert said == "error: --block is 7 but the model's blocks are 1 to 6"
-    assert mistake("features", "--sheet", "x.txt").startswith("error: --sheet is x.txt but must end in")
+    assert mistake("features", "--sheet", "x.txt").startswith("error: --sheet x.txt must end in")
 
 
 @pytest.mark.parametrize("words", [["--block", "0"], ["--head", "some"], ["--query", "3"], ["--query", "0,1"]])
@@ -372,4 +372,4 @@ def test_an_exported_model_cannot_be_looked_into(tmp_path):
 def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     said = mistake("attention", "--sheet", tmp_path / "x.png")
-    assert said == "error: the sheet needs matplotlib, which is not installed: pip install matplotlib"
+    assert said == "error: the plot is drawn by matplotlib, which is not installed: pip install matplotlib"

@@ -274,7 +274,7 @@ def test_bad_times_are_named_too(tmp_path):
     "words, message",
     [
         (["output/absent"], "output/absent: no such file or run folder"),
-        (["output/lit_data", "--sheet", "x.jpg"], "--sheet x.jpg must end in .png, .pdf or .svg"),
+        (["output/lit_data", "--sheet", "x.gif"], "--sheet x.gif must end in .png, .pdf, .svg, .jpg or .jpeg"),
         (["output/lit_data", "--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
         (["output/lit_data", "--json", "lit_data"], "lit_data: is a folder"),
         (["output/lit_data/best.pdparams"], "output/lit_data/best.pdparams tells of no epoch"),

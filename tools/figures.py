@@ -7,9 +7,10 @@ from pathlib import Path
 from errors import UserError
 from files import atomic_path
 
-SUFFIXES = (".png", ".pdf", ".svg")
+SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 # Fonts of the usual systems for what matplotlib's own has not: Chinese names of classes and runs.
-_CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei", "PingFang SC")
+_CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "SimHei")
+_CHINESE += ("Microsoft YaHei", "PingFang SC", "Heiti SC")
 
 
 def check_suffix(path, option):
@@ -19,7 +20,7 @@ def check_suffix(path, option):
 
 
 def require_matplotlib():
-    """matplotlib's Figure class; UserError if it is not installed."""
+    """matplotlib's Figure class. Raises UserError if it is not installed."""
     try:
         from matplotlib.figure import Figure  # without pyplot, which would look for a screen
     except ImportError:
@@ -28,7 +29,7 @@ def require_matplotlib():
 
 
 @contextlib.contextmanager
-def figure_to(path, size):
+def figure_to(path, size, layout="constrained", dpi=120):
     """Yield an empty Figure of `size` (width, height) in inches; write it to a file then, complete or not at all."""
     figure_class = require_matplotlib()
     import matplotlib
@@ -38,10 +39,10 @@ def figure_to(path, size):
     family = ["DejaVu Sans", *(name for name in _CHINESE if name in installed)]
     with matplotlib.rc_context({"font.family": family}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as boxes
-        figure = figure_class(figsize=size, layout="constrained")
+        figure = figure_class(figsize=size, layout=layout)
         yield figure
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format=Path(path).suffix[1:].lower(), dpi=120)
+            figure.savefig(temporary, format=Path(path).suffix[1:].lower(), dpi=dpi)
 
 
 def plain(text):

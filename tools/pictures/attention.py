@@ -18,7 +18,7 @@ FUSED = ("mean", "max", "min")
 def main(args, cfg):
     from engine.logger import log, progress_bar, setup_logging
     from files import check_writable, shown
-    from pictures.figure import check_figure, lines_of, save_figure
+    from pictures.cells import check_figure, lines_of, save_figure
     from pictures.look import drawn, open_look
     from pictures.model import chosen_paths, open_model, read_images
     from pictures.overlay import enlarged

@@ -20,7 +20,7 @@ def main(args, cfg):
     from engine.logger import log, setup_logging
     from files import shown
     from models.features import features
-    from pictures.figure import check_figure, lines_of, save_figure
+    from pictures.cells import check_figure, lines_of, save_figure
     from pictures.model import chosen_paths, open_model, read_images
     from pictures.overlay import enlarged
 

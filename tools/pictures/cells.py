@@ -1,29 +1,22 @@
 """Sheets of pictures with captions, drawn with matplotlib: one line of cells below the other."""
 
 import math
-import os
-import warnings
 
-FORMATS = {".png": "png", ".pdf": "pdf", ".jpg": "jpg", ".jpeg": "jpg"}
+from errors import UserError
+from figures import check_suffix, figure_to, require_matplotlib
+from files import check_writable
 
 CELL, GAP, CAPTION, MARGIN, LINE = 1.5, 0.12, 0.36, 0.25, 0.2  # inches
 DPI = 110
 COLUMNS = 11  # of a line; what is longer is broken
 LETTERS = 24  # of a line of a caption
 MOST_LINES = 300  # the drawing library's largest picture, 2 ** 16 pixels high
-_CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "SimHei")
-_CHINESE += ("Microsoft YaHei", "PingFang SC", "Heiti SC")
 
 
 def check_figure(path):
     """Raise UserError for a file that no sheet can be written to, or if matplotlib is missing."""
-    from engine.predictors import require
-    from errors import UserError
-    from files import check_writable
-
-    if os.path.splitext(path)[1].lower() not in FORMATS:
-        raise UserError(f"--sheet is {path} but must end in {', '.join(FORMATS)}")
-    require("matplotlib", "the sheet")
+    check_suffix(path, "--sheet")
+    require_matplotlib()
     check_writable(path)
 
 
@@ -50,11 +43,6 @@ def paired(lines):
 
 def save_figure(path, title, explanations, lines):
     """Write a sheet: a title, lines that explain it, lines of cells."""
-    from matplotlib.figure import Figure  # without pyplot, which would look for a screen
-
-    from errors import UserError
-    from files import atomic_path
-
     if len(lines) > MOST_LINES:
         raise UserError(f"the sheet would have {len(lines)} lines of pictures, at most {MOST_LINES}: lower --count")
     lines = paired(lines)
@@ -62,35 +50,23 @@ def save_figure(path, title, explanations, lines):
     width = max(2 * MARGIN + columns * CELL + (columns - 1) * GAP, 4 * CELL)
     head = MARGIN + 0.32 + LINE * len(explanations)
     height = head + len(lines) * (CELL + CAPTION + GAP) + MARGIN
-    figure = Figure(figsize=(width, height))
-    families = _font_families()
-    options = {"parse_math": False, "family": families, "va": "top"}
-    figure.text(MARGIN / width, 1 - MARGIN / height, title, size=13, **options)
-    for place, text in enumerate(explanations):
-        top = MARGIN + 0.32 + LINE * place
-        figure.text(MARGIN / width, 1 - top / height, text, size=8, color="0.4", **options)
-    for row, line in enumerate(lines):
-        for column, cell in enumerate(line):
-            if cell:
-                left = MARGIN + column * (CELL + GAP)
-                bottom = height - head - row * (CELL + CAPTION + GAP) - CAPTION - CELL
-                axes = figure.add_axes((left / width, bottom / height, CELL / width, CELL / height))
-                _draw(axes, *cell, families)
-    with warnings.catch_warnings(), atomic_path(path) as temporary:
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters that no font here has
-        figure.savefig(temporary, format=FORMATS[os.path.splitext(path)[1].lower()], dpi=DPI)
+    with figure_to(path, (width, height), layout=None, dpi=DPI) as figure:
+        options = {"parse_math": False, "va": "top"}
+        figure.text(MARGIN / width, 1 - MARGIN / height, title, size=13, **options)
+        for place, text in enumerate(explanations):
+            top = MARGIN + 0.32 + LINE * place
+            figure.text(MARGIN / width, 1 - top / height, text, size=8, color="0.4", **options)
+        for row, line in enumerate(lines):
+            for column, cell in enumerate(line):
+                if cell:
+                    left = MARGIN + column * (CELL + GAP)
+                    bottom = height - head - row * (CELL + CAPTION + GAP) - CAPTION - CELL
+                    axes = figure.add_axes((left / width, bottom / height, CELL / width, CELL / height))
+                    _draw(axes, *cell)
 
 
-def _draw(axes, image, caption, families):
+def _draw(axes, image, caption):
     axes.imshow(image, interpolation="nearest" if hasattr(image, "shape") else "antialiased")
     axes.set_axis_off()
     text = "\n".join(line if len(line) <= LETTERS else f"{line[: LETTERS - 3]}..." for line in caption.split("\n"))
-    axes.set_title(text, size=8, pad=3, parse_math=False, family=families)
-
-
-def _font_families():
-    """matplotlib's own font, then those for Chinese that there are."""
-    from matplotlib import font_manager
-
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in _CHINESE if name in there)]
+    axes.set_title(text, size=8, pad=3, parse_math=False)
