@@ -119,6 +119,8 @@ class Metadata:
             if key in given and cfg[section][leaf] != value:
                 raise UserError(f"{key} is {cfg[section][leaf]!r} but {path} was exported with {value!r}; export again")
             values[key] = value
+        if "DATA.NAME" not in given:
+            values["DATA.NAME"] = self.data
         return with_keys(cfg, values)
 
 
