@@ -140,6 +140,22 @@ def test_a_part_names_the_file_to_give(alone, name, whole):
     assert line.endswith(f"is a part of an exported model: give --pretrained {alone}/lit_data.{whole}")
 
 
+def test_the_data_set_keeps_its_name(alone, tmp_path):
+    (tmp_path / "x.yaml").write_text("DATA: {NAME: other}\nVAL: {BATCH_SIZE: 128}\n")
+    words = [
+        "val",
+        "--config",
+        tmp_path / "x.yaml",
+        "--pretrained",
+        alone / "lit_data.onnx",
+        "--data-path",
+        ROOT / "lit_data",
+    ]
+    words += ["DATA.CLASSES", ""]
+    assert tool(*words).stdout.splitlines()[-1] == "lit_data final val acc is:0.9917"
+    assert tool(*words, "DATA.NAME", "digits").stdout.splitlines()[-1] == "digits final val acc is:0.9917"
+
+
 def test_what_the_file_fixes_cannot_be_changed(alone):
     words = ["predict", "--pretrained", alone / "lit_data.onnx", "DATA.IMAGE_SIZE"]
     assert "DATA.IMAGE_SIZE is 32 but" in error_line(*words, 32)
