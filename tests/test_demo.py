@@ -64,9 +64,9 @@ def page(recorder, tmp_path_factory):
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     uploads = tmp_path_factory.mktemp("uploads")
     asked = {name: recorder.url for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
-    page = Page("--port", 0, TMPDIR=str(uploads), NO_PROXY="", no_proxy="", **asked)
-    yield page
-    page.stop()
+    with Page("--port", 0, TMPDIR=str(uploads), NO_PROXY="", no_proxy="", **asked) as page:
+        yield page
+        page.stop()
     assert not list(uploads.iterdir()), "uploads are left"
 
 
@@ -304,17 +304,17 @@ def test_gradio_file_listens_where_the_environment_says():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
     told = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "GRADIO_ROOT_PATH": "/below"}
-    page = Page(script="scripts/demo.gradio.py", **told)
-    assert page.lines[-2] == "the page has no password: whoever reaches this machine reaches it\n"
-    assert page.port == port and listening(port) == ["00000000"]
-    with urllib.request.urlopen(page.url) as answer:
-        assert f'"root":"{page.url}/below"' in answer.read().decode()
-    visitors = []  # who keep a connection open as the page in a browser does
-    for path in ("/gradio_api/heartbeat/x", "/heartbeat/x"):  # of Gradio 5 and 6, of 4
-        with contextlib.suppress(urllib.error.HTTPError):
-            visitors.append(urllib.request.urlopen(page.url + path))
-    assert visitors
-    page.stop(signal.SIGTERM)
+    with Page(script="scripts/demo.gradio.py", **told) as page:
+        assert page.lines[-2] == "the page has no password: whoever reaches this machine reaches it\n"
+        assert page.port == port and listening(port) == ["00000000"]
+        with urllib.request.urlopen(page.url) as answer:
+            assert f'"root":"{page.url}/below"' in answer.read().decode()
+        visitors = []  # who keep a connection open as the page in a browser does
+        for path in ("/gradio_api/heartbeat/x", "/heartbeat/x"):  # of Gradio 5 and 6, of 4
+            with contextlib.suppress(urllib.error.HTTPError):
+                visitors.append(urllib.request.urlopen(page.url + path))
+        assert visitors
+        page.stop(signal.SIGTERM)
 
 
 def test_options_win_over_the_environment(monkeypatch):
