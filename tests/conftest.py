@@ -83,6 +83,12 @@ class Page:
         self.process.kill()
         raise AssertionError(f"{self.lines} {self.process.stderr.read()}")
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()  # which a failed test has left
+
     @property
     def port(self):
         return int(self.url.rpartition(":")[2])

@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import threading
+import urllib.error
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -63,9 +64,9 @@ def page(recorder, tmp_path_factory):
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     uploads = tmp_path_factory.mktemp("uploads")
     asked = {name: recorder.url for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
-    page = Page("--port", 0, TMPDIR=str(uploads), NO_PROXY="", no_proxy="", **asked)
-    yield page
-    page.stop()
+    with Page("--port", 0, TMPDIR=str(uploads), NO_PROXY="", no_proxy="", **asked) as page:
+        yield page
+        page.stop()
     assert not list(uploads.iterdir()), "uploads are left"
 
 
@@ -303,12 +304,17 @@ def test_gradio_file_listens_where_the_environment_says():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
     told = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "GRADIO_ROOT_PATH": "/below"}
-    page = Page(script="scripts/demo.gradio.py", **told)
-    assert page.lines[-2] == "the page has no password: whoever reaches this machine reaches it\n"
-    assert page.port == port and listening(port) == ["00000000"]
-    with urllib.request.urlopen(page.url) as answer:
-        assert f'"root":"{page.url}/below"' in answer.read().decode()
-    page.stop(signal.SIGTERM)
+    with Page(script="scripts/demo.gradio.py", **told) as page:
+        assert page.lines[-2] == "the page has no password: whoever reaches this machine reaches it\n"
+        assert page.port == port and listening(port) == ["00000000"]
+        with urllib.request.urlopen(page.url) as answer:
+            assert f'"root":"{page.url}/below"' in answer.read().decode()
+        visitors = []  # who keep a connection open as the page in a browser does
+        for path in ("/gradio_api/heartbeat/x", "/heartbeat/x"):  # of Gradio 5 and 6, of 4
+            with contextlib.suppress(urllib.error.HTTPError):
+                visitors.append(urllib.request.urlopen(page.url + path))
+        assert visitors
+        page.stop(signal.SIGTERM)
 
 
 def test_options_win_over_the_environment(monkeypatch):
@@ -434,7 +440,7 @@ def test_exported_model_has_no_attention_and_says_so():
     predictor, cfg, _ = opened_run("lit_data")
     models = shelf_of()
     models.sources["lit_data"] = lambda: (predictor, cfg, None)
-    *_, bars, _, image, notes = Actions(models).answer("lit_data", [str(THREE)])
+    *_, bars, _, image, notes = Actions(models).answer("lit_data", [str(THREE)], "gradient")
     assert next(iter(bars)) == "three" and image is None
     assert notes["value"] == "an exported model does not show its attention"
 
@@ -445,12 +451,25 @@ def test_engine_is_that_of_the_option(tmp_path):
         models.ask("lit_data", shelf.examples)
 
 
+def test_new_pictures_are_drawn_by_the_chosen_method():
+    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
+    from page.layout import Actions
+
+    models, images = shelf_of(), []
+    for method in METHODS:
+        *_, image, _ = Actions(models).answer("lit_data", [str(THREE)], method)
+        pixels = models.ask("lit_data", shelf.look, [THREE])[0][0].pixels
+        assert image == models.ask("lit_data", shelf.attention, pixels, method, "three")
+        assert image not in images
+        images.append(image)
+
+
 def test_too_many_pictures_are_told():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     from page.layout import MOST_PICTURES, Actions
 
     paths = sorted(map(str, (ROOT / "lit_data/val").glob("*/*.png")))[: MOST_PICTURES + 3]
-    _, answers, *_, notes = Actions(shelf_of("VAL.BATCH_SIZE", "5")).answer("lit_data", paths)
+    _, answers, *_, notes = Actions(shelf_of("VAL.BATCH_SIZE", "5")).answer("lit_data", paths, "gradient")
     assert len(answers) == MOST_PICTURES
     assert answers[-1].top == pytest.approx(expected(paths[MOST_PICTURES - 1]), abs=2e-6)
     assert notes["value"] == f"only the first {MOST_PICTURES} of {len(paths)} pictures are shown"

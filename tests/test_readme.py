@@ -132,10 +132,10 @@ def as_small_job(line, place):
 def visit_page(line):
     """Run a command that serves a page, at any free port: look at the page, and stop it."""
     pytest.importorskip("gradio", reason="the page is made with it")
-    page = Page(*shlex.split(line)[2:], "--port", 0)
-    with urllib.request.urlopen(page.url) as answer:
-        assert "gradio" in answer.read().decode()
-    page.stop()
+    with Page(*shlex.split(line)[2:], "--port", 0) as page:
+        with urllib.request.urlopen(page.url) as answer:
+            assert "gradio" in answer.read().decode()
+        page.stop()
 
 
 @functools.cache

@@ -57,11 +57,11 @@ def build_page(shelf):
         picture = [bars, target, image, notes]
         results = [paths, answers, chosen, gallery, *picture]
         act = Actions(shelf)
-        files.upload(act.answer, [model, files], results)
-        files.delete(act.answer, [model, files], results)  # one of several
+        files.upload(act.answer, [model, files, method], results)
+        files.delete(act.answer, [model, files, method], results)  # one of several
         files.clear(lambda: cleared(), None, results)
-        samples.select(act.answer_example, [model, offered], [*results, files])
-        model.change(act.change_model, [model, paths], [*results, samples, offered])
+        samples.select(act.answer_example, [model, offered, method], [*results, files])
+        model.change(act.change_model, [model, paths, method], [*results, samples, offered])
         gallery.select(act.choose, [model, answers, method], [chosen, *picture])
         for control in (method, target):
             control.input(act.draw, [model, answers, chosen, method, target], [image, notes])
@@ -74,7 +74,7 @@ class Actions:
     def __init__(self, shelf):
         self.shelf = shelf
 
-    def answer(self, model, paths):
+    def answer(self, model, paths, method):
         """Look at pictures, and draw the first one's attention."""
         paths = list(paths or [])
         lines = []
@@ -88,18 +88,18 @@ class Actions:
         if not answers:
             return [paths, *cleared("\n".join(lines + errors))[1:]]
         tiles = [(enlarged(to_image(answer.pixels)), _caption(answer)) for answer in answers]
-        bars, target, image, notes = self._picture(model, answers[0], METHODS[0], lines + errors)
+        bars, target, image, notes = self._picture(model, answers[0], method, lines + errors)
         return [paths, answers, 0, gr.update(value=tiles, selected_index=0), bars, target, image, notes]
 
-    def answer_example(self, model, offered, event: gr.SelectData):
-        return [*self.answer(model, [offered[event.index]]), None]
+    def answer_example(self, model, offered, method, event: gr.SelectData):
+        return [*self.answer(model, [offered[event.index]], method), None]
 
-    def change_model(self, model, paths):
+    def change_model(self, model, paths, method):
         try:
             shown = self.shelf.ask(model, examples)
         except UserError:  # which `answer` tells
             shown = []
-        return [*self.answer(model, paths), gr.update(value=_tiles(shown), visible=bool(shown)), shown]
+        return [*self.answer(model, paths, method), gr.update(value=_tiles(shown), visible=bool(shown)), shown]
 
     def choose(self, model, answers, method, event: gr.SelectData):
         return [event.index, *self._picture(model, answers[event.index], method, [])]

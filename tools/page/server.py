@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -68,12 +69,23 @@ def serve(page, listener):
     app = fastapi.FastAPI(openapi_url=None)
     root_path = os.environ.get("GRADIO_ROOT_PATH")  # of a server in front that shows the page below a path of its own
     app = gradio.mount_gradio_app(app, page, path="/", root_path=root_path, max_file_size=LARGEST_FILE)
-    config = uvicorn.Config(_with_policy(app), log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(uvicorn.Config(_with_policy(app), log_level="warning", timeout_graceful_shutdown=1))
+    server.handle_exit = _quietly(server.handle_exit)
     with contextlib.suppress(KeyboardInterrupt):  # which newer ones pass on after they have closed
         if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
             log.info("the page has no password: whoever reaches this machine reaches it")
         log.info("%s is ready; Ctrl-C stops it", url_of(listener))
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
+
+
+def _quietly(leave):
+    """A handler of signals that calls `leave`, and from then on no traceback tells of visitors that are cut off."""
+
+    def handle(number, frame):
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        leave(number, frame)
+
+    return handle
 
 
 def _with_policy(app):
