@@ -1,5 +1,6 @@
 """Shared by all tests: the environment of the commands, the repository, real pictures."""
 
+import logging
 import os
 import re
 import select
@@ -16,6 +17,9 @@ SEARCHED = list(sys.path)  # before libraries add to it, as onnxruntime does
 sys.path.insert(0, str(ROOT / "tools"))
 import cli  # noqa: E402
 
+if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests at a time: none takes all cores, unless it says so
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 cli.import_paddle("cpu")
 
 # A folder with imagenet_sample/, real ImageNet pictures that the repository may not carry.
@@ -24,6 +28,16 @@ SAMPLE_DATA = Path(os.environ.get("T2T_TEST_DATA", ROOT.parent / "shared" / "dat
 
 # The scripts find the Python that runs the tests, not whatever `python` is.
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def told(caplog, monkeypatch):
+    """`caplog` of the program's warnings, whatever handlers earlier tests have left."""
+    log = logging.getLogger("t2t")
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(log, "handlers", [])
+    caplog.set_level(logging.WARNING, "t2t")
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from measure.sweep import Member, described
 from measure.train import PARTS, Training
 
 TINY = ["MODEL.T2T.DEPTH", 1]
-BUSY = 0.05  # seconds
+BUSY = 0.3  # seconds
 
 
 @pytest.fixture

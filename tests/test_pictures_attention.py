@@ -370,6 +370,6 @@ def test_an_exported_model_cannot_be_looked_into(tmp_path):
 
 
 def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     said = mistake("attention", "--sheet", tmp_path / "x.png")
     assert said == "error: the plot is drawn by matplotlib, which is not installed: pip install matplotlib"

