@@ -59,10 +59,11 @@ def softmax_and_logsumexp(x):
 
 def attend(q, k, v):
     """softmax(q k^T) v: (B, M, E), (B, N, E), (B, N, E) -> (B, M, E)."""
-    rows = max(1, _LOGITS // (k.shape[0] * k.shape[1])) if _for_cpu() and not paddle.is_grad_enabled() else q.shape[1]
+    rows = max(1, _LOGITS // (k.shape[0] * k.shape[1]))
+    if not _for_cpu() or paddle.is_grad_enabled() or rows >= q.shape[1]:
+        return paddle.matmul(F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1), v)
     parts = (q[:, start : start + rows] for start in range(0, q.shape[1], rows))
-    parts = [paddle.matmul(F.softmax(paddle.matmul(part, k, transpose_y=True), axis=-1), v) for part in parts]
-    return parts[0] if len(parts) == 1 else paddle.concat(parts, axis=1)
+    return paddle.concat([attend(part, k, v) for part in parts], axis=1)
 
 
 def add_to_each(x, row):

@@ -71,7 +71,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def forward(self, x):
-        if not self.weight.stop_gradient:
+        if not (self.weight.stop_gradient and paddle.is_grad_enabled()):
             return F.layer_norm(x, self._normalized_shape, self.weight, self.bias, self._epsilon)
         return F.layer_norm(x, self._normalized_shape, epsilon=self._epsilon) * self.weight + self.bias
 
