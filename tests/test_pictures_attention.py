@@ -340,7 +340,7 @@ def test_every_option_of_features_changes_the_sheet(sheet):
         (["--count", "0"], "--count is 0 but must be 1 or more"),
         (["--sheet", "x.gif"], "--sheet x.gif must end in .png, .pdf, .svg, .jpg or .jpeg"),
         (["--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
-        (["--overlays", "LICENSE"], "LICENSE/x.png: cannot be written: "),
+        (["--overlays", "LICENSE"], "--overlays LICENSE is no folder"),
         (["absent.png"], "image absent.png not found"),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ from data.dataset import load_data
 from data.loader import TrainDataset
 from pictures import augment
 from pictures.augment import EPOCHS, MIXED_EPOCHS, PAIRS
-from pictures.sheet import COLUMNS, GAP, MARGIN, SHADE, TILE, blank, thumbnail, tile, write
+from pictures.sheet import CHINESE_FONTS, COLUMNS, GAP, MARGIN, SHADE, TILE, blank, load_font, thumbnail, tile, write
 
 FULL = ["AUG.AUTO_AUGMENT", "rand-m9-mstd0.5-inc1", "AUG.ERASE_PROB", "0.5", "AUG.MIXUP", "0.8", "AUG.CUTMIX", "1.0"]
 TOP = MARGIN + 78 + 26  # of the first row of images
@@ -218,3 +218,15 @@ def test_jpeg_of_grey_images(tmp_path):
 )
 def test_mistakes_are_one_line(words, message):
     assert error_line("visualize", *words, "--data-path", "/absent").startswith(message)
+
+
+def test_chinese_names_have_their_font_where_there_is_one():
+    if load_font(15, "猫").getname() == load_font(15).getname():
+        pytest.skip(f"none of the fonts {', '.join(CHINESE_FONTS)}")
+    strips = []
+    for text in "猫狗":
+        strip, draw = blank(40)
+        write(draw, text, 10, 5, 100)
+        strips.append(np.asarray(strip))
+    assert (strips[0] != strips[1]).any()  # two boxes would be the same
+    assert load_font(15, "é").getname() == load_font(15).getname()

@@ -17,6 +17,7 @@ FUSED = ("mean", "max", "min")
 
 def main(args, cfg):
     from engine.logger import log, progress_bar, setup_logging
+    from errors import UserError
     from files import check_writable, shown
     from pictures.cells import check_figure, lines_of, save_figure
     from pictures.look import drawn, open_look
@@ -26,6 +27,8 @@ def main(args, cfg):
     setup_logging()
     check_figure(args.sheet)
     if args.overlays:
+        if Path(args.overlays).exists() and not Path(args.overlays).is_dir():
+            raise UserError(f"--overlays {args.overlays} is no folder")
         check_writable(Path(args.overlays) / "x.png")
     paths = chosen_paths(args)
     model, cfg, metadata = open_model(args, cfg)

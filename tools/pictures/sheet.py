@@ -1,5 +1,6 @@
 """Sheets of pictures drawn with Pillow: strips of tiles with text, one below the other."""
 
+import contextlib
 import os
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -7,6 +8,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 TILE = 128  # pixels, the largest side of a tile; smaller images are enlarged by a whole factor
 GAP, MARGIN = 12, 20
 COLUMNS = 16
+CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")
 PAPER, SHADE, INK, FAINT = "white", (233, 236, 240), (25, 25, 25), (110, 110, 110)
 
 
@@ -100,7 +102,7 @@ def short_name(name):
 
 def write(draw, text, left, top, room, size=15, ink=INK):
     """Write a line, cut to a width in pixels."""
-    font = load_font(size)
+    font = load_font(size, text)
     if not hasattr(font, "font"):  # Pillow's bitmap font knows Latin letters only
         text = text.encode("latin-1", "replace").decode("latin-1")
     short = text
@@ -110,9 +112,13 @@ def write(draw, text, left, top, room, size=15, ink=INK):
     draw.text((left, top), short, ink, font)
 
 
-def load_font(size):
+def load_font(size, text=""):
+    """Pillow's own font, or one of `CHINESE_FONTS` that the system has for text which needs it."""
     from PIL import ImageFont
 
+    for name in CHINESE_FONTS if max(text, default="") >= "\u2e80" else ():
+        with contextlib.suppress(OSError, ImportError):
+            return ImageFont.truetype(name, size)  # searched for in the folders of the system's fonts
     try:
         return ImageFont.load_default(size)
     except (TypeError, ImportError):  # Pillow before 10.1, or without FreeType
