@@ -203,6 +203,12 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
     assert "the teacher knows other classes than the data: class 0 is 0 in" in error_line("train", *words)
 
 
+def test_a_teacher_that_nobody_listens_to_is_told(tmp_path):
+    for key in ("DISTILL.WEIGHTS", "DISTILL.TEACHER"):
+        line = error_line("train", "--output", tmp_path, key, SHIPPED)
+        assert line == f"error: {key} is given, but DISTILL.TYPE '' listens to no teacher; set hard or soft"
+
+
 def test_a_teachers_config_and_weights_come_from_one_place(tmp_path):
     # A relative path of a YAML file counts from the repository, one of the command line from the current folder.
     (tmp_path / "output/lit_data").mkdir(parents=True)

@@ -191,3 +191,8 @@ def test_predict_writes_mindspores_form(tmp_path):
     one = tool("predict", "-pretrained=output/lit_data/best", f"-img_path={tmp_path}/a.png", "--json-ids", target)
     assert one.stdout.splitlines()[-1] == "class_id is: 3"
     assert json.loads(target.read_text()) == {f"{tmp_path}/a.png": 3}
+
+
+def test_a_data_folder_that_is_not_there_is_told():
+    done = tool("train", "/absent/imagenet", "--model", "t2t_vit_7", "--lr", "1e-3", status=1)
+    assert done.stderr.splitlines()[-1].startswith("error: data folder /absent/imagenet not found")

@@ -251,7 +251,7 @@ def _rewritten(word, rest, known, parser):
 
 def take_data_folder(args):
     """Read the folder that stands first among KEY VALUE words, where the official commands have it, as --data-path."""
-    if len(args.opts) % 2 and not args.data_path and os.path.isdir(args.opts[0]):
+    if len(args.opts) % 2 and not args.data_path and (os.sep in args.opts[0] or os.path.isdir(args.opts[0])):
         args.data_path, *args.opts = args.opts
         print(f"note: read as --data-path {shlex.quote(args.data_path)}", file=sys.stderr)
 

@@ -21,6 +21,9 @@ def main(args, cfg):
     from engine.watch import Watch
     from errors import UserError, one_line
 
+    teacher = {"DISTILL.TEACHER", "DISTILL.WEIGHTS"}.intersection(args.opts[::2])
+    if teacher and not cfg.DISTILL.TYPE:
+        raise UserError(f"{min(teacher)} is given, but DISTILL.TYPE '' listens to no teacher; set hard or soft")
     parallel.setup(cfg)
     setup_logging(main=parallel.is_main())
     with Lifeline() as lifeline, Watch(cfg.TRAIN, args.started) as watch:
