@@ -63,6 +63,36 @@ def test_maps_rebuild_the_output_of_every_block(kind, monkeypatch):
         assert (model(images) == expected).all(), "the model computes something else after it was looked at"
 
 
+@pytest.mark.parametrize("name, size", [("pit_ti", (224, 224)), ("pit_b", (224, 224)), ("pit_ti", (200, 270))])
+def test_cells_of_a_pit_are_where_its_tokens_look(name, size):
+    paddle.seed(0)
+    model = create_model(name, image_size=size, num_classes=10)
+    last_blocks = np.cumsum([len(each.blocks) for each in model.transformers]) - 1
+    for stage, block in enumerate(last_blocks):
+        images = images_for(model, count=1)
+        images.stop_gradient = False
+        tokens = model.patch_embed(images)
+        for pool in model.pools[:stage]:
+            tokens = pool.conv(tokens)
+        grid = attention.token_grid(model, block)
+        assert tuple(tokens.shape[2:]) == grid
+        place = [2 * length // 3 for length in grid]  # no window is cut off by the edge there
+        looking = tokens[0, :, place[0], place[1]]
+        seen = paddle.grad((looking * paddle.randn(looking.shape)).sum(), images)[0].abs().sum(axis=[0, 1]).numpy()
+        rows, columns = np.indices(seen.shape) + 0.5
+        left, top, right, bottom = attention.token_box(model, block)
+        cell = (bottom - top) / grid[0], (right - left) / grid[1]
+        expected = top + (place[0] + 0.5) * cell[0], left + (place[1] + 0.5) * cell[1]
+        close([(seen * rows).sum() / seen.sum(), (seen * columns).sum() / seen.sum()], expected, 0.1 * cell[0])
+    assert attention.token_box(model) == attention.token_box(model, block)
+
+
+def test_cells_of_a_pit_are_those_of_its_stages():
+    model = create_model("pit_ti", num_classes=10)
+    edges = [attention.token_box(model, block)[::2] for block in (0, 1, 2, 7, 8, 11)]
+    assert edges == [(4, 220)] * 2 + [(0, 224)] * 2 + [(-8, 216)] * 2
+
+
 @pytest.mark.parametrize("kind", ["performer", "distilled pit"])
 def test_maps_do_not_depend_on_the_fast_forms(kind):
     model = small_model(kind)

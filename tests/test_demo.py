@@ -10,6 +10,8 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -18,16 +20,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from conftest import ROOT, Page, error_line, tool
 from PIL import Image
 
 import demo
 from config import load_config
+from data.images import to_image
+from engine.predictors import to_input
 from engine.serving import open_weights, predict_batch
 from errors import UserError
+from models.attention import attention_maps, on_grid, rollout, token_box
 from page import server, shelf
 from page.shelf import METHODS, Opened, Shelf
+from pictures.overlay import overlay
 
 THREE, SEVEN = ROOT / "lit_data/val/3/0103.png", ROOT / "lit_data/val/7/0081.png"
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -166,7 +173,7 @@ def test_upload_is_answered_as_predict_does(visitor):
     assert visitor.note() == ""
     with urllib.request.urlopen(source) as answer:
         seen = np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"), np.float32)
-    model = Opened(*opened_run("lit_data"))
+    model = Opened("lit_data", *opened_run("lit_data"))
     found, _ = shelf.look(model, [THREE])
     own = np.asarray(shelf.attention(model, found[0].pixels, "gradient", "three"), np.float32)
     assert seen.shape == own.shape and np.abs(seen - own).mean() < 6  # of 255, by the page's WebP
@@ -317,6 +324,36 @@ def test_gradio_file_listens_where_the_environment_says():
         page.stop(signal.SIGTERM)
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_closed_terminal_leaves_no_uploads(ignored, tmp_path):
+    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        page = Page("--port", 0, TMPDIR=str(tmp_path))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with page:
+        assert [path.name.startswith("t2t_demo_") for path in tmp_path.iterdir()] == [True]
+        if ignored:  # under nohup
+            page.process.send_signal(signal.SIGHUP)
+            with urllib.request.urlopen(page.url) as answer:
+                assert answer.status == 200
+        page.stop(signal.SIGTERM if ignored else signal.SIGHUP)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_clean_up_before_the_page_is_up(number, tmp_path):
+    (tmp_path / "gradio.py").write_text(f"import signal\nsignal.raise_signal({int(number)})\n")
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    command = [sys.executable, str(ROOT / "tools/demo.py"), "--port", "0"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "TMPDIR": str(uploads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "error: interrupted\n")
+    assert not list(uploads.iterdir())
+
+
 def test_options_win_over_the_environment(monkeypatch):
     assert demo.address(demo.parser().parse_args([])) == ("127.0.0.1", None)
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
@@ -379,8 +416,10 @@ def test_missing_gradio_is_one_line(tmp_path, monkeypatch):
     assert error_line("demo", "--port", 0) == message
 
 
-def test_missing_weights_are_told_before_the_page_is_up(tmp_path):
+@pytest.mark.parametrize("port", ["", "http"])
+def test_missing_weights_are_told_before_the_page_is_up(port, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
+    monkeypatch.setenv("GRADIO_SERVER_PORT", port)  # which Gradio must not see, nor we ask beside --port
     line = error_line("demo", "--port", 0, "--pretrained", tmp_path / "absent.pdparams")
     assert "absent.pdparams" in line
 
@@ -411,6 +450,53 @@ def test_models_are_those_of_the_command_line_and_the_runs(tmp_path):
         models.ask("broken", shelf.examples)
 
 
+@pytest.mark.parametrize("split", ["val", "validation", "test"])
+def test_examples_are_pictures_that_can_be_read(split, tmp_path):
+    for digit in "01234":
+        (tmp_path / split / digit).mkdir(parents=True)
+    folder = tmp_path / split
+    for name in ("0/.DS_Store", "0/Thumbs.db", "1/a.png", "2/notes.txt"):
+        (folder / name).write_text("no picture")
+    (folder / "0/a").mkdir()
+    for name in ("0/b.png", "1/c.JPEG", "3/d.png"):
+        shutil.copy(THREE, folder / name)
+    (folder / ".hidden").mkdir()
+    models = shelf_of("DATA.PATH", str(tmp_path))
+    found = models.ask("lit_data", shelf.examples)
+    assert [str(Path(path).relative_to(folder)) for path in found] == ["0/b.png", "1/c.JPEG", "3/d.png"]
+    shutil.rmtree(folder)
+    assert models.ask("lit_data", shelf.examples) == []
+
+
+def test_answers_are_drawn_by_the_model_that_gave_them():
+    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
+    from page.layout import Actions
+
+    models = shelf_of()
+    act = Actions(models)
+    _, answers, *_, expected, _ = act.answer("lit_data", [str(THREE)], "gradient")
+    # The visitor has picked another model since, whose pictures have another size and whose classes are others.
+    act.answer("cifar10_seven", [str(THREE)], "gradient")
+    assert answers[0].model == "lit_data"
+    assert act.draw(answers, 0, "gradient", "three")[0] == expected
+    assert act.draw(answers, 0, "gradient", "airplane")[0] == expected
+    *_, image, notes = act.choose(answers, "gradient", argparse.Namespace(index=0))
+    assert image == expected and not notes["visible"]
+
+
+def test_the_map_of_a_pit_lies_where_its_tokens_look():
+    model = Opened("lit_data_pit", *opened_run("lit_data_pit"))
+    answer = shelf.look(model, [THREE])[0][0]
+    for method, block in (("rollout", 0), ("last block", -1)):
+        drawn = shelf.attention(model, answer.pixels, method, "three")
+        images = paddle.to_tensor(to_input(answer.pixels[None], model.predictor.metadata))
+        maps = attention_maps(model.model, images)
+        values = rollout(maps, model.model) if block == 0 else on_grid(maps[-1].mean(axis=1)[:, 0], model.model)
+        box = token_box(model.model, block)
+        assert drawn == overlay(to_image(answer.pixels), values[0].numpy(), box=box)
+    assert token_box(model.model, 0) == (1, 1, 15, 15) != box
+
+
 def test_many_visitors_share_a_model_that_one_thread_asks():
     models, threads = shelf_of(), set()
     source = models.sources["lit_data"]
@@ -430,7 +516,7 @@ def test_many_visitors_share_a_model_that_one_thread_asks():
 
 def test_classes_of_one_name_are_told_apart():
     predictor = argparse.Namespace(metadata=argparse.Namespace(classes=["crane", "ox", "crane"]))
-    assert Opened(predictor, None, None).classes() == ["crane (0)", "ox", "crane (2)"]
+    assert Opened("birds", predictor, None, None).classes() == ["crane (0)", "ox", "crane (2)"]
 
 
 def test_exported_model_has_no_attention_and_says_so():

@@ -15,12 +15,12 @@ from config import load_config
 from engine import checkpoint
 from errors import UserError
 from models import create_model
-from models.attention import attention_maps, gradient_maps, rollout
+from models.attention import attention_maps, gradient_maps, rollout, token_box
 from pictures import attention, features
 from pictures.cells import CELL, DPI, MARGIN, lines_of, paired, save_figure
 from pictures.features import principal_colours
 from pictures.model import open_model, read_images
-from pictures.overlay import SIDE, coloured, enlarged, marked, overlay, stretched
+from pictures.overlay import SIDE, cell, coloured, enlarged, marked, overlay, scaled, stretched
 
 pytest.importorskip("matplotlib", reason="the sheets are drawn by matplotlib")
 
@@ -165,8 +165,10 @@ def test_maps_have_the_values_that_the_model_computes(tmp_path):
     for words in runs:
         visualize("attention", digit, *PIT, *words, "--overlays", tmp_path / "maps", "--sheet", tmp_path / "x.png")
     for name, values in expected.items():
-        drawn = overlay(image, values.numpy())
-        drawn = marked(drawn, (1, 2), (4, 4)) if "2-3" in name else drawn
+        fine, coarse = token_box(model, 0), token_box(model)
+        drawn = overlay(image, values.numpy(), box=fine if len(values) == 7 else coarse)
+        looking = scaled(cell(coarse, (4, 4), (1, 2)), SIDE / image.width)
+        drawn = marked(drawn, looking) if "2-3" in name else drawn
         with Image.open(tmp_path / "maps" / f"001-{digit.stem}-{name}.png") as found:
             assert (np.asarray(found) == np.asarray(drawn)).all(), name
 
@@ -258,8 +260,26 @@ def test_colours_and_stretching():
     assert values.shape == (50, 100) and (np.diff(values[0]) >= -1e-6).all() and (values[0, 0], values[0, -1]) == (0, 1)
 
 
+def test_a_map_lies_in_its_box():
+    values = np.zeros((3, 4))
+    values[1, 2] = 1
+    for left, top, side in ((10, 20, 30), (-50, -35, 60), (-3.5, 4.25, 24)):
+        box = (left, top, left + 4 * side, top + 3 * side)
+        seen = stretched(values, (160, 120), box)
+        assert seen.shape == (120, 160)
+        rows, columns = np.mgrid[:120, :160] + 0.5
+        peak = [(seen * places).sum() / seen.sum() for places in (columns, rows)]
+        assert peak == pytest.approx([left + 2.5 * side, top + 1.5 * side], abs=0.6)
+    beside = stretched([[0.0, 1.0]], (100, 50), (40, 10, 60, 20))
+    assert (beside[:, :35] == 0).all() and (beside[:, 65:] == 1).all()
+    image = Image.fromarray(np.zeros((16, 16), np.uint8))
+    large = overlay(image, values, strength=1, box=(2, 2, 10, 8))
+    assert (np.asarray(large) == coloured(stretched(values, (256, 256), (32, 32, 160, 128)))).all()
+
+
 def test_the_frame_is_around_the_token():
-    changed = np.asarray(marked(Image.new("RGB", (160, 80), "red"), (1, 2), (2, 4))) != (255, 0, 0)
+    box = cell((0, 0, 160, 80), (2, 4), (1, 2))
+    changed = np.asarray(marked(Image.new("RGB", (160, 80), "red"), box)) != (255, 0, 0)
     rows, columns = (np.flatnonzero(changed.any(axis=(1 - axis, 2))) for axis in (0, 1))
     assert (rows[0], rows[-1]) == (37, 79) and (columns[0], columns[-1]) == (77, 122)
     assert not changed[44:76, 84:116].any()

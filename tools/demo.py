@@ -14,10 +14,11 @@ def main(args, cfg):
 
     setup_logging()
     host, port = address(args)
+    import_paddle(cfg.DEVICE)  # which takes handlers of signals away
+    server.clean_up_on_signals()
     with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, server.listen(host, port) as listener:
         server.set_environment(uploads)
         require("gradio", "the page")
-        import_paddle(cfg.DEVICE)
         from page.layout import build_page
 
         shelf = Shelf(args, cfg)

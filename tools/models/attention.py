@@ -32,6 +32,21 @@ def token_grid(model, block=-1):
     return backbone(model)[block][2]
 
 
+def token_box(model, block=-1):
+    """(left, top, right, bottom) in pixels of the cells of a block's patches, each about the centre of what it sees.
+
+    It may reach over the image's edge, or end before it. The first patch of a PiT is centred on its own pixels, and a
+    pooling's windows on every second token from the first, whose centre stays where it was while the cells double.
+    """
+    if isinstance(model, T2TViT):
+        return 0, 0, *model.image_size[::-1]
+    steps, conv = backbone(model)[: block + 1 or None], model.patch_embed.conv
+    cell = conv._stride[0] * 2 ** sum(pool is not None for _, pool, _ in steps)
+    first = (conv.weight.shape[-1] - cell) / 2
+    rows, columns = steps[-1][2]
+    return first, first, first + columns * cell, first + rows * cell
+
+
 def on_grid(rows, model, block=-1):
     """Values of a block's tokens, (..., N), as those of its patches alone, (..., H', W')."""
     return rows[..., num_class_tokens(model) :].reshape([*rows.shape[:-1], *token_grid(model, block)])

@@ -62,9 +62,9 @@ def build_page(shelf):
         files.clear(lambda: cleared(), None, results)
         samples.select(act.answer_example, [model, offered, method], [*results, files])
         model.change(act.change_model, [model, paths, method], [*results, samples, offered])
-        gallery.select(act.choose, [model, answers, method], [chosen, *picture])
+        gallery.select(act.choose, [answers, method], [chosen, *picture])
         for control in (method, target):
-            control.input(act.draw, [model, answers, chosen, method, target], [image, notes])
+            control.input(act.draw, [answers, chosen, method, target], [image, notes])
     return page
 
 
@@ -88,7 +88,7 @@ class Actions:
         if not answers:
             return [paths, *cleared("\n".join(lines + errors))[1:]]
         tiles = [(enlarged(to_image(answer.pixels)), _caption(answer)) for answer in answers]
-        bars, target, image, notes = self._picture(model, answers[0], method, lines + errors)
+        bars, target, image, notes = self._picture(answers[0], method, lines + errors)
         return [paths, answers, 0, gr.update(value=tiles, selected_index=0), bars, target, image, notes]
 
     def answer_example(self, model, offered, method, event: gr.SelectData):
@@ -101,23 +101,25 @@ class Actions:
             shown = []
         return [*self.answer(model, paths, method), gr.update(value=_tiles(shown), visible=bool(shown)), shown]
 
-    def choose(self, model, answers, method, event: gr.SelectData):
-        return [event.index, *self._picture(model, answers[event.index], method, [])]
+    def choose(self, answers, method, event: gr.SelectData):
+        return [event.index, *self._picture(answers[event.index], method, [])]
 
-    def draw(self, model, answers, chosen, method, target):
+    def draw(self, answers, chosen, method, target):
         """(attention over the chosen picture, note)."""
         if not answers:
             return None, _note([])
         try:
-            return self.shelf.ask(model, attention, answers[chosen].pixels, method, target), _note([])
+            answer = answers[chosen]  # maybe of another model than is picked by now, as its class may be
+            target = target if target in answer.top else next(iter(answer.top))
+            return self.shelf.ask(answer.model, attention, answer.pixels, method, target), _note([])
         except UserError as error:
             return None, _note([str(error)])
 
-    def _picture(self, model, answer, method, lines):
+    def _picture(self, answer, method, lines):
         """[bars, classes to choose from, attention, note] of one picture."""
         classes = list(answer.top)
         try:
-            image = self.shelf.ask(model, attention, answer.pixels, method, classes[0])
+            image = self.shelf.ask(answer.model, attention, answer.pixels, method, classes[0])
         except UserError as error:
             image, lines = None, [*lines, str(error)]
         return [answer.top, gr.update(choices=classes, value=classes[0]), image, _note(lines)]

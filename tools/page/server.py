@@ -19,12 +19,25 @@ _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
 def set_environment(folder):
     """What Gradio reads from the environment at import: nothing is reported, uploads go to `folder`."""
+    for name in ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
+        os.environ.pop(name, None)  # the socket is ours; a port that is no number would end the import
     os.environ.update(
         GRADIO_ANALYTICS_ENABLED="False",
         GRADIO_SSR_MODE="False",
         GRADIO_TEMP_DIR=str(folder),
         HF_HUB_DISABLE_TELEMETRY="1",
     )
+
+
+def clean_up_on_signals():
+    """From now on SIGTERM and a closed terminal end the program as Ctrl-C does. Under nohup SIGHUP stays ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        _unless_ignored(number, signal.default_int_handler)
+
+
+def _unless_ignored(number, handler):
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def listen(host, port):
@@ -60,17 +73,17 @@ def url_of(listener):
 
 
 def serve(page, listener):
-    """Answer at the socket until Ctrl-C or SIGTERM; the log says from when on."""
+    """Answer at the socket until Ctrl-C, SIGTERM or SIGHUP; the log says from when on."""
     import fastapi
     import gradio
     import uvicorn
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that either cleans up
     app = fastapi.FastAPI(openapi_url=None)
     root_path = os.environ.get("GRADIO_ROOT_PATH")  # of a server in front that shows the page below a path of its own
     app = gradio.mount_gradio_app(app, page, path="/", root_path=root_path, max_file_size=LARGEST_FILE)
     server = uvicorn.Server(uvicorn.Config(_with_policy(app), log_level="warning", timeout_graceful_shutdown=1))
     server.handle_exit = _quietly(server.handle_exit)
+    _unless_ignored(signal.SIGHUP, server.handle_exit)  # SIGINT and SIGTERM it takes over itself
     with contextlib.suppress(KeyboardInterrupt):  # which newer ones pass on after they have closed
         if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
             log.info("the page has no password: whoever reaches this machine reaches it")

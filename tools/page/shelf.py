@@ -1,12 +1,15 @@
 """The models of the page, and what they say about pictures."""
 
+import contextlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from config import load_config, resolve
-from data.images import to_image
+from data.dataset import SPLIT_FOLDERS
+from data.images import ImageError, load_image, to_image
+from data.index import class_folders, image_files
 from engine.predictors import to_input
 from engine.serving import choose_engine, classify, open_engine, open_weights, read_images
 from errors import UserError
@@ -21,6 +24,7 @@ METHODS = ("gradient", "rollout", "last block")
 class Opened:
     """A model that is ready."""
 
+    name: str
     predictor: object
     cfg: object
     model: object  # None of an exported one
@@ -36,7 +40,7 @@ class Opened:
 class Answer:
     """What a model says about a picture."""
 
-    file: str  # its name
+    model: str  # its name
     pixels: object  # uint8 (S, S, channels), as the model sees it
     top: dict  # {class: probability} of the TOP likeliest
 
@@ -58,7 +62,7 @@ class Shelf:
 
         def answer():
             if name not in self.opened:
-                self.opened[name] = Opened(*self.sources[name]())
+                self.opened[name] = Opened(name, *self.sources[name]())
             return question(self.opened[name], *words)
 
         return self.thread.submit(answer).result()
@@ -92,7 +96,7 @@ def look(opened, paths):
     for start in range(0, len(images), size):
         answers += classify(opened.predictor, images[start : start + size], TOP)
     tops = [{classes[entry["class_id"]]: entry["probability"] for entry in answer} for answer in answers]
-    found = [Answer(Path(path).name, image, top) for (path, image), top in zip(pixels.items(), tops)]
+    found = [Answer(opened.name, image, top) for image, top in zip(images, tops)]
     return found, [error.replace(str(path), Path(path).name) for path, error in errors.items()]
 
 
@@ -107,7 +111,7 @@ def attention(opened, pixels, method, name):
     """
     import paddle
 
-    from models.attention import attention_maps, gradient_maps, on_grid, rollout
+    from models.attention import attention_maps, gradient_maps, on_grid, rollout, token_box
 
     if opened.model is None:
         raise UserError("an exported model does not show its attention")
@@ -118,12 +122,26 @@ def attention(opened, pixels, method, name):
         values = rollout(attention_maps(model, images), model)
     else:
         values = on_grid(attention_maps(model, images)[-1].mean(axis=1)[:, 0], model)
-    return overlay(to_image(pixels), values[0].numpy())
+    box = token_box(model, -1 if method == "last block" else 0)
+    return overlay(to_image(pixels), values[0].numpy(), box=box)
 
 
 def examples(opened):
     """Pictures of the model's own data, one of a class, as far as the data set is here."""
-    folders = sorted(path for path in (resolve(opened.cfg.DATA.PATH) / "val").glob("*/") if path.is_dir())
-    step = max(1, len(folders) // EXAMPLES)
-    first = (next((str(path) for path in sorted(folder.iterdir())), None) for folder in folders[::step][:EXAMPLES])
+    root = resolve(opened.cfg.DATA.PATH)
+    folder = next((root / name for name in SPLIT_FOLDERS["val"] if (root / name).is_dir()), None)
+    if folder is None:
+        return []
+    names = class_folders(folder)
+    step = max(1, len(names) // EXAMPLES)
+    first = (_first_picture(folder / name) for name in names[::step][:EXAMPLES])
     return [path for path in first if path]
+
+
+def _first_picture(folder):
+    """Path of the first file that can be read as a picture; None if there is none."""
+    for path in image_files(folder):
+        with contextlib.suppress(ImageError):
+            load_image(path)
+            return path
+    return None

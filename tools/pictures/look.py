@@ -7,13 +7,13 @@ import paddle
 
 from errors import UserError
 from models import attention
-from models.attention import backbone, num_class_tokens, on_grid, token_grid
+from models.attention import backbone, num_class_tokens, on_grid, token_box, token_grid
 from models.t2t import T2TViT
-from pictures.overlay import marked, overlay
+from pictures.overlay import cell, marked, overlay, scaled
 from pictures.sheet import short_name
 
-# A map (rows, columns), what stands above it, and the (row, column) of the token that looks and its grid, or None.
-Panel = namedtuple("Panel", "values caption query grid")
+# A map (rows, columns), what stands above it, and in pixels the boxes of the map and of the token that looks, or None.
+Panel = namedtuple("Panel", "values caption box looking")
 
 
 def open_look(args, model, names):
@@ -26,8 +26,8 @@ def open_look(args, model, names):
 
 def drawn(image, panel):
     """The picture with the map of a `Panel` over it."""
-    picture = overlay(image, panel.values)
-    return picture if panel.query is None else marked(picture, panel.query, panel.grid)
+    picture = overlay(image, panel.values, box=panel.box)
+    return marked(picture, scaled(panel.looking, picture.width / image.width)) if panel.looking else picture
 
 
 class BackboneLook:
@@ -116,7 +116,9 @@ class BackboneLook:
             words += "" if head is None else f", head {head + 1}"
         whose = f" of {query[0] + 1},{query[1] + 1}" if query else ""
         whose = f": {name}" if method == "gradient" else whose
-        return Panel(values[0].numpy(), f"{method}{whose}\n{words}", query, grid)
+        looking = cell(token_box(self.model, block), grid, query) if query else None
+        box = token_box(self.model, block if method == "attention" else 0)
+        return Panel(values[0].numpy(), f"{method}{whose}\n{words}", box, looking)
 
 
 class ModuleLook:
@@ -154,12 +156,13 @@ class ModuleLook:
             logits = self.model(pixels)
         places = [row * self.grid[1] + column for row, column in self.queries]
         maps = attention.token_maps(self.model, pixels, self.stage - 1, places)[0].numpy()
+        box = (0, 0, *self.model.image_size[::-1])
         panels = [
             Panel(
                 values,
                 f"layer {self.stage}, token {query[0] + 1},{query[1] + 1}\nsum {values.sum():.3f}",
-                query,
-                self.grid,
+                box,
+                cell(box, self.grid, query),
             )
             for query, values in zip(self.queries, maps)
         ]
