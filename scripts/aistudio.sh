@@ -6,5 +6,6 @@
 # --help tells all options and variables.
 set -euo pipefail
 export JOB_STARTED="${JOB_STARTED:-$(date +%s)}"
+export T2T_SCRIPT="$0" # what is named to continue with
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 exec python "$T2T_ROOT/tools/aistudio_job.py" "$@"

@@ -85,7 +85,7 @@ def test_job_is_cut_goes_on_and_copies_the_best_each_time(folders):
     assert f"{folders}/mounts/data79807/ILSVRC2012_w.tar: 12 images written, 0 there before" in first[0]
     assert any(line.startswith("stopped by SIGTERM after ") for line in first)
     assert f"continue with: JOB_MOUNTS={folders}/mounts JOB_DATA={folders}/data JOB_RUNS={folders}/runs " in first[-2]
-    assert first[-2].endswith(f"bash scripts/aistudio.sh {' '.join(words)} --resume auto")
+    assert first[-2].endswith(f"bash {ROOT}/scripts/aistudio.sh {' '.join(words)} --resume auto")
     assert first[-1] == f"best model: {folders}/best/cut/best.pdparams"
     run, best = folders / "runs/cut", folders / "best/cut"
     names = ["best.pdparams", "classes.txt", "config.yaml", "cut.log", "metrics.jsonl", "times.jsonl"]
@@ -195,6 +195,7 @@ LIGHT = ["Light_ILSVRC2012_part_0.tar", "Light_ILSVRC2012_part_1.tar"]
         (["data79807/ILSVRC2012_w.tar", "x/Light_ILSVRC2012_part_0.tar"], ["data79807/ILSVRC2012_w.tar"]),
         ([f"data114746/{LIGHT[1]}", f"data114241/{LIGHT[0]}"], [f"data114241/{LIGHT[0]}", f"data114746/{LIGHT[1]}"]),
         (["a/b/my_imagenet.tar.gz", "a/ILSVRC2012_img_test.tar", "a/coco.tar"], ["a/b/my_imagenet.tar.gz"]),
+        (["imagenet_latest.tar", "imagenet.test.tar", "ILSVRC2012_devkit_t12.tar.gz"], ["imagenet_latest.tar"]),
     ],
 )
 def test_archives_are_found_by_name(tmp_path, names, found):
@@ -275,6 +276,11 @@ def test_user_decides_about_cards_and_step(monkeypatch):
     monkeypatch.setenv("NNODES", "two")
     with pytest.raises(UserError, match="NNODES is 'two' but must be a number"):
         decided(monkeypatch)
+    for value in ("0", "-1", "1.5"):
+        monkeypatch.setenv("NNODES", value)
+        for words in ([], STEP):
+            with pytest.raises(UserError, match=f"NNODES is '{value}' but must be a whole number, 1 or more"):
+                decided(monkeypatch, *words)
 
 
 @pytest.mark.usefixtures("folders")
@@ -285,9 +291,22 @@ def test_time_limit_is_that_of_the_whole_job(monkeypatch):
     assert 3_590 <= to_seconds(decided(monkeypatch, "TRAIN.TIME_LIMIT", "2h")[0][-1]) <= 3_600
     with pytest.raises(UserError, match="nothing is left of the job's 1h"):
         decided(monkeypatch, "TRAIN.TIME_LIMIT", "1h")
-    monkeypatch.setenv("JOB_STARTED", "yesterday")
-    with pytest.raises(UserError, match="JOB_STARTED is 'yesterday' but must be a number"):
-        decided(monkeypatch)
+    for value in ("yesterday", "nan", "inf"):
+        monkeypatch.setenv("JOB_STARTED", value)
+        with pytest.raises(UserError, match=f"JOB_STARTED is '{value}' but must be a number"):
+            decided(monkeypatch)
+
+
+def test_old_spellings_are_read(folders, monkeypatch, capsys):
+    words, _ = decided(monkeypatch, folders, "-cfg=configs/lit_data.yaml", "-batch_size", 8)
+    read = [str(folders), "--config", "configs/lit_data.yaml", "--batch-size", "8"]
+    assert words[:5] == read
+    assert f"note: read as bash scripts/aistudio.sh {' '.join(read)}\n" in capsys.readouterr().err
+    words, _ = decided(monkeypatch, "configs/lit_data.yaml", "--base_lr", 0.1)
+    assert words[:3] == ["configs/lit_data.yaml", "TRAIN.BASE_LR", "0.1"]
+    with pytest.raises(SystemExit):
+        decided(monkeypatch, "-eval")
+    assert "bash scripts/val.sh --pretrained FILE evaluates" in capsys.readouterr().err
 
 
 def test_place_of_the_best_model_is_tried_first(folders, monkeypatch):
@@ -370,7 +389,9 @@ def test_notebook_runs_from_top_to_bottom(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (ROOT / "output/lit_data").iterdir()} == shipped
 
 
-def test_imagenet_cells_of_the_notebook(folders):
+def test_imagenet_cells_of_the_notebook(folders, monkeypatch):
+    monkeypatch.setenv("JOB_BEST", f"{folders}/the best")
+    monkeypatch.setenv("JOB_DATA", f"{folders}/my data")
     pages = notebook()
     setup = next(number for number, cell in enumerate(pages.cells) if "def sh(" in cell.source)
     first = next(number for number, cell in enumerate(pages.cells) if "IMAGENET = False" in cell.source)
@@ -382,6 +403,6 @@ def test_imagenet_cells_of_the_notebook(folders):
     text, pictures = execute(pages, cells)
     assert "ILSVRC2012_w.tar: 12 images written" in text
     assert re.search(r"ImageNet final val acc is:\d\.\d{4}", text) and re.search(r"class_id is: \d+\n", text)
-    assert f"with {folders}/best/t2t_vit_7/best.pdparams on" in text
+    assert f"with {folders}/the best/t2t_vit_7/best.pdparams on" in text
     assert len(pictures) == 2
-    assert json.loads((folders / "best/t2t_vit_7/metrics.jsonl").read_text())["epoch"] == 1
+    assert json.loads((folders / "the best/t2t_vit_7/metrics.jsonl").read_text())["epoch"] == 1

@@ -153,6 +153,21 @@ def test_an_epoch_that_is_trained_again_counts_as_the_last_time(tmp_path):
     }
 
 
+def test_an_epoch_that_was_begun_again_but_cut_keeps_what_it_had(tmp_path):
+    """T2T_paddle's form: an epoch's steps, then its loss and validation."""
+    begun = "Epoch [{0}/9], Step [1/2], Loss: 1.0000, lr: 0.{1}\n"
+    ended = begun + "Epoch [{0}/9], avg_Loss: {0}.{1}, avg_acc: 0.5\nImageNet val acc is:0.{1}\n"
+    log = "".join(ended.format(epoch, 1) for epoch in (1, 2, 3)) + begun.format(3, 7)
+    rows = read_run(written(tmp_path / "a.log", log)).rows
+    assert {epoch: (row["train_loss"], row["val_top1"], row["lr"]) for epoch, row in rows.items()} == {
+        1: (1.1, 0.1, 0.1), 2: (2.1, 0.1, 0.1), 3: (3.1, 0.1, 0.1),
+    }  # fmt: skip
+    rows = read_run(written(tmp_path / "b.log", log + begun.format(2, 7))).rows
+    assert [row["lr"] for row in rows.values()] == [0.1, 0.1, 0.1]
+    rows = read_run(written(tmp_path / "c.log", log + ended.format(2, 7))).rows
+    assert {epoch: row["val_top1"] for epoch, row in rows.items()} == {1: 0.1, 2: 0.7}
+
+
 def test_summary_of_timm(tmp_path):
     run = read_run(written(tmp_path / "20210101-t2t_vit_7/summary.csv", SUMMARY))
     assert run.name == "20210101-t2t_vit_7"
@@ -277,6 +292,7 @@ def test_bad_times_are_named_too(tmp_path):
         (["output/lit_data", "--sheet", "x.gif"], "--sheet x.gif must end in .png, .pdf, .svg, .jpg or .jpeg"),
         (["output/lit_data", "--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
         (["output/lit_data", "--json", "lit_data"], "lit_data: is a folder"),
+        (["output/lit_data", "--sheet", "c.png", "--json", "log/../c.png"], "log/../c.png is named for two files"),
         (["output/lit_data/best.pdparams"], "output/lit_data/best.pdparams tells of no epoch"),
         (["lit_data"], "lit_data has no metrics.jsonl, which a run writes after its first epoch"),
     ],

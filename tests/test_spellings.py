@@ -1,5 +1,6 @@
 """The spellings of other repositories: what is rewritten, what is refused, and that ours stay as they are."""
 
+import argparse
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ import train
 import val
 from config import all_keys, load_config
 from errors import UserError
-from spellings import KEYS, OPTIONS, Advice, translate
+from spellings import KEYS, OPTIONS, Advice, take_data_folder, translate
 
 COMMANDS = {module.__name__: module for module in (train, val, predict, export, benchmark)}
 
@@ -54,7 +55,12 @@ def translated(line):
         ("predict DATA --checkpoint CKPT --arch t2t_vit_19", "DATA --pretrained CKPT --config configs/t2t_vit_19.yaml"),
         ("export --config X.yaml --file_format ONNX --arch t2t_vit_19",
          "--config X.yaml --format onnx MODEL.NAME t2t_vit_19"),
+        ("val --arch t2t_vit_19 --checkpoint CKPT", "--config configs/t2t_vit_19.yaml --pretrained CKPT"),
+        ("train --config_path X.yaml --arch t2t_vit_19 --epochs 310",
+         "--config X.yaml MODEL.NAME t2t_vit_19 TRAIN.EPOCHS 310 TRAIN.COOLDOWN_EPOCHS 0"),
         # official
+        ("train data --model t2t_vit_7 --epochs 100", "data --config configs/t2t_vit_7.yaml TRAIN.EPOCHS 100"),
+        ("train data --epochs=100 --cooldown-epochs 5", "data TRAIN.EPOCHS 100 TRAIN.COOLDOWN_EPOCHS 5"),
         ("val path/to/data --model t2t_vit_14 -b 100 --eval_checkpoint ckpt",
          "path/to/data --config configs/t2t_vit_14.yaml --batch-size 100 --pretrained ckpt"),
         ("train data --model t2t_vit_7 -b 64 --lr 1e-3 --weight-decay .03 --amp --img-size 224",
@@ -100,6 +106,7 @@ def test_our_own_words_and_unknown_ones_stay(line, capsys):
         ("export --file_format MINDIR", "--format is paddle, onnx or openvino"),
         ("val --val_dir validation_preprocess", "val/, validation/ or test/"),
         ("train --with_ema True", "TRAIN.EMA_DECAY, 0.0 for none"),
+        ("train --clip_grad_norm 1.0", "TRAIN.CLIP_NORM where use_clip_grad_norm is True; leave it out otherwise"),
     ],
 )
 def test_options_without_an_equal_are_refused_with_what_to_do(line, advice, capsys):
@@ -109,6 +116,14 @@ def test_options_without_an_equal_are_refused_with_what_to_do(line, advice, caps
     assert re.search(
         f"error: .* is an option of another repository.*{advice}", capsys.readouterr().err.splitlines()[-1]
     )
+
+
+@pytest.mark.parametrize("rank, notes", [("0", 2), ("1", 0)])
+def test_one_process_of_a_launch_tells_what_is_read(rank, notes, monkeypatch, capsys):
+    monkeypatch.setenv("PADDLE_TRAINER_ID", rank)
+    assert translated("train -batch_size 8") == "--batch-size 8"
+    take_data_folder(argparse.Namespace(opts=[str(ROOT)], data_path=None))
+    assert capsys.readouterr().err.count("note: read as") == notes
 
 
 def test_every_right_hand_side_exists():
@@ -135,6 +150,10 @@ def test_a_config_of_another_repository_is_refused_with_our_keys(tmp_path):
         f"error: {path} has keys of another repository, which must be renamed: DATA_PATH.TRAIN_DATASET_LABEL_PATH "
         "(here: DATA.TRAIN_LIST), TRAIN.VAL_BATCH_SIZE (here: VAL.BATCH_SIZE), SCHEDULER.END_LR (here: TRAIN.MIN_LR)"
     )
+    path.write_text("SCHEDULER: {NUM_EPOCHS: 300}\nTRAIN: {NUM_EPOCHS: 300}\nepochs: 310\n")
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert str(error.value).count("(here: TRAIN.EPOCHS, and TRAIN.COOLDOWN_EPOCHS 0 where the number") == 3
     path.write_text("base_lr: 0.001\narch: t2t_vit_19\n")
     with pytest.raises(UserError, match=r"base_lr \(here: TRAIN.BASE_LR\), arch \(here: MODEL.NAME\)"):
         load_config(path)

@@ -5,6 +5,7 @@ the best model where the platform keeps it. The same command goes on where a job
 """
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ from cli import absolute, check_pairs, exit_with, overrides
 from config import ROOT, default_config, find_config, load_config, resolve, to_seconds
 from errors import UserError
 from files import atomic_path, check_writable, shown
+from spellings import take_data_folder, translate
 from train import parser as train_parser
 
 DEFAULT_CONFIG = "configs/t2t_vit_7.yaml"
@@ -31,7 +33,8 @@ ARCHIVES = {
     ("Light_ILSVRC2012_part_0.tar", "Light_ILSVRC2012_part_1.tar"): "114241 and 114746",
     ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"): "",  # as ImageNet itself gives them out
 }
-_OTHER_ARCHIVE = re.compile(r"(?!.*(test|devkit|bbox)).*(imagenet|ilsvrc).*\.(tar|tar\.gz|tgz)", re.IGNORECASE)
+_NO_IMAGES = r"(.*[^a-z])?(test|devkit|bbox)[^a-z]"  # not of the splits that are used
+_OTHER_ARCHIVE = re.compile(rf"(?!{_NO_IMAGES}).*(imagenet|ilsvrc).*\.(tar|tar\.gz|tgz)", re.IGNORECASE)
 _DEPTH = 3  # folders below a mount in which archives are looked for
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -105,12 +108,22 @@ def here():
 
 
 def number(variable, default):
-    """Value of a variable of the environment that holds a number."""
+    """Value of a variable of the environment that holds a finite number."""
     value = os.environ.get(variable) or default
     try:
-        return float(value)
+        if math.isfinite(float(value)):
+            return float(value)
     except ValueError:
-        raise UserError(f"{variable} is {value!r} but must be a number") from None
+        pass
+    raise UserError(f"{variable} is {value!r} but must be a number")
+
+
+def machines():
+    """NNODES, the number of machines that train together."""
+    count = number("NNODES", 1)
+    if count < 1 or count % 1:
+        raise UserError(f"NNODES is {os.environ['NNODES']!r} but must be a whole number, 1 or more")
+    return int(count)
 
 
 def this_command(args):
@@ -118,7 +131,8 @@ def this_command(args):
     names = ["NNODES", "MASTER", "NODE_RANK", "GPUS", *VARIABLES]
     names.remove("JOB_STARTED")
     given = [f"{name}={shlex.quote(os.environ[name])}" for name in names if os.environ.get(name)]
-    return " ".join([*given, shlex.join(["bash", "scripts/aistudio.sh", *args.words])])
+    script = os.environ.get("T2T_SCRIPT", "scripts/aistudio.sh")
+    return " ".join([*given, shlex.join(["bash", script, *args.words])])
 
 
 # --- Data ---
@@ -201,11 +215,11 @@ def recipe_images(path):
 
 def divide_step(args, cfg, gpus):
     """KEY VALUE words that make a step on these cards as large as the recipe's; none where the user has decided."""
+    cards = max(1, len([card for card in gpus.split(",") if card])) * machines()
     images = recipe_images(args.config)
     keys = {*args.opts[::2], *(["TRAIN.BATCH_SIZE"] if args.batch_size else [])}
     if not images or "TRAIN.ACCUM_STEPS" in keys:
         return []
-    cards = max(1, len([card for card in gpus.split(",") if card])) * int(number("NNODES", 1))
     share, rest = divmod(images, cards)
     is_named = "TRAIN.BATCH_SIZE" in keys
     # No more at a time than the recipe: that is what fits into the memory of the recipe's cards.
@@ -287,8 +301,11 @@ def parser():
 def parse():
     words, command = sys.argv[1:], parser()
     is_config_first = bool(words) and words[0].endswith((".yaml", ".yml"))
-    args = command.parse_intermixed_args(["--config", *words] if is_config_first else words)
+    words = translate(["--config", *words] if is_config_first else words, command, "train")
+    args = command.parse_intermixed_args(words)
+    take_data_folder(args)
     check_pairs(command, args)
+    words = words[is_config_first:]  # scripts/train.sh knows it by its place
     args.words = words if args.config else [DEFAULT_CONFIG, *words]
     args.config = args.config or DEFAULT_CONFIG
     return args

@@ -35,7 +35,7 @@ GROWTH_MODELS = ("t2t_vit_14", "t2t_vit_t_14")  # the same but for the T2T modul
 def main(args, cfg):
     from engine import parallel
     from engine.logger import log, setup_logging
-    from files import check_writable, write_text
+    from files import check_outputs, write_text
     from measure.data import benchmark_data
     from measure.growth import benchmark_growth
     from measure.infer import benchmark_infer
@@ -45,9 +45,7 @@ def main(args, cfg):
 
     kind, names = args.words
     check_options(args, kind)
-    for path in [args.json, *([args.plot] if kind == "growth" else [])]:
-        if path:
-            check_writable(path)
+    check_outputs([args.json, args.plot if kind == "growth" else None])
     parallel.setup(cfg)
     setup_logging()
     if kind == "data":

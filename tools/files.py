@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from errors import UserError
+
 _TEMPORARY = ".tmp"  # and the number of the process
 
 
@@ -86,6 +88,15 @@ def check_writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, f"no right to write in {path.parent}")
+
+
+def check_outputs(paths):
+    """Raise OSError now if one of `paths` (None aside) could not be written later, UserError if one is another."""
+    paths = list(filter(None, paths))
+    for number, path in enumerate(paths):
+        check_writable(path)
+        if os.path.realpath(path) in map(os.path.realpath, paths[:number]):
+            raise UserError(f"{path} is named for two files; give each its own name")
 
 
 def is_web_page(start):

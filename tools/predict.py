@@ -16,13 +16,12 @@ def main(args, cfg):
     from engine.logger import progress_bar, setup_logging
     from engine.serving import predict_batch
     from errors import UserError
-    from files import check_writable, shown, write_text
+    from files import check_outputs, shown, write_text
 
     setup_logging()
     if args.top_k < 1:
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
-    for path in filter(None, (args.json, args.json_ids)):
-        check_writable(path)
+    check_outputs((args.json, args.json_ids))
     paths = find_images(args.words or [str(shown(resolve(DEFAULT_IMAGE)))])
     predictor, cfg = open_model(args, cfg)
     batches = [paths[i : i + cfg.VAL.BATCH_SIZE] for i in range(0, len(paths), cfg.VAL.BATCH_SIZE)]

@@ -20,9 +20,11 @@ _COSINE = Advice("leave it out: the schedule is always a warm-up and a cosine")
 _OWN_FOLDER = Advice("OUTPUT, in which a run has one folder for all its files")
 _ROOT = Advice("DATA.PATH, the folder above train/ and val/")
 _NOTHING = Advice("leave it out: there is nothing like it")
+_EPOCHS = Advice("TRAIN.EPOCHS, and TRAIN.COOLDOWN_EPOCHS 0 where the number is that of all epochs")
 _WORKERS = "DATA.NUM_WORKERS"
 
-# Option: ours, where {} is its value and "" nothing. "NAME=VALUE" is of that value alone, "COMMAND NAME" of a command.
+# Option: ours, where {} is its value and "" nothing. "NAME=VALUE" is of that value alone, "COMMAND NAME" of a command,
+# "--OTHER NAME" of a command line that has --OTHER too.
 OPTIONS = {
     # PaddleViT and paddle_pit
     "cfg": "--config {}",
@@ -46,8 +48,11 @@ OPTIONS = {
     "data-url": "--data-path {}",
     "checkpoint": "--pretrained {}",
     "train checkpoint": Advice("--resume FILE goes on from a state, --pretrained FILE begins with weights"),
-    "arch": "MODEL.NAME {}",
-    "predict arch": "--config configs/{}.yaml",
+    "arch": "--config configs/{}.yaml",
+    "--config arch": "MODEL.NAME {}",
+    "--config-path arch": "MODEL.NAME {}",
+    "epochs": "TRAIN.EPOCHS {} TRAIN.COOLDOWN_EPOCHS 0",
+    "clip-grad-norm": Advice("TRAIN.CLIP_NORM where use_clip_grad_norm is True; leave it out otherwise"),
     "amp-level=O0": "",
     "start-epoch=0": "",
     "file-format=ONNX": "--format onnx",
@@ -57,6 +62,9 @@ OPTIONS = {
     "extra": "",
     # official T2T-ViT
     "model": "--config configs/{}.yaml",
+    "--model epochs": "TRAIN.EPOCHS {}",  # to which it adds a cool-down, as here
+    "--cooldown-epochs epochs": "TRAIN.EPOCHS {}",
+    "cooldown-epochs": "TRAIN.COOLDOWN_EPOCHS {}",
     "b": "--batch-size {}",
     "lr": "TRAIN.BASE_LR {}",
     "img-size": "DATA.IMAGE_SIZE {}",
@@ -80,7 +88,7 @@ KEYS = {
     "TRAIN.TRAIN_NUM_WORKS": _WORKERS,
     "TRAIN.VAL_BATCH_SIZE": "VAL.BATCH_SIZE",
     "TRAIN.VAL_NUM_WORKS": _WORKERS,
-    "SCHEDULER.NUM_EPOCHS": "TRAIN.EPOCHS",
+    "SCHEDULER.NUM_EPOCHS": _EPOCHS,
     "SCHEDULER.LAST_EPOCHS": _EPOCH,
     "SCHEDULER.WEIGHT_DECAY": "TRAIN.WEIGHT_DECAY",
     "SCHEDULER.BASE_LR": "TRAIN.BASE_LR",
@@ -116,7 +124,7 @@ KEYS = {
     "MODEL.TRANS.NUM_HEADS": "MODEL.T2T.NUM_HEADS",
     "MODEL.TRANS.MLP_RATIO": "MODEL.T2T.MLP_RATIO",
     "TRAIN.LAST_EPOCH": _EPOCH,
-    "TRAIN.NUM_EPOCHS": "TRAIN.EPOCHS",
+    "TRAIN.NUM_EPOCHS": _EPOCHS,
     "TRAIN.WARMUP_START_LR": "TRAIN.WARMUP_LR",
     "TRAIN.END_LR": "TRAIN.MIN_LR",
     "TRAIN.ACCUM_ITER": "TRAIN.ACCUM_STEPS",
@@ -160,12 +168,12 @@ KEYS = {
     "lr_gamma": _COSINE,
     "momentum": "TRAIN.MOMENTUM",
     "weight_decay": "TRAIN.WEIGHT_DECAY",
-    "epochs": "TRAIN.EPOCHS",
+    "epochs": _EPOCHS,
     "start_epoch": _EPOCH,
     "batch_size": "TRAIN.BATCH_SIZE",
     "num_parallel_workers": _WORKERS,
     "use_clip_grad_norm": Advice("TRAIN.CLIP_NORM, 0.0 for none"),
-    "clip_grad_norm": "TRAIN.CLIP_NORM",
+    "clip_grad_norm": Advice("TRAIN.CLIP_NORM where use_clip_grad_norm is True"),
     "is_dynamic_loss_scale": Advice("TRAIN.AMP O1, whose loss scale always is dynamic"),
     "loss_scale": Advice("TRAIN.AMP O1, which finds its loss scale"),
     "amp_level": "TRAIN.AMP",
@@ -203,12 +211,16 @@ KEYS = {
 }
 
 
-def translate(words, parser):
+def translate(words, parser, command=None):
     """The words of a command line in the spelling of `parser`; one line on stderr if it is another than theirs.
+
+    `command` is the one of `OPTIONS`, by default that of the parser's name.
 
     Exits with status 2, as argparse does, at an option of another repository that cannot be rewritten.
     """
     known = parser._option_string_actions  # argparse has no public name for them
+    command = command or parser.prog.partition(".")[0]
+    contexts = [f"--{_name(word)}" for word in words if word.startswith("-")] + [command]
     rest, ours = list(words), []
     while rest:
         word = rest.pop(0)
@@ -218,23 +230,35 @@ def translate(words, parser):
         if not word.startswith("-") or word.partition("=")[0] in known:
             ours.append(word)
             continue
-        ours += _rewritten(word, rest, known, parser)
+        ours += _rewritten(word, rest, parser, contexts)
     if ours != list(words):
-        print(f"note: read as {parser.prog} {shlex.join(ours)}", file=sys.stderr)
+        _note(f"{parser.prog} {shlex.join(ours)}")
     return ours
 
 
-def _rewritten(word, rest, known, parser):
-    """Our words for one that starts with a dash; takes its value from `rest` if it stands there."""
+def _note(text):
+    if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":  # once, not in each process of a launch
+        print(f"note: read as {text}", file=sys.stderr)
+
+
+def _name(word):
+    """Name of the option in a word such as --batch_size=8: batch-size."""
+    return word.partition("=")[0].lstrip("-").replace("_", "-")
+
+
+def _rewritten(word, rest, parser, contexts):
+    """Our words for one that starts with a dash; takes its value from `rest` if it stands there.
+
+    `contexts` are the first words that a name of `OPTIONS` may have: the options of the command line, the command.
+    """
     option, equals, value = word.partition("=")
-    name = option.lstrip("-").replace("_", "-")
-    if f"--{name}" in known:
+    name = _name(word)
+    if f"--{name}" in parser._option_string_actions:
         return [f"--{name}{equals}{value}"]
     if not equals and rest:
         value = rest[0]
-    command = parser.prog.partition(".")[0]
     key = KEYS.get(name.replace("-", "_"))
-    found = [f"{command} {name}", f"{name}={value}", name]
+    found = [*(f"{context} {name}" for context in contexts), f"{name}={value}", name]
     match = next((spelling for spelling in found if spelling in OPTIONS), None)
     if not match and not key:
         return [word]
@@ -253,7 +277,7 @@ def take_data_folder(args):
     """Read the folder that stands first among KEY VALUE words, where the official commands have it, as --data-path."""
     if len(args.opts) % 2 and not args.data_path and (os.sep in args.opts[0] or os.path.isdir(args.opts[0])):
         args.data_path, *args.opts = args.opts
-        print(f"note: read as --data-path {shlex.quote(args.data_path)}", file=sys.stderr)
+        _note(f"--data-path {shlex.quote(args.data_path)}")
 
 
 def refusal(path, keys):

@@ -21,12 +21,11 @@ def main(args):
 
     from errors import UserError
     from figures import check_suffix, figure_to, require_matplotlib
-    from files import check_writable, shown, write_text
+    from files import check_outputs, shown, write_text
     from pictures.run_logs import read_runs
 
     check_suffix(args.sheet, "--sheet")
-    for path in filter(None, (args.sheet, args.json)):
-        check_writable(path)
+    check_outputs((args.sheet, args.json))
     require_matplotlib()
     runs = read_runs(args.runs)
     panels = panels_of(runs)

@@ -70,17 +70,15 @@ def check_options(args):
     """Raise UserError for an option that would fail after the evaluation."""
     from errors import UserError
     from figures import check_suffix, require_matplotlib
-    from files import check_writable
+    from files import check_outputs
 
     if not 1 <= args.count <= MOST:
         raise UserError(f"--count is {args.count} but must be 1 to {MOST}")
     check_sheet(args.sheet)
     if args.confusion:
         check_suffix(args.confusion, "--confusion")
-        check_writable(args.confusion)
         require_matplotlib()
-    if args.json:
-        check_writable(args.json)
+    check_outputs((args.sheet, args.confusion, args.json))
 
 
 # --- Numbers ---

@@ -154,7 +154,8 @@ class _Log:
     6.9, Train Acc: 0.01, time: 1500.0`, `Epoch[001/310], Validation Loss: 6.5, Validation Acc@1: ...`.
 
     T2T_paddle counts from 0 at each start, also where it goes on from saved weights and appends to the log, as in its
-    published ones: then the epochs of `rows` go on behind the last that was finished.
+    published ones: then the epochs of `rows` go on behind the last that was finished. Elsewhere a run that went back to
+    an epoch and finished it has left the later ones.
     """
 
     NAMES = {
@@ -169,7 +170,8 @@ class _Log:
     SETTING = re.compile(r"(?:^\s+(BATCH_SIZE): |(world_size) = |(train list len) = )(\d+)")
 
     def __init__(self):
-        self.rows = {}
+        self.rows = {}  # of the epochs that were finished
+        self.row = {}  # of the epoch that the log is in
         self.printed = self.epoch = None  # the epoch as the log has it, and as the key of its row
         self.before = 0  # epochs of earlier starts
         self.settings = {}
@@ -182,17 +184,17 @@ class _Log:
         elif match := self.EPOCH.search(line):
             self._read_epoch(self._enter(int(match[1]), begins=bool(self.STEP.search(line))), line)
         elif (match := self.VALIDATION.search(line)) and self.epoch is not None:
-            self.rows[self.epoch]["val_ema_top1" if match[2] else "val_top1"] = _finite(float(match[1]))
+            self.row["val_ema_top1" if match[2] else "val_top1"] = _finite(float(match[1]))
 
     def _enter(self, printed, begins):
         """The epoch's row, empty if it begins here: `begins` says that the line cannot be of one that is finished."""
-        if printed != self.printed or (begins and "train_loss" in self.rows[self.epoch]):
+        if printed != self.printed or (begins and "train_loss" in self.row):
             if printed == 0:
-                self.before = 1 + max((epoch for epoch, row in self.rows.items() if "train_loss" in row), default=-1)
+                self.before = 1 + max(self.rows, default=-1)
             self.printed, self.epoch = printed, self.before + printed
-            self.rows[self.epoch] = {}
+            self.row = {}
             self.step, self.steps, self.images, self.seconds = 0, 0, 0.0, 0.0
-        return self.rows[self.epoch]
+        return self.row
 
     def _read_epoch(self, row, line):
         fields = {key: float(number) for key, number in self.FIELD.findall(line)}
@@ -205,6 +207,9 @@ class _Log:
             self.images, self.seconds = self.steps * batch, fields["time"]
         if self.images and self.seconds:
             row["images_per_second"] = self.images / self.seconds
+        if "train_loss" in row and self.rows.get(self.epoch) is not row:
+            self.rows = {epoch: earlier for epoch, earlier in self.rows.items() if epoch < self.epoch}
+            self.rows[self.epoch] = row
 
     def _read_times(self, step, fields):
         """Add the steps since the last line, of which it tells the mean seconds."""
@@ -225,4 +230,4 @@ def _read_log(path):
         for line in file:
             log.read(line)
     first = 1 if 0 in log.rows else 0  # T2T_paddle counts its epochs from 0
-    return {epoch + first: row for epoch, row in log.rows.items() if row}
+    return {epoch + first: row for epoch, row in log.rows.items()}
