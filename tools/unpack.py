@@ -211,9 +211,9 @@ class Unpacker:
             return "/".join([SPLITS[parents[split]], *parents[split + 1 :], file])
         if _VAL_IMAGE.fullmatch(file) or split is not None and SPLITS[parents[split]] == "val":
             if file not in self.val_classes:
+                advice = "give a list of the classes with --val-list FILE (scripts/aistudio.sh: JOB_VAL_LIST=FILE)"
                 raise UserError(
-                    f"the class of {name} is not known; "
-                    + ("--val-list lacks it" if self.val_classes else "give a list of the classes with --val-list FILE")
+                    f"the class of {name} is not known; {'--val-list lacks it' if self.val_classes else advice}"
                 )
             return f"val/{self.val_classes[file]}/{file}"
         return None
