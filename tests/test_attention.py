@@ -87,6 +87,29 @@ def test_cells_of_a_pit_are_where_its_tokens_look(name, size):
     assert attention.token_box(model) == attention.token_box(model, block)
 
 
+@pytest.mark.parametrize("size", [224, (96, 160)])
+def test_cells_of_a_t2t_vit_are_where_its_tokens_look(size):
+    paddle.seed(0)
+    model = create_model("t2t_vit_7", image_size=size, num_classes=10, tokens_type="convolution", depth=1)
+    module, images = model.tokens_to_token, images_for(model, count=1)
+    images.stop_gradient = False
+    tokens = images
+    for stage, layer in enumerate([*module.stages[:-1], module.project]):
+        tokens = layer(tokens)
+        grid = tuple(tokens.shape[2:])
+        assert grid == module.grids[stage]
+        place = [2 * length // 3 for length in grid]  # no window is cut off by the edge there
+        looking = tokens[0, :, place[0], place[1]]
+        seen = paddle.grad((looking * paddle.randn(looking.shape)).sum(), images, retain_graph=True)[0]
+        seen = seen.abs().sum(axis=[0, 1]).numpy()
+        rows, columns = np.indices(seen.shape) + 0.5
+        left, top, right, bottom = attention.stage_box(model, stage)
+        cell = (bottom - top) / grid[0], (right - left) / grid[1]
+        expected = top + (place[0] + 0.5) * cell[0], left + (place[1] + 0.5) * cell[1]
+        close([(seen * rows).sum() / seen.sum(), (seen * columns).sum() / seen.sum()], expected, 0.1 * cell[0])
+    assert attention.token_box(model) == attention.stage_box(model, stage)
+
+
 def test_cells_of_a_pit_are_those_of_its_stages():
     model = create_model("pit_ti", num_classes=10)
     edges = [attention.token_box(model, block)[::2] for block in (0, 1, 2, 7, 8, 11)]

@@ -35,16 +35,30 @@ def token_grid(model, block=-1):
 def token_box(model, block=-1):
     """(left, top, right, bottom) in pixels of the cells of a block's patches, each about the centre of what it sees.
 
-    It may reach over the image's edge, or end before it. The first patch of a PiT is centred on its own pixels, and a
-    pooling's windows on every second token from the first, whose centre stays where it was while the cells double.
+    It may reach over the image's edge, or end before it.
     """
     if isinstance(model, T2TViT):
-        return 0, 0, *model.image_size[::-1]
+        return _box(model.tokens_to_token.splits, token_grid(model, block))
     steps, conv = backbone(model)[: block + 1 or None], model.patch_embed.conv
-    cell = conv._stride[0] * 2 ** sum(pool is not None for _, pool, _ in steps)
-    first = (conv.weight.shape[-1] - cell) / 2
-    rows, columns = steps[-1][2]
-    return first, first, first + columns * cell, first + rows * cell
+    windows = [(conv.weight.shape[-1], conv._stride[0], 0)]
+    windows += [(3, 2, 1) for _, pool, _ in steps if pool is not None]
+    return _box(windows, steps[-1][2])
+
+
+def stage_box(model, stage):
+    """`token_box` of the tokens of a layer of the T2T module, counted from 0."""
+    module = model.tokens_to_token
+    return _box(module.splits[: stage + 1], module.grids[stage])
+
+
+def _box(windows, grid):
+    """Box of tokens that windows (kernel, stride, padding) make one after the other."""
+    centre, cell = 0.5, 1  # of the first token, in pixels; from one token to the next
+    for kernel, stride, padding in windows:
+        centre += cell * ((kernel - 1) / 2 - padding)
+        cell *= stride
+    first = centre - cell / 2
+    return first, first, first + grid[1] * cell, first + grid[0] * cell
 
 
 def on_grid(rows, model, block=-1):

@@ -7,7 +7,7 @@ import paddle
 
 from errors import UserError
 from models import attention
-from models.attention import backbone, num_class_tokens, on_grid, token_box, token_grid
+from models.attention import backbone, num_class_tokens, on_grid, stage_box, token_box, token_grid
 from models.t2t import T2TViT
 from pictures.overlay import cell, marked, overlay, scaled
 from pictures.sheet import short_name
@@ -156,7 +156,7 @@ class ModuleLook:
             logits = self.model(pixels)
         places = [row * self.grid[1] + column for row, column in self.queries]
         maps = attention.token_maps(self.model, pixels, self.stage - 1, places)[0].numpy()
-        box = (0, 0, *self.model.image_size[::-1])
+        box = stage_box(self.model, self.stage - 1)
         panels = [
             Panel(
                 values,
