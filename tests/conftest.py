@@ -30,6 +30,11 @@ SAMPLE_DATA = Path(os.environ.get("T2T_TEST_DATA", ROOT.parent / "shared" / "dat
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file first, as two processes (.ci/run) share the files: the others fill the rest of the time."""
+    items.sort(key=lambda item: item.path.name != "test_resume.py")
+
+
 @pytest.fixture
 def told(caplog, monkeypatch):
     """`caplog` of the program's warnings, whatever handlers earlier tests have left."""
