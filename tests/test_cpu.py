@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 
 import numpy as np
 import paddle
@@ -258,9 +259,10 @@ def test_a_batch_that_fails_leaves_nothing_to_the_next():
     parts = MicroBatches(2, 2)
 
     def run(model, part, share):
-        (model(part[0]).sum() * share).backward()
-        if run.fails:
+        if run.fails and part[0].shape == [2, 4] and (part[0] == images[:2]).all():
             raise UserError("no memory")
+        time.sleep(0.2 * run.fails)  # the other thread is not done when this one fails
+        (model(part[0]).sum() * share).backward()
         return ()
 
     for run.fails in (True, False):
