@@ -8,11 +8,8 @@ def open_model(args, cfg):
 
     Raises UserError for an exported model: of that only the answer can be had.
     """
-    from config import with_classes
-    from engine import parallel
-    from engine.build import build_trained_model, classes_of
-    from engine.metadata import Metadata
     from engine.predictors import engine_of, file_beside_part
+    from engine.serving import open_weights
     from errors import UserError
 
     if args.weights_named and (engine_of(args.pretrained) != "paddle" or file_beside_part(args.pretrained)):
@@ -20,10 +17,8 @@ def open_model(args, cfg):
             f"{args.pretrained} is an exported model, whose inside cannot be looked at: give the weights that it was "
             "made from by --pretrained"
         )
-    parallel.setup(cfg)
-    model, weights = build_trained_model(cfg, args.pretrained)
-    cfg = with_classes(cfg, model.head.bias.shape[0])
-    return model, cfg, Metadata.of(cfg, classes_of(cfg, weights), "fp32", batch_size=0)
+    predictor, cfg, model = open_weights(cfg, args.pretrained)
+    return model, cfg, predictor.metadata
 
 
 def chosen_paths(args):
