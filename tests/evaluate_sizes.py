@@ -23,7 +23,7 @@ def scores():
     from engine.evaluator import evaluate
 
     cfg = load_config("configs/lit_data.yaml", [("VAL.BATCH_SIZE", "16")])
-    model, _ = build_trained_model(cfg, "output/lit_data/best.pdparams")
+    model, _ = build_trained_model(cfg, "output/pretrained/lit_data/best.pdparams")
     whole = load_data(cfg, ["val"])[1]["val"]
     order = [number * 97 % len(whole) for number in range(len(whole))]  # the files are sorted by class
     result = {}

@@ -374,7 +374,7 @@ def test_notebook_is_clean_and_in_two_languages():
 
 
 def test_notebook_runs_from_top_to_bottom(tmp_path):
-    shipped = {path: path.stat().st_mtime_ns for path in (ROOT / "output/lit_data").iterdir()}
+    shipped = {path: path.stat().st_mtime_ns for path in (ROOT / "output/pretrained/lit_data").iterdir()}
     pages = notebook()
     replaced(pages.cells, 'OUTPUT = "output/notebook"', f'OUTPUT = "{tmp_path}/notebook"')
     text, pictures = execute(pages, pages.cells)
@@ -386,7 +386,7 @@ def test_notebook_runs_from_top_to_bottom(tmp_path):
     assert len(pictures) == 4 and min(min(picture.size) for picture in pictures) >= 8
     guarded = [cell for cell in pages.cells if cell.source.startswith("if IMAGENET:")]
     assert len(guarded) == 3 and not any(cell.outputs for cell in guarded)
-    assert {path: path.stat().st_mtime_ns for path in (ROOT / "output/lit_data").iterdir()} == shipped
+    assert {path: path.stat().st_mtime_ns for path in (ROOT / "output/pretrained/lit_data").iterdir()} == shipped
 
 
 def test_imagenet_cells_of_the_notebook(folders, monkeypatch):

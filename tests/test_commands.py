@@ -20,7 +20,7 @@ TRAIN_LINE = re.compile(
     r"Epoch \[\d+/\d+\], Step \[\d+/\d+\], Loss: \d+\.\d{4}, acc: \d\.\d{4}, read_time: \d+\.\d{4}, "
     r"train_time: \d+\.\d{4}, lr: \d\.\d{6}, images/s: \d+\.\d, ETA: .*"
 )
-SHIPPED = ROOT / "output/lit_data/best.pdparams"
+SHIPPED = ROOT / "output/pretrained/lit_data/best.pdparams"
 DIGIT = ROOT / "lit_data/val/3/0045.png"
 
 
@@ -81,13 +81,13 @@ def test_pretrained_weights_are_where_training_starts(quick_run):
 def test_shipped_model_agrees_with_its_log():
     done = tool("val")
     final = re.fullmatch(r"lit_data final val acc is:(0\.\d{4})", done.stdout.splitlines()[-1]).group(1)
-    log = (ROOT / "log/lit_data.log").read_text()
+    log = (ROOT / "log/pretrained/lit_data.log").read_text()
     assert f"avg_acc: {final} model saved!" in log
     assert f"best lit_data val acc {final}" in log
     assert float(final) >= 0.97
-    rows = [json.loads(line) for line in (ROOT / "output/lit_data/metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (ROOT / "output/pretrained/lit_data/metrics.jsonl").read_text().splitlines()]
     assert f"{max(row['val_ema_top1'] for row in rows):.4f}" == final
-    times = [json.loads(line) for line in (ROOT / "output/lit_data/times.jsonl").read_text().splitlines()]
+    times = [json.loads(line) for line in (ROOT / "output/pretrained/lit_data/times.jsonl").read_text().splitlines()]
     assert sum(row["seconds"] for row in times) < 300  # trained in 5 minutes
 
 
@@ -313,7 +313,7 @@ def test_shipped_cifar10_model_scores_what_is_claimed(tmp_path):
     config = ROOT / "configs/cifar10.yaml"
     done = tool("val", "--config", config, "--data-path", tmp_path)
     final = re.fullmatch(r"CIFAR-10 final val acc is:(0\.\d{4})", done.stdout.splitlines()[-1]).group(1)
-    rows = [json.loads(line) for line in (ROOT / "output/cifar10/metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (ROOT / "output/pretrained/cifar10/metrics.jsonl").read_text().splitlines()]
     assert final == f"{max(row['val_top1'] for row in rows):.4f}"
     for text in (config.read_text(), (ROOT / "README.md").read_text(), (ROOT / "README_cn.md").read_text()):
         assert f"{100 * float(final):.2f} %" in text and f"{100 * rows[-1]['val_top1']:.2f} %" in text

@@ -85,7 +85,7 @@ def test_to_pytorch_and_back_is_bit_identical(tmp_path, name):
 
 def test_a_run_is_converted_by_the_config_beside_its_weights(tmp_path, capsys):
     need_torch()
-    source = ROOT / "output/lit_data/best.pdparams"
+    source = ROOT / "output/pretrained/lit_data/best.pdparams"
     run(source, "--to", "torch", "--output", tmp_path / "lit.pth")
     assert "t2t_vit_7: 100 of 100 tensors placed" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"lit.pth .* fits no variant: give its --config"):
@@ -96,7 +96,7 @@ def test_a_run_is_converted_by_the_config_beside_its_weights(tmp_path, capsys):
 
 
 def test_a_config_of_another_model_beside_the_file_is_no_matter(tmp_path, capsys):
-    shutil.copy(ROOT / "output/lit_data/config.yaml", tmp_path)
+    shutil.copy(ROOT / "output/pretrained/lit_data/config.yaml", tmp_path)
     checkpoint.save(tmp_path / "own.pdparams", create_model("pit_ti", num_classes=10).state_dict())
     peers.save_paddle(tmp_path / "theirs.pdparams", peers.peer_tensors(PIT))
     for name in ("own", "theirs"):

@@ -190,7 +190,7 @@ def test_parts_of_a_batch_give_the_gradients_of_the_batch():
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_parts_learn_from_a_teacher_as_the_batch_does(kind):
     words = ("MODEL.DROP_PATH_RATE", "0.0", "MODEL.T2T.TOKENS_TYPE", "transformer", "DISTILL.TYPE", kind)
-    words += ("DISTILL.TEACHER", str(ROOT / "output/lit_data/config.yaml"), "DISTILL.TAU", "2.0")
+    words += ("DISTILL.TEACHER", str(ROOT / "output/pretrained/lit_data/config.yaml"), "DISTILL.TAU", "2.0")
     whole = losses(*words, "CPU.MICRO_BATCH", "0", count=2)
     parts = losses(*words, "CPU.MICRO_BATCH", "3", count=2)
     alone = losses(*words[:4], "CPU.MICRO_BATCH", "3", count=2)

@@ -161,7 +161,8 @@ def expected(path, name="lit_data"):
 
 
 def opened_run(name):
-    return open_weights(load_config(ROOT / f"output/{name}/config.yaml"), str(ROOT / f"output/{name}/best.pdparams"))
+    run = ROOT / "output/pretrained" / name
+    return open_weights(load_config(run / "config.yaml"), str(run / "best.pdparams"))
 
 
 def test_upload_is_answered_as_predict_does(visitor):
@@ -436,7 +437,7 @@ def test_models_are_those_of_the_command_line_and_the_runs(tmp_path):
     assert names[0] == "lit_data" and [name for name in names[1:] if name in shipped] == shipped
     assert names.count("lit_data") == 1
     best = tmp_path / "mine.pdparams"
-    shutil.copy(ROOT / "output/lit_data/best.pdparams", best)
+    shutil.copy(ROOT / "output/pretrained/lit_data/best.pdparams", best)
     names = shelf_of(pretrained=str(best), weights_named=True).names
     assert names[0] == "lit_data: mine.pdparams" and "lit_data" in names[1:]
     run = tmp_path / "broken"

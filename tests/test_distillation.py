@@ -17,7 +17,7 @@ from engine.teacher import Teacher
 from engine.train_step import TrainStep
 from errors import UserError
 
-SHIPPED = "output/lit_data/config.yaml"
+SHIPPED = "output/pretrained/lit_data/config.yaml"
 SOFT = ("DISTILL.TYPE", "soft", "DISTILL.TEACHER", SHIPPED, "DISTILL.ALPHA", "0.9", "DISTILL.TAU", "2.0")
 SMALL_PIT = (
     "MODEL.NAME", "pit_ti_distilled", "MODEL.NUM_CLASSES", "10", "MODEL.PIT.PATCH_SIZE", "4", "MODEL.PIT.STRIDE", "2",
@@ -156,14 +156,14 @@ def test_teacher_from_paddle_vision(tmp_path):
     assert (step.teacher(images).numpy() == model(images).numpy()).all()  # batch statistics too
 
 
-SHIPPED_WEIGHTS = ("DISTILL.WEIGHTS", "output/lit_data/best.pdparams")
+SHIPPED_WEIGHTS = ("DISTILL.WEIGHTS", "output/pretrained/lit_data/best.pdparams")
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
         (("DISTILL.TEACHER", "resnet51"), "unknown model resnet51; did you mean resnet50"),
-        (("DISTILL.TEACHER", "output/lit_data"), "unknown model output/lit_data; .* A run is named by its config.yaml"),
+        (("DISTILL.TEACHER", "output/x"), "unknown model output/x; .* A run is named by its config.yaml"),
         (("DISTILL.TEACHER", "output/none/config.yaml"), "config .*output/none/config.yaml not found"),
         (("DISTILL.TEACHER", "resnet50"), "set DISTILL.WEIGHTS to the file"),
         (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "absent.pdparams"), "not found; set DISTILL.WEIGHTS"),
@@ -196,7 +196,7 @@ def test_images_that_the_teacher_cannot_take_are_told_at_the_start(tmp_path):
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path):
     for name in ("config.yaml", "best.pdparams", "classes.txt"):
-        shutil.copy(ROOT / "output/lit_data" / name, tmp_path)
+        shutil.copy(ROOT / "output/pretrained/lit_data" / name, tmp_path)
     classes = tmp_path / "classes.txt"
     classes.write_text(classes.read_text().replace("0\t0\t", "0\tnought\t"))
     words = ("--output", tmp_path, "DISTILL.TYPE", "hard", "DISTILL.TEACHER", tmp_path / "config.yaml")
@@ -211,13 +211,13 @@ def test_a_teacher_that_nobody_listens_to_is_told(tmp_path):
 
 def test_a_teachers_config_and_weights_come_from_one_place(tmp_path):
     # A relative path of a YAML file counts from the repository, one of the command line from the current folder.
-    (tmp_path / "output/lit_data").mkdir(parents=True)
+    (tmp_path / "output/pretrained/lit_data").mkdir(parents=True)
     (tmp_path / SHIPPED).write_text("MODEL: {NAME: pit_ti}\n")
     words = ("--config", ROOT / "configs/lit_data_student.yaml", "--output", tmp_path, "TRAIN.TIME_LIMIT", "1s")
     log = tool("train", *words, cwd=tmp_path).stdout
-    assert "stopped by" in log and f"with {ROOT}/output/lit_data/best.pdparams" in log
+    assert "stopped by" in log and f"with {ROOT}/output/pretrained/lit_data/best.pdparams" in log
     line = error_line("train", *words, "NAME", "other", "DISTILL.TEACHER", SHIPPED, cwd=tmp_path)
-    assert f"weights {tmp_path}/output/lit_data/best.pdparams not found; set DISTILL.WEIGHTS" in line
+    assert f"weights {tmp_path}/output/pretrained/lit_data/best.pdparams not found; set DISTILL.WEIGHTS" in line
 
 
 def test_settings_that_do_not_fit_are_named():
@@ -242,9 +242,9 @@ def test_a_run_goes_on_with_its_teacher_and_with_no_other(tmp_path):
     few = few_digits(tmp_path)
 
     log = tool("train", *words("whole")).stdout
-    assert "teacher output/lit_data/config.yaml with output/lit_data/best.pdparams: soft, 0.9 of the loss" in log
+    assert f"teacher {SHIPPED} with {SHIPPED_WEIGHTS[1]}: soft, 0.9 of the loss" in log
     assert "stopped by TRAIN.TIME_LIMIT" in tool("train", *words("cut", "TRAIN.TIME_LIMIT", "1s")).stdout
-    weights = checkpoint.read(ROOT / "output/lit_data/best.pdparams")
+    weights = checkpoint.read(ROOT / "output/pretrained/lit_data/best.pdparams")
     checkpoint.save(tmp_path / "other.pdparams", {**weights, "head.bias": weights["head.bias"] + 1})
     line = error_line("train", *words("cut", "DISTILL.WEIGHTS", tmp_path / "other.pdparams"))
     assert "checksum of the teacher's weights" in line

@@ -17,7 +17,7 @@ from errors import UserError
 for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
     pytest.importorskip(library, reason="an optional library of the engines")
 
-SHIPPED = ROOT / "output/lit_data/best.pdparams"
+SHIPPED = ROOT / "output/pretrained/lit_data/best.pdparams"
 FILES = {"inference": "lit_data.json", "onnxruntime": "lit_data.onnx", "openvino": "lit_data.xml"}
 
 

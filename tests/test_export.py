@@ -24,6 +24,7 @@ from files import remove_temporary_files
 for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
     pytest.importorskip(library, reason="an optional library of the engines")
 
+SHIPPED = ROOT / "output/pretrained/lit_data/best.pdparams"
 CFG = load_config("configs/lit_data.yaml")
 
 
@@ -182,7 +183,14 @@ def test_a_link_is_followed(tmp_path):
 
 
 def test_sigterm_leaves_nothing(tmp_path):
-    words = ["--format", "onnx", "--file", tmp_path / "x.onnx", "--pretrained", ROOT / "output/lit_data/best.pdparams"]
+    words = [
+        "--format",
+        "onnx",
+        "--file",
+        tmp_path / "x.onnx",
+        "--pretrained",
+        SHIPPED,
+    ]
     command = [sys.executable, ROOT / "tools/export.py", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not list(tmp_path.iterdir()):
@@ -236,7 +244,7 @@ def test_choices_of_the_command_are_those_of_the_machinery():
 
 
 def test_shipped_config_names_the_place_of_its_export(tmp_path):
-    tool("export", "--format", "paddle", "--output", tmp_path, "--pretrained", ROOT / "output/lit_data/best.pdparams",
+    tool("export", "--format", "paddle", "--output", tmp_path, "--pretrained", SHIPPED,
          "--images", 20, "--batch-size", 5)  # fmt: skip
     folder = tmp_path / "lit_data/export"
     assert {path.suffix for path in folder.iterdir()} == {export._PROGRAM, ".pdiparams", ".yml"}

@@ -42,15 +42,24 @@ def test_training_goes_on_and_ends(tmp_path, words):
 @pytest.mark.parametrize("words", ["", PLAIN])
 def test_the_shipped_model_is_read(tmp_path, words):
     assert (
-        tool(tmp_path, "tools/predict.py", "--config", "output/lit_data/config.yaml", *words.split())
+        tool(tmp_path, "tools/predict.py", "--config", "output/pretrained/lit_data/config.yaml", *words.split())
         == "class_id is: 3"
     )
-    line = tool(tmp_path, "tools/val.py", "--config", "output/lit_data/config.yaml", *words.split())
+    line = tool(tmp_path, "tools/val.py", "--config", "output/pretrained/lit_data/config.yaml", *words.split())
     assert line == "lit_data final val acc is:0.9917"
 
 
 def test_export(tmp_path):
     target = tmp_path / "digits.pdmodel"
-    words = ["--config", "output/lit_data/config.yaml", "--format", "paddle", "--file", target, "--images", "20"]
+    words = [
+        "--config",
+        "output/pretrained/lit_data/config.yaml",
+        "--format",
+        "paddle",
+        "--file",
+        target,
+        "--images",
+        "20",
+    ]
     assert "top-1 agreement 1.0000" in tool(tmp_path, "tools/export.py", *words)
     assert tool(tmp_path, "tools/predict.py", "--pretrained", target) == "class_id is: 3"

@@ -25,7 +25,7 @@ from pictures.overlay import SIDE, cell, coloured, enlarged, marked, overlay, sc
 pytest.importorskip("matplotlib", reason="the sheets are drawn by matplotlib")
 
 DIGITS = ROOT / "lit_data/val/7"
-PIT = ["--config", str(ROOT / "output/lit_data_pit/config.yaml")]
+PIT = ["--config", str(ROOT / "output/pretrained/lit_data_pit/config.yaml")]
 MODULES = {"attention": attention, "features": features}
 
 
@@ -176,7 +176,7 @@ def test_maps_have_the_values_that_the_model_computes(tmp_path):
 def opened(words):
     """(model, config, `Metadata`) of a command line."""
     args = attention.parser().parse_args([str(word) for word in words])
-    args.weights_named, args.pretrained = False, str(ROOT / "output/lit_data_pit/best.pdparams")
+    args.weights_named, args.pretrained = False, str(ROOT / "output/pretrained/lit_data_pit/best.pdparams")
     return open_model(args, load_config(args.config, []))
 
 
@@ -184,7 +184,7 @@ def test_a_pit_and_its_distillation_token(sheet, tmp_path):
     for words in ([], ["--block", "all", "--head", "all"], ["--query", "4,4"]):
         sheet("attention", *few_digits(1), *PIT, *words)
     sheet("features", *few_digits(1), *PIT)
-    distilled = ["--config", ROOT / "output/lit_data_pit/config.yaml", "MODEL.NAME", "pit_ti_distilled"]
+    distilled = ["--config", ROOT / "output/pretrained/lit_data_pit/config.yaml", "MODEL.NAME", "pit_ti_distilled"]
     sizes = dict(image_size=16, num_classes=10, base_dims=[32, 32], depth=[2, 3], heads=[2, 4], patch_size=4, stride=2)
     checkpoint.save(tmp_path / "x.pdparams", create_model("pit_ti_distilled", **sizes).state_dict())
     distilled += ["MODEL.PRETRAINED", tmp_path / "x.pdparams"]

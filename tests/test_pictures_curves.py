@@ -31,6 +31,7 @@ train ended!
 
 ImageNet final val acc is:0.7156
 """
+RUN = "output/pretrained/lit_data"
 PADDLE_PIT = """\
 2022-01-07 23:12:56,594 
 AMP: False
@@ -90,7 +91,7 @@ def test_later_lines_win_and_a_torn_one_is_left_out(tmp_path):
 
 
 def test_log_of_this_repository_tells_what_its_metrics_tell():
-    log, run = read_run(ROOT / "log/lit_data.log"), read_run(ROOT / "output/lit_data")
+    log, run = read_run(ROOT / "log/pretrained/lit_data.log"), read_run(ROOT / "output/pretrained/lit_data")
     assert log.name == "lit_data" and sorted(log.rows) == sorted(run.rows) == list(range(1, 41))
     for epoch, row in log.rows.items():
         assert sorted(set(run.rows[epoch]) - set(row)) == ["val_ema_loss", "val_ema_top5", "val_loss", "val_top5"]
@@ -233,8 +234,8 @@ def test_command_writes_picture_and_numbers(tmp_path):
     pytest.importorskip("matplotlib")
     log = written(tmp_path / "log.txt", PADDLE_PIT)
     sheet, numbers = tmp_path / "x.png", tmp_path / "x.json"
-    done = tool("visualize", "curves", ROOT / "output/lit_data", log, "--sheet", sheet, "--json", numbers)
-    metrics = (ROOT / "output/lit_data/metrics.jsonl").read_text().splitlines()
+    done = tool("visualize", "curves", ROOT / "output/pretrained/lit_data", log, "--sheet", sheet, "--json", numbers)
+    metrics = (ROOT / "output/pretrained/lit_data/metrics.jsonl").read_text().splitlines()
     top1 = [json.loads(line)["val_ema_top1"] for line in metrics]
     best = f"best EMA top-1 {max(top1):.4f} in epoch {1 + top1.index(max(top1))}"
     lines = done.stdout.splitlines()
@@ -251,7 +252,7 @@ def test_command_writes_picture_and_numbers(tmp_path):
 def test_other_forms_of_picture(tmp_path, suffix, start):
     pytest.importorskip("matplotlib")
     sheet = tmp_path / f"x{suffix}"
-    curves.main(curves.parser().parse_args([str(ROOT / "output/lit_data_pit"), "--sheet", str(sheet)]))
+    curves.main(curves.parser().parse_args([str(ROOT / "output/pretrained/lit_data_pit"), "--sheet", str(sheet)]))
     assert sheet.read_bytes().startswith(start)
 
 
@@ -289,11 +290,17 @@ def test_bad_times_are_named_too(tmp_path):
     "words, message",
     [
         (["output/absent"], "output/absent: no such file or run folder"),
-        (["output/lit_data", "--sheet", "x.gif"], "--sheet x.gif must end in .png, .pdf, .svg, .jpg or .jpeg"),
-        (["output/lit_data", "--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
-        (["output/lit_data", "--json", "lit_data"], "lit_data: is a folder"),
-        (["output/lit_data", "--sheet", "c.png", "--json", "log/../c.png"], "log/../c.png is named for two files"),
-        (["output/lit_data/best.pdparams"], "output/lit_data/best.pdparams tells of no epoch"),
+        (
+            [RUN, "--sheet", "x.gif"],
+            "--sheet x.gif must end in .png, .pdf, .svg, .jpg or .jpeg",
+        ),
+        ([RUN, "--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
+        ([RUN, "--json", "lit_data"], "lit_data: is a folder"),
+        (
+            [RUN, "--sheet", "c.png", "--json", "log/../c.png"],
+            "log/../c.png is named for two files",
+        ),
+        ([f"{RUN}/best.pdparams"], f"{RUN}/best.pdparams tells of no epoch"),
         (["lit_data"], "lit_data has no metrics.jsonl, which a run writes after its first epoch"),
     ],
 )

@@ -144,7 +144,7 @@ def test_two_processes_distil_a_pit_like_one(ten_steps, tmp_path):
     words = ten_steps[0][ten_steps[0].index("AUG.SCALE") :]  # without the sizes of a T2T-ViT
     words += ["--config", "configs/lit_data_pit.yaml", "NAME", "lit_data", "MODEL.NAME", "pit_ti_distilled",
               "MODEL.PIT.BASE_DIMS", "[8, 8]", "MODEL.PIT.DEPTH", "[1, 1]", "DISTILL.TYPE", "hard",
-              "DISTILL.TEACHER", "output/lit_data/config.yaml",
+              "DISTILL.TEACHER", "output/pretrained/lit_data/config.yaml",
               # The keys' bias has a gradient of nothing but rounding, which Adam would scale up.
               "TRAIN.EPSILON", 1e-4]  # fmt: skip
     tool("train", "--output", tmp_path / "one", "--batch-size", 64, *words)

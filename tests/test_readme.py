@@ -119,7 +119,7 @@ def with_little_to_measure(line, place):
     line += " --precisions fp32" if "--engines" in line else ""
     if kind == "growth":
         pytest.importorskip("matplotlib", reason="the command draws")
-        line = line.replace("output/benchmark/", f"{place}/") + " --image-sizes 32,48"
+        line = line.replace("docs/figures/", f"{place}/") + " --image-sizes 32,48"
     return line if kind == "model" else f"{line} --rounds 1 --threads 1 --batch-sizes 2 DATA.IMAGE_SIZE 32"
 
 
@@ -155,7 +155,7 @@ def test_command_runs(line, place):
             pytest.importorskip(library, reason="an optional library of the engines")
     if "visualize.py curves" in line or "--confusion" in line:
         pytest.importorskip("matplotlib", reason="the command draws")
-    line = line.replace("output/figures/", f"{place}/").replace("$SAMPLE", "/path/to/imagenet").replace("$PWD/", "")
+    line = line.replace("docs/figures/", f"{place}/").replace("$SAMPLE", "/path/to/imagenet").replace("$PWD/", "")
     line = re.sub(r"output/(memorise|finetune)/", rf"{place}/output/\1/", line)
     line = line.replace("/path/to/", f"{place}/")
     files = "picture.png|photo.jpg|predictions.json|speed.json|few.txt|t2t_vit_7_official.pdparams"

@@ -91,9 +91,9 @@ def test_configs_load_and_say_what_they_are(path):
 
 @pytest.mark.parametrize("name", ["lit_data", "lit_data_pit", "cifar10", "cifar10_augment"])
 def test_shipped_runs_are_of_the_shipped_configs(name):
-    shipped = load_config(ROOT / f"output/{name}/config.yaml")
+    shipped = load_config(ROOT / f"output/pretrained/{name}/config.yaml")
     assert shipped == load_config(ROOT / f"configs/{name}.yaml")
-    for path in [*(ROOT / "output" / name).iterdir(), ROOT / "log/lit_data.log"]:
+    for path in [*(ROOT / "output/pretrained" / name).iterdir(), ROOT / "log/pretrained/lit_data.log"]:
         if path.is_file() and path.suffix != ".pdparams":  # export/ is no part of it
             assert not re.search(r"(^|[\s:'\"])/\w", path.read_text()), f"{path} names a path of some machine"
 

@@ -161,7 +161,7 @@ def test_a_config_of_another_repository_is_refused_with_our_keys(tmp_path):
 
 def test_paddlevits_and_the_official_evaluation_run(tmp_path):
     weights = tmp_path / "digits"  # .pdparams may be left out
-    shutil.copy(ROOT / "output/lit_data/best.pdparams", f"{weights}.pdparams")
+    shutil.copy(ROOT / "output/pretrained/lit_data/best.pdparams", f"{weights}.pdparams")
     plain = tool("val", "--config", "configs/lit_data.yaml", "--pretrained", f"{weights}.pdparams")
     for line in (
         f"-cfg=configs/lit_data.yaml -dataset=imagenet2012 -batch_size=128 -data_path=lit_data/val -eval "
@@ -203,11 +203,13 @@ def test_predict_writes_mindspores_form(tmp_path):
         shutil.copy(ROOT / "lit_data/val/3/0045.png", tmp_path / f"{name}.png")
     (tmp_path / "c.png").write_text("no image")
     target = tmp_path / "predictions.json"
-    done = tool("predict", tmp_path, "--checkpoint", "output/lit_data/best", "--json-ids", target, status=1)
+    done = tool("predict", tmp_path, "--checkpoint", "output/pretrained/lit_data/best", "--json-ids", target, status=1)
     assert target.read_text() == f'{{\n "{tmp_path}/a.png": 3,\n "{tmp_path}/b.png": 3\n}}\n'
     assert re.match(rf"{tmp_path}/a.png \(class: 3\)", done.stdout)
     assert str(target) in error_line("predict", "--json-ids", target / "x.json")
-    one = tool("predict", "-pretrained=output/lit_data/best", f"-img_path={tmp_path}/a.png", "--json-ids", target)
+    one = tool(
+        "predict", "-pretrained=output/pretrained/lit_data/best", f"-img_path={tmp_path}/a.png", "--json-ids", target
+    )
     assert one.stdout.splitlines()[-1] == "class_id is: 3"
     assert json.loads(target.read_text()) == {f"{tmp_path}/a.png": 3}
 

@@ -189,6 +189,12 @@ def resolve(path):
     return ROOT / Path(path).expanduser()
 
 
+def best_weights(cfg):
+    """best.pdparams of the config's run: the user's own in OUTPUT, or where there is none the shipped one."""
+    own, shipped = (resolve(cfg.OUTPUT) / place / cfg.NAME / "best.pdparams" for place in ("", "pretrained"))
+    return shipped if shipped.is_file() and not own.is_file() else own
+
+
 def to_seconds(text):
     """Seconds of a time such as 71h30m, 90m or 30s; 0 if it is none."""
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)

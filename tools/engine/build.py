@@ -1,6 +1,6 @@
 """The model that a config names, with or without weights from a file."""
 
-from config import resolve, with_classes
+from config import best_weights, resolve, with_classes
 from data.dataset import ClassList, read_classes
 from engine.fetch import local_file
 from engine.pretrained import count_classes, load_pretrained
@@ -52,13 +52,13 @@ def _family_overrides(model):
 def build_trained_model(cfg, chosen):
     """Model of `cfg` in eval mode, and the file that its weights are from.
 
-    That is `chosen` (from the command line) if given, else best.pdparams of the config's run folder, else
-    MODEL.PRETRAINED, from which a training of this config would start.
+    That is `chosen` (from the command line) if given, else best.pdparams of the config's run, the user's own or the
+    shipped one, else MODEL.PRETRAINED, from which a training of this config would start.
 
     Raises UserError if there is none, or it does not fit.
     """
     model = build_model(cfg) if cfg.MODEL.NUM_CLASSES else None
-    best = resolve(f"{cfg.OUTPUT}/{cfg.NAME}/best.pdparams")
+    best = best_weights(cfg)
     path = local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
     model = model or build_model(with_classes(cfg, count_classes(path)))
     load_pretrained(model, path, pos_resize=cfg.MODEL.POS_RESIZE)

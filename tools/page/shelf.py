@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import load_config, resolve
+from config import best_weights, load_config, resolve
 from data.dataset import SPLIT_FOLDERS
 from data.images import ImageError, load_image, to_image
 from data.index import class_folders, image_files
@@ -69,12 +69,13 @@ class Shelf:
 
 
 def _sources(args, cfg):
-    """{name: function that opens it}: the model of the command line, then the other runs in OUTPUT."""
-    own = Path(args.pretrained or resolve(cfg.OUTPUT) / cfg.NAME / "best.pdparams").resolve()
+    """{name: function that opens it}: the model of the command line, the other runs in OUTPUT, the shipped ones."""
+    own = Path(args.pretrained or best_weights(cfg)).resolve()
     name = f"{cfg.NAME}: {own.name}" if args.weights_named and own.parent.name != cfg.NAME else cfg.NAME
     sources = {name: lambda: open_engine(args, cfg, choose_engine(args))}
     device = [("DEVICE", cfg.DEVICE)] if cfg.DEVICE else []
-    for path in sorted(resolve(cfg.OUTPUT).glob("*/config.yaml")):
+    output = resolve(cfg.OUTPUT)
+    for path in [*sorted(output.glob("*/config.yaml")), *sorted(output.glob("pretrained/*/config.yaml"))]:
         best = path.with_name("best.pdparams")
         if best.is_file() and best.resolve() != own:
             sources.setdefault(path.parent.name, _opener(path, device, best))
