@@ -166,7 +166,15 @@ def test_an_epoch_that_was_begun_again_but_cut_keeps_what_it_had(tmp_path):
     rows = read_run(written(tmp_path / "b.log", log + begun.format(2, 7))).rows
     assert [row["lr"] for row in rows.values()] == [0.1, 0.1, 0.1]
     rows = read_run(written(tmp_path / "c.log", log + ended.format(2, 7))).rows
-    assert {epoch: row["val_top1"] for epoch, row in rows.items()} == {1: 0.1, 2: 0.7}
+    assert {epoch: row["val_top1"] for epoch, row in rows.items()} == {1: 0.1, 2: 0.7, 3: 0.1}
+
+
+def test_parts_of_a_run_are_merged_in_whatever_order_they_were_joined(tmp_path):
+    """A glob puts log_10-11.txt before log_3-4.txt."""
+    line = "2022-01-01 00:10:00,000 ----- Epoch[{0:03}/011], Train Loss: {0}.5, Train Acc: 0.1, time: 600.00\n"
+    joined = "".join(line.format(epoch) for epoch in (1, 2, 10, 11, 3, 4, 5, 6, 7, 8, 9))
+    rows = read_run(written(tmp_path / "pit.txt", joined)).rows
+    assert {epoch: row["train_loss"] for epoch, row in rows.items()} == {epoch: epoch + 0.5 for epoch in range(1, 12)}
 
 
 def test_summary_of_timm(tmp_path):
@@ -176,6 +184,11 @@ def test_summary_of_timm(tmp_path):
         1: {"train_loss": 6.9, "val_loss": 6.7, "val_top1": 0.0125, "val_top5": 0.04},
         2: {"train_loss": 6.5, "val_loss": None, "val_top1": 0.035, "val_top5": 0.09},
     }
+    resumed = SUMMARY + SUMMARY.splitlines()[0] + ",lr\r\n2,6.0,5.5,8.0,20.0,0.1\r\n"
+    written(tmp_path / "20210101-t2t_vit_7/summary.csv", resumed)
+    again = read_run(tmp_path / "20210101-t2t_vit_7")  # timm's run folder
+    assert list(again.rows.values())[:2] == list(run.rows.values())
+    assert again.rows[3] == {"train_loss": 6.0, "val_loss": 5.5, "val_top1": 0.08, "val_top5": 0.2, "lr": 0.1}
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
@@ -262,8 +275,8 @@ def test_other_forms_of_picture(tmp_path, suffix, start):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("metrics.jsonl", '{"epoch": 1}\n{"epoch": 2\n{"epoch": 3}\n', "metrics.jsonl, line 2: no JSON"),
-        ("metrics.jsonl", '{"epoch": 1}\n{"epo\n', "metrics.jsonl, line 2: no JSON"),
+        ("metrics.jsonl", '{"epoch": 1}\n{"epoch": 2\n{"epoch": 3}\n', "metrics.jsonl, line 2: not valid JSON"),
+        ("metrics.jsonl", '{"epoch": 1}\n{"epo\n', "metrics.jsonl, line 2: not valid JSON"),
         ("metrics.jsonl", '{"lr": 1}\n', 'metrics.jsonl, line 1: expected {"epoch": 1, ...}'),
         ("metrics.jsonl", '{"epoch": true}\n', 'metrics.jsonl, line 1: expected {"epoch": 1, ...}'),
         ("metrics.jsonl", "[1]\n", 'metrics.jsonl, line 1: expected {"epoch": 1, ...}'),
@@ -282,7 +295,7 @@ def test_what_cannot_be_read_is_named(tmp_path, name, text, message):
 def test_bad_times_are_named_too(tmp_path):
     jsonl(tmp_path / "metrics.jsonl", {"epoch": 1, "lr": 1})
     written(tmp_path / "times.jsonl", "{\n{}\n")
-    with pytest.raises(UserError, match=r"times.jsonl, line 1: no JSON"):
+    with pytest.raises(UserError, match=r"times.jsonl, line 1: not valid JSON"):
         read_run(tmp_path)
 
 

@@ -239,6 +239,18 @@ def test_right_hand_sides_of_coming_from_exist(name):
     assert not [line for line in commands() if "main_" in line or "run_" in line or "./tools/" in line]
 
 
+def test_rows_of_coming_from_evaluate_as_the_peer_did():
+    text = section("README.md", *COMING_FROM["README.md"])
+    rules = {"t2t_paddle_t2t_vit_7": ("squash", "bilinear", 0.9), "paddle_pit_pit_ti": ("center", "bicubic", 0.9)}
+    peers_of = {"T2T_paddle": "t2t_paddle_t2t_vit_7", "paddle_pit": "paddle_pit_pit_ti"}
+    for peer, name in peers_of.items():
+        val = load_config(f"configs/{name}.yaml").VAL
+        assert rules[name] == (val.CROP_MODE, val.INTERPOLATION, val.CROP_PCT)
+        part = text[text.index(f"<summary>{peer} ") :].split("</details>")[0]
+        evaluations = re.findall(r"`((?:bash scripts/val\.sh|python tools/predict\.py) [^`]*-pretrained[^`]*)`", part)
+        assert len(evaluations) == 2 and all(f"configs/{name}.yaml" in command for command in evaluations)
+
+
 def test_both_languages_have_the_same_code_in_their_tables():
     tables = [rows(section(name, *ends)) for name, ends in COMING_FROM.items()]
     code = [[re.findall(r"`([^`]+)`", " ".join(row).replace("<配置名>", "<config name>")) for row in t] for t in tables]

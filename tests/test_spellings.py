@@ -58,7 +58,13 @@ def translated(line):
         ("val --arch t2t_vit_19 --checkpoint CKPT", "--config configs/t2t_vit_19.yaml --pretrained CKPT"),
         ("train --config_path X.yaml --arch t2t_vit_19 --epochs 310",
          "--config X.yaml MODEL.NAME t2t_vit_19 TRAIN.EPOCHS 310 TRAIN.COOLDOWN_EPOCHS 0"),
+        ("predict DATA --checkpoint C --output predictions.json", "DATA --pretrained C --json-ids predictions.json"),
         # official
+        ("train data --model t2t_vit_14 -j 4 --warmup-epochs 5 --model-ema --model-ema-decay 0.999 --aa v0 --opt adamw",
+         "data --config configs/t2t_vit_14.yaml DATA.NUM_WORKERS 4 TRAIN.WARMUP_EPOCHS 5 TRAIN.EMA_DECAY 0.999 "
+         "AUG.AUTO_AUGMENT v0 TRAIN.OPTIMIZER adamw"),
+        ("train data --reprob 0.1 --smoothing=0.2 --train-interpolation bicubic --log-interval 9 --sched cosine",
+         "data AUG.ERASE_PROB 0.1 TRAIN.LABEL_SMOOTHING 0.2 AUG.INTERPOLATION bicubic TRAIN.LOG_EVERY 9"),
         ("train data --model t2t_vit_7 --epochs 100", "data --config configs/t2t_vit_7.yaml TRAIN.EPOCHS 100"),
         ("train data --epochs=100 --cooldown-epochs 5", "data TRAIN.EPOCHS 100 TRAIN.COOLDOWN_EPOCHS 5"),
         ("val path/to/data --model t2t_vit_14 -b 100 --eval_checkpoint ckpt",
@@ -80,6 +86,8 @@ def test_options_of_others_are_rewritten_and_told(theirs, ours, capsys):
     [
         "train --config x.yaml --batch-size 4 TRAIN.EPOCHS 3 --resume none --force",
         "val --split train --batch-size=4 MODEL.QK_SCALE -1",
+        "predict a.png --output runs",
+        "val --output predictions.json",
         "predict a.png --json -b --top-k 3",  # the value of --json is lost either way, argparse says so
         "export --format onnx -- -cfg",
         "val --no-such-flag -x -cfg",  # a last option without its value
@@ -105,6 +113,8 @@ def test_our_own_words_and_unknown_ones_stay(line, capsys):
         ("train -dataset=cifar10", "--data-path DIR"),
         ("export --file_format MINDIR", "--format is paddle, onnx or openvino"),
         ("val --val_dir validation_preprocess", "val/, validation/ or test/"),
+        ("train data --scale 0.1 1.0", r'AUG.SCALE "\[0.08, 1.0\]"'),
+        ("train data --sched step", "a warm-up and a cosine"),
         ("train --with_ema True", "TRAIN.EMA_DECAY, 0.0 for none"),
         ("train --clip_grad_norm 1.0", "TRAIN.CLIP_NORM where use_clip_grad_norm is True; leave it out otherwise"),
     ],
@@ -157,6 +167,26 @@ def test_a_config_of_another_repository_is_refused_with_our_keys(tmp_path):
     path.write_text("base_lr: 0.001\narch: t2t_vit_19\n")
     with pytest.raises(UserError, match=r"base_lr \(here: TRAIN.BASE_LR\), arch \(here: MODEL.NAME\)"):
         load_config(path)
+
+
+def test_every_key_of_paddlevits_pit_is_named(tmp_path):
+    path = tmp_path / "pit_ti.yaml"
+    path.write_text(
+        "DATA: {IMAGE_SIZE: 224}\nMODEL: {NAME: pit_ti, PATCH_SIZE: 16, STRIDE: 8, BASE_DIMS: [32, 32, 32], "
+        "DEPTH: [2, 6, 4], NUM_HEADS: [2, 4, 8]}\nTRAIN: {DISTILLATION_TYPE: hard, OPTIMIZER: {NAME: AdamW}}\n"
+    )
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    for pair in (
+        "MODEL.PATCH_SIZE (here: MODEL.PIT.PATCH_SIZE)",
+        "MODEL.STRIDE (here: MODEL.PIT.STRIDE)",
+        "MODEL.BASE_DIMS (here: MODEL.PIT.BASE_DIMS)",
+        "MODEL.DEPTH (here: MODEL.T2T.DEPTH, or MODEL.PIT.DEPTH of a PiT)",
+        "MODEL.NUM_HEADS (here: MODEL.T2T.NUM_HEADS, or MODEL.PIT.HEADS of a PiT)",
+        "TRAIN.DISTILLATION_TYPE (here: DISTILL.TYPE)",
+        "TRAIN.OPTIMIZER.NAME (here: TRAIN.OPTIMIZER, adamw or sgd)",
+    ):
+        assert pair in str(error.value)
 
 
 def test_paddlevits_and_the_official_evaluation_run(tmp_path):

@@ -4,6 +4,7 @@ An option that means the same is rewritten, which one line on stderr tells; for 
 config file, the error says what takes its place. What nobody knows stays an error of argparse or of config.py.
 """
 
+import fnmatch
 import os
 import shlex
 import sys
@@ -24,7 +25,7 @@ _EPOCHS = Advice("TRAIN.EPOCHS, and TRAIN.COOLDOWN_EPOCHS 0 where the number is 
 _WORKERS = "DATA.NUM_WORKERS"
 
 # Option: ours, where {} is its value and "" nothing. "NAME=VALUE" is of that value alone, "COMMAND NAME" of a command,
-# "--OTHER NAME" of a command line that has --OTHER too.
+# "--OTHER NAME" of a command line that has --OTHER too. VALUE may be a pattern, "*.json".
 OPTIONS = {
     # PaddleViT and paddle_pit
     "cfg": "--config {}",
@@ -60,6 +61,7 @@ OPTIONS = {
     "num-devices": _CARDS,
     "device-ids": _CARDS,
     "extra": "",
+    "predict output=*.json": "--json-ids {}",
     # official T2T-ViT
     "model": "--config configs/{}.yaml",
     "--model epochs": "TRAIN.EPOCHS {}",  # to which it adds a cool-down, as here
@@ -67,6 +69,49 @@ OPTIONS = {
     "cooldown-epochs": "TRAIN.COOLDOWN_EPOCHS {}",
     "b": "--batch-size {}",
     "lr": "TRAIN.BASE_LR {}",
+    "warmup-epochs": "TRAIN.WARMUP_EPOCHS {}",
+    "sched=cosine": "",
+    "sched": _COSINE,
+    "opt": "TRAIN.OPTIMIZER {}",
+    "opt-eps": "TRAIN.EPSILON {}",
+    "opt-betas": Advice('TRAIN.BETAS "[0.9, 0.999]"'),
+    "clip-grad": "TRAIN.CLIP_NORM {}",
+    "native-amp": "TRAIN.AMP O1",
+    "apex-amp": "TRAIN.AMP O1",
+    "model-ema": "",  # on by default there too
+    "model-ema-decay": "TRAIN.EMA_DECAY {}",
+    "model-ema-force-cpu": _NOTHING,
+    "j": f"{_WORKERS} {{}}",
+    "workers": f"{_WORKERS} {{}}",
+    "validation-batch-size-multiplier": Advice("VAL.BATCH_SIZE, in images"),
+    "vb": Advice("VAL.BATCH_SIZE, in images"),
+    "aa": "AUG.AUTO_AUGMENT {}",
+    "color-jitter": "AUG.COLOR_JITTER {}",
+    "hflip": "AUG.HFLIP {}",
+    "scale": Advice('AUG.SCALE "[0.08, 1.0]"'),
+    "ratio": Advice('AUG.RATIO "[0.75, 1.33]"'),
+    "reprob": "AUG.ERASE_PROB {}",
+    "remode": "AUG.ERASE_MODE {}",
+    "recount": "AUG.ERASE_COUNT {}",
+    "mixup-switch-prob": "AUG.MIX_SWITCH_PROB {}",
+    "cutmix-minmax": Advice('AUG.CUTMIX_MINMAX "[0.2, 0.8]"'),
+    "smoothing": "TRAIN.LABEL_SMOOTHING {}",
+    "train-interpolation": "AUG.INTERPOLATION {}",
+    "interpolation": "VAL.INTERPOLATION {}",
+    "mean": Advice('DATA.MEAN "[0.485, 0.456, 0.406]"'),
+    "std": Advice('DATA.STD "[0.229, 0.224, 0.225]"'),
+    "no-aug": Advice(
+        'AUG.AUTO_AUGMENT "" AUG.COLOR_JITTER 0.0 AUG.ERASE_PROB 0.0 AUG.HFLIP 0.0 AUG.SCALE "[1.0, 1.0]"'
+    ),
+    "log-interval": "TRAIN.LOG_EVERY {}",
+    "recovery-interval": Advice("TRAIN.SAVE_MINUTES, in minutes"),
+    "initial-checkpoint": "--pretrained {}",
+    "num-gpu": _CARDS,
+    "local-rank": "",
+    "pin-mem": "",
+    "no-prefetcher": "",
+    "use-multi-epochs-loader": "",
+    "eval-metric=top1": "",
     "img-size": "DATA.IMAGE_SIZE {}",
     "eval-checkpoint": "--pretrained {}",
     "train eval-checkpoint": _VALIDATE,
@@ -110,10 +155,15 @@ KEYS = {
     "MODEL.DROPPATH": "MODEL.DROP_PATH_RATE",
     "MODEL.DROP_PATH": "MODEL.DROP_PATH_RATE",
     "MODEL.EMBED_DIM": "MODEL.T2T.EMBED_DIM",
-    "MODEL.DEPTH": "MODEL.T2T.DEPTH",
-    "MODEL.NUM_HEADS": "MODEL.T2T.NUM_HEADS",
-    "MODEL.MLP_RATIO": "MODEL.T2T.MLP_RATIO",
+    "MODEL.DEPTH": Advice("MODEL.T2T.DEPTH, or MODEL.PIT.DEPTH of a PiT"),
+    "MODEL.NUM_HEADS": Advice("MODEL.T2T.NUM_HEADS, or MODEL.PIT.HEADS of a PiT"),
+    "MODEL.MLP_RATIO": Advice("MODEL.T2T.MLP_RATIO, or MODEL.PIT.MLP_RATIO of a PiT"),
+    "MODEL.PATCH_SIZE": "MODEL.PIT.PATCH_SIZE",
+    "MODEL.STRIDE": "MODEL.PIT.STRIDE",
+    "MODEL.BASE_DIMS": "MODEL.PIT.BASE_DIMS",
     "MODEL.QKV_BIAS": Advice("MODEL.NAME, a T2T-ViT has none and a PiT has one"),
+    "MODEL.TRANS.QKV_BIAS": Advice("MODEL.NAME, a T2T-ViT has none and a PiT has one"),
+    "MODEL.TRANS.QK_SCALE": Advice("MODEL.QK_SCALE, 0.0 for None"),
     "MODEL.TRANS.PATCH_SIZE": "MODEL.PIT.PATCH_SIZE",
     "MODEL.TRANS.STRIDE": "MODEL.PIT.STRIDE",
     "MODEL.TRANS.BASE_DIMS": "MODEL.PIT.BASE_DIMS",
@@ -132,6 +182,33 @@ KEYS = {
     "TRAIN.SMOOTHING": "TRAIN.LABEL_SMOOTHING",
     "TRAIN.MODEL_EMA": Advice("TRAIN.EMA_DECAY, 0.0 for none"),
     "TRAIN.MODEL_EMA_DECAY": "TRAIN.EMA_DECAY",
+    "TRAIN.LINEAR_SCALED_LR": Advice("TRAIN.BASE_LR, which is never scaled: times the global batch / 512"),
+    **{f"TRAIN.LR_SCHEDULER.{key}": _COSINE for key in ("NAME", "MILESTONES", "DECAY_EPOCHS", "DECAY_RATE")},
+    "TRAIN.OPTIMIZER.NAME": Advice("TRAIN.OPTIMIZER, adamw or sgd"),
+    "TRAIN.OPTIMIZER.EPS": "TRAIN.EPSILON",
+    "TRAIN.OPTIMIZER.BETAS": "TRAIN.BETAS",
+    "TRAIN.OPTIMIZER.MOMENTUM": "TRAIN.MOMENTUM",
+    "TRAIN.MIXUP_ALPHA": "AUG.MIXUP",
+    "TRAIN.CUTMIX_ALPHA": "AUG.CUTMIX",
+    "TRAIN.CUTMIX_MINMAX": "AUG.CUTMIX_MINMAX",
+    **{f"{part}.MIXUP_{key}": f"AUG.MIX_{key}" for part in ("TRAIN", "AUG") for key in ("PROB", "SWITCH_PROB", "MODE")},
+    "TRAIN.COLOR_JITTER": "AUG.COLOR_JITTER",
+    "TRAIN.AUTO_AUGMENT": Advice("AUG.AUTO_AUGMENT original, or empty for none"),
+    "TRAIN.RAND_AUGMENT": Advice("AUG.AUTO_AUGMENT rand-m9-mstd0.5-inc1, or empty for none"),
+    **{f"TRAIN.RANDOM_ERASE_{key}": f"AUG.ERASE_{key}" for key in ("PROB", "MODE", "COUNT")},
+    **{f"AUG.RE_{key}": f"AUG.ERASE_{key}" for key in ("PROB", "MODE", "COUNT")},
+    "TRAIN.RANDOM_ERASE_SPLIT": _NOTHING,
+    **{f"TRAIN.DISTILLATION_{key}": f"DISTILL.{key}" for key in ("TYPE", "ALPHA", "TAU")},
+    "TRAIN.TEACHER_MODEL": Advice("DISTILL.TEACHER, the model, and DISTILL.WEIGHTS, its file"),
+    "DATA.IMAGENET_MEAN": "DATA.MEAN",
+    "DATA.IMAGENET_STD": "DATA.STD",
+    "BASE": _NOTHING,
+    "TAG": Advice("NAME, of the run and its folder"),
+    "SAVE_FREQ": Advice("TRAIN.SAVE_MINUTES; a state is saved after every epoch"),
+    "EVAL": _VALIDATE,
+    "AMP": Advice("TRAIN.AMP O1"),
+    "LOCAL_RANK": _NOTHING,
+    "NGPUS": _CARDS,
     "SAVE": "OUTPUT",
     "REPORT_FREQ": "TRAIN.LOG_EVERY",
     "VALIDATE_FREQ": "VAL.EVERY",
@@ -218,7 +295,6 @@ def translate(words, parser, command=None):
 
     Exits with status 2, as argparse does, at an option of another repository that cannot be rewritten.
     """
-    known = parser._option_string_actions  # argparse has no public name for them
     command = command or parser.prog.partition(".")[0]
     contexts = [f"--{_name(word)}" for word in words if word.startswith("-")] + [command]
     rest, ours = list(words), []
@@ -227,10 +303,7 @@ def translate(words, parser, command=None):
         if word == "--":
             ours += [word, *rest]
             break
-        if not word.startswith("-") or word.partition("=")[0] in known:
-            ours.append(word)
-            continue
-        ours += _rewritten(word, rest, parser, contexts)
+        ours += _rewritten(word, rest, parser, contexts) if word.startswith("-") else [word]
     if ours != list(words):
         _note(f"{parser.prog} {shlex.join(ours)}")
     return ours
@@ -252,14 +325,13 @@ def _rewritten(word, rest, parser, contexts):
     `contexts` are the first words that a name of `OPTIONS` may have: the options of the command line, the command.
     """
     option, equals, value = word.partition("=")
-    name = _name(word)
-    if f"--{name}" in parser._option_string_actions:
-        return [f"--{name}{equals}{value}"]
+    name, known = _name(word), parser._option_string_actions  # argparse has no public name for them
     if not equals and rest:
         value = rest[0]
+    match = _match([*(f"{context} {name}" for context in contexts), name], value)
+    if "=" not in (match or "") and (option in known or f"--{name}" in known):
+        return [word if option in known else f"--{name}{word[len(option) :]}"]
     key = KEYS.get(name.replace("-", "_"))
-    found = [*(f"{context} {name}" for context in contexts), f"{name}={value}", name]
-    match = next((spelling for spelling in found if spelling in OPTIONS), None)
     if not match and not key:
         return [word]
     new = OPTIONS[match] if match else key if isinstance(key, Advice) else f"{key} {{}}"
@@ -271,6 +343,16 @@ def _rewritten(word, rest, parser, contexts):
     if takes_value and not equals:
         rest.pop(0)
     return [part.format(value) for part in new.split()]
+
+
+def _match(names, value):
+    """The first of `OPTIONS` that has one of `names`, and fits `value` where it says of which it is; else None."""
+    for name in names:
+        for spelling in OPTIONS:
+            option, _, pattern = spelling.partition("=")
+            if option == name and fnmatch.fnmatch(value, pattern or "*"):
+                return spelling
+    return None
 
 
 def take_data_folder(args):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def read_runs(paths):
 
 
 def read_run(path):
-    """`Run` of a run folder, a metrics.jsonl (times.jsonl beside it), timm's summary.csv, or a log.
+    """`Run` of a run folder (timm's too), a metrics.jsonl (times.jsonl beside it), timm's summary.csv, or a log.
 
     Logs are of this repository, T2T_paddle or paddle_pit. An epoch that comes twice counts as it came last.
 
@@ -55,9 +56,10 @@ def read_run(path):
     """
     path = Path(path)
     if path.is_dir():
-        if not (path / "metrics.jsonl").is_file():
+        tables = [path / name for name in ("metrics.jsonl", "summary.csv") if (path / name).is_file()]
+        if not tables:
             raise UserError(f"{path} has no metrics.jsonl, which a run writes after its first epoch")
-        path = path / "metrics.jsonl"
+        path = tables[0]
     if not path.is_file():
         raise UserError(f"{path}: {'is no file' if path.exists() else 'no such file or run folder'}")
     with open(path, "rb") as file:
@@ -77,7 +79,8 @@ def read_run(path):
 
 
 def _finite(number):
-    return number if number is not None and math.isfinite(number) else None
+    """None for what is not a finite float: nan, inf, an integer beyond 1e308."""
+    return number if number is not None and abs(number) <= sys.float_info.max else None
 
 
 # --- Tables ---
@@ -101,10 +104,10 @@ def _read_rows(path):
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break
-            raise UserError(f"{path}, line {number}: no JSON") from None
+            raise UserError(f"{path}, line {number}: not valid JSON") from None
         if not isinstance(row, dict) or not _is_epoch(row.get("epoch")):
             raise UserError(f'{path}, line {number}: expected {{"epoch": 1, ...}}')
         wrong = [key for key in KEYS if key in row and not _is_number(row[key])]
@@ -115,7 +118,7 @@ def _read_rows(path):
 
 
 def _is_epoch(value):
-    return type(value) is int and value >= 1
+    return type(value) is int and 1 <= value < 10**9
 
 
 def _is_number(value):
@@ -123,22 +126,30 @@ def _is_number(value):
 
 
 def _read_summary(path):
-    """timm's summary.csv: epochs from 0, accuracies in percent, of the averaged weights if those were validated."""
+    """timm's summary.csv: epochs from 0, accuracies in percent, of the averaged weights if those were validated.
+
+    A resumed run has written its header again.
+    """
     scales = {
         "train_loss": ("train_loss", 1), "eval_loss": ("val_loss", 1), "eval_top1": ("val_top1", 100),
         "eval_top5": ("val_top5", 100), "lr": ("lr", 1),
     }  # fmt: skip
-    rows = {}
+    rows, header = {}, []
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            try:
-                told = {
-                    ours: _finite(float(row[name]) / scale) for name, (ours, scale) in scales.items() if row.get(name)
-                }
-                rows[int(row["epoch"]) + 1] = told
-            except ValueError as error:
-                raise UserError(f"{path}, line {reader.line_num}: {error}") from None
+        reader = csv.reader(file)
+        try:
+            for cells in reader:
+                if cells[:1] == ["epoch"]:
+                    header = cells
+                elif cells:
+                    row = dict(zip(header, cells))
+                    told = {scales[name]: float(cell) for name, cell in row.items() if name in scales and cell}
+                    epoch = int(row["epoch"]) + 1
+                    if not _is_epoch(epoch):
+                        raise ValueError(f"epoch is {row['epoch']}")
+                    rows[epoch] = {key: _finite(value / scale) for (key, scale), value in told.items()}
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{path}, line {reader.line_num}: {error}") from None
     return rows
 
 
@@ -154,8 +165,8 @@ class _Log:
     6.9, Train Acc: 0.01, time: 1500.0`, `Epoch[001/310], Validation Loss: 6.5, Validation Acc@1: ...`.
 
     T2T_paddle counts from 0 at each start, also where it goes on from saved weights and appends to the log, as in its
-    published ones: then the epochs of `rows` go on behind the last that was finished. Elsewhere a run that went back to
-    an epoch and finished it has left the later ones.
+    published ones: then the epochs of `rows` go on behind the last that was finished. Elsewhere the parts of a run are
+    merged by epoch, in whatever order they were joined.
     """
 
     NAMES = {
@@ -207,8 +218,7 @@ class _Log:
             self.images, self.seconds = self.steps * batch, fields["time"]
         if self.images and self.seconds:
             row["images_per_second"] = self.images / self.seconds
-        if "train_loss" in row and self.rows.get(self.epoch) is not row:
-            self.rows = {epoch: earlier for epoch, earlier in self.rows.items() if epoch < self.epoch}
+        if "train_loss" in row:
             self.rows[self.epoch] = row
 
     def _read_times(self, step, fields):
