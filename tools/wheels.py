@@ -26,9 +26,9 @@ class Build(NamedTuple):
 # Drivers: Paddle asks for 450.80.02 (CUDA 11.8) and 550.54.14 (12.6): paddleocr.ai, paddlepaddle_installation. NVIDIA
 # runs any CUDA 12 from driver 525 on: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html.
 # Compute capabilities: cu118 of 3.0.0 lists 60 61 70 75 80 86 (PaddlePaddle/Paddle#74088), runs on a GTX 1080
-# (PaddleX#4682) and not on an H100 (PaddleHelix#369). CUDA 12 builds list 61 70 75 80 86 90 (PaddleMIX#836); cards of 6.x
-# and 7.0 get cu118 all the same, whose list is of a release. RTX 50 needs cu129 (Paddle#75016), which does not run on 6.1
-# (PaddleX#4682).
+# (PaddleX#4682) and not on an H100 (PaddleHelix#369). CUDA 12 builds list 61 70 75 80 86 90 (PaddleMIX#836); cards of
+# 6.x and 7.0 get cu118 all the same, whose list is of a release. RTX 50 needs cu129 (Paddle#75016), which does not run
+# on 6.1 (PaddleX#4682).
 BUILDS = (
     Build("cu126", (550, 54), ((7, 5), (8, 0), (8, 6), (9, 0))),
     Build("cu118", (450, 80), ((6, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6))),
