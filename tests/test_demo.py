@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, Page, error_line, tool
+from conftest import ROOT, Page, command_of_readme, error_line, tool
 from PIL import Image
 
 import demo
