@@ -7,8 +7,9 @@
 # Studio). Otherwise .venv is made in the repository from requirements.txt, with the wheel that tools/wheels.py names for the
 # NVIDIA cards of this machine.
 #
-# T2T_ENV=FOLDER        make and use the environment there, whatever else is installed
-# PADDLE_PACKAGE=WORDS  install this PaddlePaddle, "paddlepaddle-gpu==3.3.1 -i https://www.paddlepaddle.org.cn/packages/stable/cu126/"
+# Both of these make an environment of our own, whatever else is installed:
+# T2T_ENV=FOLDER        where it is
+# PADDLE_PACKAGE=WORDS  its PaddlePaddle: "paddlepaddle-gpu==3.3.1 -i https://www.paddlepaddle.org.cn/packages/stable/cu126/"
 
 if [ -n "${ZSH_VERSION:-}" ]; then # bash makes the environment, zsh enters it
   eval 'T2T_PATH=$(bash "${(%):-%x}" --path)' && export PATH="$T2T_PATH"
@@ -106,8 +107,12 @@ _t2t_folder() { # prints where it is or will be
   fi
 }
 
+_t2t_safe() { # _t2t_safe FOLDER: not one that another user may have put into /tmp
+  [[ $1 != "${TMPDIR:-/tmp}"/* || ! -e $1 || -O $1 ]]
+}
+
 _t2t_ready() { # _t2t_ready FOLDER: is it complete, up to date, and of the PaddlePaddle that PADDLE_PACKAGE names?
-  cmp -s "$T2T_ROOT/requirements.txt" "$1/installed.txt" || return
+  _t2t_safe "$1" && cmp -s "$T2T_ROOT/requirements.txt" "$1/installed.txt" || return
   [[ -z ${PADDLE_PACKAGE:-} || $PADDLE_PACKAGE == "$(cat "$1/package.txt" 2>/dev/null)" ]] || return
   "$1/bin/python" -c '' 2>/dev/null # its own Python may have been removed
 }
@@ -193,7 +198,7 @@ _t2t_install() { # _t2t_install FOLDER
     return
   fi
   mkdir -p "$env" 2>/dev/null || true
-  [[ -w $env && -O $env ]] || { _t2t_no "$env cannot be written or is another user's"; return 1; }
+  _t2t_safe "$env" && [[ -w $env ]] || { _t2t_no "$env cannot be written or is another user's"; return 1; }
   [[ -f $env/pyvenv.cfg || -f $env/.lock || -z $(ls -A "$env") ]] || { _t2t_no "$env has other files in it"; return 1; }
   ( # not twice at a time, as on several machines with one home
     ! command -v flock >/dev/null || flock 9 || true
@@ -206,9 +211,9 @@ _t2t_no() { # _t2t_no REASON: the folder of the environment is of no use
 }
 
 _t2t_env() {
-  local env python status T2T_TOO_OLD=""
+  local env python status T2T_TOO_OLD="" own=${T2T_ENV:-}${PADDLE_PACKAGE:-}
   env=$(_t2t_folder)
-  if [[ -z ${T2T_ENV:-} && $(command -v python) != "$env/bin/python" ]]; then
+  if [[ -z $own && $(command -v python) != "$env/bin/python" ]]; then
     _t2t_found python && return
     [[ $? == 1 ]] || return 1
   fi
@@ -216,7 +221,7 @@ _t2t_env() {
     _t2t_enter "$env"
     return
   fi
-  if [[ -z ${T2T_ENV:-} ]]; then
+  if [[ -z $own ]]; then
     for python in "$T2T_CONDA"/*/bin/python; do
       [[ -x $python ]] || continue
       status=0

@@ -205,6 +205,8 @@ def test_notebook_and_submitted_job_keep_different_folders(platform, tmp_path, m
     monkeypatch.setenv("JOB_BEST", "kept")
     monkeypatch.chdir(tmp_path)
     assert platform()[-1] == "/kept"
+    monkeypatch.delenv("JOB_BEST")
+    assert platform("home/aistudio/work/runs")[2:] == [f"{home}/work/runs", f"{home}/work/best"]
 
 
 def test_elsewhere_nothing_is_taken_for_the_platform(platform):

@@ -350,6 +350,8 @@ def test_environment_with_paddle_is_used_as_it_is(clone, tmp_path):
     clone.asked()
     clone.run(**path, T2T_ENV=str(tmp_path / "another"))
     assert len(clone.asked()) == 2 and (tmp_path / "another/installed.txt").is_file()
+    clone.run(**path, PADDLE_PACKAGE="paddlepaddle==3.0.0")
+    assert " install paddlepaddle==3.0.0 | user=0" in clone.asked()[0]
 
 
 def test_environments_of_ai_studio(clone, tmp_path):
@@ -361,6 +363,10 @@ def test_environments_of_ai_studio(clone, tmp_path):
     assert done.stdout == f"python: {ours}/bin/python\n"
     assert f"note: {clone.conda}/a/bin/python has PaddlePaddle 2.4.0, below 2.6.2: not used\n" in done.stderr
     assert all("--no-cache-dir" in line for line in clone.asked())
+    if not os.getuid():  # root can put a folder of another user there
+        os.chown(ours, 65534, 65534)
+        done = clone.run(**home, status=1)
+        assert f"error: {ours} cannot be written or is another user's" in done.stderr and clone.asked() == []
     shutil.rmtree(ours)
     clone.python_with(clone.conda / "b/bin", "3.0.0")
     assert clone.run(**home).stdout == f"python: {clone.conda}/b/bin/python\n" and clone.asked() == []

@@ -49,18 +49,18 @@ class Place(NamedTuple):
     best: str  # the best model of each run; "" = stays in the run folder
 
 
-# As the platform's own templates of a script job and of a notebook name them, and its manual of `aistudio submit job`:
-# of a submitted job, only output/ is kept. The first folder that exists tells which it is; in a notebook, a folder
-# output/ is kept as well.
+# As the platform's own templates of a script job and of a notebook name them, and its manual of `aistudio submit job`,
+# of which only output/ is kept. A notebook may have that folder too, and keeps it, so a run that was begun in work/
+# decides.
 SCRIPT_JOB = Path("/root/paddlejob/workspace")
 NOTEBOOK = Path("/home/aistudio")
-SUBMITTED_JOB = NOTEBOOK / "output"
-PLACES = {
+_IN_NOTEBOOK = Place(f"{NOTEBOOK}/data", f"{NOTEBOOK}/data/imagenet", f"{NOTEBOOK}/work/runs", f"{NOTEBOOK}/work/best")
+PLACES = {  # the first folder that exists
     SCRIPT_JOB: Place(f"{SCRIPT_JOB}/train_data/datasets", f"{SCRIPT_JOB}/imagenet", f"{SCRIPT_JOB}/output/runs",
                       f"{SCRIPT_JOB}/output/best"),
-    SUBMITTED_JOB: Place(f"{NOTEBOOK}/data", f"{NOTEBOOK}/data/imagenet", f"{SUBMITTED_JOB}/runs",
-                         f"{SUBMITTED_JOB}/best"),
-    NOTEBOOK: Place(f"{NOTEBOOK}/data", f"{NOTEBOOK}/data/imagenet", f"{NOTEBOOK}/work/runs", f"{NOTEBOOK}/work/best"),
+    NOTEBOOK / "work/runs": _IN_NOTEBOOK,
+    NOTEBOOK / "output": _IN_NOTEBOOK._replace(runs=f"{NOTEBOOK}/output/runs", best=f"{NOTEBOOK}/output/best"),
+    NOTEBOOK: _IN_NOTEBOOK,
 }  # fmt: skip
 ELSEWHERE = Place("", str(resolve(default_config().DATA.PATH)), "", "")
 VARIABLES = {

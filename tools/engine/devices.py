@@ -19,7 +19,7 @@ def try_out():
     """
     capability = paddle.device.cuda.get_device_capability()
     # Without code for the card, 3.3.1 raises, and 2.6.2 may abort the process in C++ (PaddlePaddle/Paddle#70902).
-    archs = [int(re.match(r"\d+", str(arch))[0]) for arch in paddle.version.cuda_archs()]
+    archs = [int(number) for number in re.findall(r"\d+", str(paddle.version.cuda_archs()))]  # [70, 75, 80]
     if archs and not wheels.runs_on([divmod(arch, 10) for arch in archs], capability):
         name, version = paddle.device.cuda.get_device_name(), ".".join(map(str, capability))
         raise _unusable(f"has no code for {name} (compute capability {version})")
