@@ -35,7 +35,8 @@ BUILDS = (
     Build("cu126", (525, 60), ((6, 1), (7, 0), (7, 5), (8, 0), (8, 6), (9, 0))),
     Build("cu129", (525, 60), ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0))),
 )
-# PyPI has no newer GPU wheel than 2.6.2, which brings no CUDA.
+# PyPI has no newer GPU wheel than 2.6.2, of CUDA 11.8, which it does not bring. Read from the machine code in it.
+PYPI_ARCHS = ((6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
 LAST_RESORT = (
     'Last resort, from PyPI: PADDLE_PACKAGE="paddlepaddle-gpu==2.6.2", which needs CUDA 11.8 and cuDNN 8 installed on '
     "the system and a card of compute capability 6.1, 7.0, 7.5, 8.0 or 8.6"

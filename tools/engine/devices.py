@@ -19,8 +19,8 @@ def try_out():
     """
     capability = paddle.device.cuda.get_device_capability()
     # Without code for the card, 3.3.1 raises, and 2.6.2 may abort the process in C++ (PaddlePaddle/Paddle#70902).
-    archs = [int(number) for number in re.findall(r"\d+", str(paddle.version.cuda_archs()))]  # [70, 75, 80]
-    if archs and not wheels.runs_on([divmod(arch, 10) for arch in archs], capability):
+    archs = _archs()
+    if archs and not wheels.runs_on(archs, capability):
         name, version = paddle.device.cuda.get_device_name(), ".".join(map(str, capability))
         raise _unusable(f"has no code for {name} (compute capability {version})")
     try:
@@ -33,6 +33,13 @@ def try_out():
         raise _unusable(f"cannot compute on the GPU ({one_line(error)[:300]})") from error
     if computed != 300.0:  # 48 products of 4, and 9 of 12
         raise _unusable(f"computes wrong results on the GPU ({computed} instead of 300)")
+
+
+def _archs():
+    """Compute capabilities, (7, 5), that this PaddlePaddle has machine code for; [] if it does not say."""
+    if not hasattr(paddle.version, "cuda_archs"):  # 2.6.2
+        return wheels.PYPI_ARCHS if paddle.version.cuda() == "11.8" else []
+    return [divmod(int(number), 10) for number in re.findall(r"\d+", str(paddle.version.cuda_archs()))]
 
 
 def _unusable(reason):
