@@ -186,6 +186,9 @@ esac
 """
 
 
+SYSTEM = "bash dash zsh sh dirname cmp cat mkdir grep df awk tail cut rm id flock ls mktemp cp touch"
+
+
 class Clone:
     """A repository in a folder with a blank, on a machine whose python3.11 makes environments with a stand-in pip."""
 
@@ -199,9 +202,14 @@ class Clone:
         write_script(self.standins / "pip-python", PIP)
         write_script(self.standins / "python3.11", BASE)
         write_script(self.standins / "python", "exit 1\n")
+        system = folder / "system"  # what env.sh calls, without an nvidia-smi of this machine
+        system.mkdir()
+        for name in SYSTEM.split():
+            if path := shutil.which(name):
+                (system / name).symlink_to(path)
         self.stub(folder / "stubs", "3.3.1", "yacs yaml numpy PIL tqdm scipy")
         self.environment = {
-            "PATH": f"{self.standins}:/usr/bin:/bin",
+            "PATH": f"{self.standins}:{system}",
             "HOME": str(folder / "home"),
             "REAL": sys.executable,
             "STANDINS": str(self.standins),
@@ -380,7 +388,8 @@ def test_read_only_repository_has_its_environment_in_the_cache(clone):
     if os.getuid():
         pytest.skip("mounts the repository read-only, which only root may")
     mount = f"mount --bind '{clone.root}' '{clone.root}' && mount -o remount,ro,bind '{clone.root}'"
-    command = f"{mount} && cd '{clone.root}' && source scripts/env.sh && command -v python"
+    command = f"{mount} && cd '{clone.root}' && PATH=$STANDINS:$PATH && source scripts/env.sh && command -v python"
+    clone.environment["PATH"] = os.environ["PATH"]
     done = subprocess.run(
         ["unshare", "-m", "bash", "-c", command], env=clone.environment, capture_output=True, text=True, timeout=60
     )
