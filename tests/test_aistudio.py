@@ -214,7 +214,7 @@ def test_elsewhere_nothing_is_taken_for_the_platform(platform):
 
 
 @pytest.mark.usefixtures("folders")
-def test_job_without_cards_is_not_paid_for(platform, tmp_path, monkeypatch):
+def test_job_without_cards_is_not_paid_for(platform, tmp_path, monkeypatch, capsys):
     platform("home/aistudio/output")
     monkeypatch.setenv("JOB_RUNS", str(tmp_path / "runs"))
     for look in (wheels.Machine([], None), wheels.Machine([], None, "nvidia-smi failed")):
@@ -225,6 +225,8 @@ def test_job_without_cards_is_not_paid_for(platform, tmp_path, monkeypatch):
             decided(monkeypatch, "configs/lit_data.yaml")
     words, _ = decided(monkeypatch, "configs/lit_data.yaml", "--device", "cpu")
     assert words[:3] == ["configs/lit_data.yaml", "--device", "cpu"] and "gpu" not in words
+    kept = f"AI Studio: runs in {tmp_path}/runs, best models in {tmp_path}/home/aistudio/output/best\n"
+    assert capsys.readouterr().out.startswith(kept)
 
 
 def test_two_machines_need_nnodes(folders, monkeypatch):

@@ -140,12 +140,17 @@ def test_card_is_tried_before_it_is_used(monkeypatch):
         devices.try_out()
     monkeypatch.setattr(paddle.version, "cuda", lambda: "12.0")
 
+    error = RuntimeError("Cannot load cudnn\nshared library")
+
     def broken(*_):
-        raise RuntimeError("Cannot load cudnn\nshared library")
+        raise error
 
     monkeypatch.setattr(paddle.nn.functional, "conv2d", broken)
     message = f"cannot compute on the GPU .RuntimeError: Cannot load cudnn shared library.; .*{install}"
     with pytest.raises(UserError, match=message):
+        devices.try_out()
+    error = MemoryError("ResourceExhaustedError: Out of memory error on GPU 0.")
+    with pytest.raises(UserError, match=r"^cpu is in use by other processes .nvidia-smi lists them.: .*Out of memory"):
         devices.try_out()
     monkeypatch.setattr(paddle.nn.functional, "conv2d", lambda *_: paddle.zeros([1]))
     with pytest.raises(UserError, match="computes wrong results on the GPU .192.0 instead of 300."):

@@ -78,6 +78,8 @@ def main(args):
     started = number("JOB_STARTED", time.time())
     require_nnodes()
     place = here()
+    if on_aistudio():
+        print(f"AI Studio: runs in {args.output or place.runs}, best models in {place.best}", flush=True)
     own = [] if args.output or not place.runs else ["--output", place.runs]
     args.output = args.output or place.runs
     cfg = load_config(args.config, overrides(args))

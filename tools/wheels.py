@@ -5,6 +5,7 @@ Prints nothing where the CPU build is the one to install. Standard library only,
 
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -129,7 +130,7 @@ def advice(machine=None):
     build, note = choose(machine or look())
     if build is None:
         return note or "nvidia-smi lists no card"
-    python = sys.executable
+    python = shlex.quote(sys.executable)
     remove = f"{python} -m pip uninstall -y paddlepaddle paddlepaddle-gpu"
     return f"install with: {remove} && {python} -m pip install {words(build)}"
 

@@ -15,7 +15,7 @@ log = logging.getLogger("t2t")
 def try_out():
     """Compute one matrix product and one convolution on the current card, which load cuBLAS and cuDNN.
 
-    Raises UserError naming the wheel that this machine needs.
+    Raises UserError: the card is taken by others, or which wheel this machine needs.
     """
     capability = paddle.device.cuda.get_device_capability()
     # Without code for the card, 3.3.1 raises, and 2.6.2 may abort the process in C++ (PaddlePaddle/Paddle#70902).
@@ -25,11 +25,12 @@ def try_out():
         raise _unusable(f"has no code for {name} (compute capability {version})")
     try:
         images = paddle.ones([1, 3, 4, 4])
-        product = (
-            paddle.matmul(images, images).sum() + paddle.nn.functional.conv2d(images, paddle.ones([1, 3, 2, 2])).sum()
-        )
-        computed = float(product)  # waits for the card
-    except Exception as error:  # of any type: RuntimeError, OSError, and those of Paddle's own
+        filtered = paddle.nn.functional.conv2d(images, paddle.ones([1, 3, 2, 2]))
+        computed = float(paddle.matmul(images, images).sum() + filtered.sum())  # waits for the card
+    except Exception as error:  # of any type: RuntimeError, OSError, MemoryError
+        if re.search("out of memory|busy or unavailable", str(error), flags=re.IGNORECASE):
+            taken = f"{paddle.device.get_device()} is in use by other processes (nvidia-smi lists them)"
+            raise UserError(f"{taken}: {one_line(error)[:300]}") from error
         raise _unusable(f"cannot compute on the GPU ({one_line(error)[:300]})") from error
     if computed != 300.0:  # 48 products of 4, and 9 of 12
         raise _unusable(f"computes wrong results on the GPU ({computed} instead of 300)")
