@@ -1,9 +1,18 @@
-"""The page of tools/demo.py as AI Studio starts it: a file that ends in .gradio.py, without options."""
+"""The page of tools/demo.py as AI Studio starts it: a file that ends in .gradio.py, without options.
+
+AI Studio deploys the folder that this file is in, and nothing else: beside it lie tools/, configs/ and model/, a run
+folder with best.pdparams (README, "A page"). In the repository, tools/ is one folder up.
+"""
 
 import runpy
 import sys
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
+HERE = Path(__file__).resolve().parent
+MODEL = HERE / "model/best.pdparams"
+TOOLS = HERE / "tools" if (HERE / "tools/demo.py").is_file() else HERE.parent / "tools"
+
 sys.path.insert(0, str(TOOLS))
+if MODEL.is_file():
+    sys.argv[1:] = ["--pretrained", str(MODEL)]
 runpy.run_path(str(TOOLS / "demo.py"), run_name="__main__")

@@ -1,22 +1,120 @@
+# shellcheck shell=bash
 # Finds or makes a Python environment with PaddlePaddle and puts it first on PATH.
-# Source it: `source scripts/env.sh`; the other scripts do.
+# Source it from bash or zsh: `source scripts/env.sh`; the other scripts do. `bash scripts/env.sh --dry-run` only says what
+# it would do.
 #
-# An environment in which paddle is installed is used as it is (AI Studio). Otherwise .venv is made in the repository
-# from requirements.txt, with paddlepaddle-gpu where nvidia-smi finds a GPU. PADDLE_PACKAGE names another build, for
-# example PADDLE_PACKAGE="paddlepaddle-gpu==3.3.1 -i https://www.paddlepaddle.org.cn/packages/stable/cu126/".
+# An environment that has PaddlePaddle 2.6.2 or newer is used as it is: that of `python`, else one of /opt/conda/envs (AI
+# Studio). Otherwise .venv is made in the repository from requirements.txt, with the wheel that tools/wheels.py names for the
+# NVIDIA cards of this machine.
+#
+# Both of these make an environment of our own, whatever else is installed:
+# T2T_ENV=FOLDER        where it is
+# PADDLE_PACKAGE=WORDS  its PaddlePaddle: "paddlepaddle-gpu==3.3.1 -i https://www.paddlepaddle.org.cn/packages/stable/cu126/"
+
+if [ -n "${ZSH_VERSION:-}" ]; then # bash makes the environment, zsh enters it
+  eval 'T2T_PATH=$(bash "${(%):-%x}" --path)' && export PATH="$T2T_PATH"
+  return
+elif [ -z "${BASH_VERSION:-}" ]; then
+  echo "error: this shell is neither bash nor zsh: run scripts with bash, for example bash scripts/train.sh" >&2
+  return 1 2>/dev/null || exit 1
+fi
 
 T2T_ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+_t2t_dry="" # 1: say what would be done
+# Folders of AI Studio, which tests replace.
+: "${T2T_AISTUDIO:=/home/aistudio}" "${T2T_CONDA:=/opt/conda/envs}"
 
-_t2t_has() { # _t2t_has PYTHON MODULE...: can it import them?
-  "$1" - "${@:2}" >/dev/null 2>&1 <<'PY'
-import importlib.util, sys
-sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))
+# --- Environments that are there ---
+
+_t2t_look() { # _t2t_look PYTHON: prints "complete", "missing NAME ...", "old ..." or nothing, without importing paddle
+  "$1" - <<'PY' 2>/dev/null
+import os, re, sys
+from importlib.util import find_spec
+sys.path[:] = [path for path in sys.path if path]  # not the current folder
+paddle = find_spec("paddle")
+if paddle is None or not paddle.origin:
+    sys.exit()
+text = open(os.path.join(os.path.dirname(paddle.origin), "version", "__init__.py")).read()
+version = re.search(r"full_version *= *'(.*?)'", text).group(1)
+numbers = [int(number) for number in re.findall(r"\d+", version)[:3]]
+missing = [name for name in ("yacs", "yaml", "numpy", "PIL", "tqdm", "scipy") if find_spec(name) is None]
+if sys.version_info < (3, 9):
+    print("old Python %d.%d, below 3.9" % sys.version_info[:2])
+elif [0, 0, 0] < numbers < [2, 6, 2]:  # 0.0.0 is a nightly build
+    print("old PaddlePaddle %s, below 2.6.2" % version)
+else:
+    print("missing " + " ".join(missing) if missing else "complete")
 PY
 }
 
-_t2t_activate() { # _t2t_activate: enter .venv
-  export VIRTUAL_ENV="$T2T_ROOT/.venv"
-  case "$PATH:" in "$VIRTUAL_ENV/bin:"*) ;; *) export PATH="$VIRTUAL_ENV/bin:$PATH" ;; esac
+_t2t_add() { # _t2t_add PYTHON NAME...: install what an environment with PaddlePaddle lacks
+  local python=$1 user=${PIP_USER:-} log
+  log=$(mktemp) || return
+  echo "adding ${*:2} to $python ..." >&2
+  # Paddle and the NumPy that it works with stay as they are.
+  "$python" -c 'import importlib.metadata as m; print("numpy==" + m.version("numpy"))' >"$log.numpy" 2>/dev/null
+  (
+    # pip's `user = true` (AI Studio) is refused in a virtual environment.
+    "$python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' && user=0
+    grep -v '^paddlepaddle\|^numpy' "$T2T_ROOT/requirements.txt" |
+      PIP_USER=$user "$python" -m pip --disable-pip-version-check install --quiet -r /dev/stdin -c "$log.numpy"
+  ) 2>"$log" >&2 && rm -f "$log" "$log.numpy" && return
+  echo "error: ${*:2} cannot be added to $python: $(_t2t_why "$log"). Install there what requirements.txt names," \
+    "or set T2T_ENV=FOLDER for an environment of its own" >&2
+  rm -f "$log" "$log.numpy"
+  return 1
+}
+
+_t2t_found() { # _t2t_found PYTHON: use it if it has PaddlePaddle; otherwise status 1, and a reason in T2T_TOO_OLD
+  local found missing
+  found=$(_t2t_look "$1")
+  case $found in
+    complete) [[ -z $_t2t_dry ]] || echo "python: $(command -v "$1"), as it is" ;;
+    missing*)
+      read -r -a missing <<<"${found#missing }"
+      if [[ -n $_t2t_dry ]]; then
+        echo "python: $(command -v "$1"), with ${missing[*]} added"
+      else
+        _t2t_add "$1" "${missing[@]}" || return 2
+      fi
+      ;;
+    *)
+      [[ -z $found ]] || T2T_TOO_OLD+="note: $1 has ${found#old }: not used"$'\n'
+      return 1
+      ;;
+  esac
+}
+
+_t2t_enter() { # _t2t_enter FOLDER: put its bin/ first on PATH
+  case "$PATH:" in "$1/bin:"*) ;; *) export PATH="$1/bin:$PATH" ;; esac
+}
+
+# --- An environment of our own ---
+
+_t2t_folder() { # prints where it is or will be
+  local cache=${XDG_CACHE_HOME:-${HOME:-/nowhere}/.cache}/t2t_vit
+  if [[ -n ${T2T_ENV:-} ]]; then
+    case $T2T_ENV in /*) echo "$T2T_ENV" ;; *) echo "$PWD/$T2T_ENV" ;; esac
+  elif [[ $T2T_ROOT/ == "$T2T_AISTUDIO"/* ]]; then
+    # The whole home is kept when a session ends, and many or large files hinder that.
+    echo "${TMPDIR:-/tmp}/t2t_vit-$(id -u)"
+  elif [[ -d $T2T_ROOT/.venv || -w $T2T_ROOT ]]; then
+    echo "$T2T_ROOT/.venv"
+  elif mkdir -p "$cache" 2>/dev/null && [[ -w $cache ]]; then # a repository that cannot be written
+    echo "$cache/venv"
+  else
+    echo "${TMPDIR:-/tmp}/t2t_vit-$(id -u)"
+  fi
+}
+
+_t2t_safe() { # _t2t_safe FOLDER: not one that another user may have put into /tmp
+  [[ $1 != "${TMPDIR:-/tmp}"/* || ! -e $1 || -O $1 ]]
+}
+
+_t2t_ready() { # _t2t_ready FOLDER: is it complete, up to date, and of the PaddlePaddle that PADDLE_PACKAGE names?
+  _t2t_safe "$1" && cmp -s "$T2T_ROOT/requirements.txt" "$1/installed.txt" || return
+  [[ -z ${PADDLE_PACKAGE:-} || $PADDLE_PACKAGE == "$(cat "$1/package.txt" 2>/dev/null)" ]] || return
+  "$1/bin/python" -c '' 2>/dev/null # its own Python may have been removed
 }
 
 _t2t_base_python() { # prints a Python that Paddle has wheels for
@@ -31,42 +129,110 @@ _t2t_base_python() { # prints a Python that Paddle has wheels for
   return 1
 }
 
-_t2t_install() { # fills .venv; may be cut and run again
-  local base
-  base=$(_t2t_base_python) || return
-  echo "making $T2T_ROOT/.venv with PaddlePaddle (a download of about 250 MB, once) ..." >&2
-  "$base" -m venv "$T2T_ROOT/.venv" || return
-  local pip=("$T2T_ROOT/.venv/bin/python" -m pip --disable-pip-version-check install --quiet)
-  local plain="$T2T_ROOT/.venv/requirements.txt"
-  if [[ -n ${PADDLE_PACKAGE:-} ]]; then
-    # Unquoted: the variable may hold pip options.
-    # shellcheck disable=SC2086
-    "${pip[@]}" $PADDLE_PACKAGE || return
-    grep -v '^paddlepaddle' "$T2T_ROOT/requirements.txt" >"$plain"
-  elif command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-    # The newest GPU build on PyPI, 2.6.2 (CUDA 11.8), was compiled against NumPy 1.
-    sed -e 's/^paddlepaddle.*/paddlepaddle-gpu>=2.6.2,<3.4/' -e 's/^numpy.*/numpy>=1.23,<2/' \
-      "$T2T_ROOT/requirements.txt" >"$plain"
+_t2t_room() { # _t2t_room FOLDER MB: is there so much space?
+  local free
+  free=$(df -Pk "$1" 2>/dev/null | awk 'NR == 2 { print int($4 / 1024) }')
+  [[ -z $free || $free -ge $2 ]] || { _t2t_no "$1 has $free MB free of the $2 MB that the environment needs"; return 1; }
+}
+
+_t2t_why() { # _t2t_why LOG: why pip failed, in a few words
+  if grep -qi 'no space left' "$1"; then
+    echo "the disk is full"
+  elif grep -qi 'NewConnectionError\|NameResolutionError\|ConnectTimeout\|ReadTimeout\|ProxyError\|SSLError' "$1"; then
+    echo "the package index is not reached (PIP_INDEX_URL names a mirror, https_proxy a proxy)"
   else
-    cp "$T2T_ROOT/requirements.txt" "$plain"
+    grep '^ *ERROR\|^error' "$1" | tail -n 1 | cut -c 1-300 | grep . || tail -n 1 "$1"
   fi
-  "${pip[@]}" -r "$plain" || return
-  cp "$T2T_ROOT/requirements.txt" "$T2T_ROOT/.venv/installed.txt"
+}
+
+_t2t_pip() { # _t2t_pip FOLDER WORD...: pip install into that environment
+  # Settings of this machine that would install elsewhere, or refuse.
+  local -x PIP_USER=0 PIP_TARGET='' PIP_PREFIX='' PIP_ROOT='' PIP_REQUIRE_VIRTUALENV=0
+  local options=(--disable-pip-version-check)
+  [[ ! -d $T2T_AISTUDIO ]] || options+=(--no-cache-dir)
+  [[ -t 2 ]] || options+=(--quiet)
+  "$1/bin/python" -m pip "${options[@]}" install "${@:2}" >&2 2>>"$1/install.log"
+}
+
+_t2t_fill() { # _t2t_fill FOLDER PYTHON WORDS: make the environment with PaddlePaddle by pip's WORDS; may be cut and run again
+  local env=$1 clear=() others=("$1/requirements.txt")
+  # Another build of PaddlePaddle does not go beside the first.
+  [[ ! -f $env/package.txt || $3 == "$(cat "$env/package.txt")" ]] || clear=(--clear)
+  "$2" -m venv ${clear[@]+"${clear[@]}"} "$env" >&2 || return
+  : >"$env/install.log"
+  printf '%s\n' "$3" >"$env/package.txt"
+  # Unquoted: the words may hold pip options.
+  # shellcheck disable=SC2086
+  _t2t_pip "$env" $3 || return
+  grep -v '^paddlepaddle' "$T2T_ROOT/requirements.txt" >"$env/requirements.txt"
+  # PaddlePaddle 2 was compiled against NumPy 1.
+  ! ls -d "$env"/lib/python*/site-packages/paddlepaddle*-2.* >/dev/null 2>&1 || others+=("numpy<2")
+  _t2t_pip "$env" -r "${others[@]}" || return
+  if [[ $(_t2t_look "$env/bin/python") != complete ]]; then
+    echo "error: pip installed elsewhere, as \`pip config list\` tells (target, prefix)" >>"$env/install.log"
+    return 1
+  fi
+  cp "$T2T_ROOT/requirements.txt" "$env/installed.txt"
+}
+
+_t2t_make() { # _t2t_make FOLDER PYTHON WORDS MB SIZE: what _t2t_install does when it is alone
+  local hint=""
+  ! _t2t_ready "$1" || return 0
+  _t2t_room "$1" "$4" || return
+  echo "making $1 with $3 (a download of about $5, once) ..." >&2
+  _t2t_fill "$1" "$2" "$3" && return
+  [[ $3 != *paddlepaddle.org.cn* ]] || hint=" $("$2" "$T2T_ROOT/tools/wheels.py" --last-resort)"
+  echo "error: $1 is not complete: $(_t2t_why "$1/install.log"). The same command tries again; all that pip said is in" \
+    "$1/install.log.$hint" >&2
+  return 1
+}
+
+_t2t_install() { # _t2t_install FOLDER
+  local env=$1 base words room=1500 size="250 MB"
+  base=$(_t2t_base_python) || return
+  words=${PADDLE_PACKAGE:-$("$base" "$T2T_ROOT/tools/wheels.py")} || return
+  [[ $words != *gpu* ]] || room=10000 size="4 GB"
+  : "${words:=$(grep '^paddlepaddle' "$T2T_ROOT/requirements.txt")}"
+  if [[ -n $_t2t_dry ]]; then
+    printf 'environment: %s\npython: %s\npip install %s\n' "$env" "$base" "$words"
+    return
+  fi
+  mkdir -p "$env" 2>/dev/null || true
+  _t2t_safe "$env" && [[ -w $env ]] || { _t2t_no "$env cannot be written or is another user's"; return 1; }
+  [[ -f $env/pyvenv.cfg || -f $env/.lock || -z $(ls -A "$env") ]] || { _t2t_no "$env has other files in it"; return 1; }
+  ( # not twice at a time, as on several machines with one home
+    ! command -v flock >/dev/null || flock 9 || true
+    _t2t_make "$env" "$base" "$words" "$room" "$size"
+  ) 9>"$env/.lock"
+}
+
+_t2t_no() { # _t2t_no REASON: the folder of the environment is of no use
+  echo "error: $1; set T2T_ENV=FOLDER for another place of the environment" >&2
 }
 
 _t2t_env() {
-  if [[ $(command -v python) != "$T2T_ROOT/.venv/bin/python" ]] && _t2t_has python paddle; then
-    _t2t_has python yacs yaml numpy PIL tqdm scipy && return
-    echo "adding what is missing beside the installed PaddlePaddle ..." >&2
-    # Paddle and the NumPy that it works with stay as they are.
-    grep -v '^paddlepaddle\|^numpy' "$T2T_ROOT/requirements.txt" |
-      python -m pip --disable-pip-version-check install --quiet -r /dev/stdin
+  local env python status T2T_TOO_OLD="" own=${T2T_ENV:-}${PADDLE_PACKAGE:-}
+  env=$(_t2t_folder)
+  if [[ -z $own && $(command -v python) != "$env/bin/python" ]]; then
+    _t2t_found python && return
+    [[ $? == 1 ]] || return 1
+  fi
+  if _t2t_ready "$env"; then
+    _t2t_enter "$env"
     return
   fi
-  if ! cmp -s "$T2T_ROOT/requirements.txt" "$T2T_ROOT/.venv/installed.txt"; then
-    _t2t_install || { echo "error: the environment could not be made; see the lines above" >&2; return 1; }
+  if [[ -z $own ]]; then
+    for python in "$T2T_CONDA"/*/bin/python; do
+      [[ -x $python ]] || continue
+      status=0
+      _t2t_found "$python" || status=$?
+      [[ $status != 2 ]] || return 1
+      [[ $status != 0 ]] || { _t2t_enter "${python%/bin/python}"; return; }
+    done
   fi
-  _t2t_activate
+  printf %s "$T2T_TOO_OLD" >&2
+  _t2t_install "$env" || return
+  [[ -n $_t2t_dry ]] || _t2t_enter "$env"
 }
 
 # t2t_tool NAME [CONFIG.yaml] [OPTION...]: run tools/NAME.py, on the cards that GPUS names ("0,1,2,3") if it is set, and
@@ -97,4 +263,17 @@ t2t_tool() {
   exec python ${launcher[@]+"${launcher[@]}"} "$tool" ${config[@]+"${config[@]}"} "$@"
 }
 
-_t2t_env
+if [[ ${BASH_SOURCE[0]} != "$0" ]]; then
+  _t2t_env
+else
+  case ${1:-} in
+    --dry-run) _t2t_dry=1 ;;
+    --path | "") ;;
+    *) echo "usage: bash scripts/env.sh [--dry-run]" >&2; exit 2 ;;
+  esac
+  _t2t_env || exit
+  case ${1:-} in
+    --path) printf '%s\n' "$PATH" ;;
+    "") echo "python: $(command -v python); enter its environment with: source scripts/env.sh" ;;
+  esac
+fi

@@ -84,6 +84,13 @@ def error_line(name, *words, **options):
     return lines[0]
 
 
+def command_of_readme(start, folder):
+    """Run the command of the README that begins so, in `folder`."""
+    (line,) = re.findall(rf"^{re.escape(start)}.*$", (ROOT / "README.md").read_text("utf-8"), flags=re.MULTILINE)
+    done = subprocess.run(line.replace("/path/to", str(folder)), shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 class Page:
     """A running tools/demo.py, or a script that starts it, ready at `url`."""
 

@@ -11,11 +11,12 @@ import sys
 import time
 
 import pytest
-from conftest import ENVIRONMENT, ROOT
+from conftest import ENVIRONMENT, ROOT, command_of_readme
 from PIL import Image
 from test_unpack import CATS, DIGITS, DOGS, make_tar, tar_bytes
 
 import aistudio_job
+import wheels
 from config import load_config, to_seconds
 from errors import UserError
 
@@ -46,6 +47,7 @@ def folders(tmp_path, monkeypatch):
         monkeypatch.setenv(f"JOB_{name.upper()}", str(tmp_path / name))
     for name in ("GPUS", "CUDA_VISIBLE_DEVICES", "JOB_ARCHIVES", "JOB_VAL_LIST", "JOB_STARTED", "NNODES"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(aistudio_job.wheels, "look", lambda: wheels.Machine([], None))
     return tmp_path
 
 
@@ -170,20 +172,78 @@ def test_other_data_needs_no_archives(folders, monkeypatch):
 # --- What is found and decided ---
 
 
-def test_places_of_the_platform(tmp_path, monkeypatch):
+@pytest.fixture
+def platform(tmp_path, monkeypatch):
+    """Function that makes folders of the platform, in tmp_path instead of /, and says what place that is."""
     for name in ("JOB_MOUNTS", "JOB_DATA", "JOB_RUNS", "JOB_BEST"):
         monkeypatch.delenv(name, raising=False)
-    job_folder, notebook = aistudio_job.PLACES
-    assert aistudio_job.PLACES[job_folder].mounts == "/root/paddlejob/workspace/train_data/datasets"
-    assert aistudio_job.PLACES[job_folder].best.startswith("/root/paddlejob/workspace/output/")
-    assert aistudio_job.PLACES[notebook].mounts == "/home/aistudio/data"
-    assert aistudio_job.PLACES[notebook].best.startswith("/home/aistudio/work/")
-    places = {tmp_path / "absent": aistudio_job.PLACES[job_folder], tmp_path: aistudio_job.PLACES[notebook]}
+    places = {
+        tmp_path / str(folder)[1:]: aistudio_job.Place(*(f"{tmp_path}{path}" for path in place))
+        for folder, place in aistudio_job.PLACES.items()
+    }
     monkeypatch.setattr(aistudio_job, "PLACES", places)
-    assert aistudio_job.here() == places[tmp_path]
+
+    def make(*folders):
+        for folder in folders:
+            (tmp_path / folder).mkdir(parents=True)
+        return [path.removeprefix(str(tmp_path)) for path in aistudio_job.here()]
+
+    return make
+
+
+def test_script_job_is_recognised(platform):
+    job = "/root/paddlejob/workspace"
+    found = platform("root/paddlejob/workspace", "home/aistudio/work")
+    assert found == [f"{job}/train_data/datasets", f"{job}/imagenet", f"{job}/output/runs", f"{job}/output/best"]
+
+
+def test_notebook_and_submitted_job_keep_different_folders(platform, tmp_path, monkeypatch):
+    home = "/home/aistudio"
+    data = [f"{home}/data", f"{home}/data/imagenet"]
+    assert platform("home/aistudio/work") == [*data, f"{home}/work/runs", f"{home}/work/best"]
+    assert platform("home/aistudio/output") == [*data, f"{home}/output/runs", f"{home}/output/best"]
     monkeypatch.setenv("JOB_BEST", "kept")
     monkeypatch.chdir(tmp_path)
-    assert aistudio_job.here() == places[tmp_path]._replace(best=str(tmp_path / "kept"))
+    assert platform()[-1] == "/kept"
+    monkeypatch.delenv("JOB_BEST")
+    assert platform("home/aistudio/work/runs")[2:] == [f"{home}/work/runs", f"{home}/work/best"]
+
+
+def test_elsewhere_nothing_is_taken_for_the_platform(platform):
+    assert platform() == list(aistudio_job.ELSEWHERE)
+
+
+@pytest.mark.usefixtures("folders")
+def test_job_without_cards_is_not_paid_for(platform, tmp_path, monkeypatch, capsys):
+    platform("home/aistudio/output")
+    monkeypatch.setenv("JOB_RUNS", str(tmp_path / "runs"))
+    for look in (wheels.Machine([], None), wheels.Machine([], None, "nvidia-smi failed")):
+        monkeypatch.setattr(wheels, "look", lambda look=look: look)
+        with pytest.raises(
+            UserError, match="no GPU here .nvidia-smi .*: choose an environment with GPUs, or give --dev"
+        ):
+            decided(monkeypatch, "configs/lit_data.yaml")
+    words, _ = decided(monkeypatch, "configs/lit_data.yaml", "--device", "cpu")
+    assert words[:3] == ["configs/lit_data.yaml", "--device", "cpu"] and "gpu" not in words
+    kept = f"AI Studio: runs in {tmp_path}/runs, best models in {tmp_path}/home/aistudio/output/best\n"
+    assert capsys.readouterr().out.startswith(kept)
+
+
+def test_two_machines_need_nnodes(folders, monkeypatch):
+    words = ["--data-path", folders, *STEP]
+    monkeypatch.setenv("PADDLE_TRAINERS", "10.0.0.1,10.0.0.2")
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
+    line = "this job has 2 machines: .* NNODES=2 MASTER=10.0.0.1:8090 NODE_RANK=1 before it; NNODES=1 trains on each"
+    with pytest.raises(UserError, match=line):
+        decided(monkeypatch, *words)
+    for count in "21":
+        monkeypatch.setenv("NNODES", count)
+        decided(monkeypatch, *words)
+    monkeypatch.delenv("NNODES")
+    monkeypatch.setenv("PADDLE_TRAINERS", "10.0.0.1")
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "1")
+    decided(monkeypatch, *words)
 
 
 LIGHT = ["Light_ILSVRC2012_part_0.tar", "Light_ILSVRC2012_part_1.tar"]
@@ -242,16 +302,13 @@ def test_recipes_of_the_configs_are_what_their_headers_say():
     ],
 )
 def test_step_is_the_recipes_on_any_number_of_cards(folders, monkeypatch, cards, words, batch, passes):
-    tool = folders / "bin/nvidia-smi"
-    tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\n" + "".join(f"echo 'GPU {i}: V100 (UUID: GPU-{i})'\n" for i in range(cards)))
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tool.parent}:{ENVIRONMENT['PATH']}")
+    monkeypatch.setattr(wheels, "look", lambda: wheels.Machine([wheels.Card("V100", (7, 0))] * cards, (470, 82)))
     given, environment = decided(monkeypatch, *words)
     args = aistudio_job.parser().parse_intermixed_args(["--config", *given])
     pairs = dict(zip(args.opts[::2], args.opts[1::2]))
     assert (pairs["TRAIN.BATCH_SIZE"], pairs["TRAIN.ACCUM_STEPS"]) == (str(batch), str(passes))
     assert environment.get("GPUS") == (",".join(map(str, range(cards))) if cards > 1 else None)
+    assert args.device == ("gpu" if cards else None)  # not the CPU where PaddlePaddle does not find them
     assert args.config == "configs/t2t_vit_7.yaml" and args.data_path == str(folders / "data")
 
 
@@ -332,6 +389,17 @@ def test_unpacking_is_given_the_validation_classes_and_no_cards(folders, monkeyp
 def test_help_names_every_variable(folders):
     lines = " ".join(job(folders, "--help"))
     assert all(name in lines for name in ("GPUS", *aistudio_job.VARIABLES))
+
+
+# --- What is uploaded ---
+
+
+def test_code_of_a_job_is_small(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    command_of_readme("mkdir -p /path/to/code ", tmp_path)
+    files = [path for path in (tmp_path / "code").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 50e6 and (tmp_path / "code/scripts/aistudio.sh").is_file()
 
 
 # --- The notebook ---

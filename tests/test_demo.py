@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, Page, error_line, tool
+from conftest import ROOT, Page, command_of_readme, error_line, tool
 from PIL import Image
 
 import demo
@@ -307,22 +307,31 @@ def test_listens_on_loopback_alone(page):
         assert answer.headers["content-security-policy"].startswith("default-src 'self' ")
 
 
-def test_gradio_file_listens_where_the_environment_says():
+def test_gradio_file_listens_where_the_environment_says(tmp_path):
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
     told = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "GRADIO_ROOT_PATH": "/below"}
-    with Page(script="scripts/demo.gradio.py", **told) as page:
+    command_of_readme("mkdir -p /path/to/page ", tmp_path)  # a folder that holds all it needs
+    with Page(script=tmp_path / "page/demo.gradio.py", **told) as page:
         assert page.lines[-2] == "the page has no password: whoever reaches this machine reaches it\n"
         assert page.port == port and listening(port) == ["00000000"]
         with urllib.request.urlopen(page.url) as answer:
-            assert f'"root":"{page.url}/below"' in answer.read().decode()
+            html = answer.read().decode()
+            assert f'"root":"{page.url}/below"' in html and "cifar10_augment" in html
         visitors = []  # who keep a connection open as the page in a browser does
         for path in ("/gradio_api/heartbeat/x", "/heartbeat/x"):  # of Gradio 5 and 6, of 4
             with contextlib.suppress(urllib.error.HTTPError):
                 visitors.append(urllib.request.urlopen(page.url + path))
         assert visitors
         page.stop(signal.SIGTERM)
+
+
+def test_gradio_file_in_the_repository():
+    command = [sys.executable, "scripts/demo.gradio.py"]
+    environment = {**os.environ, "GRADIO_SERVER_PORT": "a"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "error: GRADIO_SERVER_PORT is 'a' but must be a number\n"
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import wheels
 from cli import absolute, check_pairs, exit_with, overrides
 from config import ROOT, default_config, find_config, load_config, resolve, to_seconds
 from errors import UserError
@@ -48,13 +49,18 @@ class Place(NamedTuple):
     best: str  # the best model of each run; "" = stays in the run folder
 
 
-# As the platform's own templates of a script job and of a notebook name them.
+# As the platform's own templates of a script job and of a notebook name them, and its manual of `aistudio submit job`,
+# of which only output/ is kept. A notebook may have that folder too, and keeps it, so a run that was begun in work/
+# decides.
 SCRIPT_JOB = Path("/root/paddlejob/workspace")
 NOTEBOOK = Path("/home/aistudio")
-PLACES = {
+_IN_NOTEBOOK = Place(f"{NOTEBOOK}/data", f"{NOTEBOOK}/data/imagenet", f"{NOTEBOOK}/work/runs", f"{NOTEBOOK}/work/best")
+PLACES = {  # the first folder that exists
     SCRIPT_JOB: Place(f"{SCRIPT_JOB}/train_data/datasets", f"{SCRIPT_JOB}/imagenet", f"{SCRIPT_JOB}/output/runs",
                       f"{SCRIPT_JOB}/output/best"),
-    NOTEBOOK: Place(f"{NOTEBOOK}/data", f"{NOTEBOOK}/data/imagenet", f"{NOTEBOOK}/work/runs", f"{NOTEBOOK}/work/best"),
+    NOTEBOOK / "work/runs": _IN_NOTEBOOK,
+    NOTEBOOK / "output": _IN_NOTEBOOK._replace(runs=f"{NOTEBOOK}/output/runs", best=f"{NOTEBOOK}/output/best"),
+    NOTEBOOK: _IN_NOTEBOOK,
 }  # fmt: skip
 ELSEWHERE = Place("", str(resolve(default_config().DATA.PATH)), "", "")
 VARIABLES = {
@@ -70,12 +76,17 @@ VARIABLES = {
 
 def main(args):
     started = number("JOB_STARTED", time.time())
+    require_nnodes()
     place = here()
+    if on_aistudio():
+        print(f"AI Studio: runs in {args.output or place.runs}, best models in {place.best}", flush=True)
     own = [] if args.output or not place.runs else ["--output", place.runs]
     args.output = args.output or place.runs
     cfg = load_config(args.config, overrides(args))
     archives = find_archives(place) if cfg.DATA.PATH == default_config().DATA.PATH else []
     gpus = pick_cards(cfg)
+    # Named, so that the run ends where PaddlePaddle cannot use the cards.
+    own += ["--device", "gpu"] if gpus and not cfg.DEVICE else []
     own += divide_step(args, cfg, gpus)
     kept = Path(place.best, cfg.NAME) if place.best else None
     if kept:
@@ -99,10 +110,15 @@ def main(args):
             keep_best(cfg, kept)
 
 
+def on_aistudio():
+    """The folder of PLACES that this machine has, or None."""
+    # Path.is_dir would raise where /root may not be read.
+    return next((folder for folder in PLACES if os.path.isdir(folder)), None)
+
+
 def here():
     """The Place of this machine, with the folders that the environment names."""
-    # Path.is_dir would raise where /root may not be read.
-    place = next((place for folder, place in PLACES.items() if os.path.isdir(folder)), ELSEWHERE)
+    place = PLACES.get(on_aistudio(), ELSEWHERE)
     named = {name: os.environ.get(f"JOB_{name.upper()}") for name in Place._fields}
     return place._replace(**{name: ":".join(map(absolute, value.split(":"))) for name, value in named.items() if value})
 
@@ -124,6 +140,19 @@ def machines():
     if count < 1 or count % 1:
         raise UserError(f"NNODES is {os.environ['NNODES']!r} but must be a whole number, 1 or more")
     return int(count)
+
+
+def require_nnodes():
+    """Raise UserError where the platform gave this job several machines and NNODES says nothing of them."""
+    # As paddle/distributed/cloud_utils.py reads them (2.6.2 and 3.3.1).
+    hosts = [host for host in os.environ.get("PADDLE_TRAINERS", "").split(",") if host]
+    count = max(len(hosts), int(number("PADDLE_TRAINERS_NUM", 1)))
+    if count > 1 and not os.environ.get("NNODES"):
+        master, node = hosts[0] if hosts else "HOST", os.environ.get("PADDLE_TRAINER_ID", "$PADDLE_TRAINER_ID")
+        raise UserError(
+            f"this job has {count} machines: to train on all of them, give each the command with NNODES={count} "
+            f"MASTER={master}:8090 NODE_RANK={node} before it; NNODES=1 trains on each alone"
+        )
 
 
 def this_command(args):
@@ -200,10 +229,13 @@ def pick_cards(cfg):
     named = os.environ.get("GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return "" if named == "-1" else named
-    if cfg.DEVICE or not shutil.which("nvidia-smi"):
+    if cfg.DEVICE:
         return ""
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    return ",".join(str(number) for number in range(len(re.findall("^GPU ", listed, flags=re.MULTILINE))))
+    machine = wheels.look()
+    if not machine.cards and on_aistudio():
+        reason = machine.trouble or "nvidia-smi is missing or lists none"
+        raise UserError(f"no GPU here ({reason}): choose an environment with GPUs, or give --device cpu")
+    return ",".join(str(number) for number in range(len(machine.cards)))
 
 
 def recipe_images(path):
@@ -292,8 +324,8 @@ def parser():
     parser.epilog = (
         f"TRAIN.TIME_LIMIT ({TIME_LIMIT}) is that of the whole job, unpacking and all. Variables of the environment:\n"
         f"{described}\n  GPUS          cards, 0,1,2,3; default: all that nvidia-smi lists\n"
-        "A new script job has an empty output: mount that of the one before as a data set and give --resume FILE, its\n"
-        "latest.pdparams."
+        "A new script job or submitted job has an empty output: mount that of the one before as a data set and give\n"
+        "--resume FILE, its latest.pdparams."
     )
     return parser
 

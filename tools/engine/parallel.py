@@ -10,6 +10,8 @@ import numpy as np
 import paddle
 from paddle import distributed
 
+import wheels
+from engine import devices
 from errors import UserError
 from models import cpu
 
@@ -22,7 +24,7 @@ def setup(cfg):
     device = cfg.DEVICE
     gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
     if device.startswith("gpu") and not gpus:
-        build = "finds none" if paddle.is_compiled_with_cuda() else "is a CPU build (install paddlepaddle-gpu)"
+        build = "finds none" if paddle.is_compiled_with_cuda() else f"is a CPU build; {wheels.advice()}"
         raise UserError(
             f"DEVICE is {device} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}"
         )
@@ -32,6 +34,10 @@ def setup(cfg):
     if name.startswith("gpu:") and int(name[4:]) >= gpus:
         raise UserError(f"DEVICE is {name} but there are {gpus} GPU(s), gpu:0 to gpu:{gpus - 1}")
     paddle.set_device(name)
+    if name.startswith("gpu"):
+        devices.try_out()
+    elif not device:
+        devices.warn_of_idle_cards()
     cpu.enable(cfg.CPU.FAST_OPS and name == "cpu")
     if world_size() > 1:
         distributed.init_parallel_env()
