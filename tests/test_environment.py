@@ -122,23 +122,19 @@ def card(monkeypatch):
     monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(paddle.device.cuda, "get_device_name", lambda: "NVIDIA H100")
     monkeypatch.setattr(wheels, "look", lambda: wheels.Machine([wheels.Card(*H100)], (550, 90)))
-    monkeypatch.setattr(paddle.version, "cuda_archs", lambda: [70, 90], raising=False)
 
 
 @pytest.mark.usefixtures("card")
 def test_card_is_tried_before_it_is_used(monkeypatch):
     devices.try_out()
-    monkeypatch.setattr(paddle.version, "cuda_archs", list)  # a build that does not say
+    monkeypatch.setattr(paddle.version, "full_version", "2.6.2")
+    monkeypatch.setattr(paddle.version, "cuda", lambda: "12.0")  # a build that is not PyPI's
     devices.try_out()
-    monkeypatch.setattr(paddle.version, "cuda_archs", lambda: [61, 70, 75, 80, 86])
+    monkeypatch.setattr(paddle.version, "cuda", lambda: "11.8")
     install = f"-m pip install paddlepaddle-gpu==3.3.1 -i {INDEX}/cu126/$"
     with pytest.raises(UserError, match=rf"has no code for NVIDIA H100 .compute capability 9.0.; .*{install}"):
         devices.try_out()
-    monkeypatch.delattr(paddle.version, "cuda_archs")  # 2.6.2
-    monkeypatch.setattr(paddle.version, "cuda", lambda: "11.8")
-    with pytest.raises(UserError, match="has no code for NVIDIA H100"):
-        devices.try_out()
-    monkeypatch.setattr(paddle.version, "cuda", lambda: "12.0")
+    monkeypatch.setattr(paddle.version, "full_version", "3.3.1")
 
     error = RuntimeError("Cannot load cudnn\nshared library")
 

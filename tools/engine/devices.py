@@ -18,9 +18,9 @@ def try_out():
     Raises UserError: the card is taken by others, or which wheel this machine needs.
     """
     capability = paddle.device.cuda.get_device_capability()
-    # Without code for the card, 3.3.1 raises, and 2.6.2 may abort the process in C++ (PaddlePaddle/Paddle#70902).
-    archs = _archs()
-    if archs and not wheels.runs_on(archs, capability):
+    # Without code for the card, 3.3.1 raises below; 2.6.2 may abort the process in C++ (PaddlePaddle/Paddle#70902).
+    is_of_pypi = paddle.version.full_version.startswith("2.") and paddle.version.cuda() == "11.8"
+    if is_of_pypi and not wheels.runs_on(wheels.PYPI_ARCHS, capability):
         name, version = paddle.device.cuda.get_device_name(), ".".join(map(str, capability))
         raise _unusable(f"has no code for {name} (compute capability {version})")
     try:
@@ -34,13 +34,6 @@ def try_out():
         raise _unusable(f"cannot compute on the GPU ({one_line(error)[:300]})") from error
     if computed != 300.0:  # 48 products of 4, and 9 of 12
         raise _unusable(f"computes wrong results on the GPU ({computed} instead of 300)")
-
-
-def _archs():
-    """Compute capabilities, (7, 5), that this PaddlePaddle has machine code for; [] if it does not say."""
-    if not hasattr(paddle.version, "cuda_archs"):  # 2.6.2
-        return wheels.PYPI_ARCHS if paddle.version.cuda() == "11.8" else []
-    return [divmod(int(number), 10) for number in re.findall(r"\d+", str(paddle.version.cuda_archs()))]
 
 
 def _unusable(reason):
