@@ -39,7 +39,7 @@ _C.MODEL.NUM_CLASSES = 1000  # 0 = as many as the data set has, or the weights w
 _C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
 _C.MODEL.ATTN_DROP_RATE = 0.0  # dropout on the backbone's attention
 _C.MODEL.DROP_PATH_RATE = 0.1  # stochastic depth of the last block, rising linearly from 0 in the first
-_C.MODEL.FUSED_ATTENTION = False  # paddle's scaled_dot_product_attention: FlashAttention where the GPU has it, with AMP
+_C.MODEL.FUSED_ATTENTION = False  # FlashAttention by paddle, with AMP on GPUs from Ampere on; elsewhere nothing changes
 _C.MODEL.QK_SCALE = 0.0  # scale of q.k in the backbone; 0.0 = head_dim ** -0.5
 _C.MODEL.T2T = CN()  # 0, 0.0, "" or [] = as in the named variant
 _C.MODEL.T2T.EMBED_DIM = 0  # width of the backbone
@@ -124,6 +124,7 @@ _C.TRAIN.CLIP_NORM = 0.0  # largest norm of all gradients together; 0.0 = not cl
 _C.TRAIN.EMA_DECAY = 0.99996  # per step, of the moving average of the weights; 0.0 = no average
 _C.TRAIN.AMP = ""  # mixed precision on a GPU: O1 (per operation), O2 (weights too, with a float32 copy); "" = float32
 _C.TRAIN.AMP_DTYPE = "float16"  # float16 (with dynamic loss scaling) or bfloat16
+_C.TRAIN.TF32 = False  # float32 products of training with 10-bit factors, on GPUs from Ampere on; never in validation
 _C.TRAIN.RECOMPUTE = False  # keep fewer activations and compute them again for the gradient
 _C.TRAIN.TO_STATIC = False  # train the model as one compiled graph, paddle.jit.to_static
 _C.TRAIN.MAX_BAD_STEPS = 10  # steps in a row that are not finite after which the run stops, at its next log line
@@ -386,6 +387,8 @@ def _check(cfg):
         ("TRAIN.LABEL_SMOOTHING", 0 <= train.LABEL_SMOOTHING < 1, "0.0 to below 1.0"),
         ("TRAIN.CLIP_NORM", train.CLIP_NORM >= 0, "0.0 or more"),
         ("TRAIN.EMA_DECAY", 0 <= train.EMA_DECAY < 1, "0.0 to below 1.0"),
+        ("TRAIN.TF32", not (train.TF32 and train.TO_STATIC),
+         "False with TRAIN.TO_STATIC, which would round the performer's exponents too"),
         ("TRAIN.AMP", train.AMP in ("", "O1", "O2"), "O1, O2 or empty"),
         ("TRAIN.AMP_DTYPE", train.AMP_DTYPE in ("float16", "bfloat16"), "float16 or bfloat16"),
         ("TRAIN.MAX_BAD_STEPS", train.MAX_BAD_STEPS >= 1, "1 or more"),

@@ -5,13 +5,14 @@ sets what `paddle.distributed.ParallelEnv` reads; without it there is one.
 """
 
 import contextlib
+import os
 
 import numpy as np
 import paddle
 from paddle import distributed
 
 from errors import UserError
-from models import cpu
+from models import cpu, tf32
 
 
 def setup(cfg):
@@ -33,6 +34,9 @@ def setup(cfg):
         raise UserError(f"DEVICE is {name} but there are {gpus} GPU(s), gpu:0 to gpu:{gpus - 1}")
     paddle.set_device(name)
     cpu.enable(cfg.CPU.FAST_OPS and name == "cpu")
+    tf32.allow(False)  # TrainStep allows it where TRAIN.TF32 says so
+    if not cfg.TRAIN.TF32:
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # read by cuBLAS and cuDNN when they are loaded
     if world_size() > 1:
         distributed.init_parallel_env()
     return name
