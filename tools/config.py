@@ -180,7 +180,7 @@ def with_keys(cfg, values):
     cfg = cfg.clone()
     cfg.defrost()
     for key, value in dict(values).items():
-        cfg.merge_from_list([key, value])
+        _put(cfg, key, value)
     cfg.freeze()
     return cfg
 
@@ -270,24 +270,36 @@ def _set(cfg, key, value, source):
         near += [k for k in known if k.split(".")[-1] == key.split(".")[-1].upper() and k not in near]
         hint = f"; did you mean {', '.join(near)}?" if near else "; tools/config.py lists the keys"
         raise UserError(f"{source}: unknown key {key}{hint}")
-    *sections, leaf = key.split(".")
-    node = cfg
-    for section in sections:
-        node = node[section]
+    node, leaf = _place(cfg, key)
     default = node[leaf]
-    if isinstance(default, str) and isinstance(value, str):
-        node[leaf] = value  # as it is: yacs would turn a folder named 2012 into a number
-        return
     try:
         if value is None or isinstance(value, dict):
             raise ValueError
-        cfg.merge_from_list([key, value])
-        if node[leaf] is None:  # which yacs makes of the word None, for any type
+        _put(cfg, key, value)
+        if node[leaf] is None:  # which yacs makes of the word None, for any type but text
             raise ValueError
     except ValueError:
         kind = type(default).__name__
         hint = f" (write {value}.0)" if kind == "float" and str(value).lstrip("-").isdigit() else ""
+        hint = f' (write "{value}")' if kind == "str" and isinstance(value, (int, float)) else hint
         raise UserError(f"{source}: {key} must be of type {kind}{hint}, not {value!r}") from None
+
+
+def _place(cfg, key):
+    """(section, name in it) of a key."""
+    *sections, leaf = key.split(".")
+    for section in sections:
+        cfg = cfg[section]
+    return cfg, leaf
+
+
+def _put(cfg, key, value):
+    """Set a key. Raises ValueError for a value of another type."""
+    node, leaf = _place(cfg, key)
+    if isinstance(node[leaf], str) and isinstance(value, str):
+        node[leaf] = value  # as it is: yacs would turn a folder named 2012 into a number
+    else:
+        cfg.merge_from_list([key, value])
 
 
 def _numbers(values, length, low=-math.inf, high=math.inf):

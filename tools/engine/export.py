@@ -166,7 +166,8 @@ def _noise(metadata):
 def _all_or_nothing(target):
     """Yield a path in a folder of its own beside `target`; what was written there in the end takes its place.
 
-    The target goes first and comes last, so that it is never there with the other parts of another model.
+    A single file is replaced. Of several, the target is removed first and comes last, so that it is never there with
+    the other parts of another model.
     """
     check_writable(target)
     with naming(target):
@@ -177,7 +178,8 @@ def _all_or_nothing(target):
             parts = sorted(folder.iterdir(), key=lambda part: part.name == target.name)
             for part in parts:
                 flush_to_disk(part)
-            target.unlink(missing_ok=True)
+            if len(parts) > 1:
+                target.unlink(missing_ok=True)
             for part in parts:
                 os.replace(part, target.with_name(part.name))
             flush_to_disk(target.parent)
