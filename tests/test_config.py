@@ -3,7 +3,7 @@
 import pytest
 
 import config
-from config import default_config, load_config
+from config import default_config, load_config, with_keys
 from errors import UserError
 
 
@@ -49,7 +49,7 @@ def test_dumped_config_loads_to_the_same(tmp_path):
         ("TRAIN: {EPOCHS: 2.5}", "TRAIN.EPOCHS must be of type int"),
         ("TRAIN: {BASE_LR: 1}", r"TRAIN.BASE_LR must be of type float \(write 1.0\)"),
         ("TRAIN: {EPOCHS:}", "TRAIN.EPOCHS must be of type int, not None"),
-        ("DATA: {PATH: 3}", "DATA.PATH must be of type str"),
+        ("DATA: {PATH: 3}", r'DATA.PATH must be of type str \(write "3"\), not 3'),
         ("TRAIN: [", "not valid YAML"),
         ("just words", "must hold KEY: value pairs"),
         ("!!python/object/apply:os.system ['touch /tmp/hostile']", "not valid YAML"),
@@ -107,3 +107,10 @@ def test_missing_and_executable_configs_are_refused(tmp_path):
 def test_relative_paths_of_a_yaml_count_from_the_repository():
     assert config.resolve("lit_data") == config.ROOT / "lit_data"
     assert str(config.resolve("/data/x")) == "/data/x"
+
+
+@pytest.mark.parametrize("name", ["2012", "None", "1e3", "[1]", "True"])
+def test_a_name_stays_the_text_that_it_is(name):
+    cfg = load_config("configs/lit_data.yaml", [("DATA.NAME", name)])
+    again = with_keys(cfg, {"DATA.NAME": cfg.DATA.NAME})  # as an exported file's entries settle a config
+    assert cfg.DATA.NAME == again.DATA.NAME == name

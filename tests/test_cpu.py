@@ -377,9 +377,11 @@ def test_what_changes_the_rounding_alone_may_change_at_a_resume(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["performer", "pit"])
-def test_fused_attention_is_the_same_function(kind):
+def test_fused_attention_is_the_same_function(kind, monkeypatch):
+    from models import layers
     from models.layers import fuse_attention
 
+    monkeypatch.setattr(layers, "fits_flash_attention", lambda q: True)  # Paddle's own form for a CPU
     name, overrides = MODELS[kind]
     model = create_model(name, **overrides, qk_scale=0.3)
     model.eval()
@@ -389,3 +391,30 @@ def test_fused_attention_is_the_same_function(kind):
     fused = gradients(model, images)
     assert close(fused[0], plain[0])
     assert all(close(fused[1][name], value, 1e-4) for name, value in plain[1].items())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "device", "capability", "fits"),
+    [
+        ("float16", 64, "gpu:0", (8, 0), True),
+        ("bfloat16", 32, "gpu:1", (9, 0), True),
+        ("float32", 64, "gpu:0", (8, 0), False),  # without AMP, and the validation of a run with AMP
+        ("float16", 64, "gpu:0", (7, 0), False),  # V100
+        ("float16", 12, "gpu:0", (8, 0), False),  # t2t_vit_14_resnext
+        ("float16", 64, "cpu", None, False),
+    ],
+)
+def test_flash_attention_is_left_where_it_would_fail(monkeypatch, dtype, width, device, capability, fits):
+    from models.layers import Attention, F, fits_flash_attention
+
+    monkeypatch.setattr(paddle, "get_device", lambda: device)
+    monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda: capability)
+    q = paddle.ones([1, 2, 1, width]).astype(dtype)
+    assert fits_flash_attention(q) == fits
+    taken = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: taken.append(q.dtype) or v)
+    layer = Attention(width, 1)
+    layer.fused = True
+    if fits or dtype == "float32":  # a CPU has no float16 products
+        layer._attend(q, q, q)
+    assert taken == ([q.dtype] if fits else [])

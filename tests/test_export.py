@@ -112,10 +112,12 @@ def test_bf16_and_int8_say_what_they_are_and_compute_it(exported):
 def test_metadata_comes_back_whole(tmp_path, form):
     model = small_model("oblong")
     classes = ClassList(tuple("abcde"), ("甲", 'b"', "c d", "d\te", "e"), "list")
-    metadata = Metadata.of(CFG, classes, "bf16", weights="0123")
+    cfg = with_keys(CFG, {"DATA.NAME": "2012"})
+    metadata = Metadata.of(cfg, classes, "bf16", weights="0123")
     path, _ = export_model(model, CFG, tmp_path / f"x{export.file_name('', form, 'fp32')}", form, metadata=metadata)
     found = open_predictor(export.ENGINE_OF[form], path).metadata
     assert found.classes == ["甲", 'b"', "c d", "d\te", "e"] and found.folders == list("abcde")
+    assert found.data == "2012"
     assert (found.mean, found.std) == (CFG.DATA.MEAN, CFG.DATA.STD)
     assert (found.precision, found.weights, found.image_size, found.batch_size) == ("fp32", "0123", [24, 40], 1)
     assert (found.crop_pct, found.crop_mode, found.interpolation) == (1.0, "center", "bicubic")
@@ -157,6 +159,19 @@ def test_parts_of_two_models_never_stand_together(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="cannot be written"):
         export_model(model, CFG, tmp_path, "openvino")
     assert [part.name for part in tmp_path.iterdir()] == [path.with_suffix(".bin").name]
+
+
+def test_a_single_file_is_there_all_the_time(tmp_path, monkeypatch):
+    target = tmp_path / "x.onnx"
+    target.write_text("an earlier one")
+
+    def die(source, _):
+        raise OSError(28, "No space left on device", str(source))
+
+    monkeypatch.setattr(export.os, "replace", die)
+    with pytest.raises(OSError, match="cannot be written"):
+        export_model(small_model("pit"), CFG, target, "onnx")
+    assert [(part.name, part.read_text()) for part in tmp_path.iterdir()] == [("x.onnx", "an earlier one")]
 
 
 def test_leftovers_of_dead_processes_go(tmp_path):

@@ -216,11 +216,11 @@ def import_paddle(device):
 
     Raises UserError if paddle is missing, or OMP_NUM_THREADS no number of threads.
     """
-    from engine.threads import asked_threads
+    from engine.threads import asked_threads, usable_cores
 
     require_packages()
     asked_threads()  # an impossible number is told before OpenMP does
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     processes = int(os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     os.environ.setdefault("GLOG_minloglevel", "2")

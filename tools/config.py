@@ -39,7 +39,7 @@ _C.MODEL.NUM_CLASSES = 1000  # 0 = as many as the data set has, or the weights w
 _C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
 _C.MODEL.ATTN_DROP_RATE = 0.0  # dropout on the backbone's attention
 _C.MODEL.DROP_PATH_RATE = 0.1  # stochastic depth of the last block, rising linearly from 0 in the first
-_C.MODEL.FUSED_ATTENTION = False  # paddle's scaled_dot_product_attention: FlashAttention where the GPU has it, with AMP
+_C.MODEL.FUSED_ATTENTION = False  # FlashAttention by paddle, with AMP on GPUs from Ampere on; elsewhere nothing changes
 _C.MODEL.QK_SCALE = 0.0  # scale of q.k in the backbone; 0.0 = head_dim ** -0.5
 _C.MODEL.T2T = CN()  # 0, 0.0, "" or [] = as in the named variant
 _C.MODEL.T2T.EMBED_DIM = 0  # width of the backbone
@@ -124,6 +124,7 @@ _C.TRAIN.CLIP_NORM = 0.0  # largest norm of all gradients together; 0.0 = not cl
 _C.TRAIN.EMA_DECAY = 0.99996  # per step, of the moving average of the weights; 0.0 = no average
 _C.TRAIN.AMP = ""  # mixed precision on a GPU: O1 (per operation), O2 (weights too, with a float32 copy); "" = float32
 _C.TRAIN.AMP_DTYPE = "float16"  # float16 (with dynamic loss scaling) or bfloat16
+_C.TRAIN.TF32 = False  # float32 products of training with 10-bit factors, on GPUs from Ampere on; never in validation
 _C.TRAIN.RECOMPUTE = False  # keep fewer activations and compute them again for the gradient
 _C.TRAIN.TO_STATIC = False  # train the model as one compiled graph, paddle.jit.to_static
 _C.TRAIN.MAX_BAD_STEPS = 10  # steps in a row that are not finite after which the run stops, at its next log line
@@ -179,7 +180,7 @@ def with_keys(cfg, values):
     cfg = cfg.clone()
     cfg.defrost()
     for key, value in dict(values).items():
-        cfg.merge_from_list([key, value])
+        _put(cfg, key, value)
     cfg.freeze()
     return cfg
 
@@ -269,24 +270,36 @@ def _set(cfg, key, value, source):
         near += [k for k in known if k.split(".")[-1] == key.split(".")[-1].upper() and k not in near]
         hint = f"; did you mean {', '.join(near)}?" if near else "; tools/config.py lists the keys"
         raise UserError(f"{source}: unknown key {key}{hint}")
-    *sections, leaf = key.split(".")
-    node = cfg
-    for section in sections:
-        node = node[section]
+    node, leaf = _place(cfg, key)
     default = node[leaf]
-    if isinstance(default, str) and isinstance(value, str):
-        node[leaf] = value  # as it is: yacs would turn a folder named 2012 into a number
-        return
     try:
         if value is None or isinstance(value, dict):
             raise ValueError
-        cfg.merge_from_list([key, value])
-        if node[leaf] is None:  # which yacs makes of the word None, for any type
+        _put(cfg, key, value)
+        if node[leaf] is None:  # which yacs makes of the word None, for any type but text
             raise ValueError
     except ValueError:
         kind = type(default).__name__
         hint = f" (write {value}.0)" if kind == "float" and str(value).lstrip("-").isdigit() else ""
+        hint = f' (write "{value}")' if kind == "str" and isinstance(value, (int, float)) else hint
         raise UserError(f"{source}: {key} must be of type {kind}{hint}, not {value!r}") from None
+
+
+def _place(cfg, key):
+    """(section, name in it) of a key."""
+    *sections, leaf = key.split(".")
+    for section in sections:
+        cfg = cfg[section]
+    return cfg, leaf
+
+
+def _put(cfg, key, value):
+    """Set a key. Raises ValueError for a value of another type."""
+    node, leaf = _place(cfg, key)
+    if isinstance(node[leaf], str) and isinstance(value, str):
+        node[leaf] = value  # as it is: yacs would turn a folder named 2012 into a number
+    else:
+        cfg.merge_from_list([key, value])
 
 
 def _numbers(values, length, low=-math.inf, high=math.inf):
@@ -386,6 +399,8 @@ def _check(cfg):
         ("TRAIN.LABEL_SMOOTHING", 0 <= train.LABEL_SMOOTHING < 1, "0.0 to below 1.0"),
         ("TRAIN.CLIP_NORM", train.CLIP_NORM >= 0, "0.0 or more"),
         ("TRAIN.EMA_DECAY", 0 <= train.EMA_DECAY < 1, "0.0 to below 1.0"),
+        ("TRAIN.TF32", not (train.TF32 and train.TO_STATIC),
+         "False with TRAIN.TO_STATIC, which would round the performer's exponents too"),
         ("TRAIN.AMP", train.AMP in ("", "O1", "O2"), "O1, O2 or empty"),
         ("TRAIN.AMP_DTYPE", train.AMP_DTYPE in ("float16", "bfloat16"), "float16 or bfloat16"),
         ("TRAIN.MAX_BAD_STEPS", train.MAX_BAD_STEPS >= 1, "1 or more"),

@@ -126,7 +126,7 @@ def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metad
         samples: real pictures; None = noise, on which only float32 is held to the model.
 
     Returns:
-        (path of the file, `Comparison`).
+        (path of the file, the `Comparison` with the largest difference).
 
     Raises:
         UserError: the pair is not offered, a library is missing, or the file computes something else than the model.
@@ -142,12 +142,18 @@ def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metad
     _check_space(target, model)
     with _all_or_nothing(target) as draft:
         _WRITERS[form](model, metadata, draft, samples)
-        predictor = open_predictor(ENGINE_OF[form], draft)
         eager = EagerPredictor(inference(model, cfg), dataclasses.replace(metadata, batch_size=0))
-        comparison = compare(predictor, eager, samples)
+        comparisons = [compare(predictor, eager, samples) for predictor in _readers(form, draft)]
         if not is_noise or precision == "fp32":
-            comparison.check(precision)
-    return target, comparison
+            for comparison in comparisons:
+                comparison.check(precision)
+    return target, max(comparisons, key=lambda comparison: comparison.difference)
+
+
+def _readers(form, path):
+    """Predictors of an exported file: one for each way in which its engine may compute it."""
+    ways = [{"onednn": True}, {"onednn": False}] if form == "paddle" else [{}]
+    return [open_predictor(ENGINE_OF[form], path, **way) for way in ways]
 
 
 def _noise(metadata):
@@ -160,7 +166,8 @@ def _noise(metadata):
 def _all_or_nothing(target):
     """Yield a path in a folder of its own beside `target`; what was written there in the end takes its place.
 
-    The target goes first and comes last, so that it is never there with the other parts of another model.
+    A single file is replaced. Of several, the target is removed first and comes last, so that it is never there with
+    the other parts of another model.
     """
     check_writable(target)
     with naming(target):
@@ -171,7 +178,8 @@ def _all_or_nothing(target):
             parts = sorted(folder.iterdir(), key=lambda part: part.name == target.name)
             for part in parts:
                 flush_to_disk(part)
-            target.unlink(missing_ok=True)
+            if len(parts) > 1:
+                target.unlink(missing_ok=True)
             for part in parts:
                 os.replace(part, target.with_name(part.name))
             flush_to_disk(target.parent)

@@ -5,6 +5,7 @@ sets what `paddle.distributed.ParallelEnv` reads; without it there is one.
 """
 
 import contextlib
+import os
 
 import numpy as np
 import paddle
@@ -13,7 +14,7 @@ from paddle import distributed
 import wheels
 from engine import devices
 from errors import UserError
-from models import cpu
+from models import cpu, tf32
 
 
 def setup(cfg):
@@ -39,6 +40,9 @@ def setup(cfg):
     elif not device:
         devices.warn_of_idle_cards()
     cpu.enable(cfg.CPU.FAST_OPS and name == "cpu")
+    tf32.allow(False)  # TrainStep allows it where TRAIN.TF32 says so
+    if not cfg.TRAIN.TF32:
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # read by cuBLAS and cuDNN when they are loaded
     if world_size() > 1:
         distributed.init_parallel_env()
     return name

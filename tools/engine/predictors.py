@@ -15,7 +15,7 @@ import numpy as np
 
 from data.transforms import normalized
 from engine.metadata import NAMESPACE, Metadata, sha256
-from engine.threads import asked_threads
+from engine.threads import asked_threads, usable_cores
 from errors import UserError, one_line
 
 CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
@@ -75,7 +75,7 @@ def engine_of(path):
     return next((engine for engine, suffixes in SUFFIXES.items() if suffix in suffixes), "paddle")
 
 
-def open_predictor(engine, path, threads=None, device="cpu"):
+def open_predictor(engine, path, threads=None, device="cpu", onednn=True):
     """Predictor of an exported file.
 
     Args:
@@ -83,6 +83,7 @@ def open_predictor(engine, path, threads=None, device="cpu"):
         path: .json or .pdmodel (its .pdiparams and .yml beside it), .onnx, or .xml (its .bin beside it).
         threads: that one inference may use; None = OMP_NUM_THREADS if it is set, else as many as the engine thinks fit.
         device: "cpu", or for "inference" "gpu" or "gpu:N".
+        onednn: whether "inference" uses oneDNN on a CPU, which is Paddle's default since 3.0.
 
     Raises:
         UserError: the library is missing, the file too, or it is damaged or of another program.
@@ -98,7 +99,7 @@ def open_predictor(engine, path, threads=None, device="cpu"):
         raise UserError(f"exported model {path} not found")
     threads = threads or asked_threads() or None
     if engine == "inference":
-        return PaddleInference(path, threads, device)
+        return PaddleInference(path, threads, device, onednn)
     if device.startswith("gpu"):
         raise UserError(f"DEVICE is {device}, but engine {engine} runs on the CPU here")
     return {"onnxruntime": OnnxRuntime, "openvino": OpenVino}[engine](path, threads)
@@ -152,13 +153,9 @@ class EagerPredictor(Predictor):
 
 
 class PaddleInference(Predictor):
-    """`paddle.inference`, on the CPU without oneDNN.
+    """`paddle.inference`."""
 
-    Of the lean graph oneDNN's fused kernels make another function (PaddlePaddle 3.3.1: logits off by 1e-2 of the
-    largest), and none that is faster: 30.0 against 30.9 images/s of t2t_vit_7 on one core.
-    """
-
-    def __init__(self, path, threads, device):
+    def __init__(self, path, threads, device, onednn):
         paddle = require("paddle", "engine inference")
         if path.suffix == ".json" and is_paddle_2(paddle):  # which would crash
             raise UserError(
@@ -172,8 +169,8 @@ class PaddleInference(Predictor):
             config.enable_use_gpu(256, int(device.partition(":")[2] or 0))
         else:
             config.disable_gpu()
-            config.disable_mkldnn()
-            config.set_cpu_math_library_num_threads(threads or len(os.sched_getaffinity(0)))
+            config.enable_mkldnn() if onednn else config.disable_mkldnn()
+            config.set_cpu_math_library_num_threads(threads or usable_cores())
         config.disable_glog_info()
         self.predictor = _loaded(path, "paddle", lambda: inference.create_predictor(config))
         self.input = self.predictor.get_input_handle(self.predictor.get_input_names()[0])

@@ -12,3 +12,8 @@ def asked_threads():
     if value and not (first.isascii() and first.isdigit() and int(first) >= 1):
         raise UserError(f"the environment has OMP_NUM_THREADS={value}, which must be 1 or more")
     return int(first or 0)
+
+
+def usable_cores():
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

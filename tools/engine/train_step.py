@@ -20,6 +20,7 @@ from engine.optimizer_state import load_optimizer_state, optimizer_state
 from engine.precision import MixedPrecision
 from engine.pretrained import load_pretrained
 from engine.teacher import Teacher
+from models import tf32
 from models.recompute import recompute_activations
 
 
@@ -45,6 +46,7 @@ class TrainStep:
         train = cfg.TRAIN
         self.seed = cfg.SEED
         self.pos_resize = cfg.MODEL.POS_RESIZE
+        self.tf32 = train.TF32
         self.model = build_model(cfg)
         if train.RECOMPUTE:
             recompute_activations(self.model)
@@ -75,6 +77,7 @@ class TrainStep:
         To be called after whatever changed the mode.
         """
         self.parallel_model.train()
+        tf32.allow(self.tf32)
         for layer in frozen_layers(self.model):
             layer.eval()
 

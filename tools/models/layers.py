@@ -128,7 +128,7 @@ class Attention(nn.Layer):
 
     def _attend(self, q, k, v):
         """(B, M, h, C/h) and twice (B, N, h, C/h) -> (B, M, h, C/h)."""
-        if self.fused:
+        if self.fused and fits_flash_attention(q):
             # Paddle's own factor is (C/h) ** -0.5.
             return F.scaled_dot_product_attention(q * (self.scale * q.shape[-1] ** 0.5), k, v)
         q, k, v = (tensor.transpose([0, 2, 1, 3]) for tensor in (q, k, v))  # (B, h, M, C/h), (B, h, N, C/h)
@@ -136,8 +136,19 @@ class Attention(nn.Layer):
         return paddle.matmul(self.attn_drop(attn), v).transpose([0, 2, 1, 3])
 
 
+def fits_flash_attention(q):
+    """Whether FlashAttention takes heads (B, N, h, C/h): 16-bit, on a GPU from Ampere on, of a width that it has.
+
+    2.6.2 (nn/functional/flash_attention.py, _select_sdp) takes it for everything on a GPU and fails there; 3.3.1
+    (nn/functional/sdpa.py, can_use_flash_attention) has these conditions itself.
+    """
+    if q.dtype not in (paddle.float16, paddle.bfloat16) or q.shape[-1] % 8 or q.shape[-1] > 256:
+        return False
+    return paddle.get_device().startswith("gpu") and paddle.device.cuda.get_device_capability() >= (8, 0)
+
+
 def fuse_attention(model):
-    """Let a model's blocks use Paddle's fused attention, which has no dropout here."""
+    """Let a model's blocks use Paddle's FlashAttention where it fits; it has no dropout here."""
     for layer in model.sublayers():
         if isinstance(layer, Attention):
             layer.fused = True

@@ -44,8 +44,13 @@ def _convolution(weight, bias, stride, padding):
 
 
 def _tokens(x):
-    """A map (B, C, h, w) as tokens (B, h*w, C), all but B constants of the graph."""
-    return x.reshape([-1, x.shape[1], x.shape[2] * x.shape[3]]).transpose([0, 2, 1])
+    """A map (B, C, h, w) as tokens (B, h*w, C).
+
+    Flattened, not reshaped, for oneDNN in Paddle Inference (3.3.1): it fuses reshape, transpose and matrix product into
+    one call, which misreads the blocked layout that a convolution leaves. The other order, a transpose and a reshape
+    before a concat, fails when the file is opened.
+    """
+    return x.flatten(2).transpose([0, 2, 1])
 
 
 def _map(x, grid):
@@ -58,8 +63,21 @@ def _split_kernels(weight, kernel):
     return weight.transpose([1, 0]).reshape([weight.shape[1], -1, kernel, kernel])
 
 
+def _square(x):
+    """x * x. With oneDNN, Paddle Inference writes x.square() over x, even where x is read again (3.3.1)."""
+    return x * x
+
+
+def _mean(x):
+    """Mean over the channels, (B, C, h, w) -> (B, 1, h, w).
+
+    With oneDNN, Paddle Inference prints a line on stdout for every mean() that it loads (3.3.1).
+    """
+    return x.sum(axis=1, keepdim=True) * (1 / x.shape[1])
+
+
 def _half_square_norm(x):
-    return (x * x).sum(axis=-1, keepdim=True) * 0.5  # (B, N, E) -> (B, N, 1)
+    return _square(x).sum(axis=-1, keepdim=True) * 0.5  # (B, N, E) -> (B, N, 1)
 
 
 def _plain(norm):
@@ -176,11 +194,11 @@ class NormedSplit(nn.Layer):
         self.register_buffer("bias", bias)
 
     def forward(self, x):
-        mean = x.mean(axis=1, keepdim=True)  # (B, 1, H, W)
+        mean = _mean(x)  # (B, 1, H, W)
         colours = x - mean
         apart = self.differences(mean)  # (B, k*k, h, w)
-        variance = (apart - apart.mean(axis=1, keepdim=True)).square().mean(axis=1, keepdim=True)  # (B, 1, h, w)
-        spread = F.avg_pool2d(colours.square().mean(axis=1, keepdim=True), *self.split, exclusive=False)
+        variance = _mean(_square(apart - _mean(apart)))  # (B, 1, h, w)
+        spread = F.avg_pool2d(_mean(_square(colours)), *self.split, exclusive=False)
         y = self.colours(colours) + self.means(apart)  # (B, out, h, w)
         return _tokens(y * paddle.rsqrt(variance + spread + self.epsilon)) + self.bias
 
@@ -195,7 +213,6 @@ class LeanPerformer(nn.Layer):
         super().__init__()
         self.kqv = NormedSplit(layer.norm1, layer.kqv, split)
         self.register_buffer("w", layer.w.clone())
-        self.register_buffer("w_transposed", layer.w.transpose([1, 0]))
         self.log_features, self.log_epsilon = math.log(layer.w.shape[0]), math.log(layer.EPSILON)
         self.proj = _linear(layer.proj.weight, layer.proj.bias)
         self.mlp = LeanMlp(layer.norm2, layer.mlp[0], layer.mlp[2])
@@ -208,7 +225,7 @@ class LeanPerformer(nn.Layer):
         total = features.sum(axis=-1, keepdim=True)  # (B, m, 1)
         means = paddle.matmul(features, v) / total  # (B, m, E)
         log_total = (largest + paddle.log(total) - self.log_features).transpose([0, 2, 1])  # (B, 1, m)
-        log_q = paddle.matmul(q, self.w_transposed) + log_total  # (B, N, m)
+        log_q = paddle.matmul(q, self.w, transpose_y=True) + log_total  # (B, N, m)
         log_epsilon = _half_square_norm(q) + self.log_epsilon  # (B, N, 1)
         largest = paddle.maximum(log_q.max(axis=-1, keepdim=True), log_epsilon)
         features = paddle.exp(log_q - largest)  # (B, N, m)

@@ -19,6 +19,7 @@ from models.dropout import Dropout
 from models.layers import Block, LayerNorm, Mlp, check_images, frozen_parameter, init_from_fan_in, init_linear_and_norm
 from models.position import is_sinusoid, resize_tokens, sinusoid_table, square_grid
 from models.recompute import recomputed
+from models.tf32 import FORBIDDEN
 
 # Width, depth and heads of the deep-narrow backbone: paper, table 1, and the official models/t2t_vit.py.
 VARIANTS = {
@@ -116,7 +117,9 @@ def _at_least_float32(x):
 
 def _log_features(x, w):
     """log phi(x) + log(m) / 2: (B, N, E), (m, E) -> (B, N, m)."""
-    return paddle.matmul(x, w, transpose_y=True) - 0.5 * x.square().sum(axis=-1, keepdim=True)
+    with FORBIDDEN:  # whose 10 bits are those of float16: see TokenPerformer.attend
+        product = paddle.matmul(x, w, transpose_y=True)
+    return product - 0.5 * x.square().sum(axis=-1, keepdim=True)
 
 
 class TokenAttention(nn.Layer):

@@ -1,0 +1,107 @@
+"""What Paddle Inference answers for an exported file by its own defaults, with oneDNN and without."""
+
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ENVIRONMENT, ROOT, tool
+from paddle import inference
+from test_lean import KINDS, small_model
+
+from config import load_config
+from engine import export
+from engine.export import export_model
+from errors import UserError
+from models import create_model, lean, list_models, pit, t2t
+
+CFG = load_config("configs/lit_data.yaml")
+SETTINGS = {
+    "default": lambda config: None,
+    "with oneDNN": lambda config: config.enable_mkldnn(),
+    "without oneDNN": lambda config: config.disable_mkldnn(),
+    "not optimised": lambda config: config.switch_ir_optim(False),
+}
+
+
+def differences(model, folder, batch, counts, settings):
+    """{setting: largest difference of the logits over the largest} of a model's lean graph in Paddle Inference."""
+    shape = [model.in_chans, *model.image_size]
+    spec = paddle.static.InputSpec([batch, *shape], "float32", "images")
+    paddle.jit.save(lean.lean(model), str(folder / "x"), input_spec=[spec])
+    images = [np.random.default_rng(1).normal(size=(count, *shape)).astype("float32") for count in counts]
+    with paddle.no_grad():
+        expected = [model(paddle.to_tensor(part)).numpy() for part in images]
+    found = {}
+    for name in settings:
+        config = inference.Config(str(folder / f"x{export._PROGRAM}"), str(folder / "x.pdiparams"))
+        config.disable_glog_info()
+        SETTINGS[name](config)
+        predictor = inference.create_predictor(config)
+        pairs = [(answer(predictor, part), logits) for part, logits in zip(images, expected)]
+        found[name] = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+    return found
+
+
+def answer(predictor, images):
+    predictor.get_input_handle(predictor.get_input_names()[0]).copy_from_cpu(images)
+    predictor.run()
+    return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_answered_right(tmp_path, kind):
+    model = small_model(kind)
+    for batch, counts, settings in ((1, [1], ["default"]), (3, [3], ["default"]), (None, [2, 1, 5], SETTINGS)):
+        found = differences(model, tmp_path, batch, counts, settings)
+        assert max(found.values()) < 5e-6, (batch, found)
+
+
+def distinct_variants():
+    """Names of the variants that differ in more than their depth or image size."""
+    seen = {}
+    for name in list_models():
+        sizes = {
+            key: value
+            for key, value in {**t2t.VARIANTS, **pit.VARIANTS}[name].items()
+            if key not in ("depth", "image_size")
+        }
+        seen.setdefault((name[:3], str(sizes)), name)
+    return list(seen.values())
+
+
+@pytest.mark.parametrize("name", distinct_variants())
+def test_every_variant_is_answered_right(tmp_path, name):
+    paddle.seed(3)
+    depth = (1, 1, 1) if name.startswith("pit") else 2
+    model = create_model(name, depth=depth, num_classes=10, image_size=64)
+    model.eval()
+    found = differences(model, tmp_path, None, [2], ["default", "without oneDNN"])
+    assert max(found.values()) < 5e-6, found
+
+
+def test_a_graph_that_onednn_misreads_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "open_predictor", misread_with_onednn)
+    with pytest.raises(UserError, match="differ by .* nothing was written"):
+        export_model(small_model("pit"), CFG, tmp_path, "paddle")
+    assert not list(tmp_path.iterdir())
+
+
+def misread_with_onednn(engine, path, onednn, open_predictor=export.open_predictor):
+    predictor = open_predictor(engine, path, onednn=onednn)
+    run = predictor._run
+    predictor._run = lambda images: run(images) + (0.01 if onednn else 0)
+    return predictor
+
+
+def test_a_program_of_a_strangers_gets_the_shipped_digits_right(tmp_path):
+    tool("export", "--format", "paddle", "--file", tmp_path / f"x{export._PROGRAM}", "--images", 20)
+    command = [
+        sys.executable,
+        ROOT / "tests/plain_inference.py",
+        tmp_path / f"x{export._PROGRAM}",
+        ROOT / "lit_data/val",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    assert done.stdout == "0.9917\n", done.stdout + done.stderr

@@ -1,0 +1,31 @@
+"""TensorFloat-32: from Ampere on, a GPU may round the factors of float32 products and convolutions to 10 bits.
+
+Paddle allows it by default and asks its two switches at every call (3.3.1: phi/backends/gpu/gpu_context.cc,
+phi/kernels/gpudnn/conv_cudnn_v7.h), so they may change while a process runs, but not inside a compiled graph.
+"""
+
+from paddle.base import core
+
+
+def allow(flag):
+    """Allow or forbid it from now on."""
+    for name in ("set_cublas_switch", "set_cudnn_switch"):
+        if hasattr(core, name):  # 2.6.2 for CPUs has none
+            getattr(core, name)(flag)
+
+
+class _Forbidden:
+    """Context in which it is forbidden. An object without arguments: to_static cannot convert a generator."""
+
+    def __init__(self):
+        self.before = []
+
+    def __enter__(self):
+        self.before.append(hasattr(core, "get_cublas_switch") and core.get_cublas_switch())
+        allow(False)
+
+    def __exit__(self, *_):
+        allow(self.before.pop())
+
+
+FORBIDDEN = _Forbidden()
