@@ -86,7 +86,7 @@ def test_every_unreadable_file_is_told_with_its_reason(spoilt):
     for reason, part in zip(reasons.values(), expected.values()):
         assert part in reason and f"  {reason}\n" in done.stdout
     assert "fault: 5 of 13 images of train cannot be read\n" in done.stdout
-    assert "note: mend or remove the unreadable images of train: more than 1 %\n" in done.stdout
+    assert "note: mend or remove the unreadable images of train: too many to skip\n" in done.stdout
     assert done.stderr == "error: 1 fault(s) would stop or spoil a training, see above\n"
     assert "DATA.ON_ERROR" not in done.stdout
 

@@ -89,7 +89,7 @@ def test_more_than_a_hundredth_stops(data, tmp_path):
     for path in images(data, 4)[:20]:
         path.write_text("no picture")
     line = error_line("train", "--data-path", data, "--output", tmp_path, *WORDS, 3, "DATA.ON_ERROR", "skip")
-    assert re.search(r"\d\d images could not be read, more than 1% of the 1408 of an epoch .*check_data.py", line)
+    assert re.search(r"\d\d images could not be read, more than 14 of the 1408 of an epoch .*check_data.py", line)
 
 
 def test_main_log_lists_the_images_of_all_processes(data, tmp_path):

@@ -25,7 +25,6 @@ import cli
 
 CHUNK = 64  # images that a reading process is given at a time
 SHOWN = 10  # unreadable files of a split that are printed; --json has all
-MAY_BE_SKIPPED = 0.01  # share of the training images that DATA.ON_ERROR skip replaces
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 # Without --config: what to start from, by the median of the shorter sides in pixels.
 CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "configs/lit_data.yaml"))
@@ -136,7 +135,7 @@ def divided(split, cfg):
 def split_of_list(root, name, list_file):
     from data.dataset import read_list
 
-    listed = read_list(root, name, list_file, num_classes=2**31)  # whether there are so many is judged later
+    listed = read_list(root, name, list_file)  # whether there are so many classes is judged later
     return SplitReport(name, listed.source, listed.paths, dict(Counter(map(int, listed.labels))))
 
 
@@ -399,6 +398,8 @@ def suggest_classes(cfg, classes, highest, findings, held_to):
 
 def judge_images(cfg, splits, findings):
     """Unreadable and grey images."""
+    from data.dataset import most_skipped
+
     for split in splits:
         bad, number = len(split.unreadable), len(split.paths)
         if bad:
@@ -408,10 +409,10 @@ def judge_images(cfg, splits, findings):
             batch = findings.settings["TRAIN.BATCH_SIZE"] = max(1, number // cfg.TRAIN.ACCUM_STEPS // 4)
             step = batch * cfg.TRAIN.ACCUM_STEPS
         # Training holds them against the images of an epoch, which drops the incomplete last step.
-        if bad and split.name == "train" and bad <= MAY_BE_SKIPPED * (number // step * step):
+        if bad and split.name == "train" and bad <= most_skipped(number // step * step):
             findings.settings["DATA.ON_ERROR"] = "skip"
         elif bad:
-            why = "more than 1 %" if split.name == "train" else "a validation counts every image"
+            why = "too many to skip" if split.name == "train" else "a validation counts every image"
             findings.notes.append(f"mend or remove the unreadable images of {split.name}: {why}")
     number, mean, squares = (sum(values) for values in zip(*(split.grey for split in splits)))
     if number and number == sum(sum(split.sides.values()) for split in splits) and cfg.DATA.CHANNELS == 3:

@@ -11,6 +11,7 @@ import yaml
 from config import ROOT, all_keys, default_config
 from data.images import reader_name
 from engine import checkpoint, parallel, teacher
+from engine.build import first_other_class
 from engine.logger import log
 from engine.threads import asked_threads
 from errors import UserError
@@ -68,6 +69,8 @@ def setting(cfg, splits):
         "val_images": len(splits["val"]),
         "train_names": splits["train"].checksum(),
         "val_names": splits["val"].checksum(),
+        "train_sizes": splits["train"].sizes_checksum(),
+        "val_sizes": splits["val"].sizes_checksum(),
         "teacher": teacher.checksum(cfg),
         "processes": parallel.world_size(),
         "threads": asked_threads() if paddle.get_device() == "cpu" else 0,
@@ -121,14 +124,24 @@ def check_setting(then, now, path, force=False):
         ("paddle", "PaddlePaddle"),
         ("reader", "image reader"),
         ("code", "code version"),
+        ("train_sizes", "checksum of the sizes of the training files"),
+        ("val_sizes", "checksum of the sizes of the validation files"),
     ):
-        if then.get(key) != now[key] and not (key == "threads" and key not in then):  # of an earlier version
+        younger = key not in then and key in ("threads", "train_sizes", "val_sizes")  # than the version that wrote it
+        if then.get(key) != now[key] and not younger:
             log.warning(
                 "warning: %s was %s and is now %s: no longer bit-exact, the run continues at the right image",
                 what,
                 then.get(key) or "unknown",
                 now[key] or "unknown",
             )
+
+
+def check_classes(classes, path, force=False):
+    """Raise UserError, unless `force`, if the class list beside a state gives the ids other classes than the data."""
+    other = first_other_class(classes, path)
+    if other and not force:
+        raise UserError(f"{other}; DATA.CLASSES {path.with_name('classes.txt')} keeps the classes of the run")
 
 
 def check_same_everywhere(setting):
