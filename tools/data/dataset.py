@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import unicodedata
 import zlib
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from config import resolve, with_keys
 from data.holdout import held_out
-from data.index import EXTENSIONS, Paths, class_folders, class_order, scan
+from data.index import EXTENSIONS, UNWRITABLE, Paths, class_folders, class_order, scan
 from data.lists import class_rows, image_rows, read_lines, respelled
 from errors import UserError
 
@@ -24,8 +23,6 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation", "val_set", "validation_set", "test", "testing", "test_set", "seg_test"),
 }
 VAL_SHARE = 0.2  # of DATA.VAL_SHARE, as it is suggested
-# Control characters, line separators and bytes that are not UTF-8: a line of classes.txt cannot hold them.
-_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SIZES = 1000  # files whose sizes are compared when a run is resumed: enough to notice pictures that were resized
 
 
@@ -116,6 +113,19 @@ def load_data(cfg, splits=("train", "val"), model_file=None):
     """
     layout = Layout(cfg)
     classes = load_classes(cfg, layout)
+    _check_number(classes, cfg, model_file)
+    loaded = {}
+    for name in splits:
+        if layout.lists[name]:
+            loaded[name] = read_list(layout.root, name, layout.root / layout.lists[name], classes)
+        elif name not in loaded:
+            loaded |= _scan_splits(layout, name, classes, cfg)
+        _warn_of_empty_classes(loaded[name], classes)
+    return classes, {name: loaded[name] for name in splits}
+
+
+def _check_number(classes, cfg, model_file):
+    """Raise UserError if the number of classes is not MODEL.NUM_CLASSES, or too small."""
     if not cfg.MODEL.NUM_CLASSES and len(classes) < 2:
         raise UserError(
             f"{classes.source} has a single class, {classes.folders[0]}; a training needs two or more"
@@ -131,14 +141,6 @@ def load_data(cfg, splits=("train", "val"), model_file=None):
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {classes.source} has {len(classes)} classes; "
             f"set MODEL.NUM_CLASSES {len(classes)}"
         )
-    loaded = {}
-    for name in splits:
-        if layout.lists[name]:
-            loaded[name] = read_list(layout.root, name, layout.root / layout.lists[name], classes)
-        elif name not in loaded:
-            loaded |= _scan_splits(layout, name, classes, cfg)
-        _warn_of_empty_classes(loaded[name], classes)
-    return classes, {name: loaded[name] for name in splits}
 
 
 def _hint_below(folder):
@@ -258,7 +260,7 @@ def load_classes(cfg, layout):
     folders = class_folders(folder)
     if not folders:
         raise UserError(f"{folder} has no class folders")
-    if unwritable := next(filter(_UNWRITABLE.search, folders), None):
+    if unwritable := next(filter(UNWRITABLE.search, folders), None):
         raise UserError(
             f"{folder} has a class folder {unwritable!r}: no class list can hold its name, because of bytes that are "
             "not UTF-8 or a control character; rename it"

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import time
 import zipfile
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"
 # Folders that Synology, QNAP, macOS, ext4 and Windows add (in lower case); thumbnails in them would double the images.
 _FOREIGN = {"@eadir", "#recycle", "#snapshot", "@recycle", "__macosx", "lost+found", "$recycle.bin",
             "system volume information"}  # fmt: skip
+# Control characters, line separators and bytes that are not UTF-8: a line of classes.txt cannot hold them.
+UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _VERSION = 2  # of the cache file
 _CACHED_FROM = 10_000  # images: a smaller folder is scanned in a moment
 _SETTLED_NS = 2 * 10**9  # a folder that changed so recently may change again within one tick of its clock
