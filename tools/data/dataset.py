@@ -2,7 +2,6 @@
 
 import logging
 import os
-import unicodedata
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from config import resolve, with_keys
 from data.holdout import held_out
-from data.index import EXTENSIONS, UNWRITABLE, Paths, class_folders, class_order, scan
+from data.index import EXTENSIONS, UNWRITABLE, Paths, class_folders, class_order, composed, scan
 from data.lists import class_rows, image_rows, read_lines, respelled
 from errors import UserError
 
@@ -80,12 +79,7 @@ def most_skipped(images):
 def read_classes(path):
     """Read a class list in one of the forms of `class_rows`."""
     rows = class_rows(read_lines(path, "class list", "DATA.CLASSES"), path)
-    return _class_list([_composed(folder) for folder, _ in rows], [name for _, name in rows], path)
-
-
-def _composed(name):
-    """A name with each accent in one character with its letter; macOS splits them."""
-    return unicodedata.normalize("NFC", name)
+    return _class_list([composed(folder) for folder, _ in rows], [name for _, name in rows], path)
 
 
 def _class_list(folders, names, path):
@@ -151,8 +145,12 @@ def _hint_below(folder):
 def split_folders(root, split):
     """Folders of `root` that are named like the split, the likeliest first."""
     # Not by listing `root`, which may hold a million images.
-    spellings = (spelling for name in SPLIT_FOLDERS[split] for spelling in (name, name.capitalize(), name.upper()))
-    return [root / spelling for spelling in spellings if (root / spelling).is_dir()]
+    found = []
+    for name in SPLIT_FOLDERS[split]:
+        for folder in (root / name, root / name.capitalize(), root / name.upper()):
+            if folder.is_dir() and not any(map(folder.samefile, found)):  # a disk of macOS knows no capitals
+                found.append(folder)
+    return found
 
 
 def split_folder(root, split):
@@ -265,7 +263,7 @@ def load_classes(cfg, layout):
             f"{folder} has a class folder {unwritable!r}: no class list can hold its name, because of bytes that are "
             "not UTF-8 or a control character; rename it"
         )
-    folders = tuple(dict.fromkeys(map(_composed, class_order(folders))))
+    folders = tuple(dict.fromkeys(map(composed, class_order(folders))))
     return ClassList(folders, folders, str(folder))
 
 
@@ -276,13 +274,13 @@ def _scan_splits(layout, name, classes, cfg):
     if not found:
         raise UserError(f"{folder} has no class folders")
     ids = {class_folder: i for i, class_folder in enumerate(classes.folders)}
-    unknown = [class_folder for class_folder in found if _composed(class_folder) not in ids]
+    unknown = [class_folder for class_folder in found if composed(class_folder) not in ids]
     if unknown:
         raise UserError(f"{folder} has class folders that {classes.source} has not: {some(unknown)}")
     found, paths, class_of = scan(folder, resolve(cfg.OUTPUT))
     if not paths:
         raise UserError(f"the class folders of {folder} hold no images ({', '.join(sorted(EXTENSIONS))})")
-    labels = np.array([ids[_composed(class_folder)] for class_folder in found], np.int32)[class_of]
+    labels = np.array([ids[composed(class_folder)] for class_folder in found], np.int32)[class_of]
     if not layout.shared:
         return {name: Split(name, str(folder), paths, labels)}
     validates = held_out(paths, class_of, found, folder, cfg.DATA.VAL_SHARE, cfg.SEED)
@@ -302,7 +300,7 @@ def read_list(root, name, list_file, classes=None):
     lines = read_lines(list_file, "list file", f"DATA.{name.upper()}_LIST")
     for number, path, label in image_rows(lines):
         is_number = label and label.isascii() and label.isdigit() and len(label) < 20
-        if not is_number and (not label or _composed(label) not in ids):
+        if not is_number and (not label or composed(label) not in ids):
             found = repr(lines[number - 1].strip()[:200])
             also = " (a number from 0, or the name of a class)" if label else ""
             raise UserError(f"{list_file}, line {number}: expected 'relative/path label'{also} but found {found}")
@@ -312,7 +310,7 @@ def read_list(root, name, list_file, classes=None):
                 f"is {number_of_classes - 1} (MODEL.NUM_CLASSES)"
             )
         paths.append(path)
-        labels.append(int(label) if is_number else ids[_composed(label)])
+        labels.append(int(label) if is_number else ids[composed(label)])
     if not paths:
         raise UserError(f"list file {list_file} is empty")
     base, paths = _list_base(root, name, list_file, paths)

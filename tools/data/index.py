@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import time
+import unicodedata
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -160,6 +161,11 @@ def class_folders(folder):
     The order of the classes is `class_order`. A run that began with another order of the classes keeps its images.
     """
     return sorted(name for name, is_folder in _listed(folder) if is_folder and not is_ignored_folder(name))
+
+
+def composed(name):
+    """A name with each accent in one character with its letter; macOS splits them."""
+    return unicodedata.normalize("NFC", name)
 
 
 def class_order(names):
