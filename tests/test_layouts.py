@@ -11,6 +11,7 @@ from test_own_folder import TINY, divided, own_config
 
 from data.dataset import above_train, load_data
 from data.index import class_order
+from engine.resume import check_setting, setting
 from errors import UserError
 
 
@@ -134,6 +135,23 @@ def test_composed_and_decomposed_accents_are_the_same_class(tmp_path):
     assert load_data(folder_config(tmp_path))[1]["val"].labels.tolist() == [1, 0]
     make_folders(tmp_path, {f"train/{composed}": 3})
     assert np.bincount(load_data(folder_config(tmp_path))[1]["train"].labels).tolist() == [5, 1]
+
+
+def test_pictures_of_other_sizes_under_the_same_names_are_told_when_a_run_continues(tmp_path, told):
+    make_folders(tmp_path, {"train/ant": 1200, "train/bee": 1, "val/ant": 1, "val/bee": 1})
+    cfg = folder_config(tmp_path)
+    then = setting(cfg, load_data(cfg)[1])
+    (tmp_path / "train/ant/3.png").write_bytes(b"x")  # of 1201 every second one is asked for its size
+    check_setting(then, setting(cfg, load_data(cfg)[1]), "state")
+    assert told.text == ""
+    for path in (tmp_path / "train/ant").iterdir():
+        path.write_bytes(path.read_bytes() + b"x")
+    now = setting(cfg, load_data(cfg)[1])
+    check_setting(then, now, "state")
+    assert "checksum of the training files' sizes was" in told.text and "validation files" not in told.text
+    told.clear()
+    check_setting({key: value for key, value in then.items() if not key.endswith("_sizes")}, now, "state")
+    assert told.text == ""  # a state of an earlier version
 
 
 # --- What is no picture of the class ---

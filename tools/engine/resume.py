@@ -25,6 +25,13 @@ FREE_KEYS = {
 }  # fmt: skip
 # And those that change the rounding alone.
 _ROUNDING_KEYS = {"CPU.MICRO_BATCH", "CPU.FAST_OPS", "MODEL.FUSED_ATTENTION", "TRAIN.TO_STATIC"}
+# Of a setting: what costs only exactness if it changes, and which of it states of earlier versions lack.
+_EXACT = {
+    "processes": "process(es)", "threads": "thread(s)", "paddle": "PaddlePaddle", "reader": "image reader",
+    "code": "code version", "train_sizes": "checksum of the training files' sizes",
+    "val_sizes": "checksum of the validation files' sizes",
+}  # fmt: skip
+_YOUNGER = {"threads", "train_sizes", "val_sizes"}
 _BATCH_KEYS = ("TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS")
 _TYPES = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "epoch": int, "images": int, "meter": dict,
           "best_top1": float, "best_epoch": int, "scores": dict, "streak": np.ndarray, "validation_seconds": float,
@@ -118,17 +125,8 @@ def check_setting(then, now, path, force=False):
     for key in sorted(_ROUNDING_KEYS):
         if before[key] != after[key]:
             log.warning("warning: %s was %s and is now %s: no longer bit-exact", key, before[key], after[key])
-    for key, what in (
-        ("processes", "process(es)"),
-        ("threads", "thread(s)"),
-        ("paddle", "PaddlePaddle"),
-        ("reader", "image reader"),
-        ("code", "code version"),
-        ("train_sizes", "checksum of the sizes of the training files"),
-        ("val_sizes", "checksum of the sizes of the validation files"),
-    ):
-        younger = key not in then and key in ("threads", "train_sizes", "val_sizes")  # than the version that wrote it
-        if then.get(key) != now[key] and not younger:
+    for key, what in _EXACT.items():
+        if then.get(key) != now[key] and not (key in _YOUNGER and key not in then):
             log.warning(
                 "warning: %s was %s and is now %s: no longer bit-exact, the run continues at the right image",
                 what,
