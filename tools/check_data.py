@@ -108,7 +108,7 @@ def find_splits(cfg):
         folder = None if list_file else layout.folder(name)
         try:
             if list_file:
-                splits.append(split_of_list(root, name, root / list_file))
+                splits.append(split_of_list(root, name, root / list_file, class_list(cfg)[0]))
             elif folder:
                 splits.append(split_of_folders(name, folder))
             elif name == "val":
@@ -140,10 +140,10 @@ def divided(split, cfg):
     return [split, val], []
 
 
-def split_of_list(root, name, list_file):
+def split_of_list(root, name, list_file, classes):
     from data.dataset import read_list
 
-    listed = read_list(root, name, list_file)  # whether there are so many classes is judged later
+    listed = read_list(root, name, list_file, classes, any_number=True)  # whether there are so many is judged later
     return SplitReport(name, listed.source, listed.paths, dict(Counter(map(int, listed.labels))))
 
 

@@ -33,7 +33,7 @@ _CLASS_ARCHIVE = re.compile(r"(n\d{8})\.tar")
 _VAL_IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
 _LARGEST_LIST = 2**26  # bytes
 _DOUBTFUL = (gzip.BadGzipFile, zlib.error, lzma.LZMAError)
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, *_DOUBTFUL)
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, MemoryError, *_DOUBTFUL)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -337,7 +337,9 @@ def unpack(path, unpacker):
             if unpacker.finds_class_folders():
                 add_archive(path, unpacker)
     except _DAMAGED as error:
-        reason = str(error).splitlines()[0].rstrip(": ")  # tarfile adds a line for each compression that it tried
+        reason = (
+            (str(error) or type(error).__name__).splitlines()[0].rstrip(": ")
+        )  # tarfile adds a line for each compression that it tried
         raise UserError(
             f"{path} is damaged, incomplete or no tar or zip archive ({reason}); "
             f"{unpacker.written + unpacker.present:,} images of it are unpacked; fetch it again and repeat the "

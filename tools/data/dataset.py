@@ -16,7 +16,7 @@ from errors import UserError
 
 log = logging.getLogger("t2t")
 
-# Names that folders of a split have, the first of them first; capitals do not matter.
+# Names that folders of a split have, the first of them first; also capitalised or in capitals.
 SPLIT_FOLDERS = {
     "train": ("train", "training", "train_set", "training_set", "seg_train"),
     "val": ("val", "valid", "validation", "val_set", "validation_set", "test", "testing", "test_set", "seg_test"),
@@ -60,7 +60,7 @@ class Split:
 
     def sizes_checksum(self):
         """Of the sizes in bytes of at most 1000 files, evenly spread; all would take minutes on a network."""
-        sizes = [_size(self.paths[i]) for i in range(0, len(self), -(-len(self) // _SIZES))]
+        sizes = [_size(self.paths[i]) for i in range(0, len(self), max(1, -(-len(self) // _SIZES)))]
         return f"{zlib.crc32(np.array(sizes, '<i8').tobytes()):08x}"
 
 
@@ -289,13 +289,13 @@ def _scan_splits(layout, name, classes, cfg):
     return {split: Split(split, source, paths.where(chosen), labels[chosen]) for split, chosen in parts.items()}
 
 
-def read_list(root, name, list_file, classes=None):
+def read_list(root, name, list_file, classes, any_number=False):
     """`Split` of a list file in one of the forms of `image_rows`; its paths count from the split's folder or `root`.
 
-    A label is the number of a class, or its name in `classes`. Without `classes` any int32 is taken.
+    A label is the number of a class or its name in `classes` (or None); with `any_number` any int32.
     """
     ids = {folder: i for i, folder in enumerate(classes.folders)} if classes else {}
-    number_of_classes = len(classes) if classes else 2**31
+    number_of_classes = 2**31 if any_number else len(classes)
     paths, labels = [], []
     lines = read_lines(list_file, "list file", f"DATA.{name.upper()}_LIST")
     for number, path, label in image_rows(lines):
