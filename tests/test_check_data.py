@@ -86,7 +86,7 @@ def test_every_unreadable_file_is_told_with_its_reason(spoilt):
     for reason, part in zip(reasons.values(), expected.values()):
         assert part in reason and f"  {reason}\n" in done.stdout
     assert "fault: 5 of 13 images of train cannot be read\n" in done.stdout
-    assert "note: mend or remove the unreadable images of train: more than 1 %\n" in done.stdout
+    assert "note: mend or remove the unreadable images of train: too many to skip\n" in done.stdout
     assert done.stderr == "error: 1 fault(s) would stop or spoil a training, see above\n"
     assert "DATA.ON_ERROR" not in done.stdout
 
@@ -246,7 +246,7 @@ def test_faults_of_a_list_file_are_told_and_the_other_split_is_checked(tmp_path)
 
 def test_label_of_a_list_file_that_the_class_list_lacks(tmp_path):
     root = make(tmp_path / "set", {"train/ant": 2, "train/bee": 1, "val/x": 3})
-    (root / "v.txt").write_text("x/0.jpg 0\nx/1.jpg 1\nx/2.jpg 2\n")
+    (root / "v.txt").write_text("x/0.jpg ant\nx/1.jpg 1\nx/2.jpg 2\n")
     (root / "classes.txt").write_text("ant\nbee\n")
     report = check("--data-path", root, "DATA.VAL_LIST", "v.txt", status=1)[1]
     assert report["splits"]["val"]["classes"] == {"ant": 1, "bee": 1, "label 2": 1}

@@ -158,5 +158,5 @@ def test_missing_and_broken_batches_are_one_line(tmp_path):
     for name, data in (("cut", whole[: len(whole) // 2]), ("sum", whole[:-8] + b"\0\0\0\0" + whole[-4:])):
         (tmp_path / f"{name}.tar.gz").write_bytes(data)
         line = error_line("unpack", tmp_path / f"{name}.tar.gz", "--output", tmp_path / name)
-        assert "is damaged, incomplete or no tar archive (" in line and "; 0 images of it are unpacked;" in line
+        assert "is damaged, incomplete or no tar or zip archive (" in line and "; 0 images of it are unpacked;" in line
         assert tree(tmp_path / name) == {}

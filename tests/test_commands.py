@@ -139,7 +139,9 @@ def test_weights_of_other_classes_are_told(tmp_path):
     for folder in (ROOT / "lit_data/val").iterdir():
         shutil.copytree(folder, tmp_path / "val" / f"c{folder.name}")
     done = tool("val", "--data-path", tmp_path, "--pretrained", SHIPPED)
-    assert re.fullmatch(rf"warning: class 0 is c0 in {tmp_path}/val but 0 in \S+/classes.txt\n", done.stderr)
+    assert re.fullmatch(
+        rf"warning: class 0 is c0 in {tmp_path}/val but 0 in \S+/classes.txt; DATA.CLASSES FILE .*\n", done.stderr
+    )
 
 
 def test_weights_beside_a_renamed_run_are_its_own(tmp_path):

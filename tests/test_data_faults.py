@@ -89,7 +89,20 @@ def test_more_than_a_hundredth_stops(data, tmp_path):
     for path in images(data, 4)[:20]:
         path.write_text("no picture")
     line = error_line("train", "--data-path", data, "--output", tmp_path, *WORDS, 3, "DATA.ON_ERROR", "skip")
-    assert re.search(r"\d\d images could not be read, more than 1% of the 1408 of an epoch .*check_data.py", line)
+    assert re.search(r"\d\d images could not be read, more than 14 of the 1408 of an epoch .*check_data.py", line)
+
+
+def test_three_of_a_small_data_set_may_be_replaced(data, tmp_path):
+    listed = [f"{number}/{path.name} {number}\n" for number in range(10) for path in images(data, number)[:6]]
+    (data / "few.txt").write_text("".join(listed[:59]))
+    words = ["--data-path", data, "--output", tmp_path, *WORDS, 1, "DATA.TRAIN_LIST", "few.txt", "DATA.NUM_WORKERS", 0,
+             "TRAIN.BATCH_SIZE", 59, "DATA.ON_ERROR", "skip"]  # fmt: skip
+    for path in images(data, 3)[:3]:
+        path.write_text("no picture")
+    assert tool("train", *words).stderr.endswith("warning: 3 unreadable images were replaced in this epoch\n")
+    images(data, 3)[3].write_text("no picture")
+    line = error_line("train", *words, "NAME", "four")
+    assert "4 images could not be read, more than 3 of the 59 of an epoch (DATA.ON_ERROR skip)" in line
 
 
 def test_main_log_lists_the_images_of_all_processes(data, tmp_path):

@@ -81,7 +81,7 @@ def test_official_val_archive_needs_the_list_of_its_classes(tmp_path):
     for text, fault in (
         ("490\n361\n", "line 1: expected 'ILSVRC2012_val_00000001.JPEG 65', the class from 0 to 999"),  # the devkit's
         (f"{names[0]} 1000\n", f"but found '{names[0]} 1000'"),
-        (f"{names[0]} 0\n", f"the class of {names[1]} is not known; --val-list lacks it"),
+        (f"{names[0]} 0\n", f"the class of {names[1]} is not known; the list lacks it"),
     ):
         listed.write_text(text)
         assert fault in error_line("unpack", archive, "--output", tmp_path / "out", "--val-list", listed)
@@ -239,7 +239,7 @@ def test_damaged_archive_keeps_what_was_whole(tmp_path, change, kept):
     whole = archive.read_bytes()
     damaged(archive, change)
     line = error_line("unpack", archive, "--output", tmp_path / "out")
-    assert line.startswith(f"error: {archive} is damaged, incomplete or no tar archive (")
+    assert line.startswith(f"error: {archive} is damaged, incomplete or no tar or zip archive (")
     assert f"; {kept} images of it are unpacked; fetch it again" in line
     there = tree(tmp_path / "out")
     assert len(there) == kept and there.items() <= expected.items()
@@ -271,10 +271,10 @@ def test_gzip_archive_with_a_wrong_checksum_is_not_trusted_for_what_it_left(tmp_
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "no tar archive (file could not be opened successfully); 0 images"),
+        (b"", "no tar or zip archive (file could not be opened successfully); 0 images"),
         (
             b"PK\3\4 a zip file" * 100,
-            "no tar archive (file could not be opened successfully); 0 images",
+            "no tar or zip archive (File is not a zip file); 0 images",
         ),
         (tar_bytes({}), "holds no images in train/ or val/ folders"),
         (tar_bytes({"cats/a.JPEG": DIGITS[0]}), "holds no images in train/ or val/ folders"),
@@ -315,7 +315,7 @@ def test_nothing_is_written_outside_the_folder(tmp_path):
     }
     (line,) = done.stderr.splitlines()
     assert line.startswith(
-        f"warning: {archive}: 6 links, devices or names outside the archive's folder were left out: "
+        f"warning: {archive}: 6 links, devices or names that cannot be files below the folder were left out: "
     )
 
 

@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import contextlib
 import ctypes
+import hashlib
 import itertools
 import json
 import math
@@ -17,15 +18,16 @@ import shlex
 import signal
 import sys
 import warnings
+from array import array
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import cli
 
 CHUNK = 64  # images that a reading process is given at a time
 SHOWN = 10  # unreadable files of a split that are printed; --json has all
-MAY_BE_SKIPPED = 0.01  # share of the training images that DATA.ON_ERROR skip replaces
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 # Without --config: what to start from, by the median of the shorter sides in pixels.
 CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "configs/lit_data.yaml"))
@@ -46,6 +48,7 @@ def main(args, cfg):
     cfg = with_keys(cfg, findings.settings)
     splits, faults = find_splits(cfg)
     findings.faults += faults
+    findings.notes += unused_folders(cfg, splits)
     for split in splits:
         read_images(split, cfg.DATA.CHANNELS, args.jobs)
     if not args.config:
@@ -54,6 +57,7 @@ def main(args, cfg):
     judge_splits(splits, findings)
     judge_classes(cfg, splits, findings, held_to)
     judge_images(cfg, splits, findings)
+    judge_doubles(splits, findings)
     findings.command = command(args, splits, findings.settings)
     print_report(splits, findings)
     if args.json:
@@ -74,13 +78,17 @@ class SplitReport:
     source: str
     paths: list = field(default_factory=list)
     classes: dict = field(default_factory=dict)  # {folder, or number in a list file: images}, empty folders among them
+    class_of: list = field(default_factory=list)  # number of the class in `classes` of each path; of folders alone
     loose: int = 0  # images in no class folder
     others: Counter = field(default_factory=Counter)  # by ending, files that are no images
+    ignored: Counter = field(default_factory=Counter)  # names of folders that are not read, such as @eaDir
     closed: list = field(default_factory=list)  # folders that cannot be listed
     unreadable: dict = field(default_factory=dict)  # {path: reason}
     sides: Counter = field(default_factory=Counter)  # {shorter side in pixels: images}
     modes: Counter = field(default_factory=Counter)
     misnamed: Counter = field(default_factory=Counter)  # {"PNG called .jpg": images}
+    rotated: int = 0  # images that EXIF says are to be turned or mirrored
+    digests: array = field(default_factory=lambda: array("Q"))  # hash of the content of each path, 0 if unreadable
     grey: list = field(default_factory=lambda: [0, 0.0, 0.0])  # grey images, sums of their means and mean squares
 
 
@@ -100,7 +108,7 @@ def find_splits(cfg):
         folder = None if list_file else layout.folder(name)
         try:
             if list_file:
-                splits.append(split_of_list(root, name, root / list_file))
+                splits.append(split_of_list(root, name, root / list_file, class_list(cfg)[0]))
             elif folder:
                 splits.append(split_of_folders(name, folder))
             elif name == "val":
@@ -120,8 +128,7 @@ def divided(split, cfg):
     from data.holdout import held_out
     from errors import UserError
 
-    counts = list(split.classes.values())
-    class_of = np.repeat(np.arange(len(counts)), counts)
+    class_of = split.class_of
     try:
         validates = held_out(split.paths, class_of, list(split.classes), split.source, cfg.DATA.VAL_SHARE, cfg.SEED)
     except UserError as error:
@@ -129,33 +136,68 @@ def divided(split, cfg):
     val = SplitReport("val", split.source, split.paths.where(validates))
     split.paths = split.paths.where(~validates)
     for report, chosen in ((split, ~validates), (val, validates)):
-        report.classes = dict(zip(split.classes, np.bincount(class_of[chosen], minlength=len(counts)).tolist()))
+        report.classes = dict(zip(split.classes, np.bincount(class_of[chosen], minlength=len(split.classes)).tolist()))
     return [split, val], []
 
 
-def split_of_list(root, name, list_file):
+def split_of_list(root, name, list_file, classes):
     from data.dataset import read_list
 
-    listed = read_list(root, name, list_file, num_classes=2**31)  # whether there are so many is judged later
+    listed = read_list(root, name, list_file, classes, any_number=True)  # whether there are so many is judged later
     return SplitReport(name, listed.source, listed.paths, dict(Counter(map(int, listed.labels))))
 
 
 def split_of_folders(name, folder):
-    from data.index import Paths, class_folders, image_files
+    import numpy as np
+
+    from data.index import Paths, class_folders, composed, image_files
     from errors import UserError, one_line
 
     split, parts = SplitReport(name, str(folder)), []
-    split.loose = count_others(next(os.walk(folder))[2], split.others)
-    for class_folder in class_folders(folder):
+    _, folders, names = next(os.walk(folder))
+    split.loose = count_others(names, split.others)
+    leave_out_ignored(folders, split)
+    found = class_folders(folder)
+    for class_folder in found:
         try:
             parts.append(Paths.of(image_files(folder / class_folder)))
         except UserError:  # a folder that cannot be listed, which the walk below names
             parts.append(Paths.of([]))
-        split.classes[class_folder] = len(parts[-1])
-        for _, _, names in os.walk(folder / class_folder, onerror=lambda error: split.closed.append(one_line(error))):
+        key = composed(class_folder)
+        split.classes[key] = split.classes.get(key, 0) + len(parts[-1])
+        walk = os.walk(folder / class_folder, onerror=lambda error: split.closed.append(one_line(error)))
+        for _, folders, names in walk:
+            leave_out_ignored(folders, split)
             count_others(names, split.others)
     split.paths = Paths.joined(parts)
+    number = {key: i for i, key in enumerate(split.classes)}
+    numbers = np.array([number[composed(name)] for name in found], int)
+    split.class_of = np.repeat(numbers, np.array([len(part) for part in parts], int))
     return split
+
+
+def leave_out_ignored(folders, split):
+    """Remove from the folders of a walk those that are not read, and count them."""
+    from data.index import is_ignored_folder
+
+    split.ignored.update(filter(is_ignored_folder, folders))
+    folders[:] = [name for name in folders if not is_ignored_folder(name)]
+
+
+def unused_folders(cfg, splits):
+    """A line for each folder that is named like a split and serves none."""
+    from data.dataset import SPLIT_FOLDERS, Layout, split_folders
+
+    layout = Layout(cfg)
+    if layout.given or any(layout.lists.values()):
+        return []
+    used = [os.path.join(split.source, "") for split in splits]
+    folders = [folder for split in SPLIT_FOLDERS for folder in split_folders(layout.root, split)]
+    return [
+        f"{folder} is not used"
+        for folder in folders
+        if not any(source.startswith(os.path.join(folder, "")) for source in used)
+    ]
 
 
 def count_others(names, others):
@@ -178,14 +220,16 @@ def read_images(split, channels, jobs):
 
     looks = scan(split.paths, channels, jobs)
     bar = progress_bar(looks, total=len(split.paths), desc=f"check {split.name}", unit=" images")
-    for path, (reason, side, mode, misnamed, grey) in bar:
-        if reason:
-            split.unreadable[path] = reason
+    for path, seen in bar:
+        split.digests.append(seen.digest)
+        if seen.reason:
+            split.unreadable[path] = seen.reason
             continue
-        split.sides[side] += 1
-        split.modes[mode] += 1
-        split.misnamed.update([misnamed] if misnamed else [])
-        split.grey = [total + value for total, value in zip(split.grey, grey)]
+        split.sides[seen.side] += 1
+        split.modes[seen.mode] += 1
+        split.misnamed.update([seen.misnamed] if seen.misnamed else [])
+        split.rotated += seen.is_rotated
+        split.grey = [total + value for total, value in zip(split.grey, seen.grey)]
 
 
 def scan(paths, channels, jobs):
@@ -238,8 +282,20 @@ def start_reading(parent):
     warnings.simplefilter("ignore")  # Pillow's remarks on large pictures
 
 
+class Look(NamedTuple):
+    """What an image file is."""
+
+    reason: str = ""  # why it cannot be read; then the rest is empty
+    side: int = 0  # the shorter one, pixels
+    mode: str = ""
+    misnamed: str = ""  # "PNG called .jpg"
+    is_rotated: bool = False  # by EXIF
+    grey: tuple = (0, 0.0, 0.0)  # whether it is grey, mean, mean square
+    digest: int = 0  # of the content of the file
+
+
 def look(paths, channels):
-    """[(path, (reason why it cannot be read, shorter side, mode, "PNG called .jpg", grey statistics)), ...]"""
+    """[(path, Look), ...]"""
     from PIL import Image, ImageStat
 
     from data.images import ImageError, load_image
@@ -250,9 +306,10 @@ def look(paths, channels):
         try:
             pixels = load_image(path, channels)  # as in evaluation, and in training where its quicker reader gives up
             with Image.open(path) as image:
-                mode, kind = image.mode, image.format
+                mode, kind, is_rotated = image.mode, image.format, orientation(image) in range(2, 9)
+            digest = digest_of(path)
         except (ImageError, OSError) as error:
-            looks.append((path, (one_line(error), 0, "", "", ())))
+            looks.append((path, Look(one_line(error))))
             continue
         ending = os.path.splitext(path)[1].lower()
         called = Image.registered_extensions().get(ending, kind)
@@ -262,8 +319,26 @@ def look(paths, channels):
             statistics = ImageStat.Stat(pixels)
             mean = statistics.mean[0] / 255.0
             grey = 1, mean, statistics.var[0] / 255.0**2 + mean**2
-        looks.append((path, ("", min(pixels.size), mode, f"{kind} called {ending}" if misnamed else "", grey)))
+        misnamed = f"{kind} called {ending}" if misnamed else ""
+        looks.append((path, Look("", min(pixels.size), mode, misnamed, is_rotated, grey, digest)))
     return looks
+
+
+def orientation(image):
+    """EXIF's number for how an opened picture is to be turned: 1 upright, 2 to 8 turned or mirrored."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # Pillow raises nearly anything for damaged EXIF data, which do no harm to the picture
+        return 1
+
+
+def digest_of(path):
+    """64-bit hash of a file's content."""
+    hasher = hashlib.blake2b(digest_size=8)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            hasher.update(block)
+    return int.from_bytes(hasher.digest(), "little")
 
 
 # --- What follows from it ---
@@ -310,6 +385,8 @@ def suggest_share(cfg, findings, held_to):
 
 def judge_splits(splits, findings):
     """Splits without class folders or images."""
+    from data.dataset import SPLIT_FOLDERS
+
     for split in splits:
         findings.faults += split.closed
         if split.loose:
@@ -321,7 +398,8 @@ def judge_splits(splits, findings):
             findings.faults.append(f"{split.source} has no class folders")
         elif not any(split.classes.values()):
             findings.faults.append(f"the class folders of {split.source} hold no images")
-        if os.path.basename(split.source) in ("validation", "test"):
+        name = os.path.basename(split.source).lower()
+        if name in SPLIT_FOLDERS[split.name] and name not in ("train", "val"):
             findings.notes.append(f"{split.source} is found by itself, no key is needed")
     if all(split.name == "val" for split in splits):
         findings.notes.append("there is no training split: this data serves validation only")
@@ -399,6 +477,8 @@ def suggest_classes(cfg, classes, highest, findings, held_to):
 
 def judge_images(cfg, splits, findings):
     """Unreadable and grey images."""
+    from data.dataset import most_skipped
+
     for split in splits:
         bad, number = len(split.unreadable), len(split.paths)
         if bad:
@@ -408,16 +488,37 @@ def judge_images(cfg, splits, findings):
             batch = findings.settings["TRAIN.BATCH_SIZE"] = max(1, number // cfg.TRAIN.ACCUM_STEPS // 4)
             step = batch * cfg.TRAIN.ACCUM_STEPS
         # Training holds them against the images of an epoch, which drops the incomplete last step.
-        if bad and split.name == "train" and bad <= MAY_BE_SKIPPED * (number // step * step):
+        if bad and split.name == "train" and bad <= most_skipped(number // step * step):
             findings.settings["DATA.ON_ERROR"] = "skip"
         elif bad:
-            why = "more than 1 %" if split.name == "train" else "a validation counts every image"
+            why = "too many to skip" if split.name == "train" else "a validation counts every image"
             findings.notes.append(f"mend or remove the unreadable images of {split.name}: {why}")
     number, mean, squares = (sum(values) for values in zip(*(split.grey for split in splits)))
     if number and number == sum(sum(split.sides.values()) for split in splits) and cfg.DATA.CHANNELS == 3:
         mean, squares = mean / number, squares / number
         std = max(0.001, math.sqrt(max(0.0, squares - mean**2)))
         findings.settings |= {"DATA.CHANNELS": 1, "DATA.MEAN": f"[{mean:.4f}]", "DATA.STD": f"[{std:.4f}]"}
+
+
+def judge_doubles(splits, findings):
+    """Images with the same content, within a split and in both."""
+    import numpy as np
+
+    digests = [np.array(split.digests, np.uint64) for split in splits]
+    for split, own in zip(splits, digests):
+        first = np.unique(own, return_index=True)[1]
+        later = np.setdiff1d(np.flatnonzero(own), first)
+        if len(later):
+            example = np.flatnonzero(own == own[later[0]])[:2]
+            pair = " and ".join(split.paths[int(i)] for i in example)
+            findings.notes.append(f"{len(later):,} images of {split.name} repeat the content of another one: {pair}")
+    if len(splits) == 2:
+        train, val = digests
+        common = np.flatnonzero(np.isin(val, train) & (val != 0))
+        if len(common):
+            pair = splits[0].paths[int(np.flatnonzero(train == val[common[0]])[0])], splits[1].paths[int(common[0])]
+            line = f"{len(common):,} images of val have the content of an image of train, so that they measure too well"
+            findings.notes.append(f"{line}: {' and '.join(pair)}")
 
 
 def fitting_config(splits):
@@ -459,8 +560,8 @@ def histogram(title, counter):
 def print_report(splits, findings):
     for split in splits:
         unreadable = len(split.unreadable)
-        print(f"{split.name}: {len(split.paths):,} images in {len(split.classes):,} classes, {unreadable:,} unreadable "
-              f"({split.source})")  # fmt: skip
+        show(f"{split.name}: {len(split.paths):,} images in {len(split.classes):,} classes, {unreadable:,} unreadable "
+             f"({split.source})")  # fmt: skip
         if split.sides:
             print(*histogram("images per class", Counter(split.classes.values())), sep="\n")
             print(*histogram("shorter side in pixels", split.sides), sep="\n")
@@ -468,22 +569,37 @@ def print_report(splits, findings):
             ("modes, by their Pillow names", split.modes),
             ("read all the same", split.misnamed),
             ("no images by their ending", split.others),
+            ("folders that are not read", split.ignored),
+            ("not of 8 bits, by their Pillow names", deep_modes(split)),
+            ("turned or mirrored by EXIF", Counter({"images": split.rotated} if split.rotated else {})),
         ):
             if counter:
-                print(f"  {title}: " + ", ".join(f"{name} {number:,}" for name, number in counter.most_common()))
+                show(f"  {title}: " + ", ".join(f"{name} {number:,}" for name, number in counter.most_common()))
         for reason in itertools.islice(split.unreadable.values(), SHOWN):
-            print(f"  {reason}")
+            show(f"  {reason}")
         if unreadable > SHOWN:
             print(f"  and {unreadable - SHOWN:,} more, which --json FILE names")
     for kind, lines in (("fault", findings.faults), ("note", findings.notes)):
-        print(*(f"{kind}: {line}\n" for line in lines), sep="", end="")
+        for line in lines:
+            show(f"{kind}: {line}")
     if any(split.sides for split in splits):
-        print(f"settings that fit:\n{findings.command}")
+        print("settings that fit:")
+        show(findings.command)
+
+
+def show(line):
+    """Print a line; what a name can hold to move the cursor, or is not UTF-8, is escaped."""
+    print("".join(character if character.isprintable() else ascii(character)[1:-1] for character in line))
+
+
+def deep_modes(split):
+    """The modes that have more than 8 bits for a channel, which are made 8-bit when they are read."""
+    return Counter({mode: number for mode, number in split.modes.items() if mode.startswith(("I", "F"))})
 
 
 def to_json(splits, findings):
     """The whole report; of the images only those that cannot be read are named."""
-    left_out = ("name", "paths", "grey")
+    left_out = ("name", "paths", "class_of", "grey", "digests")
     reports = {
         split.name: {"files": len(split.paths), **{k: v for k, v in vars(split).items() if k not in left_out}}
         for split in splits

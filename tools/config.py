@@ -79,7 +79,7 @@ _C.DATA.MEAN = [0.485, 0.456, 0.406]  # per channel, of values in 0..1
 _C.DATA.STD = [0.229, 0.224, 0.225]
 _C.DATA.NUM_WORKERS = 8  # loader processes of each training process; 0 = read in the training process
 _C.DATA.READER = "turbo"  # of training images: turbo (libjpeg-turbo, SIMD resizing; where installed) or pillow
-_C.DATA.ON_ERROR = "raise"  # at an unreadable training image: raise, or skip (take another one, up to 1 % of an epoch)
+_C.DATA.ON_ERROR = "raise"  # at an unreadable training image: raise, or skip (up to 3, or 1 % of an epoch)
 
 _C.AUG = CN()
 _C.AUG.SCALE = [0.08, 1.0]  # random-resized crop: share of the image's area

@@ -51,7 +51,7 @@ def _prepare(args, cfg, watch):
     from engine import parallel
     from engine.fetch import local_file
     from engine.logger import log, log_to_file
-    from engine.resume import check_same_everywhere, check_setting, find_state, setting
+    from engine.resume import check_classes, check_same_everywhere, check_setting, find_state, setting
     from engine.run_folder import RunFolder
     from engine.trainer import Trainer
     from files import shown
@@ -69,6 +69,7 @@ def _prepare(args, cfg, watch):
     check_same_everywhere(now)
     trainer = Trainer(cfg, classes, splits, folder, watch, now)
     if state:
+        check_classes(classes, path, args.force)
         check_setting(state["setting"], now, path, args.force)
         trainer.resume(path, state)
     elif cfg.MODEL.PRETRAINED:

@@ -1,7 +1,8 @@
-"""Unpack ImageNet or CIFAR archives: python tools/unpack.py ARCHIVE... --output DIR [--val-list FILE].
+"""Unpack ImageNet, CIFAR or any class folders: python tools/unpack.py ARCHIVE... --output DIR [--val-list FILE].
 
-Makes DIR/train/<class>/*.JPEG and DIR/val/<class>/*.JPEG of the archives that ImageNet is met in, and
-DIR/train/<class>/*.png and DIR/test/<class>/*.png of CIFAR-10 and CIFAR-100. May be cut at any time: no image is ever
+Makes DIR/train/<class>/*.JPEG and DIR/val/<class>/*.JPEG of the archives that ImageNet is met in,
+DIR/train/<class>/*.png and DIR/test/<class>/*.png of CIFAR-10 and CIFAR-100, and DIR/<class>/* of a tar or zip archive
+of class folders alone. May be cut at any time: no image is ever
 half-written under its name, and the same command goes on where it was.
 """
 
@@ -18,6 +19,7 @@ import shlex
 import shutil
 import sys
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -26,11 +28,12 @@ from errors import UserError, one_line
 
 CLASS_LIST = "configs/imagenet1k_classes.tsv"
 MARKS = ".unpacked.json"  # in DIR: {archive name: [size, mtime in ns, "begun", "doubtful" or "done"]}
-SPLITS = {"train": "train", "val": "val", "validation": "val"}
+VAL_LISTS = ("val_list.txt", "loc_val_solution.csv")  # in an archive, in lower case: of AI Studio and of Kaggle
 _CLASS_ARCHIVE = re.compile(r"(n\d{8})\.tar")
 _VAL_IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
+_LARGEST_LIST = 2**26  # bytes
 _DOUBTFUL = (gzip.BadGzipFile, zlib.error, lzma.LZMAError)
-_DAMAGED = (tarfile.TarError, EOFError, OSError, *_DOUBTFUL)
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, MemoryError, *_DOUBTFUL)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -41,7 +44,7 @@ def main(args):
     for archive, _ in archives:
         if not archive.is_file():
             raise UserError(f"{archive} is no file")
-    val_classes = read_val_list(args.val_list) if args.val_list else {}
+    val_classes = read_val_list(args.val_list) if args.val_list else None
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder)
@@ -57,7 +60,7 @@ def main(args):
         is_doubtful = before is not None and (before[:2] != stamp or before[-1] == "doubtful")
         write_marks(folder, marks, archive.name, [*stamp, "doubtful" if is_doubtful else "begun"])
         try:
-            unpack(archive, Unpacker(folder, val_classes, trust=not is_doubtful))
+            unpack(archive, Unpacker(folder, val_classes, [path for path, _ in archives], trust=not is_doubtful))
         except UserError as error:
             if isinstance(error.__cause__, _DOUBTFUL):
                 write_marks(folder, marks, archive.name, [*stamp, "doubtful"])
@@ -71,29 +74,47 @@ def main(args):
 
 
 def read_val_list(path):
-    """{image name: class folder} of "ILSVRC2012_val_00000001.JPEG 65" lines."""
+    """{image name: class folder} of a file of `val_classes_of` lines."""
+    from data.lists import read_lines
+
+    return val_classes_of(read_lines(path, "list", "--val-list"), f"{path} (--val-list)")
+
+
+def val_classes_of(lines, source):
+    """{image name: class folder} of "ILSVRC2012_val_00000001.JPEG 65" lines, or of Kaggle's LOC_val_solution.csv."""
     from config import resolve
     from data.dataset import read_classes
+    from data.lists import image_rows
 
     folders = read_classes(resolve(CLASS_LIST)).folders
+    known = {**{str(i): folder for i, folder in enumerate(folders)}, **{folder: folder for folder in folders}}
     classes = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file") from None
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
-            continue
-        if len(words) != 2 or not re.fullmatch("[0-9]+", words[1]) or int(words[1]) >= len(folders):
+    for number, path, label in image_rows(lines):
+        if label not in known:
             raise UserError(
-                f"{path}, line {number}: expected 'ILSVRC2012_val_00000001.JPEG 65', the class from 0 to "
-                f"{len(folders) - 1} as in {CLASS_LIST}, but found {line.strip()!r}"
+                f"{source}, line {number}: expected 'ILSVRC2012_val_00000001.JPEG 65', the class from 0 to "
+                f"{len(folders) - 1} as in {CLASS_LIST}, but found {lines[number - 1].strip()[:200]!r}"
             )
-        classes[os.path.basename(words[0])] = folders[int(words[1])]
+        classes[path.replace("\\", "/").rpartition("/")[2]] = known[label]
     if not classes:
-        raise UserError(f"{path} (--val-list) is empty")
+        raise UserError(f"{source} is empty")
     return classes
+
+
+def find_val_list(archives):
+    """{image name: class folder} of the first list in `archives`, {} if there is none."""
+    from data.archives import entries
+    from data.lists import lines_of
+
+    for path in archives:
+        with open(path, "rb") as file:
+            for entry in entries(file, path):
+                if entry.is_safe and entry.parts[-1].lower() in VAL_LISTS and entry.size <= _LARGEST_LIST:
+                    source = f"{path}: {entry.name}"
+                    print(f"classes of the validation images: {source}")
+                    with entry.open() as stream, contextlib.suppress(ValueError):
+                        return val_classes_of(lines_of(stream.read()), source)
+    return {}
 
 
 def claim(folder):
@@ -122,8 +143,13 @@ def write_marks(folder, marks, name, mark):
 
 
 def check_space(folder, archives, marks):
-    """Raise UserError if archives that are not begun would not fit; JPEG files are as large as their archive."""
-    needed = sum(status.st_size for archive, status in archives if archive.name not in marks)
+    """Raise UserError if archives that are not begun would not fit."""
+    from data.archives import unpacked_size
+
+    try:
+        needed = sum(unpacked_size(archive) for archive, _ in archives if archive.name not in marks)
+    except zipfile.BadZipFile:
+        return  # which is told where the archive is unpacked
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -135,49 +161,40 @@ def check_space(folder, archives, marks):
 # --- One archive ---
 
 
-class _Member(tarfile.TarInfo):
-    """Entry of an archive. What is cut off or damaged is an error, where tarfile would take it for the end."""
-
-    @classmethod
-    def fromtarfile(cls, archive):
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from None
-
-
 class Unpacker:
-    """Where the members of an archive go, and how many there were."""
+    """Where the entries of an archive go, and how many there were.
 
-    def __init__(self, folder, val_classes, trust=True):
-        self.folder, self.val_classes = folder, val_classes
-        self.trust = trust  # that a file of the right size is the right one
-        self.written = self.present = self.other = self.lists = 0
+    Args:
+        folder: to unpack to.
+        val_classes: {image name: class folder} of validation images that lie in one folder; None: a list in `archives`.
+        archives: paths of all archives of the data set.
+        trust: that a file of the right size is the right one.
+    """
+
+    def __init__(self, folder, val_classes, archives, trust=True):
+        self.folder, self.val_classes, self.archives, self.trust = folder, val_classes, archives, trust
+        self.written = self.present = self.other = self.lists = self.repeated = 0
         self.unsafe = []
+        self.targets = set()  # hashes of the paths of this archive
+        self.unplaced = set()  # folders of images that are below no folder of a split, as tuples
+        self.above_classes = None  # where there are no splits: number of folders above the class folders
 
-    def add(self, stream, progress, prefix=""):
-        """Unpack all of a tar archive; its names count from `prefix`."""
-        with tarfile.open(fileobj=stream, mode="r:*", tarinfo=_Member) as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # which would grow to gigabytes
-                progress()
-                class_archive = _CLASS_ARCHIVE.fullmatch(os.path.basename(member.name))
-                parts = [part for part in member.name.split("/") if part not in ("", ".")]
-                if member.isdir():
-                    continue
-                if member.name.startswith("/") or ".." in parts or not member.isreg():
-                    self.unsafe.append(member.name)
-                elif class_archive:
-                    with archive.extractfile(member) as inner:
-                        self.add(inner, progress, f"train/{class_archive.group(1)}/")
-                elif target := self.place(prefix + "/".join(parts)):
-                    self.write(archive, member, self.folder / target)
-                else:
-                    self.other += 1
-            while archive.fileobj is not stream and archive.fileobj.read(2**20):
-                pass  # to the end of a .gz, where its checksum is
+    def add(self, entries, progress, prefix=""):
+        """Unpack entries of an archive; their names count from `prefix`."""
+        from data.archives import tar_entries
+
+        for entry in entries:
+            progress()
+            class_archive = _CLASS_ARCHIVE.fullmatch(entry.parts[-1]) if entry.parts else None
+            if not entry.is_safe or not entry.parts:
+                self.unsafe.append(entry.name)
+            elif class_archive:
+                with entry.open() as inner:
+                    self.add(tar_entries(inner), progress, f"train/{class_archive.group(1)}/")
+            elif target := self.place(prefix + "/".join(entry.parts)):
+                self.write(entry, self.folder / target)
+            else:
+                self.other += 1
 
     def add_cifar(self, path, form):
         """Unpack an archive of CIFAR-10 or CIFAR-100."""
@@ -195,39 +212,84 @@ class Unpacker:
             self.written += 1
 
     def place(self, name):
-        """Path below the folder for a member of this name, or None if it is not wanted.
+        """Path below the folder for an entry of this name, or None if it is not wanted.
 
         Raises UserError for a validation image whose class is not known.
         """
-        from data.index import is_image_name
+        from data.index import is_ignored_folder, is_image_name
 
         *parents, file = name.split("/")
-        split = next((i for i, part in enumerate(parents) if part in SPLITS), None)
+        if any(map(is_ignored_folder, parents)):
+            return None
+        at, split = next(((i, split) for i, part in enumerate(parents) if (split := split_of(part))), (None, None))
         if split is None and len(parents) <= 1 and file.endswith(".txt") and not file.startswith("."):
             return file  # a list beside train/ and val/
         if not is_image_name(file):
             return None
-        if split is not None and parents[split + 1 :]:
-            return "/".join([SPLITS[parents[split]], *parents[split + 1 :], file])
-        if _VAL_IMAGE.fullmatch(file) or split is not None and SPLITS[parents[split]] == "val":
-            if file not in self.val_classes:
-                advice = "give a list of the classes with --val-list FILE (scripts/aistudio.sh: JOB_VAL_LIST=FILE)"
-                raise UserError(
-                    f"the class of {name} is not known; {'--val-list lacks it' if self.val_classes else advice}"
-                )
-            return f"val/{self.val_classes[file]}/{file}"
-        return None
+        below = parents[at + 1 :] if split else []
+        below = below[1:] if split and below[:1] == [parents[at]] else below  # seg_train/seg_train/cat
+        if below:
+            return "/".join([split, *below, file])
+        if _VAL_IMAGE.fullmatch(file) or split == "val":
+            return f"val/{self.val_class(name, file)}/{file}"
+        return self._place_alone(parents, file) if split is None else None
 
-    def write(self, archive, member, target):
+    def val_class(self, name, file):
+        if self.val_classes is None:
+            self.val_classes = find_val_list(self.archives)
+        if file not in self.val_classes:
+            advice = "give a list of the classes with --val-list FILE (scripts/aistudio.sh: JOB_VAL_LIST=FILE)"
+            raise UserError(f"the class of {name} is not known; {'the list lacks it' if self.val_classes else advice}")
+        return self.val_classes[file]
+
+    def _place_alone(self, parents, file):
+        """Path of an image in class folders without splits, None as long as it is not known which they are."""
+        if self.above_classes is None:
+            self.unplaced.add(tuple(parents))
+            return None
+        below = parents[self.above_classes :]
+        return "/".join([*below, file]) if below else None
+
+    def finds_class_folders(self):
+        """Whether the images that had no place are in class folders; those are then placed the next time."""
+        folders = self.unplaced
+        while folders and not self.written + self.present:
+            depth = len(os.path.commonprefix(list(folders)))
+            deeper = {folder for folder in folders if len(folder) > depth}
+            if len({folder[depth] for folder in deeper}) > 1:
+                self.above_classes, self.other, self.unsafe = depth, 0, []
+                self.lists, self.targets = 0, set()
+                return True
+            if deeper == folders:
+                return False
+            folders = deeper  # without images beside the folder that holds them all
+        return False
+
+    def write(self, entry, target):
         """Write one file, unless it is there."""
         is_list = target.suffix == ".txt"
         self.lists += is_list
-        if self.trust and target.is_file() and target.stat().st_size == member.size:
+        key = hash(str(target))  # a million paths would take much memory
+        if key in self.targets:
+            self.repeated += 1
+        self.targets.add(key)
+        if self.trust and target.is_file() and target.stat().st_size == entry.size:
             self.present += not is_list
             return
-        with archive.extractfile(member) as source, replacing(target) as file:
+        with entry.open() as source, replacing(target) as file:
             file.writelines(blocks(source))
         self.written += not is_list
+
+
+def split_of(name):
+    """train, val or test for the folder of a split, None for any other."""
+    from data.dataset import SPLIT_FOLDERS
+
+    if name.lower() in SPLIT_FOLDERS["train"]:
+        return "train"
+    if name.lower() in SPLIT_FOLDERS["val"]:
+        return "test" if "test" in name.lower() else "val"
+    return None
 
 
 def blocks(source):
@@ -271,60 +333,90 @@ def unpack(path, unpacker):
         if form := form_of(path):
             unpacker.add_cifar(path, form)
         else:
-            add_imagenet(path, unpacker)
+            add_archive(path, unpacker)
+            if unpacker.finds_class_folders():
+                add_archive(path, unpacker)
     except _DAMAGED as error:
-        reason = str(error).splitlines()[0].rstrip(": ")  # tarfile adds a line for each compression that it tried
+        reason = (
+            (str(error) or type(error).__name__).splitlines()[0].rstrip(": ")
+        )  # tarfile adds a line for each compression that it tried
         raise UserError(
-            f"{path} is damaged, incomplete or no tar archive ({reason}); "
+            f"{path} is damaged, incomplete or no tar or zip archive ({reason}); "
             f"{unpacker.written + unpacker.present:,} images of it are unpacked; fetch it again and repeat the "
             "command, which goes on"
         ) from error
     if unpacker.unsafe:
-        names = ", ".join(unpacker.unsafe[:3])
-        print(f"warning: {path}: {len(unpacker.unsafe)} links, devices or names outside the archive's folder were "
-              f"left out: {names}", file=sys.stderr)  # fmt: skip
+        names = ", ".join(map(ascii, unpacker.unsafe[:3]))
+        print(f"warning: {path}: {len(unpacker.unsafe)} links, devices or names that cannot be files below the folder "
+              f"were left out: {names}", file=sys.stderr)  # fmt: skip
+    if unpacker.repeated:
+        print(f"warning: {path}: {unpacker.repeated} files have the place of an earlier one; the last one is kept",
+              file=sys.stderr)  # fmt: skip
     if not unpacker.written + unpacker.present + unpacker.lists:
-        raise UserError(f"{path} holds no images in train/ or val/ folders, nor ImageNet's own archives or images")
+        raise UserError(
+            f"{path} holds no images in train/ or val/ folders, nor in two or more class folders, nor ImageNet's own "
+            "archives or images"
+        )
     print(f"{path}: {unpacker.written:,} images written, {unpacker.present:,} there before, {unpacker.other:,} other "
           "files left out")  # fmt: skip
 
 
-def add_imagenet(path, unpacker):
+def add_archive(path, unpacker):
+    from data.archives import entries
     from engine.logger import progress_bar
 
     inner = _CLASS_ARCHIVE.fullmatch(path.name)  # someone took the outer archive apart
     prefix = f"train/{inner.group(1)}/" if inner else ""
     bar_options = {"total": path.stat().st_size, "unit": "B", "unit_scale": True, "desc": path.name}
     with open(path, "rb") as file, progress_bar(None, **bar_options) as bar:
-        unpacker.add(file, lambda: bar.update(file.tell() - bar.n), prefix)
+        unpacker.add(entries(file, path), lambda: bar.update(max(0, file.tell() - bar.n)), prefix)
 
 
 # --- Command ---
 
 
 def print_result(folder):
-    from data.index import class_folders, image_files
-
     for split in ("train", "val", "test"):
         if (folder / split).is_dir():
-            counts = [len(image_files(folder / split / name)) for name in class_folders(folder / split)]
-            print(f"{split}: {sum(counts):,} images in {len(counts):,} classes")
+            print(f"{split}: {counted(folder / split)}")
+    if not any((folder / split).is_dir() for split in ("train", "val", "test")):
+        print(counted(folder))
     place = shlex.quote(str(folder))
     print(f"check:  python tools/check_data.py --data-path {place}")
-    options = f"configs/t2t_vit_7.yaml --data-path {place}"
-    if (folder / "test").is_dir():
-        options = f"configs/cifar10_augment.yaml --data-path {place}"
-        if len(class_folders(folder / "test")) == 100:
-            options += " NAME cifar100 DATA.NAME CIFAR-100 MODEL.NUM_CLASSES 100"
-    print(f"train:  bash scripts/train.sh {options}")
+    config, keys = recipe(folder)
+    print(f"train:  bash scripts/train.sh configs/{config} --data-path {place}{keys}")
+
+
+def counted(folder):
+    from data.index import class_folders, image_files
+
+    counts = [len(image_files(folder / name)) for name in class_folders(folder)]
+    return f"{sum(counts):,} images in {len(counts):,} classes"
+
+
+def recipe(folder):
+    """(config, keys) to train on the data set with."""
+    from data.dataset import split_folder
+    from data.index import class_folders, image_files
+
+    splits = [split_folder(folder, split) for split in ("train", "val")]
+    classes = set(class_folders(next(filter(None, splits), folder)))
+    if classes and all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        return "t2t_vit_7.yaml", ""
+    images = image_files(folder / "test") if (folder / "test").is_dir() else []
+    if images and all(re.fullmatch(r"\d{5}\.png", os.path.basename(image)) for image in images):  # of add_cifar
+        keys = " NAME cifar100 DATA.NAME CIFAR-100 MODEL.NUM_CLASSES 100" if len(classes) == 100 else ""
+        return "cifar10_augment.yaml", keys
+    return "finetune.yaml", " --pretrained FILE"
 
 
 def parser():
     parser = argparse.ArgumentParser(
         description="Unpack ImageNet to DIR/train/<class>/ and DIR/val/<class>/, CIFAR to DIR/train/<class>/ and "
-        "DIR/test/<class>/. Repeat it to go on where it was cut.",
+        "DIR/test/<class>/, other class folders likewise. Repeat it to go on where it was cut.",
         epilog="Archives, also as .tar.gz: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_w.tar (AI "
-        "Studio), Light_ILSVRC2012_part_0.tar and _1.tar, and any other with train/ and val/ (or validation/) folders; "
+        "Studio), Light_ILSVRC2012_part_0.tar and _1.tar, Kaggle's imagenet-object-localization-challenge.zip, and any "
+        "other tar or zip with train/ and val/ (or validation/, test/ and the like) folders, or with class folders; "
         "cifar-10-binary.tar.gz and cifar-100-binary.tar.gz, or the same in Python form. "
         "Exit status: 0 done, 1 a failure told in one line, 2 an unknown option.",
     )
@@ -335,7 +427,8 @@ def parser():
         type=not_empty,
         metavar="FILE",
         help="classes of the images of ILSVRC2012_img_val.tar, 'ILSVRC2012_val_00000001.JPEG 65' lines with the ids of "
-        f"{CLASS_LIST}; not ILSVRC2012_validation_ground_truth.txt, which numbers the classes otherwise",
+        f"{CLASS_LIST}, or Kaggle's LOC_val_solution.csv; default: {' or '.join(VAL_LISTS)} in the archives. Not "
+        "ILSVRC2012_validation_ground_truth.txt, which numbers the classes otherwise",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser

@@ -44,7 +44,7 @@ def open_model(args, cfg):
         model, metadata = PredictorModel(predictor), predictor.metadata
         other = first_difference(classes, ClassList(metadata.folders, metadata.classes, str(path)))
     if other:
-        log.warning("warning: %s", other)
+        log.warning("warning: %s; DATA.CLASSES FILE gives the data the ids of a class list", other)
     return model, path, cfg, classes, splits[args.split]
 
 

@@ -10,6 +10,7 @@ import tarfile
 
 import numpy as np
 
+from data.archives import open_tar
 from errors import UserError
 
 _SIDE = 32  # pixels
@@ -17,6 +18,7 @@ _PIXELS = 3 * _SIDE * _SIDE  # bytes of an image: red, then green, then blue, ea
 _BATCH = 10_000  # images of each data_batch file, by which the images are numbered through
 # {batch file: (split, number of its first image)}
 _CIFAR10 = {"test_batch": ("test", 0), **{f"data_batch_{i + 1}": ("train", i * _BATCH) for i in range(5)}}
+_LARGEST = 2**28  # bytes of a batch file: CIFAR-100's have 155 million
 _CIFAR100 = {"train": ("train", 0), "test": ("test", 0)}
 # Folder in the archive: (batch files, file of the class names, its entry if pickled, entry or byte of the labels, bytes
 # before the pixels of an image). CIFAR-100's classes are the fine ones.
@@ -31,7 +33,7 @@ _FORMS = {
 def form_of(path):
     """Key of `_FORMS` that a tar archive has by its first entry, or None."""
     try:
-        with tarfile.open(path) as archive:
+        with open_tar(path) as archive:
             first = archive.next()
     except (tarfile.TarError, EOFError, OSError):
         return None
@@ -65,10 +67,12 @@ def read_archive(path, form):
 def _read_files(path, wanted):
     """{name without .bin: content} of the files that matter."""
     files = {}
-    with tarfile.open(path) as archive:
+    with open_tar(path) as archive:
         for member in archive:
             name = re.sub(r"\.bin$", "", member.name.split("/")[-1])
             if member.isreg() and name in wanted:
+                if member.size > _LARGEST:
+                    raise ValueError(f"{name} of {member.size} bytes")
                 files[name] = archive.extractfile(member).read()
         while archive.fileobj.read(2**20):
             pass  # to the end of a .gz, where its checksum is

@@ -1,6 +1,7 @@
 """ImageNet-style data sets: class folders or list files, one class list for both splits."""
 
 import logging
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,19 @@ import numpy as np
 
 from config import resolve, with_keys
 from data.holdout import held_out
-from data.index import EXTENSIONS, Paths, class_folders, scan
+from data.index import EXTENSIONS, UNWRITABLE, Paths, class_folders, class_order, composed, scan
+from data.lists import class_rows, image_rows, read_lines, respelled
 from errors import UserError
 
 log = logging.getLogger("t2t")
 
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "test")}
+# Names that folders of a split have, the first of them first; also capitalised or in capitals.
+SPLIT_FOLDERS = {
+    "train": ("train", "training", "train_set", "training_set", "seg_train"),
+    "val": ("val", "valid", "validation", "val_set", "validation_set", "test", "testing", "test_set", "seg_test"),
+}
 VAL_SHARE = 0.2  # of DATA.VAL_SHARE, as it is suggested
+_SIZES = 1000  # files whose sizes are compared when a run is resumed: enough to notice pictures that were resized
 
 
 @dataclass(frozen=True)
@@ -51,25 +58,28 @@ class Split:
         """Of file names and labels, wherever the files lie."""
         return f"{zlib.crc32(self.labels.tobytes(), zlib.crc32(self.paths.names)):08x}"
 
+    def sizes_checksum(self):
+        """Of the sizes in bytes of at most 1000 files, evenly spread; all would take minutes on a network."""
+        sizes = [_size(self.paths[i]) for i in range(0, len(self), max(1, -(-len(self) // _SIZES)))]
+        return f"{zlib.crc32(np.array(sizes, '<i8').tobytes()):08x}"
+
+
+def _size(path):
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def most_skipped(images):
+    """Number of images of an epoch of `images` that DATA.ON_ERROR skip may replace."""
+    return max(3, images // 100)
+
 
 def read_classes(path):
-    """Read a class list: one folder name a line, or tab-separated index, folder and name under a header line."""
-    path = Path(path)
-    try:
-        lines = [line.rstrip("\r\n") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"class list {path} not found (DATA.CLASSES)") from None
-    except UnicodeDecodeError:
-        raise UserError(f"class list {path} is not a text file") from None
-    if not lines:
-        raise UserError(f"class list {path} is empty")
-    if "\t" not in lines[0]:
-        return _class_list(lines, lines, path)
-    rows = [line.split("\t") for line in lines[1:]]
-    for number, row in enumerate(rows):
-        if len(row) != 3 or row[0] != str(number):
-            raise UserError(f"class list {path}, line {number + 2}: expected '{number}<tab>folder<tab>name'")
-    return _class_list([row[1] for row in rows], [row[2] for row in rows], path)
+    """Read a class list in one of the forms of `class_rows`."""
+    rows = class_rows(read_lines(path, "class list", "DATA.CLASSES"), path)
+    return _class_list([composed(folder) for folder, _ in rows], [name for _, name in rows], path)
 
 
 def _class_list(folders, names, path):
@@ -97,8 +107,24 @@ def load_data(cfg, splits=("train", "val"), model_file=None):
     """
     layout = Layout(cfg)
     classes = load_classes(cfg, layout)
+    _check_number(classes, cfg, model_file)
+    loaded = {}
+    for name in splits:
+        if layout.lists[name]:
+            loaded[name] = read_list(layout.root, name, layout.root / layout.lists[name], classes)
+        elif name not in loaded:
+            loaded |= _scan_splits(layout, name, classes, cfg)
+        _warn_of_empty_classes(loaded[name], classes)
+    return classes, {name: loaded[name] for name in splits}
+
+
+def _check_number(classes, cfg, model_file):
+    """Raise UserError if the number of classes is not MODEL.NUM_CLASSES, or too small."""
     if not cfg.MODEL.NUM_CLASSES and len(classes) < 2:
-        raise UserError(f"{classes.source} has a single class, {classes.folders[0]}; a training needs two or more")
+        raise UserError(
+            f"{classes.source} has a single class, {classes.folders[0]}; a training needs two or more"
+            f"{_hint_below(Path(classes.source) / classes.folders[0])}"
+        )
     if cfg.MODEL.NUM_CLASSES and len(classes) != cfg.MODEL.NUM_CLASSES:
         if model_file:
             raise UserError(
@@ -109,22 +135,52 @@ def load_data(cfg, splits=("train", "val"), model_file=None):
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {classes.source} has {len(classes)} classes; "
             f"set MODEL.NUM_CLASSES {len(classes)}"
         )
-    loaded = {}
-    for name in splits:
-        if layout.lists[name]:
-            loaded[name] = read_list(layout.root, name, layout.root / layout.lists[name], len(classes))
-        elif name not in loaded:
-            loaded |= _scan_splits(layout, name, classes, cfg)
-        _warn_of_empty_classes(loaded[name], classes)
-    return classes, {name: loaded[name] for name in splits}
+
+
+def _hint_below(folder):
+    """Advice where the only folder of a data set is the data set."""
+    return f"; perhaps --data-path {folder} is meant" if folder.is_dir() and class_folders(folder) else ""
+
+
+def split_folders(root, split):
+    """Folders of `root` that are named like the split, the likeliest first."""
+    # Not by listing `root`, which may hold a million images.
+    found = []
+    for name in SPLIT_FOLDERS[split]:
+        for folder in (root / name, root / name.capitalize(), root / name.upper()):
+            if folder.is_dir() and not any(map(folder.samefile, found)):  # a disk of macOS knows no capitals
+                found.append(folder)
+    return found
+
+
+def split_folder(root, split):
+    """Folder of the class folders of a split below `root`, or None. A test folder without classes validates nothing."""
+    for folder in split_folders(root, split):
+        inner = _innermost(folder)
+        is_labelled = inner != folder or any(name != folder.name for name in class_folders(folder))
+        if is_labelled or "test" not in folder.name.lower():
+            return inner
+    return None
+
+
+def _innermost(folder):
+    """`folder`, or the folder of the same name alone in it: some archives hold seg_train/seg_train/cat/*.jpg."""
+    inner = folder / folder.name
+    is_double = inner.is_dir() and class_folders(folder) == [folder.name] and class_folders(inner)
+    return inner if is_double else folder
+
+
+def _split_named(name):
+    return next((split for split, names in SPLIT_FOLDERS.items() if name.lower() in names), None)
 
 
 def above_train(cfg):
     """The config of a training with the folder above train/ for DATA.PATH, where that is train/ with val/ beside it."""
     path = resolve(cfg.DATA.PATH)
-    if path.name != "train" or (path / "train").is_dir():
+    path = path.parent if _innermost(path.parent) == path else path
+    if _split_named(path.name) != "train" or not path.is_dir():
         return cfg
-    if not any((path.parent / name).is_dir() for name in SPLIT_FOLDERS["val"]):
+    if split_folders(path, "train") and _innermost(path) == path or not split_folder(path.parent, "val"):
         return cfg
     return with_keys(cfg, {"DATA.PATH": str(path.parent)})
 
@@ -140,12 +196,14 @@ class Layout:
         self.root = resolve(cfg.DATA.PATH)
         if not self.root.is_dir():
             fault = "is no folder" if self.root.exists() else "not found"
+            if self.root.name != self.root.name.strip():
+                fault += f" (its name {self.root.name!r} begins or ends with a blank or a line break)"
             raise UserError(f"data folder {self.root} {fault}; give it with --data-path DIR (DATA.PATH)")
         self.lists = {"train": cfg.DATA.TRAIN_LIST, "val": cfg.DATA.VAL_LIST}
         self.given = None  # split whose folder is DATA.PATH itself
-        if not any(self.own(split) for split in SPLIT_FOLDERS):
-            self.given = next((split for split, names in SPLIT_FOLDERS.items() if self.root.name in names), None)
-        self._given_folder = self.root
+        self._given_folder = _innermost(self.root)
+        if self._given_folder != self.root or not any(self.own(split) for split in SPLIT_FOLDERS):
+            self.given = _split_named(self.root.name)
         self.root = self.root.parent if self.given else self.root
         self.shared, self.wants_share = None, cfg.DATA.VAL_SHARE > 0
         if self.wants_share and not any(self.lists.values()) and self.could_be_shared():
@@ -153,7 +211,7 @@ class Layout:
 
     def own(self, split):
         """Folder of its own that a split has below `root`, or None."""
-        return next((self.root / name for name in SPLIT_FOLDERS[split] if (self.root / name).is_dir()), None)
+        return split_folder(self.root, split)
 
     def could_be_shared(self):
         """Whether a folder of class folders, train/ or the data folder itself, has no validation split beside it."""
@@ -197,9 +255,15 @@ def load_classes(cfg, layout):
         ids = tuple(str(i) for i in range(cfg.MODEL.NUM_CLASSES))
         return ClassList(ids, ids, "MODEL.NUM_CLASSES")
     folder = layout.shared or layout.own("train") or layout.require("val")
-    folders = tuple(class_folders(folder))
+    folders = class_folders(folder)
     if not folders:
         raise UserError(f"{folder} has no class folders")
+    if unwritable := next(filter(UNWRITABLE.search, folders), None):
+        raise UserError(
+            f"{folder} has a class folder {unwritable!r}: no class list can hold its name, because of bytes that are "
+            "not UTF-8 or a control character; rename it"
+        )
+    folders = tuple(dict.fromkeys(map(composed, class_order(folders))))
     return ClassList(folders, folders, str(folder))
 
 
@@ -210,13 +274,13 @@ def _scan_splits(layout, name, classes, cfg):
     if not found:
         raise UserError(f"{folder} has no class folders")
     ids = {class_folder: i for i, class_folder in enumerate(classes.folders)}
-    unknown = [class_folder for class_folder in found if class_folder not in ids]
+    unknown = [class_folder for class_folder in found if composed(class_folder) not in ids]
     if unknown:
         raise UserError(f"{folder} has class folders that {classes.source} has not: {some(unknown)}")
     found, paths, class_of = scan(folder, resolve(cfg.OUTPUT))
     if not paths:
         raise UserError(f"the class folders of {folder} hold no images ({', '.join(sorted(EXTENSIONS))})")
-    labels = np.array([ids[class_folder] for class_folder in found], np.int32)[class_of]
+    labels = np.array([ids[composed(class_folder)] for class_folder in found], np.int32)[class_of]
     if not layout.shared:
         return {name: Split(name, str(folder), paths, labels)}
     validates = held_out(paths, class_of, found, folder, cfg.DATA.VAL_SHARE, cfg.SEED)
@@ -225,43 +289,57 @@ def _scan_splits(layout, name, classes, cfg):
     return {split: Split(split, source, paths.where(chosen), labels[chosen]) for split, chosen in parts.items()}
 
 
-def read_list(root, name, list_file, num_classes):
-    """Read "relative/path label" lines; the path may hold blanks and counts from the split's folder or from `root`."""
-    try:
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"list file {list_file} not found (DATA.{name.upper()}_LIST)") from None
-    except UnicodeDecodeError:
-        raise UserError(f"list file {list_file} is not a text file") from None
-    except OSError as error:
-        raise UserError(f"list file {list_file}: {error.strerror} (DATA.{name.upper()}_LIST)") from None
+def read_list(root, name, list_file, classes, any_number=False):
+    """`Split` of a list file in one of the forms of `image_rows`; its paths count from the split's folder or `root`.
+
+    A label is the number of a class or its name in `classes` (or None); with `any_number` any int32.
+    """
+    ids = {folder: i for i, folder in enumerate(classes.folders)} if classes else {}
+    number_of_classes = 2**31 if any_number else len(classes)
     paths, labels = [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        *path, label = line.strip().rsplit(None, 1)
-        if not path or not (label.isascii() and label.isdigit() and len(label) < 20):
-            found = repr(line.strip()[:200])
-            raise UserError(f"{list_file}, line {number}: expected 'relative/path label' but found {found}")
-        if int(label) >= num_classes:
+    lines = read_lines(list_file, "list file", f"DATA.{name.upper()}_LIST")
+    for number, path, label in image_rows(lines):
+        is_number = label and label.isascii() and label.isdigit() and len(label) < 20
+        if not is_number and (not label or composed(label) not in ids):
+            found = repr(lines[number - 1].strip()[:200])
+            also = " (a number from 0, or the name of a class)" if label else ""
+            raise UserError(f"{list_file}, line {number}: expected 'relative/path label'{also} but found {found}")
+        if is_number and int(label) >= number_of_classes:
             raise UserError(
-                f"{list_file}, line {number}: label {label} is out of range, the last of {num_classes} classes is "
-                f"{num_classes - 1} (MODEL.NUM_CLASSES)"
+                f"{list_file}, line {number}: label {label} is out of range, the last of {number_of_classes} classes "
+                f"is {number_of_classes - 1} (MODEL.NUM_CLASSES)"
             )
-        paths.append(path[0])
-        labels.append(int(label))
+        paths.append(path)
+        labels.append(int(label) if is_number else ids[composed(label)])
     if not paths:
         raise UserError(f"list file {list_file} is empty")
-    base = _list_base(root, name, list_file, paths[0])
-    return Split(name, str(list_file), Paths.of(str(base / path) for path in paths), np.array(labels, np.int32))
+    base, paths = _list_base(root, name, list_file, paths)
+    _warn_of_repeated(paths, labels, list_file)
+    return Split(name, str(list_file), Paths.of(os.path.join(base, path) for path in paths), np.array(labels, np.int32))
 
 
-def _list_base(root, name, list_file, first):
-    bases = [root / folder for folder in SPLIT_FOLDERS[name]] + [root]
-    for base in bases:
-        if (base / first).is_file():
-            return base
-    raise UserError(f"{list_file} names {first}, which is in none of {', '.join(map(str, bases))}")
+def _list_base(root, name, list_file, paths):
+    """(folder that the paths of a list count from, the paths as they are spelled there)."""
+    folders = split_folders(root, name)
+    bases = [*dict.fromkeys(map(_innermost, folders)), *folders, root]
+    relative = next((i for i, path in enumerate(paths) if not os.path.isabs(path)), 0)
+    for spelling in respelled(paths):
+        for base in bases:
+            if (base / spelling[relative]).is_file():
+                return base, spelling
+    places = ", ".join(map(str, dict.fromkeys(bases)))
+    raise UserError(f"{list_file} names {paths[relative]}, which is in none of {places}")
+
+
+def _warn_of_repeated(paths, labels, list_file):
+    number = len(paths) - len(set(paths))
+    if not number:
+        return
+    label_of = {}
+    for path, label in zip(paths, labels):
+        if label_of.setdefault(path, label) != label:
+            raise UserError(f"{list_file} gives {path} two labels, {label_of[path]} and {label}")
+    log.warning("warning: %d lines of %s repeat an earlier line; such images count more than once", number, list_file)
 
 
 def _warn_of_empty_classes(split, classes):

@@ -5,9 +5,12 @@ counting references copies the pages that fork shares. As arrays they are 45 MB 
 """
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import time
+import unicodedata
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +23,12 @@ from errors import UserError
 from files import atomic_path
 
 EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-_VERSION = 1  # of the cache file
+# Folders that Synology, QNAP, macOS, ext4 and Windows add (in lower case); thumbnails in them would double the images.
+_FOREIGN = {"@eadir", "#recycle", "#snapshot", "@recycle", "__macosx", "lost+found", "$recycle.bin",
+            "system volume information"}  # fmt: skip
+# Control characters, line separators and bytes that are not UTF-8: a line of classes.txt cannot hold them.
+UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_VERSION = 2  # of the cache file
 _CACHED_FROM = 10_000  # images: a smaller folder is scanned in a moment
 _SETTLED_NS = 2 * 10**9  # a folder that changed so recently may change again within one tick of its clock
 _ARRAYS = {"header", "found", "stamped", "stamps", "folders", "folder_of", "ends", "names", "class_of"}  # of the file
@@ -94,7 +102,10 @@ def image_files(folder):
 
 def _walk(folder):
     """(sorted image paths, {folder: (mtime_ns, size)} of each folder that was read)."""
-    images, stamps, seen, waiting = [], {}, set(), [os.fspath(folder)]
+    images, stamps, waiting = [], {}, [os.fspath(folder)]
+    # A link to a folder above would give this class the images of all classes.
+    above = os.path.realpath(os.path.dirname(os.path.abspath(folder)))
+    seen = {above, *map(str, Path(os.path.realpath(folder)).parents)}
     while waiting:
         parent = waiting.pop()
         real = os.path.realpath(parent)
@@ -103,7 +114,7 @@ def _walk(folder):
         seen.add(real)
         stamp = _stamp(parent)
         for name, is_folder in _listed(parent):
-            if is_folder and not name.startswith("."):
+            if is_folder and not is_ignored_folder(name):
                 waiting.append(os.path.join(parent, name))
             elif not is_folder and is_image_name(name):
                 images.append(os.path.join(parent, name))
@@ -114,9 +125,23 @@ def _walk(folder):
 def _listed(folder):
     try:
         with os.scandir(folder) as entries:
-            return [(entry.name, entry.is_dir()) for entry in entries]
+            return [(entry.name, _is_folder(entry)) for entry in entries]
     except OSError as error:
-        raise UserError(f"folder {folder} cannot be read: {error.strerror}") from error
+        raise UserError(f"folder {error.filename or folder} cannot be read: {error.strerror}") from error
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
+
+
+def is_ignored_folder(name):
+    """True for hidden folders and those that a file system or a program adds."""
+    return name.startswith(".") or name.lower() in _FOREIGN
 
 
 def is_image_name(name):
@@ -131,8 +156,23 @@ def _stamp(folder):
 
 
 def class_folders(folder):
-    """Sorted names of the folders in a folder, without hidden ones."""
-    return sorted(name for name, is_folder in _listed(folder) if is_folder and not name.startswith("."))
+    """Names of the folders in a folder, without ignored ones, sorted as text: the order of the images of a data set.
+
+    The order of the classes is `class_order`. A run that began with another order of the classes keeps its images.
+    """
+    return sorted(name for name, is_folder in _listed(folder) if is_folder and not is_ignored_folder(name))
+
+
+def composed(name):
+    """A name with each accent in one character with its letter; macOS splits them."""
+    return unicodedata.normalize("NFC", name)
+
+
+def class_order(names):
+    """Names of class folders in the order of their ids: as numbers where all are numbers, else as text."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
 def scan(folder, spare_folder):

@@ -47,7 +47,8 @@ class TrainDataset(paddle.io.Dataset):
             except ImageError as error:
                 skipped.append(one_line(error))
                 continue
-            return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, "\n".join(skipped), ""
+            # The first alone, so that a sample counts once; others are named where it is their turn.
+            return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, "".join(skipped[:1]), ""
         image = np.zeros((self.size, self.size, self.channels), np.uint8)
         return image, 0, self.erasing.draw_boxes(rng), sample, "", skipped[-1]
 

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import paddle
 
+from data.dataset import most_skipped
 from engine import parallel
 from engine.logger import log
 from errors import UserError
@@ -17,7 +18,6 @@ from errors import UserError
 # Sums of every process over its own images, then sums that the main process alone keeps, being the same in all.
 _SUMS = ("loss", "correct", "images", "skipped_images", "steps", "bad_steps", "gradient_norm")
 _OWN = 4
-_MAX_SKIPPED = 0.01  # of an epoch's images
 _SLOW_READING = 0.1  # of a step's time
 _JUDGED_SECONDS = 10.0
 
@@ -132,11 +132,11 @@ class EpochMeter:
 
     def _check(self, streak):
         skipped = _means(self.logged)["skipped_images"]
-        if skipped > _MAX_SKIPPED * self.images:
+        if skipped > most_skipped(self.images):
             self.reports.gather_skipped()
             raise UserError(
-                f"{skipped} images could not be read, more than {_MAX_SKIPPED:.0%} of the {self.images} of an epoch "
-                "(DATA.ON_ERROR skip); `python tools/check_data.py` lists them all"
+                f"{skipped} images could not be read, more than {most_skipped(self.images)} of the {self.images} of an "
+                "epoch (DATA.ON_ERROR skip); `python tools/check_data.py` lists them all"
             )
         if streak >= self.cfg.TRAIN.MAX_BAD_STEPS:
             raise UserError(

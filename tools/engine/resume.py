@@ -11,6 +11,7 @@ import yaml
 from config import ROOT, all_keys, default_config
 from data.images import reader_name
 from engine import checkpoint, parallel, teacher
+from engine.build import first_other_class
 from engine.logger import log
 from engine.threads import asked_threads
 from errors import UserError
@@ -24,6 +25,13 @@ FREE_KEYS = {
 }  # fmt: skip
 # And those that change the rounding alone.
 _ROUNDING_KEYS = {"CPU.MICRO_BATCH", "CPU.FAST_OPS", "MODEL.FUSED_ATTENTION", "TRAIN.TF32", "TRAIN.TO_STATIC"}
+# Of a setting: what costs only exactness if it changes, and which of it states of earlier versions lack.
+_EXACT = {
+    "processes": "process(es)", "threads": "thread(s)", "paddle": "PaddlePaddle", "reader": "image reader",
+    "code": "code version", "train_sizes": "checksum of the training files' sizes",
+    "val_sizes": "checksum of the validation files' sizes",
+}  # fmt: skip
+_YOUNGER = {"threads", "train_sizes", "val_sizes"}
 _BATCH_KEYS = ("TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS")
 _TYPES = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "epoch": int, "images": int, "meter": dict,
           "best_top1": float, "best_epoch": int, "scores": dict, "streak": np.ndarray, "validation_seconds": float,
@@ -68,6 +76,8 @@ def setting(cfg, splits):
         "val_images": len(splits["val"]),
         "train_names": splits["train"].checksum(),
         "val_names": splits["val"].checksum(),
+        "train_sizes": splits["train"].sizes_checksum(),
+        "val_sizes": splits["val"].sizes_checksum(),
         "teacher": teacher.checksum(cfg),
         "processes": parallel.world_size(),
         "threads": asked_threads() if paddle.get_device() == "cpu" else 0,
@@ -115,20 +125,21 @@ def check_setting(then, now, path, force=False):
     for key in sorted(_ROUNDING_KEYS):
         if before[key] != after[key]:
             log.warning("warning: %s was %s and is now %s: no longer bit-exact", key, before[key], after[key])
-    for key, what in (
-        ("processes", "process(es)"),
-        ("threads", "thread(s)"),
-        ("paddle", "PaddlePaddle"),
-        ("reader", "image reader"),
-        ("code", "code version"),
-    ):
-        if then.get(key) != now[key] and not (key == "threads" and key not in then):  # of an earlier version
+    for key, what in _EXACT.items():
+        if then.get(key) != now[key] and not (key in _YOUNGER and key not in then):
             log.warning(
                 "warning: %s was %s and is now %s: no longer bit-exact, the run continues at the right image",
                 what,
                 then.get(key) or "unknown",
                 now[key] or "unknown",
             )
+
+
+def check_classes(classes, path, force=False):
+    """Raise UserError, unless `force`, if the class list beside a state gives the ids other classes than the data."""
+    other = first_other_class(classes, path)
+    if other and not force:
+        raise UserError(f"{other}; DATA.CLASSES {path.with_name('classes.txt')} keeps the classes of the run")
 
 
 def check_same_everywhere(setting):

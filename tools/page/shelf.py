@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import best_weights, load_config, resolve
-from data.dataset import SPLIT_FOLDERS
+from data.dataset import split_folder
 from data.images import ImageError, load_image, to_image
 from data.index import class_folders, image_files
 from engine.predictors import to_input
@@ -129,8 +129,7 @@ def attention(opened, pixels, method, name):
 
 def examples(opened):
     """Pictures of the model's own data, one of a class, as far as the data set is here."""
-    root = resolve(opened.cfg.DATA.PATH)
-    folder = next((root / name for name in SPLIT_FOLDERS["val"] if (root / name).is_dir()), None)
+    folder = split_folder(resolve(opened.cfg.DATA.PATH), "val")
     if folder is None:
         return []
     names = class_folders(folder)

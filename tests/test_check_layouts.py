@@ -1,0 +1,83 @@
+"""What check_data.py says of folders and pictures that read well and are not what they seem."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, tool
+from PIL import Image
+from test_check_data import check, make
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """(finished process, report, root) of a data set of odd folders and pictures."""
+    root = tmp_path_factory.mktemp("odd") / "set"
+    make(root, {"train/ant": 3, "train/cafe\u0301": 2, "valid/ant": 1, "valid/caf\u00e9": 1, "test": 2}, (24, 24))
+    make(root, {"train/ant/@eaDir/0.jpg": 1, "train/caf\u00e9/__MACOSX": 2, "train/lost+found": 1, "valid/.hidden": 1})
+    turned = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8))
+    for number, orientation in enumerate((1, 3, 6)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        turned.save(root / f"train/ant/exif{number}.jpg", exif=exif, quality=90 + number)
+    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64).save(root / "train/ant/deep.png")
+    Image.fromarray(np.linspace(0, 255, 1024, dtype=np.float32).reshape(32, 32)).save(root / "valid/ant/float.tif")
+    name = os.fsencode(root / "train/ant") + b"/\x1b[31m\xff\n.jpg"
+    with open(name, "wb") as file:
+        file.write(b"no picture")
+    shutil.copy(root / "train/ant/exif0.jpg", root / "valid/ant")
+    shutil.copy(root / "train/ant/exif0.jpg", root / "train/caf\u00e9/twice.jpg")
+    return *check("--data-path", root, status=1), root
+
+
+def test_pictures_that_are_turned_or_not_of_8_bits_are_counted(odd):
+    done, report, root = odd
+    assert report["splits"]["train"]["rotated"] == 2 and report["splits"]["val"]["rotated"] == 0
+    assert "  turned or mirrored by EXIF: images 2\n" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("  not of 8 bits")]
+    assert lines == [f"  not of 8 bits, by their Pillow names: {mode} 1" for mode in ("I;16", "F")]
+
+
+def test_ignored_and_unused_folders_are_told(odd):
+    done, report, root = odd
+    assert report["splits"]["train"]["ignored"] == {"lost+found": 1, "@eaDir": 1, "__MACOSX": 1}
+    assert report["splits"]["val"]["ignored"] == {".hidden": 1}
+    assert f"note: {root}/test is not used\n" in done.stdout
+    assert f"note: {root}/valid is found by itself, no key is needed\n" in done.stdout
+
+
+def test_composed_and_decomposed_names_are_one_class(odd):
+    done, report, root = odd
+    assert report["splits"]["train"]["classes"] == {"ant": 8, "caf\u00e9": 3}
+    assert report["splits"]["val"]["classes"] == {"ant": 3, "caf\u00e9": 1}
+    assert [fault for fault in report["faults"] if "class" in fault] == []
+
+
+def test_the_same_content_twice_is_told(odd):
+    done, report, root = odd
+    notes = "\n".join(report["notes"])
+    assert "images of train repeat the content of another one: " in notes
+    assert "images of val have the content of an image of train, so that they measure too well: " in notes
+    assert f"{root}/train/ant/exif0.jpg and {root}/valid/ant/exif0.jpg" in notes or "0.jpg and" in notes
+
+
+def test_names_do_not_reach_the_terminal_as_they_are(odd):
+    done, report, root = odd
+    assert all(line.isprintable() for line in done.stdout.splitlines())
+    (line,) = (line for line in done.stdout.splitlines() if "31m" in line)
+    assert "cannot be read: not an image" in line
+
+
+def test_doubles_are_counted(tmp_path):
+    for split, number in (("train", 3), ("val", 2)):
+        shutil.copytree(ROOT / f"lit_data/val/{number}", tmp_path / f"set/{split}/{number}")
+        (tmp_path / f"set/{split}/{5 - number}").mkdir()
+    first, second = sorted((tmp_path / "set/train/3").iterdir())[:2]
+    shutil.copy(first, first.with_name("z.png"))
+    shutil.copy(first, tmp_path / "set/val/3")
+    shutil.copy(second, tmp_path / "set/val/3")
+    lines = tool("check_data", "--jobs", 1, "--data-path", tmp_path / "set", status=1).stdout.splitlines()
+    assert f"note: 1 images of train repeat the content of another one: {first} and {first.with_name('z.png')}" in lines
+    line = "note: 2 images of val have the content of an image of train, so that they measure too well: "
+    assert f"{line}{first} and {tmp_path}/set/val/3/{first.name}" in lines
