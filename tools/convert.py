@@ -96,12 +96,12 @@ def build_variant(name, weights):
 
     candidates = identify(weights.shapes)
     if name is None:
-        names = likeliest(candidates)
+        names = [weights.variant] if weights.variant in candidates else likeliest(candidates)
         if len(names) != 1:
             fits = f"fits {' and '.join(names)}: give --model" if names else "fits no variant: give its --config"
             raise UserError(f"{weights.path} ({weights.form}) {fits}")
         name = names[0]
-        print(f"--model {name}, the one that the file fits")
+        print(f"--model {name}, the one that the file {'names' if name == weights.variant else 'fits'}")
     try:
         return name, create_model(name, **candidates.get(name, {}))
     except ValueError as error:

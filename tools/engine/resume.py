@@ -10,7 +10,8 @@ import yaml
 
 from config import ROOT, all_keys, default_config
 from data.images import reader_name
-from engine import checkpoint, parallel, teacher
+from engine import parallel, teacher
+from engine.formats import read_tree
 from engine.logger import log
 from engine.threads import asked_threads
 from errors import UserError
@@ -53,10 +54,18 @@ def find_state(choice, run):
 
 
 def _read(path):
-    state = checkpoint.read(path)
+    program, state = read_tree(path)
+    if program != "Paddle":
+        raise UserError(
+            f"{path} is a {program} file, which cannot be resumed here: --pretrained {path} starts a training from its "
+            "weights, --resume takes a latest.pdparams"
+        )
     wrong = [key for key, kind in _TYPES.items() if not isinstance(state.get(key), kind)]
     if wrong:
-        raise UserError(f"{path} holds no training state to resume (no {', '.join(wrong[:3])}); give a latest.pdparams")
+        raise UserError(
+            f"{path} holds no training state to resume (no {', '.join(wrong[:3])}); give a latest.pdparams, or start "
+            "from weights with --pretrained FILE"
+        )
     return state
 
 
