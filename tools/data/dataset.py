@@ -2,6 +2,7 @@
 
 import logging
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from config import resolve, with_keys
 from data.holdout import held_out
 from data.index import EXTENSIONS, Paths, class_folders, scan
 from errors import UserError
+from files import read_text
 
 log = logging.getLogger("t2t")
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "test")}
+_LARGEST_LIST = 2**26  # bytes of a class list
 VAL_SHARE = 0.2  # of DATA.VAL_SHARE, as it is suggested
 
 
@@ -56,11 +59,11 @@ def read_classes(path):
     """Read a class list: one folder name a line, or tab-separated index, folder and name under a header line."""
     path = Path(path)
     try:
-        lines = [line.rstrip("\r\n") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.rstrip("\r\n") for line in read_text(path, _LARGEST_LIST).splitlines() if line.strip()]
     except FileNotFoundError:
         raise UserError(f"class list {path} not found (DATA.CLASSES)") from None
-    except UnicodeDecodeError:
-        raise UserError(f"class list {path} is not a text file") from None
+    except ValueError as error:
+        raise UserError(f"class list {path} is not a text file of one class a line: {error}") from None
     if not lines:
         raise UserError(f"class list {path} is empty")
     if "\t" not in lines[0]:
@@ -73,7 +76,7 @@ def read_classes(path):
 
 
 def _class_list(folders, names, path):
-    repeated = sorted({folder for folder in folders if folders.count(folder) > 1})
+    repeated = sorted(folder for folder, count in Counter(folders).items() if count > 1)
     if repeated:
         raise UserError(f"class list {path} names {some(repeated)} more than once")
     return ClassList(tuple(folders), tuple(names), str(path))

@@ -4,6 +4,7 @@ Our names are those of the official PyTorch code, and our arrays are Paddle's: L
 stores as [out, in].
 """
 
+import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,9 +93,11 @@ def _read_with(read, path, program):
         tree = read(path)
     except Refused as error:
         raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:  # each reader has exceptions of its own, which share no other base
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the disk; EINVAL is a place before the file
+            raise
         raise UserError(f"{path} is damaged or no {program} weights file ({_first_sentence(error)})") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}, not a state dict")

@@ -17,6 +17,8 @@ from data.transforms import normalized
 from engine.metadata import NAMESPACE, Metadata, sha256
 from engine.threads import asked_threads
 from errors import UserError, one_line
+from files import read_text
+from plain_yaml import load_yaml
 
 CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
@@ -256,17 +258,15 @@ def _openvino_entries(model, path):
 
 def read_sidecar(path):
     """`Metadata` of a Paddle inference model, from the .yml beside it."""
-    import yaml
-
     sidecar = part_of(path, ".yml")
     try:
-        entries = yaml.safe_load(sidecar.read_text(encoding="utf-8"))
+        entries = load_yaml(read_text(sidecar, 2**26), fast=True)
         if not isinstance(entries, dict):
             raise ValueError("no entries")
         _check_parts(path, entries.pop("files"))
     except FileNotFoundError:
         raise UserError(f"{sidecar} not found, which belongs to {path}; export it again") from None
-    except (ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{sidecar} is damaged ({one_line(error)}); export the model again") from None
     return Metadata.from_entries({name: json.dumps(value) for name, value in entries.items()}, path)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-import yaml
 
 from config import ROOT, all_keys, default_config
 from data.images import reader_name
@@ -15,6 +14,7 @@ from engine.formats import read_tree
 from engine.logger import log
 from engine.threads import asked_threads
 from errors import UserError
+from plain_yaml import load_yaml
 
 # Keys that decide where and how fast a run goes, not where it arrives.
 FREE_KEYS = {
@@ -66,6 +66,10 @@ def _read(path):
             f"{path} holds no training state to resume (no {', '.join(wrong[:3])}); give a latest.pdparams, or start "
             "from weights with --pretrained FILE"
         )
+    try:
+        load_yaml(str(state["setting"].get("config")))
+    except ValueError as error:
+        raise UserError(f"{path}: the config in it is damaged ({error})") from None
     return state
 
 
@@ -170,7 +174,7 @@ def _step(setting):
 
 def _config(setting):
     """{key: value}. Of a key that is younger than the setting the default, which does what was done without it."""
-    tree, default = yaml.safe_load(str(setting.get("config"))), default_config()
+    tree, default = load_yaml(str(setting.get("config"))), default_config()
     values = {key: _value(tree, key) for key in all_keys()}
     return {key: _value(default, key) if value is None else value for key, value in values.items()}
 

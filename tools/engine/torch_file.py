@@ -18,6 +18,7 @@ _TYPES = {
     "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4", "Short": "i2",
     "Char": "i1", "Byte": "u1", "Bool": "b1",
 }  # fmt: skip
+_MOST_AXES = 8  # from 33 on, as_strided of NumPy 1 crashes
 
 
 class _StorageType:
@@ -44,11 +45,13 @@ class _Tensor(Array):
         numbers = [offset, *shape, *strides]
         if not isinstance(storage, _Storage) or any(type(number) is not int or number < 0 for number in numbers):
             raise Refused("a tensor of an unknown kind")
+        if len(shape) != len(strides) or len(shape) > _MOST_AXES or max(shape, default=0) > 2**31:
+            raise Refused("a tensor of an unknown shape")
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides))
         count = math.prod(shape)
-        if len(shape) != len(strides) or count > storage.length or (count and last >= storage.length):
+        if count > storage.length or (count and last >= storage.length):
             raise Refused("a tensor larger than its data")
-        self._view = storage, offset, shape, strides
+        self._view = storage, offset, shape, [stride if length > 1 else 0 for length, stride in zip(shape, strides)]
 
     @property
     def value(self):
