@@ -248,3 +248,75 @@ def test_the_log_is_one_line_a_record(tmp_path, capsys):
     assert (tmp_path / "run.log").read_text() == "class a\\nb\\x1b[0m\nclass c\\r\\u202e\n"
     captured = capsys.readouterr()
     assert captured.err == "class a\\nb\\x1b[0m\n" and captured.out == "class c\\r\\u202e\n"
+
+
+# --- Exported models ---
+
+
+def metadata_entries():
+    from engine.metadata import Metadata
+
+    return Metadata(1, "pit_ti", "digits", [32, 32], 1, [0.5], [0.5], 0.9, "center", "bicubic", ["a", "b"], ["A", "B"],
+                    "fp32", 0, "").to_entries()  # fmt: skip
+
+
+@pytest.mark.parametrize("name, text", [
+    ("version", "9" * 5000), ("version", "[" * 100_000), ("version", "[2]"), ("version", ""),
+    ("version", '"' + "x" * 9999 + '"'),
+    ("model", "7"), ("data", "null"), ("image_size", "[1e400, 32]"), ("image_size", "[32]"),
+    ("image_size", "[true, true]"),
+    ("image_size", "[9" + "9" * 400 + ", 1]"), ("channels", "1e9"), ("channels", "{}"), ("mean", "[NaN]"),
+    ("mean", "[1" + "0" * 400 + "]"), ("mean", "[Infinity]"), ("std", "[0]"), ("std", '{"a": 1}'), ("crop_pct", "-1"),
+    ("crop_mode", "[]"), ("interpolation", "{}"), ("folders", '["a"]'), ("classes", "[]"), ("classes", "[1, 2]"),
+    ("precision", "[]"), ("batch_size", "true"), ("batch_size", "-1"), ("batch_size", "1.5"), ("weights", "0"),
+    ("std", None), ("classes", None), ("version", 3), ("mean", ["x"]), ("mean", "\ud800"),
+])  # fmt: skip
+def test_odd_metadata_is_one_line(name, text):
+    from engine.metadata import Metadata
+
+    entries = metadata_entries()
+    assert Metadata.from_entries(entries, "x.onnx").classes == ["A", "B"]
+    if text is None:
+        del entries[name]
+    else:
+        entries[name] = text
+    with pytest.raises(UserError, match="x.onnx") as raised:
+        Metadata.from_entries(entries, "x.onnx")
+    assert len(one_line(raised.value)) < 300
+
+
+def test_odd_sidecars_are_one_line(tmp_path):
+    from engine.predictors import read_sidecar
+
+    for text in (ALIASES, "files: [1]", "files: {.json: 1}", "a: " + "9" * 5000, "", "- 1", "files: {}",
+                 "files: {}\nversion: 2",
+                 "files: {\"\\0\": x}", "files: {}\nversion: 1\nmean: 2012-01-01"):  # fmt: skip
+        (tmp_path / "x.yml").write_text(text)
+        with pytest.raises(UserError):
+            read_sidecar(tmp_path / "x.json")
+
+
+def test_odd_graphs_are_one_line(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    from engine.predictors import open_predictor
+
+    def save(outputs, entries):
+        value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+        graph = helper.make_graph([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], "g", [value], outputs)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8)
+        helper.set_model_props(model, entries)
+        onnx.save(model, tmp_path / "x.onnx")
+
+    scalar = helper.make_tensor_value_info("y", TensorProto.FLOAT, [])
+    for entries in ({}, {"version": "[" * 9999}, metadata_entries()):
+        save([scalar], entries)
+        for engine in ("onnxruntime", "openvino"):
+            pytest.importorskip(engine)
+            with pytest.raises(UserError, match="x.onnx"):
+                open_predictor(engine, tmp_path / "x.onnx")
+    for text in ("<a", '<?xml version="1.0" encoding="none"?><net/>', "<net/>", "\xff\xfe"):
+        (tmp_path / "x.xml").write_text(text, encoding="latin-1")
+        with pytest.raises(UserError, match="x.xml"):
+            open_predictor("openvino", tmp_path / "x.xml")

@@ -99,11 +99,11 @@ def open_predictor(engine, path, threads=None, device="cpu"):
     if not path.is_file():
         raise UserError(f"exported model {path} not found")
     threads = threads or asked_threads() or None
-    if engine == "inference":
-        return PaddleInference(path, threads, device)
-    if device.startswith("gpu"):
+    if device.startswith("gpu") and engine != "inference":
         raise UserError(f"DEVICE is {device}, but engine {engine} runs on the CPU here")
-    return {"onnxruntime": OnnxRuntime, "openvino": OpenVino}[engine](path, threads)
+    if engine == "inference":
+        return _loaded(path, engine, lambda: PaddleInference(path, threads, device))
+    return _loaded(path, engine, lambda: {"onnxruntime": OnnxRuntime, "openvino": OpenVino}[engine](path, threads))
 
 
 def to_input(pixels, metadata):
@@ -264,17 +264,20 @@ def read_sidecar(path):
         if not isinstance(entries, dict):
             raise ValueError("no entries")
         _check_parts(path, entries.pop("files"))
+        entries = {name: json.dumps(value) for name, value in entries.items()}
     except FileNotFoundError:
         raise UserError(f"{sidecar} not found, which belongs to {path}; export it again") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{sidecar} is damaged ({one_line(error)}); export the model again") from None
-    return Metadata.from_entries({name: json.dumps(value) for name, value in entries.items()}, path)
+    return Metadata.from_entries(entries, path)
 
 
 def _loaded(path, engine, load):
     """What `load()` returns; whatever the engine raises at a damaged file becomes one line."""
     try:
         return load()
+    except UserError:
+        raise
     except Exception as error:  # each engine has exceptions of its own, which share no other base
         reason = textwrap.shorten(one_line(error), 300, placeholder=" ...")
         raise UserError(f"{path} cannot be read by {engine}: {reason}; export it again") from error
