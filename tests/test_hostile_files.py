@@ -81,6 +81,12 @@ def test_pickles_that_crash_or_hang_python_are_refused(tmp_path, name, form):
     assert time.monotonic() - start < 30
 
 
+def test_a_dict_may_be_saved_twice(tmp_path):
+    weights = {"w": np.ones((2, 3), "f4")}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps({"model": weights, "same": weights}, 4))
+    assert list(checkpoint.read(tmp_path / "w.pdparams")) == ["model", "same"]
+
+
 @pytest.mark.parametrize("shape, strides, length", [
     ((2, 3), (3, 1), 5), ((10**5, 10**5), (0, 0), 6), ((2, 3), (3, 2), 6), ((2, 3), (3,), 6), ((2, -3), (3, 1), 6),
     ((-2, -3), (3, 1), 6), ((2, 3), (-3, 1), 6), ((2, 3), (3, 1), -6), ((1,) * 100, (1,) * 100, 6),
@@ -320,3 +326,25 @@ def test_odd_graphs_are_one_line(tmp_path):
         (tmp_path / "x.xml").write_text(text, encoding="latin-1")
         with pytest.raises(UserError, match="x.xml"):
             open_predictor("openvino", tmp_path / "x.xml")
+
+
+# --- Logs ---
+
+
+@pytest.mark.parametrize("name, text", [
+    ("metrics.jsonl", '{"epoch": 1, "lr": ' + "[" * 9999),
+    ("metrics.jsonl", '{"epoch": 1, "lr": 1' + "0" * 400 + "}"),
+    ("metrics.jsonl", '{"epoch": ' + "9" * 5000 + "}\n"), ("metrics.jsonl", '{"epoch": 1e400}'),
+    ("metrics.jsonl", "{}"),
+    ("summary.csv", "epoch,lr\n1," + "9" * 200_000), ("summary.csv", "epoch,lr\n" + "9" * 5000 + ",1"),
+    ("summary.csv", "epoch,lr\n,1"), ("run.log", "Epoch [" + "9" * 5000 + "/1], avg_Loss: 1"),
+    ("run.log", "a" * 3_000_000),
+    ("run.log", "Now training epoch " + "9" * 5000 + ". LR=1"), ("run.log", "\x1b]0;x\x07"),
+])  # fmt: skip
+def test_odd_logs_are_one_line(tmp_path, name, text):
+    from pictures.run_logs import read_run
+
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=name) as raised:
+        read_run(tmp_path / name)
+    assert len(one_line(raised.value)) < 500

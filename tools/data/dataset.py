@@ -12,12 +12,10 @@ from config import resolve, with_keys
 from data.holdout import held_out
 from data.index import EXTENSIONS, Paths, class_folders, scan
 from errors import UserError
-from files import read_text
 
 log = logging.getLogger("t2t")
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "test")}
-_LARGEST_LIST = 2**26  # bytes of a class list
 VAL_SHARE = 0.2  # of DATA.VAL_SHARE, as it is suggested
 
 
@@ -59,11 +57,11 @@ def read_classes(path):
     """Read a class list: one folder name a line, or tab-separated index, folder and name under a header line."""
     path = Path(path)
     try:
-        lines = [line.rstrip("\r\n") for line in read_text(path, _LARGEST_LIST).splitlines() if line.strip()]
+        lines = [line.rstrip("\r\n") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except FileNotFoundError:
         raise UserError(f"class list {path} not found (DATA.CLASSES)") from None
-    except ValueError as error:
-        raise UserError(f"class list {path} is not a text file of one class a line: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"class list {path} is not a text file") from None
     if not lines:
         raise UserError(f"class list {path} is empty")
     if "\t" not in lines[0]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from engine.unpickle import MAKERS, Array, Maker, Refused, Unpickler
+from engine.unpickle import MAKERS, MOST_OBJECTS, Array, Maker, Refused, Unpickler
 from errors import UserError
 from files import atomic_path, flush_to_disk
 from models import in_head
@@ -48,7 +48,7 @@ def read(path):
     try:
         data = Path(path).read_bytes()
         _check_seal(memoryview(data))
-        tree = _plain(Unpickler(data, _MAKERS).load(), set())
+        tree = _plain(Unpickler(data, _MAKERS).load(), [MOST_OBJECTS])
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
     except Refused as error:
@@ -132,16 +132,16 @@ def _make_pair(pair):
 _MAKERS = {**MAKERS, ("builtins", "tuple"): Maker(_make_pair, "tuple")}
 
 
-def _plain(tree, seen):
-    """Check types all the way down and unwrap the arrays; `seen` holds the dicts so far, by their id.
+def _plain(tree, left):
+    """Check types all the way down and unwrap the arrays; `left`, in a list: values that there may still be.
 
-    A dict that a file holds twice, perhaps within itself, could stand for endlessly many.
+    A dict that a file holds many times, perhaps within itself, could stand for endlessly many.
     """
+    left[0] -= 1
+    if left[0] < 0:
+        raise Refused(f"more than {MOST_OBJECTS:,} objects")
     if type(tree) is dict and all(isinstance(key, str) for key in tree):
-        if id(tree) in seen:
-            raise Refused("the same dict twice")
-        seen.add(id(tree))
-        return {key: _plain(value, seen) for key, value in tree.items()}
+        return {key: _plain(value, left) for key, value in tree.items()}
     if isinstance(tree, Array) and tree.value is not None:
         return tree.value
     if tree is None or type(tree) in (bool, int, float, str):

@@ -11,7 +11,7 @@ import struct
 
 import numpy as np
 
-_MOST_OPCODES = 1_000_000  # a training state of t2t_vit_24 has 40,000
+MOST_OBJECTS = 1_000_000  # and opcodes; a training state of t2t_vit_24 has 40,000
 
 
 class Refused(Exception):
@@ -131,7 +131,7 @@ class Unpickler:
 
     def load(self):
         self.stack, self.marks, self.memo = [], [], {}
-        for _ in range(_MOST_OPCODES):
+        for _ in range(MOST_OBJECTS):
             opcode = bytes(self.take(1))
             if opcode == b".":
                 return self.stack.pop()
@@ -140,7 +140,7 @@ class Unpickler:
             if opcode not in _STEPS:
                 raise ValueError(f"opcode {opcode[0]} at byte {self.position - 1}")
             _STEPS[opcode](self)
-        raise Refused(f"more than {_MOST_OPCODES:,} objects")
+        raise Refused(f"more than {MOST_OBJECTS:,} objects")
 
     def take(self, length):
         """The next bytes."""
