@@ -12,6 +12,7 @@ import pytest
 from conftest import error_line
 
 import convert
+from config import default_config, with_keys
 from engine import checkpoint, resume
 from engine.formats import read_weights
 from engine.pretrained import load_pretrained
@@ -100,10 +101,25 @@ def test_the_model_that_a_file_names_is_believed_where_shapes_do_not_tell(tmp_pa
         torch.save({"state_dict": state, **said}, source)
         assert read_weights(source).variant == "t2t_vit_14_resnext"
     load_pretrained(model, source)
-    with pytest.raises(UserError, match="says that it is of t2t_vit_14_resnext, .*: set MODEL.NAME t2t_vit_14_res"):
+    with pytest.raises(UserError, match="is of t2t_vit_14_resnext by .*: set MODEL.NAME t2t_vit_14_res"):
         load_pretrained(other, source)
     convert.main(convert.parser().parse_args([str(source), "--output", str(output)]))
     assert "--model t2t_vit_14_resnext, the one that the file names" in capsys.readouterr().out
+
+
+def test_the_config_of_a_run_names_the_model_of_its_weights(tmp_path):
+    path = tmp_path / "best.pdparams"
+    checkpoint.save(path, {"a": paddle.ones([2])})
+    cfg = default_config()
+    for name, pairs, variant in (
+        ("t2t_vit_14_resnext", {}, "t2t_vit_14_resnext"), ("t2t_vit_14", {"MODEL.T2T.NUM_HEADS": 12}, ""),
+        ("pit_s", {"MODEL.PIT.HEADS": [1, 2, 4]}, ""), ("my_own", {}, ""),
+    ):  # fmt: skip
+        (tmp_path / "config.yaml").write_text(with_keys(cfg, {"MODEL.NAME": name, **pairs}).dump())
+        assert read_weights(path).variant == variant
+    for text in ("MODEL: 3", "- 1", "{", "a: " + "[" * 9999):
+        (tmp_path / "config.yaml").write_text(text)
+        assert read_weights(path).variant == ""
 
 
 def test_a_state_of_another_program_is_not_resumed(tmp_path, tensors):

@@ -16,8 +16,9 @@ from data.dataset import some
 from engine import checkpoint, torch_file
 from engine.unpickle import Namespace, Refused
 from errors import UserError, one_line
-from files import atomic_path, is_web_page
+from files import atomic_path, is_web_page, read_text
 from models import in_head, list_models
+from plain_yaml import load_yaml
 
 # Where the weights of a larger file are; of several, the moving average first, as the programs themselves do. Our own
 # training states give the raw model: their average is best.pdparams.
@@ -37,7 +38,7 @@ class Weights:
     extra: dict  # the same of tensors that no model here has
     form: str  # for the log: "PaddleViT T2T-ViT, entry model_ema, Paddle file"
     is_torch: bool  # written by PyTorch or safetensors, whose Linear weights are [out, in]
-    variant: str = ""  # which the file says that it is of, in words of this repository
+    variant: str = ""  # which the file, or the config of its run, says that it is of
 
     @property
     def is_own(self):
@@ -61,7 +62,7 @@ def read_weights(path):
     extra = {name: tensors.pop(name) for name in EXTRA if name in tensors}
     others = f"{some(left_out, 2)} left out" if left_out else ""
     form = ", ".join(part for part in (program, entry and f"entry {entry}", f"{kind} file", others) if part)
-    return Weights(path, tensors, extra, form, kind != "Paddle", _variant_of(tree))
+    return Weights(path, tensors, extra, form, kind != "Paddle", _variant_of(tree) or _variant_of_run(path))
 
 
 # --- Containers ---
@@ -188,6 +189,19 @@ def _variant_of(tree):
             if name in list_models():
                 return name
     return ""
+
+
+def _variant_of_run(path):
+    """The variant of the run that a file of ours is of, by the config beside it; "" if unknown or with other heads."""
+    beside = path.with_name("config.yaml")
+    if not checkpoint.is_own(path) or not beside.is_file():
+        return ""
+    try:
+        model = load_yaml(read_text(beside, 2**20), fast=True)["MODEL"]
+        name, heads = model["NAME"], model["T2T"]["NUM_HEADS"] or model["PIT"]["HEADS"]
+    except (ValueError, KeyError, TypeError):  # some other program's
+        return ""
+    return name if name in list_models() and not heads else ""
 
 
 def _official_names(tensors):

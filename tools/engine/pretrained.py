@@ -71,8 +71,8 @@ def check_variant(model, weights):
         )
     if weights.variant in fitting and not has_heads_of(weights.variant, model):
         raise UserError(
-            f"{weights.path} says that it is of {weights.variant}, but the model has another number of heads: set "
-            f"MODEL.NAME {weights.variant} (convert.py: --model), or give the weights of the model"
+            f"{weights.path} is of {weights.variant} by its own account, but the model has another number of heads: "
+            f"set MODEL.NAME {weights.variant} (convert.py: --model), or give the weights of the model"
         )
 
 
