@@ -71,7 +71,7 @@ def test_dumped_config_loads_to_the_same(tmp_path):
         ("DEVICE: tpu", "DEVICE is 'tpu' but must be cpu, gpu or gpu:N"),
         ("TRAIN:\n  EPOCHS: 3\nSEED: 1\nTRAIN:\n  BATCH_SIZE: 2", "TRAIN is given twice"),
         ("DEVICE: '7'", "DEVICE is '7'"),
-        ("TRAIN: &x {A: *x}", "refers to itself"),
+        ("TRAIN: &x {A: *x}", "refers to itself, or stands for more than"),
         ("DATA: {MEAN: [.inf, 0, 0]}", "DATA.MEAN"),
         ("MODEL: {T2T: {MLP_RATIO: .inf}}", "MODEL.T2T.MLP_RATIO is inf"),
         ("VAL: {CROP_PCT: 1.0e-9}", "VAL.CROP_PCT"),

@@ -32,6 +32,9 @@ def server(tmp_path, monkeypatch):
             if self.path == "/slow.pth":  # until another process asks for it, which it must not
                 second.set() if len(seen) > 1 else second.wait(timeout=2)
             pages = {"/page.pth": b"\n<!DOCTYPE html><html>", "/cut.pth": CONTENT[:1000]}
+            lengths = {"/cut.pth": str(len(CONTENT)), "/odd.pth": "many"}
+            leads = {"/ftp.pth": "ftp://127.0.0.1/w.pth", "/file.pth": "file:///etc/passwd", "/loop.pth": "/loop.pth",
+                     "/on.pth": "/w%20x.pth"}  # fmt: skip
             if self.path.startswith("/missing"):
                 self.send_error(404)
                 return
@@ -44,11 +47,16 @@ def server(tmp_path, monkeypatch):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
                 return
+            if self.path in leads:
+                self.send_response(302)
+                self.send_header("Location", leads[self.path])
+                self.end_headers()
+                return
             content = pages.get(self.path, CONTENT)
             if self.path in served:
                 content = served[self.path].read_bytes()
             self.send_response(200)
-            self.send_header("Content-Length", str(len(CONTENT) if self.path == "/cut.pth" else len(content)))
+            self.send_header("Content-Length", lengths.get(self.path) or str(len(content)))
             self.end_headers()
             self.wfile.write(content)
 
@@ -104,11 +112,42 @@ def test_the_right_checksum_is_accepted(server):
     ("cut.pth", r"cannot be downloaded \(.*1,000 of 3,000,000"),
     ("reset.pth", r"cannot be downloaded \(.*Connection reset by peer"),
     ("page.pth", "gives a web page, not the file .* download it by hand"),
+    ("ftp.pth", r"cannot be downloaded \(it leads to ftp://127.0.0.1/w.pth, and only http and https are followed"),
+    ("file.pth", "answered 302 .*file:///etc/passwd' is not allowed; check the address"),
+    ("loop.pth", "answered 302 .*infinite loop; check the address"),
 ])  # fmt: skip
 def test_failures_are_one_line_and_leave_nothing_behind(server, tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         download(f"{server.url}/{name}")
     assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize("place, asked, name", [
+    ("权重/模 型.pth", "/%E6%9D%83%E9%87%8D/%E6%A8%A1%20%E5%9E%8B.pth", "模 型.pth"),
+    ("w.pth?名=a b&x=%20", "/w.pth?%E5%90%8D=a%20b&x=%20", "w.pth"), ("a%00%2F..", "/a%00%2F..", "weights"),
+    ("x" * 300 + ".pth", None, "x" * 96 + ".pth"), ("on.pth", "/w%20x.pth", "on.pth"),
+    ("odd.pth", "/odd.pth", "odd.pth"),
+])  # fmt: skip
+def test_odd_addresses_are_fetched(server, place, asked, name):
+    path = download(f"{server.url}/{place}")
+    assert (path.name, path.read_bytes()) == (name, CONTENT)
+    assert asked in (None, server.seen[-1])
+
+
+def test_addresses_that_cannot_be_are_one_line():
+    for url in ("http://a" * 40, "http://x:port/w", "http://\x01/w", "http:///w", f"http://{'ä' * 80}.de/w", "http://"):
+        with pytest.raises(UserError, match="is no address|cannot be downloaded"):
+            download(url)
+
+
+def test_a_socks_proxy_is_named(server, monkeypatch):
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")
+    assert download(f"{server.url}/w.pth").read_bytes() == CONTENT  # it is reached without
+    monkeypatch.setenv("http_proxy", "socks5h://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(UserError, match="_proxy names a SOCKS proxy, which is not supported; set https_proxy=http://H"):
+        download(f"{server.url}/v.pth")
 
 
 def test_without_a_net_the_line_says_what_to_do(server):

@@ -10,10 +10,11 @@ import math
 import re
 from pathlib import Path
 
-import yaml
 from yacs.config import CfgNode as CN
 
 from errors import UserError
+from files import read_text
+from plain_yaml import load_yaml
 from spellings import refusal
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,10 +154,7 @@ def load_config(path, overrides=()):
     """
     path = find_config(path)
     cfg = _C.clone()
-    try:
-        leaves = list(_leaves(_read_yaml(path)))
-    except RecursionError:
-        raise UserError(f"config {path} refers to itself") from None
+    leaves = list(_leaves(_read_yaml(path)))
     known = all_keys()
     if text := refusal(path, [key for key, _ in leaves if key not in known]):
         raise UserError(text)
@@ -221,25 +219,14 @@ def find_config(path):
     raise UserError(f"config {path} not found; configs/ holds {available}")
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would keep the last."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key} is given twice, the first time {node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path):
     # yacs would execute a .py config.
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"config {path} is not YAML: its name must end in .yaml or .yml")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        tree = load_yaml(read_text(path, 2**20))
+    except ValueError as error:
+        raise UserError(f"config {path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"config {path} must hold KEY: value pairs")
     return tree
@@ -278,11 +265,16 @@ def _set(cfg, key, value, source):
         _put(cfg, key, value)
         if node[leaf] is None:  # which yacs makes of the word None, for any type but text
             raise ValueError
-    except ValueError:
+    except (ValueError, RecursionError, MemoryError):  # of a text that Python's parser finds too deep
         kind = type(default).__name__
         hint = f" (write {value}.0)" if kind == "float" and str(value).lstrip("-").isdigit() else ""
         hint = f' (write "{value}")' if kind == "str" and isinstance(value, (int, float)) else hint
-        raise UserError(f"{source}: {key} must be of type {kind}{hint}, not {value!r}") from None
+        raise UserError(f"{source}: {key} must be of type {kind}{hint}, not {_brief(value)}") from None
+
+
+def _brief(value):
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def _place(cfg, key):
@@ -420,5 +412,4 @@ def _check(cfg):
     rules += [(key, math.isfinite(value), "finite") for key, value in values.items() if isinstance(value, float)]
     for key, holds, allowed in rules:
         if not holds:
-            value = values[key]
-            raise UserError(f"{key} is {value!r} but must be {allowed}")
+            raise UserError(f"{key} is {_brief(values[key])} but must be {allowed}")

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from cli import absolute, exit_with, import_paddle, not_empty, require_packages
-from errors import UserError
+from errors import UserError, printable
 
 
 def main(args):
@@ -32,14 +32,14 @@ def main(args):
     tensors, extra, is_torch = in_paddle_layout(weights, model)
     check_variant(model, weights)
     checkpoint.load_state(model, tensors, source)
-    print(f"{shown(source)}: {weights.form}, {'PyTorch' if is_torch else 'Paddle'}'s layout")
+    print(printable(f"{shown(source)}: {weights.form}, {'PyTorch' if is_torch else 'Paddle'}'s layout"))
     print(f"{name}: {len(tensors)} of {len(model.state_dict())} tensors placed")
     if extra:
         kept = "kept" if args.keep_aux_head else "left out (--keep-aux-head keeps it)"
         print(f"extra head: {', '.join(extra)} {kept}")
     write(output, model, extra if args.keep_aux_head else {}, args.to)
     print_fingerprint(model)
-    print(f"{output}: {args.to}, {output.stat().st_size:,} bytes, SHA-256 {sha256(output)}")
+    print(f"{printable(output)}: {args.to}, {output.stat().st_size:,} bytes, SHA-256 {sha256(output)}")
 
 
 def check_output(output, source):
@@ -96,12 +96,12 @@ def build_variant(name, weights):
 
     candidates = identify(weights.shapes)
     if name is None:
-        names = likeliest(candidates)
+        names = [weights.variant] if weights.variant in candidates else likeliest(candidates)
         if len(names) != 1:
             fits = f"fits {' and '.join(names)}: give --model" if names else "fits no variant: give its --config"
             raise UserError(f"{weights.path} ({weights.form}) {fits}")
         name = names[0]
-        print(f"--model {name}, the one that the file fits")
+        print(f"--model {name}, the one that the file {'names' if name == weights.variant else 'fits'}")
     try:
         return name, create_model(name, **candidates.get(name, {}))
     except ValueError as error:

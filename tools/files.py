@@ -115,6 +115,18 @@ def shown(path):
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def read_text(path, most_bytes):
+    """The text of a file of settings or names. Raises ValueError if it is too large to be one, or is no text."""
+    with open(path, "rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"it is larger than {most_bytes:,} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no UTF-8 text: {error}") from None
+
+
 def write_text(path, text):
     """Replace the text of `path`, complete or not at all."""
     with atomic_path(path) as temporary:

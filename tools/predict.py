@@ -15,7 +15,7 @@ def main(args, cfg):
     from config import resolve
     from engine.logger import progress_bar, setup_logging
     from engine.serving import predict_batch
-    from errors import UserError
+    from errors import UserError, printable
     from files import check_outputs, shown, write_text
 
     setup_logging()
@@ -37,7 +37,7 @@ def main(args, cfg):
         write_text(args.json_ids, json.dumps(ids, indent=1) + "\n")
     failed = [result["error"] for result in results.values() if "error" in result]
     for error in failed:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
     if failed and len(paths) > 1:
         print(f"error: {len(failed)} of {len(paths)} images could not be read", file=sys.stderr)
     return 1 if failed else 0
@@ -80,16 +80,19 @@ def find_images(patterns):
 
 def print_results(results, single):
     """One line per image; for a single image the top classes and `class_id is: N`."""
+    from errors import printable
+
     for path, result in results.items():
         if "error" in result:
             continue
         if single:
-            print(path)
+            print(printable(path))
             for entry in result["top"]:
-                print(f"  {entry['probability']:.4f}  {entry['class_id']:>4}  {entry['name']}")
+                print(f"  {entry['probability']:.4f}  {entry['class_id']:>4}  {printable(entry['name'])}")
             print(f"class_id is: {result['class_id']}")
         else:
-            print(f"{path} (class: {result['class_id']}) {result['name']}, prob: {result['probability']:.4f}")
+            line = f"{path} (class: {result['class_id']}) {result['name']}, prob: {result['probability']:.4f}"
+            print(printable(line))
 
 
 def parser():

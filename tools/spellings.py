@@ -9,6 +9,8 @@ import os
 import shlex
 import sys
 
+from errors import printable
+
 
 class Advice(str):
     """What to do instead, where nothing here means the same."""
@@ -311,7 +313,7 @@ def translate(words, parser, command=None):
 
 def _note(text):
     if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":  # once, not in each process of a launch
-        print(f"note: read as {text}", file=sys.stderr)
+        print(f"note: read as {printable(text)}", file=sys.stderr)
 
 
 def _name(word):

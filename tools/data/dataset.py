@@ -3,6 +3,7 @@
 import logging
 import os
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def read_classes(path):
 
 
 def _class_list(folders, names, path):
-    repeated = sorted({folder for folder in folders if folders.count(folder) > 1})
+    repeated = sorted(folder for folder, count in Counter(folders).items() if count > 1)
     if repeated:
         raise UserError(f"class list {path} names {some(repeated)} more than once")
     return ClassList(tuple(folders), tuple(names), str(path))

@@ -2,21 +2,19 @@
 
 Files are in the format of `paddle.save` with a checksum behind it, which `paddle.load` does not look at, and are
 replaced whole or not at all. They are read without `paddle.load`, which unpickles them and so runs any code that a
-stranger put into a .pdparams file.
+stranger put into a .pdparams file: see unpickle.py.
 """
 
 import errno
 import hashlib
 import io
-import math
 import os
-import pickle
-import re
 from pathlib import Path
 
 import numpy as np
 import paddle
 
+from engine.unpickle import MAKERS, MOST_OBJECTS, Array, Maker, Refused, Unpickler
 from errors import UserError
 from files import atomic_path, flush_to_disk
 from models import in_head
@@ -48,12 +46,12 @@ def read(path):
         UserError: the file is missing, torn, no Paddle file, or holds anything but such data (which is named).
     """
     try:
-        data = memoryview(Path(path).read_bytes())
-        _check_seal(data)
-        tree = _plain(_Unpickler(io.BytesIO(data)).load())
+        data = Path(path).read_bytes()
+        _check_seal(memoryview(data))
+        tree = _plain(Unpickler(data, _MAKERS).load(), [MOST_OBJECTS])
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
-    except _Refused as error:
+    except Refused as error:
         raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
     except OSError:
         raise
@@ -124,117 +122,28 @@ def _to_numpy(tree):
     return tree.numpy() if isinstance(tree, paddle.Tensor) else tree
 
 
-class _Refused(Exception):
-    """Names what a file holds beside data."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Replaces everything that a file names by the makers of plain data below.
-
-    NumPy's own constructors are never handed out: a forged dtype makes them read memory at an address of the file's
-    choice.
-    """
-
-    def find_class(self, module, name):
-        # numpy.core until NumPy 1, numpy._core since NumPy 2; __builtin__ in protocol 2.
-        module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
-        if (module, name) not in _MAKERS:
-            raise _Refused(f"{module}.{name}")
-        return _Maker(*_MAKERS[module, name])
-
-
-class _Maker:
-    """A callable that a pickle can only call, not change."""
-
-    def __init__(self, make, title):
-        self._make, self._title = make, title
-
-    def __call__(self, *arguments):
-        return self._make(*arguments)
-
-    def __setstate__(self, state):
-        raise _Refused(f"a change of {self._title}")
-
-
-class _Dtype:
-    """A number type, from dtype("f4", False, True) and the byte order that follows."""
-
-    def __init__(self, code, *_):
-        if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?[biuf][1248]", code):
-            raise _Refused(f"an array of {'objects' if str(code).startswith('O') else code}")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state):
-        _, order, *rest = state
-        if order not in ("<", ">", "|", "=") or any(value not in (None, -1, 0) for value in rest):
-            raise _Refused("an array of records")
-        self.dtype = self.dtype.newbyteorder(order)
-
-
-class _Array:
-    """An array, from (version, shape, dtype, is Fortran order, bytes)."""
-
-    def __init__(self):
-        self.value = None
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
-            raise _Refused("an array of objects")
-        size = math.prod(shape) * dtype.dtype.itemsize
-        if any(type(length) is not int or length < 0 for length in shape) or len(data) != size:
-            raise _Refused("an array of another size than its data")
-        flat = np.frombuffer(data, dtype.dtype) if size else np.empty(0, dtype.dtype)
-        self.value = flat.reshape(shape, order="F" if fortran else "C")
-
-
-def _make_array(subtype, *_):
-    if not isinstance(subtype, _Maker) or subtype._title != "ndarray":
-        raise _Refused("an array of a type of its own")
-    return _Array()
-
-
-def _make_scalar(dtype, data):
-    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or len(data) != dtype.dtype.itemsize:
-        raise _Refused("an object that is no number")
-    return np.frombuffer(data, dtype.dtype)[0].item()
-
-
-def _make_nothing(*_):
-    raise _Refused("an array without a value")
-
-
-def _make_bytes(text, encoding):
-    # How pickle protocol 2 stores the bytes of an array.
-    if not isinstance(text, str) or encoding != "latin1":
-        raise _Refused(f"an encoding {encoding!r}")
-    return text.encode("latin1")
-
-
 def _make_pair(pair):
     """The (name, array) pair that paddle.save makes of a nested tensor."""
-    if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], _Array):
-        raise _Refused("a tuple that is no named array")
+    if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], Array):
+        raise Refused("a tuple that is no named array")
     return pair[1]
 
 
-_MAKERS = {
-    ("collections", "OrderedDict"): (dict, "OrderedDict"),
-    ("builtins", "tuple"): (_make_pair, "tuple"),
-    ("_codecs", "encode"): (_make_bytes, "encode"),
-    ("numpy", "ndarray"): (_make_nothing, "ndarray"),
-    ("numpy", "dtype"): (_Dtype, "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"): (_make_array, "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"): (_make_scalar, "scalar"),
-}
+_MAKERS = {**MAKERS, ("builtins", "tuple"): Maker(_make_pair, "tuple")}
 
 
-def _plain(tree):
-    """Check types all the way down and unwrap the arrays."""
+def _plain(tree, left):
+    """Check types all the way down and unwrap the arrays; `left`, in a list: values that there may still be.
+
+    A dict that a file holds many times, perhaps within itself, could stand for endlessly many.
+    """
+    left[0] -= 1
+    if left[0] < 0:
+        raise Refused(f"more than {MOST_OBJECTS:,} objects")
     if type(tree) is dict and all(isinstance(key, str) for key in tree):
-        return {key: _plain(value) for key, value in tree.items()}
-    if isinstance(tree, _Array) and tree.value is not None:
+        return {key: _plain(value, left) for key, value in tree.items()}
+    if isinstance(tree, Array) and tree.value is not None:
         return tree.value
     if tree is None or type(tree) in (bool, int, float, str):
         return tree
-    raise _Refused(f"a {type(tree).__name__}")
+    raise Refused(f"a {type(tree).__name__}")

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import os
 import re
+import socket
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from config import resolve
 from engine.logger import log, progress_bar
-from errors import UserError
+from errors import UserError, printable
 from files import atomic_path, is_url, is_web_page
 
 _SUFFIX = ".pdparams"  # which PaddleViT's and MindSpore's users leave out
@@ -52,8 +53,9 @@ def download(url):
 
     Raises UserError in one line that says what to do: no net, no such file, another checksum, a web page.
     """
-    address, _, fragment = url.partition("#")
+    given, _, fragment = url.partition("#")
     try:
+        address = given if given.startswith("file://") else _quoted(given)
         place = urllib.parse.urlsplit(address).path
     except ValueError as error:
         raise UserError(f"{url} is no address ({error})") from None
@@ -64,7 +66,8 @@ def download(url):
             raise UserError(f"weights {url} not found")
         _check(path, checksum, url)
         return path
-    name = os.path.basename(urllib.parse.unquote(place)) or "weights"
+    name = os.path.basename(urllib.parse.unquote(place)).replace("\0", "")[-100:]
+    name = "weights" if name in ("", ".", "..") else name
     # A folder for each address: files of the same name are not mixed up, nor taken for each other's neighbours.
     folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:12]
     path = folder / name
@@ -88,6 +91,23 @@ def _expected_checksum(place, fragment, url):
     return match.group(1).lower()
 
 
+def _quoted(address):
+    """A URL in ASCII, as it is sent: people paste blanks and letters of any language. Raises ValueError."""
+    parts = urllib.parse.urlsplit(address.strip())
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    rest = (urllib.parse.quote(part, safe="/%:@!$&'()*+,;=~?[]") for part in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, host, *rest, ""))
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https alone, also where urllib would go to ftp."""
+
+    def redirect_request(self, request, file, code, message, headers, address):
+        if not address.startswith(("http://", "https://")):
+            raise urllib.error.URLError(f"it leads to {address}, and only http and https are followed")
+        return super().redirect_request(request, file, code, message, headers, address)
+
+
 @contextlib.contextmanager
 def _only_one(folder):
     """Wait until no other process of this machine fetches into the folder."""
@@ -101,24 +121,37 @@ def _fetch(address, path, checksum, url):
     by_hand = "download it by hand and give the file with --pretrained FILE"
     log.info("downloading %s to %s", address, path)
     try:
-        with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer, atomic_path(path) as temporary:
+        opener = urllib.request.build_opener(_Redirects)
+        with opener.open(address, timeout=_TIMEOUT) as answer, atomic_path(path) as temporary:
             _copy(answer, temporary, path.name)
             _check_page(temporary, url, by_hand)
             _check(temporary, checksum, url)
     except urllib.error.HTTPError as error:
-        raise UserError(f"{address} answered {error.code} {error.reason}; check the address, or {by_hand}") from None
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, EOFError) as error:
+        reason = str(error.reason).partition("\n")[0].rstrip(".")  # of a loop of redirects, several lines
+        raise UserError(f"{address} answered {error.code} {reason}; check the address, or {by_hand}") from None
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, socket.timeout, EOFError,
+            ValueError) as error:  # fmt: skip
         reason = getattr(error, "reason", None) or error
-        raise UserError(f"{address} cannot be downloaded ({reason}): no net here? {by_hand[0].upper()}{by_hand[1:]}") \
-            from None  # fmt: skip
+        raise UserError(
+            f"{address} cannot be downloaded ({reason}): {_proxy_advice() or 'no net here?'} {by_hand[0].upper()}"
+            f"{by_hand[1:]}"
+        ) from None
+
+
+def _proxy_advice():
+    """What to set instead of a SOCKS proxy, which urllib does not use; "" if there is none."""
+    socks = [scheme for scheme, proxy in urllib.request.getproxies().items() if proxy.startswith("socks")]
+    names = ", ".join(f"{scheme}_proxy" for scheme in socks)
+    return f"{names} names a SOCKS proxy, which is not supported; set https_proxy=http://HOST:PORT." if socks else ""
 
 
 def _copy(answer, temporary, name):
     """Write an answer to a file, with a progress bar; EOFError if it ends early."""
-    total = int(answer.headers.get("Content-Length") or 0)
+    length = answer.headers.get("Content-Length") or "0"
+    total = int(length) if length.isdecimal() and len(length) < 20 else 0
     received = 0
-    with open(temporary, "wb") as file, progress_bar(None, total=total or None, unit="B", unit_scale=True, desc=name) \
-            as bar:  # fmt: skip
+    bar = progress_bar(None, total=total or None, unit="B", unit_scale=True, desc=printable(name))
+    with open(temporary, "wb") as file, bar:
         while block := _read(answer):
             file.write(block)
             received += len(block)

@@ -4,25 +4,29 @@ Our names are those of the official PyTorch code, and our arrays are Paddle's: L
 stores as [out, in].
 """
 
-import argparse
+import errno
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import paddle
 
-from engine import checkpoint
+from data.dataset import some
+from engine import checkpoint, torch_file
+from engine.unpickle import Namespace, Refused
 from errors import UserError, one_line
-from files import atomic_path, is_web_page
+from files import atomic_path, is_web_page, read_text
+from models import in_head, list_models
+from plain_yaml import load_yaml
 
 # Where the weights of a larger file are; of several, the moving average first, as the programs themselves do. Our own
 # training states give the raw model: their average is best.pdparams.
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
 EXTRA = ("aux_head.weight", "aux_head.bias")  # of Token Labeling, unused at inference
-# First bytes of torch.save: a zip archive, or before PyTorch 1.6 a pickle of its magic number.
-_TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
+_ANCHOR = "cls_token"  # which every model here has, outside all its parts
+_COUNTERS = ("total_ops", "total_params")  # which thop adds to every layer
+_LFS = b"version https://git-lfs.github.com/"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Weights:
     extra: dict  # the same of tensors that no model here has
     form: str  # for the log: "PaddleViT T2T-ViT, entry model_ema, Paddle file"
     is_torch: bool  # written by PyTorch or safetensors, whose Linear weights are [out, in]
+    variant: str = ""  # which the file, or the config of its run, says that it is of
 
     @property
     def is_own(self):
@@ -50,22 +55,21 @@ def read_weights(path):
     Raises UserError: missing, damaged, of an unknown kind, or holding anything but data.
     """
     path = Path(path)
-    kind, tree = _read(path)
-    entry, tensors = _weights_of(tree)
-    if not tensors:
-        found = f"only {', '.join(map(str, list(tree)[:3]))}" if tree else "nothing"
-        raise UserError(f"{path} holds no weights: no tensors, {found}")
-    tensors, program = _official_names(_without_prefix(tensors))
+    kind, tree = read_tree(path)
+    entry, tensors = _weights_of(tree, path)
+    tensors, left_out = _without_wrappers(tensors, path)
+    tensors, program = _official_names(tensors)
     extra = {name: tensors.pop(name) for name in EXTRA if name in tensors}
-    form = ", ".join(part for part in (program, entry and f"entry {entry}", f"{kind} file") if part)
-    return Weights(path, tensors, extra, form, kind != "Paddle")
+    others = f"{some(left_out, 2)} left out" if left_out else ""
+    form = ", ".join(part for part in (program, entry and f"entry {entry}", f"{kind} file", others) if part)
+    return Weights(path, tensors, extra, form, kind != "Paddle", _variant_of(tree) or _variant_of_run(path))
 
 
 # --- Containers ---
 
 
-def _read(path):
-    """("PyTorch", "safetensors" or "Paddle", the dict in the file)."""
+def read_tree(path):
+    """("PyTorch", "safetensors" or "Paddle", the dict in the file). Raises UserError like `read_weights`."""
     try:
         with open(path, "rb") as file:
             start = file.read(64)
@@ -73,100 +77,131 @@ def _read(path):
         raise UserError(f"{path} not found") from None
     if not start:
         raise UserError(f"{path} is empty")
-    if start.startswith(_TORCH):
-        return "PyTorch", _read_torch(path)
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        return "safetensors", _read_safetensors(path)
+    if start.startswith(_LFS):
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository")
     if is_web_page(start):
         raise UserError(f"{path} is a web page, not weights: the link leads to a page; download the file behind it")
+    if start.startswith((torch_file.ZIP, torch_file.LEGACY)):
+        return "PyTorch", _read_with(torch_file.read, path, "PyTorch")
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return "safetensors", _read_with(_read_safetensors, path, "safetensors")
     return "Paddle", checkpoint.read(path)
 
 
-def _read_torch(path):
+def _read_with(read, path, program):
+    """`read(path)`; whatever it raises at a torn or crafted file becomes one line."""
     try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"{path} is a PyTorch file, which PyTorch reads: pip install torch (its CPU build will do), or convert it "
-            "with tools/convert.py where PyTorch is installed"
-        ) from None
-    if not hasattr(torch.serialization, "safe_globals"):
-        raise UserError(f"PyTorch {torch.__version__} is too old to read {path} safely: pip install 'torch>=2.5'")
-    _check_zip(path)
-    try:
-        # The official T2T-ViT files hold the command line of the training beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            tree = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+        tree = read(path)
+    except Refused as error:
+        raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
+    except UserError:
         raise
-    except Exception as error:  # a torn or crafted file raises nearly anything
-        refused = re.search(r"(?:GLOBAL|global:?|type) ([\w.]+\.[\w.]+)", str(error))
-        if "eights only" in str(error) and refused:
-            raise UserError(
-                f"{path} refused: it holds {refused.group(1)}, and weights are only arrays, numbers and names"
-            ) from None
-        raise UserError(f"{path} is damaged or no PyTorch weights file ({_first_sentence(error)})") from None
+    except Exception as error:  # each reader has exceptions of its own, which share no other base
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the disk; EINVAL is a place before the file
+            raise
+        raise UserError(f"{path} is damaged or no {program} weights file ({_first_sentence(error)})") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}, not a state dict")
-    return _arrays(tree, torch)
-
-
-def _check_zip(path):
-    """Compare the checksums in the zip archive that torch.save writes, at which torch.load does not look."""
-    if not zipfile.is_zipfile(path):  # the older form
-        return
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged:
-        raise UserError(f"{path} is damaged: the checksum of {damaged} in it is not that of its content")
+    return tree
 
 
 def _first_sentence(error):
     return one_line(error).split(". ")[0][:200]
 
 
-def _arrays(tree, torch):
-    """The nested dict with NumPy arrays in place of tensors."""
-    if isinstance(tree, dict):
-        return {str(key): _arrays(value, torch) for key, value in tree.items()}
-    if not isinstance(tree, torch.Tensor):
-        return tree
-    tensor = tree.detach().to_dense() if tree.is_sparse else tree.detach()
-    return (tensor.float() if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor).numpy()
-
-
 def _read_safetensors(path):
     try:
-        from safetensors.numpy import load_file
+        from safetensors import deserialize
     except ImportError:
         raise UserError(f"{path} is a safetensors file, which needs a package: pip install safetensors") from None
-    try:
-        return load_file(path)
-    except OSError:
-        raise
-    except Exception as error:  # also of a number type that NumPy has not, such as bfloat16
-        raise UserError(f"{path} is damaged or no safetensors file ({_first_sentence(error)})") from None
+    types = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # as Paddle stores bfloat16
+    types |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+    arrays = {}
+    for name, entry in deserialize(path.read_bytes()):
+        if entry["dtype"] not in types:
+            raise UserError(f"{path}: {name} holds {entry['dtype']}, not floating-point numbers")
+        arrays[name] = np.frombuffer(entry["data"], types[entry["dtype"]]).reshape(entry["shape"])
+    return arrays
 
 
 # --- Names ---
 
 
-def _weights_of(tree):
-    """(name of the entry that holds the weights or None, the arrays in it)."""
-    for entry in (*_ENTRIES, None):
-        inner = tree if entry is None else tree.get(entry)
+def _weights_of(tree, path):
+    """(name of the entry that holds the weights or None, the arrays in it). Raises UserError if that is not clear."""
+    held = {}
+    for entry, inner in [*tree.items(), (None, tree)]:
         if isinstance(inner, dict):
             arrays = {name: value for name, value in inner.items() if isinstance(value, np.ndarray)}
-            if arrays:
-                return entry, arrays
-    return None, {}
+            held |= {entry: arrays} if arrays else {}
+    if any(str(key).endswith("_moment1_0") or key == "LR_Scheduler" for key in tree):
+        raise UserError(f"{path} is the state of an optimizer (.pdopt): give the .pdparams beside it, the weights")
+    if not held:
+        found = f"only {', '.join(list(tree)[:3])}" if tree else "nothing"
+        raise UserError(f"{path} holds no weights: no tensors, {found}")
+    models = [entry for entry, arrays in held.items() if any(_is_anchor(name) for name in arrays)] or list(held)
+    known = [entry for entry in (*_ENTRIES, None) if entry in models]
+    if not known and len(models) > 1:
+        raise UserError(f"{path} holds several models, {some(models)}: keep one of them")
+    entry = (known or models)[0]
+    return entry, held[entry]
 
 
-def _without_prefix(tensors):
-    """Without the "module." that PyTorch's data parallelism puts before each name."""
-    if all(name.startswith("module.") for name in tensors):
-        return {name[len("module.") :]: value for name, value in tensors.items()}
-    return tensors
+def _is_anchor(name):
+    return name.split(".")[-1] == _ANCHOR
+
+
+def _without_wrappers(tensors, path):
+    """({name in the model: array}, names of what is no part of it).
+
+    Programs wrap a model in others, each of which puts its name for it before all names: module., model., backbone.
+    What stands before "cls_token" is therefore no part of any name. The names that wrappers put inside, such as
+    _orig_mod of torch.compile, begin with an underscore. A head may lie outside the wrapper.
+
+    Raises UserError if there are several models in `tensors`.
+    """
+    plain = {}
+    for name, value in tensors.items():
+        short = ".".join(part for part in name.split(".") if not part.startswith("_"))
+        if short in plain:
+            raise UserError(f"{path} holds {short} twice: keep one of them")
+        plain[short] = value
+    prefixes = sorted(name[: -len(_ANCHOR)] for name in plain if _is_anchor(name))
+    if len(prefixes) > 1:
+        found = some([prefix or "one without a prefix" for prefix in prefixes])
+        raise UserError(f"{path} holds several models, {found}: keep one of them")
+    prefix = prefixes[0] if prefixes else ""
+    parts = {name[len(prefix) :]: value for name, value in plain.items() if name.startswith(prefix)}
+    parts |= {name: value for name, value in plain.items() if in_head(name) and name not in parts}
+    parts = {name: value for name, value in parts.items() if name.split(".")[-1] not in _COUNTERS}
+    left_out = [name for name in plain if name not in parts and name[len(prefix) :] not in parts]
+    return parts, left_out
+
+
+def _variant_of(tree):
+    """The variant that a PyTorch training says that its file is of, "" if none here: its `arch` or `args.model`."""
+    args = tree.get("args")
+    args = args.values if isinstance(args, Namespace) else args if isinstance(args, dict) else {}
+    for name in (tree.get("arch"), args.get("model"), args.get("arch")):
+        if isinstance(name, str):
+            name = name.lower().partition(".")[0]
+            name = name[: -len("_224")] if name.endswith("_224") else name  # timm's PiT
+            if name in list_models():
+                return name
+    return ""
+
+
+def _variant_of_run(path):
+    """The variant of the run that a file of ours is of, by the config beside it; "" if unknown or with other heads."""
+    beside = path.with_name("config.yaml")
+    if not checkpoint.is_own(path) or not beside.is_file():
+        return ""
+    try:
+        model = load_yaml(read_text(beside, 2**20), fast=True)["MODEL"]
+        name, heads = model["NAME"], model["T2T"]["NUM_HEADS"] or model["PIT"]["HEADS"]
+    except (ValueError, KeyError, TypeError):  # some other program's
+        return ""
+    return name if name in list_models() and not heads else ""
 
 
 def _official_names(tensors):
@@ -225,7 +260,8 @@ def in_paddle_layout(weights, model):
             f"{weights.path} mixes two layouts: {votes[True][0]} is transposed ([out, in]) but {votes[False][0]} is not"
         )
     is_torch = bool(votes[True]) if votes[True] or votes[False] else weights.is_torch
-    return transposed(weights.tensors, names, is_torch), transposed(weights.extra, EXTRA, is_torch), is_torch
+    extra = {name: checkpoint.to_float32(value, name, weights.path) for name, value in weights.extra.items()}
+    return transposed(weights.tensors, names, is_torch), transposed(extra, EXTRA, is_torch), is_torch
 
 
 def transposed(tensors, names, wanted=True):

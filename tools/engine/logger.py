@@ -6,9 +6,16 @@ import sys
 
 from tqdm import tqdm
 
-from errors import one_line
+from errors import one_line, printable
 
 log = logging.getLogger("t2t")
+
+
+class _Formatter(logging.Formatter):
+    """A record is one line, whatever the names in it hold."""
+
+    def format(self, record):
+        return printable(super().format(record))
 
 
 class _TerminalHandler(logging.Handler):
@@ -50,6 +57,7 @@ def setup_logging(main=True):
     log.setLevel(logging.INFO)
     log.propagate = False
     for handler in (_TerminalHandler(), _Backlog()) if main else (logging.NullHandler(),):
+        handler.setFormatter(_Formatter())
         log.addHandler(handler)
 
 
@@ -66,6 +74,7 @@ def log_to_file(path):
     """Append the log to a file too, from its first line on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file_handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    file_handler.setFormatter(_Formatter())
     for handler in list(log.handlers):
         if isinstance(handler, _Backlog):
             for record in handler.records:

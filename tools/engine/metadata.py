@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 import textwrap
 from dataclasses import dataclass
 
@@ -52,11 +51,13 @@ class Metadata:
         try:
             version = json.loads(entries["version"])
             if version != VERSION:
-                raise UserError(f"{path} is of form {version}, this program reads {VERSION}; export it again")
+                raise UserError(
+                    f"{path} is of form {_brief(repr(version))}, this program reads {VERSION}; export it again"
+                )
             metadata = cls(**{field.name: json.loads(entries[field.name]) for field in dataclasses.fields(cls)})
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise UserError(
-                f"the description of the model in {path} is damaged ({one_line(error)}); export it again"
+                f"the description of the model in {path} is damaged ({_brief(one_line(error))}); export it again"
             ) from None
         metadata._check(path)
         return metadata
@@ -82,7 +83,7 @@ class Metadata:
         ]  # fmt: skip
         for name, holds, allowed in rules:
             if not holds:
-                value = textwrap.shorten(repr(getattr(self, name)), 80, placeholder=" ...")
+                value = _brief(repr(getattr(self, name)))
                 raise UserError(f"{path} says {name} {value} of itself, but that must be {allowed}; export it again")
 
     def to_entries(self):
@@ -124,11 +125,15 @@ class Metadata:
         return with_keys(cfg, values)
 
 
-def _numbers(values, length, low=-math.inf, high=math.inf):
+def _brief(text):
+    return textwrap.shorten(text, 80, placeholder=" ...")
+
+
+def _numbers(values, length, low=-(2.0**53), high=2.0**53):
     return (
         isinstance(values, list)
         and len(values) == length
-        and all(type(value) in (int, float) and math.isfinite(value) and low <= value <= high for value in values)
+        and all(type(value) in (int, float) and low <= value <= high for value in values)  # False of NaN
     )
 
 

@@ -17,6 +17,8 @@ from data.transforms import normalized
 from engine.metadata import NAMESPACE, Metadata, sha256
 from engine.threads import asked_threads, usable_cores
 from errors import UserError, one_line
+from files import read_text
+from plain_yaml import load_yaml
 
 CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
@@ -98,11 +100,11 @@ def open_predictor(engine, path, threads=None, device="cpu", onednn=True):
     if not path.is_file():
         raise UserError(f"exported model {path} not found")
     threads = threads or asked_threads() or None
-    if engine == "inference":
-        return PaddleInference(path, threads, device, onednn)
-    if device.startswith("gpu"):
+    if device.startswith("gpu") and engine != "inference":
         raise UserError(f"DEVICE is {device}, but engine {engine} runs on the CPU here")
-    return {"onnxruntime": OnnxRuntime, "openvino": OpenVino}[engine](path, threads)
+    if engine == "inference":
+        return _loaded(path, engine, lambda: PaddleInference(path, threads, device, onednn))
+    return _loaded(path, engine, lambda: {"onnxruntime": OnnxRuntime, "openvino": OpenVino}[engine](path, threads))
 
 
 def to_input(pixels, metadata):
@@ -253,25 +255,26 @@ def _openvino_entries(model, path):
 
 def read_sidecar(path):
     """`Metadata` of a Paddle inference model, from the .yml beside it."""
-    import yaml
-
     sidecar = part_of(path, ".yml")
     try:
-        entries = yaml.safe_load(sidecar.read_text(encoding="utf-8"))
+        entries = load_yaml(read_text(sidecar, 2**26), fast=True)
         if not isinstance(entries, dict):
             raise ValueError("no entries")
         _check_parts(path, entries.pop("files"))
+        entries = {name: json.dumps(value) for name, value in entries.items()}
     except FileNotFoundError:
         raise UserError(f"{sidecar} not found, which belongs to {path}; export it again") from None
-    except (ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{sidecar} is damaged ({one_line(error)}); export the model again") from None
-    return Metadata.from_entries({name: json.dumps(value) for name, value in entries.items()}, path)
+    return Metadata.from_entries(entries, path)
 
 
 def _loaded(path, engine, load):
     """What `load()` returns; whatever the engine raises at a damaged file becomes one line."""
     try:
         return load()
+    except UserError:
+        raise
     except Exception as error:  # each engine has exceptions of its own, which share no other base
         reason = textwrap.shorten(one_line(error), 300, placeholder=" ...")
         raise UserError(f"{path} cannot be read by {engine}: {reason}; export it again") from error

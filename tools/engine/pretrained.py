@@ -8,7 +8,7 @@ from engine.formats import in_paddle_layout, read_weights
 from engine.logger import log
 from errors import UserError
 from files import shown
-from models import identify, in_head
+from models import has_heads_of, identify, in_head
 
 
 def load_pretrained(model, path, head="same", pos_resize="bicubic"):
@@ -68,6 +68,11 @@ def check_variant(model, weights):
         raise UserError(
             f"{weights.path} holds weights of {' or '.join(fitting)}, not of {mine}: change the model (MODEL.NAME) or "
             "the file"
+        )
+    if weights.variant in fitting and not has_heads_of(weights.variant, model):
+        raise UserError(
+            f"{weights.path} is of {weights.variant} by its own account, but the model has another number of heads: "
+            f"set MODEL.NAME {weights.variant} (convert.py: --model), or give the weights of the model"
         )
 
 

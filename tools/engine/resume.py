@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-import yaml
 
 from config import ROOT, all_keys, default_config
 from data.images import reader_name
-from engine import checkpoint, parallel, teacher
+from engine import parallel, teacher
 from engine.build import first_other_class
+from engine.formats import read_tree
 from engine.logger import log
 from engine.threads import asked_threads
 from errors import UserError
+from plain_yaml import load_yaml
 
 # Keys that decide where and how fast a run goes, not where it arrives.
 FREE_KEYS = {
@@ -61,10 +62,22 @@ def find_state(choice, run):
 
 
 def _read(path):
-    state = checkpoint.read(path)
+    program, state = read_tree(path)
+    if program != "Paddle":
+        raise UserError(
+            f"{path} is a {program} file, which cannot be resumed here: --pretrained {path} starts a training from its "
+            "weights, --resume takes a latest.pdparams"
+        )
     wrong = [key for key, kind in _TYPES.items() if not isinstance(state.get(key), kind)]
     if wrong:
-        raise UserError(f"{path} holds no training state to resume (no {', '.join(wrong[:3])}); give a latest.pdparams")
+        raise UserError(
+            f"{path} holds no training state to resume (no {', '.join(wrong[:3])}); give a latest.pdparams, or start "
+            "from weights with --pretrained FILE"
+        )
+    try:
+        load_yaml(str(state["setting"].get("config")))
+    except ValueError as error:
+        raise UserError(f"{path}: the config in it is damaged ({error})") from None
     return state
 
 
@@ -172,7 +185,7 @@ def _step(setting):
 
 def _config(setting):
     """{key: value}. Of a key that is younger than the setting the default, which does what was done without it."""
-    tree, default = yaml.safe_load(str(setting.get("config"))), default_config()
+    tree, default = load_yaml(str(setting.get("config"))), default_config()
     values = {key: _value(tree, key) for key in all_keys()}
     return {key: _value(default, key) if value is None else value for key, value in values.items()}
 

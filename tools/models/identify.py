@@ -30,6 +30,13 @@ def identify(shapes):
     return found
 
 
+def has_heads_of(name, model):
+    """Whether a model whose shapes fit a variant has its numbers of heads too, which shapes do not show."""
+    if name in t2t.VARIANTS:
+        return model.blocks[0].attn.num_heads == t2t.VARIANTS[name]["num_heads"]
+    return [stage.blocks[0].attn.num_heads for stage in model.transformers] == list(pit.VARIANTS[name]["heads"])
+
+
 def likeliest(candidates):
     """Of the result of `identify`, the names whose own image size is the file's, or all where it is none's."""
     variants = {name: variant for family, _, _ in _FAMILIES for name, variant in family.items()}

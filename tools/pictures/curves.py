@@ -19,7 +19,7 @@ _MANY = 10  # runs, more than matplotlib's own colours
 def main(args):
     import json
 
-    from errors import UserError
+    from errors import UserError, printable
     from figures import check_suffix, figure_to, require_matplotlib
     from files import check_outputs, shown, write_text
     from pictures.run_logs import read_runs
@@ -38,9 +38,9 @@ def main(args):
         told = [{"name": run.name, "source": str(shown(run.source)), "epochs": epochs_of(run)} for run in runs]
         write_text(args.json, json.dumps(told, indent=1) + "\n")
     for run in runs:
-        print(summary(run))
+        print(printable(summary(run)))
     for path in filter(None, (args.sheet, args.json)):
-        print(f"{shown(path)} written")
+        print(f"{printable(shown(path))} written")
 
 
 def parser():

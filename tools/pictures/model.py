@@ -48,6 +48,7 @@ def read_images(paths, cfg, metadata):
     from data.images import ImageError, load_image, to_image
     from data.transforms import EvalTransform
     from engine.predictors import to_input
+    from errors import printable
 
     transform, found, failed = EvalTransform(cfg), [], []
     for path in paths:
@@ -60,7 +61,7 @@ def read_images(paths, cfg, metadata):
     if not found:
         raise failed[0]
     for error in failed:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
     return found, len(failed)
 
 

@@ -16,6 +16,9 @@ KEYS = (
     "lr", "train_loss", "train_acc", "val_loss", "val_top1", "val_top5", "val_ema_loss", "val_ema_top1",
     "val_ema_top5", "images_per_second",
 )  # fmt: skip
+_MOST = 10**15  # no whole number of a run is as large
+_INTEGER = r"\d{1,15}"
+_LONGEST = 10_000  # characters of a line
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
 
 
@@ -112,17 +115,18 @@ def _read_rows(path):
             raise UserError(f'{path}, line {number}: expected {{"epoch": 1, ...}}')
         wrong = [key for key in KEYS if key in row and not _is_number(row[key])]
         if wrong:
-            raise UserError(f"{path}, line {number}: {wrong[0]} is {row[wrong[0]]!r} but must be a number or null")
+            value = repr(row[wrong[0]])[:80]
+            raise UserError(f"{path}, line {number}: {wrong[0]} is {value} but must be a number or null")
         rows[row["epoch"]] = {key: _finite(row[key]) for key in KEYS if key in row}
     return rows
 
 
 def _is_epoch(value):
-    return type(value) is int and 1 <= value < 10**9
+    return type(value) is int and 1 <= value < _MOST
 
 
 def _is_number(value):
-    return value is None or type(value) in (int, float)
+    return value is None or type(value) is float or (type(value) is int and abs(value) < _MOST)
 
 
 def _read_summary(path):
@@ -173,12 +177,12 @@ class _Log:
         "avg_Loss": "train_loss", "avg_acc": "train_acc", "Train Loss": "train_loss", "Train Acc": "train_acc",
         "Validation Loss": "val_loss", "Validation Acc@1": "val_top1", "Validation Acc@5": "val_top5", "lr": "lr",
     }  # fmt: skip
-    EPOCH = re.compile(r"\bEpoch ?\[(\d+)/\d+\]")
-    STEP = re.compile(r"\bStep ?\[(\d+)/(\d+)\]")
+    EPOCH = re.compile(rf"\bEpoch ?\[({_INTEGER})/\d+\]")
+    STEP = re.compile(rf"\bStep ?\[({_INTEGER})/({_INTEGER})\]")
     FIELD = re.compile(rf"([A-Za-z][\w/@]*(?: [A-Z][\w@]*)?): ?({_NUMBER})")
-    RATE = re.compile(rf"Now training epoch (\d+)\. LR=({_NUMBER})")
+    RATE = re.compile(rf"Now training epoch ({_INTEGER})\. LR=({_NUMBER})")
     VALIDATION = re.compile(rf"\bval acc is: ?({_NUMBER})( \(EMA\))?")
-    SETTING = re.compile(r"(?:^\s+(BATCH_SIZE): |(world_size) = |(train list len) = )(\d+)")
+    SETTING = re.compile(rf"(?:^\s+(BATCH_SIZE): |(world_size) = |(train list len) = )({_INTEGER})")
 
     def __init__(self):
         self.rows = {}  # of the epochs that were finished
@@ -238,6 +242,6 @@ def _read_log(path):
     log = _Log()
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            log.read(line)
+            log.read(line[:_LONGEST])
     first = 1 if 0 in log.rows else 0  # T2T_paddle counts its epochs from 0
     return {epoch + first: row for epoch, row in log.rows.items()}

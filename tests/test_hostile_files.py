@@ -1,0 +1,350 @@
+"""Files that a stranger may send: read, or refused in one line; never a crash, a hang, a traceback or a forged line."""
+
+import json
+import pickle
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import ROOT, error_line, tool
+
+from config import load_config
+from data.dataset import read_classes
+from engine import checkpoint
+from engine.formats import read_weights
+from errors import UserError, one_line, printable
+from plain_yaml import load_yaml
+
+DIGIT = ROOT / "lit_data/val/3/0045.png"
+# Pickles by their opcodes: a dict of ten shared dicts, in another, and so on; a key of 300,000 nested tuples; a list
+# that holds itself; a number and a bytearray that claim more bytes than there are; a memo of four billion places.
+_TEN = [b"X\x01\0\0\0" + bytes([97 + number]) + b"h" for number in range(10)]
+MEMO_BOMB = b"\x80\x02}q\x00" + b"".join(
+    b"}q" + bytes([i]) + b"(" + b"".join(name + bytes([i - 1]) for name in _TEN) + b"u" for i in range(1, 60)
+) + b"."  # fmt: skip
+PICKLES = {
+    "memo_bomb": MEMO_BOMB,
+    "tuple_key": b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s.",
+    "shared_tuple_key": b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01s.",
+    "endless_list": b"\x80\x02]q\x00h\x00a.",
+    "deep": b"\x80\x02" + b"}X\x01\0\0\0a" * 100_000 + b"N" + b"s" * 100_000 + b".",
+    "many": b"\x80\x02" + b"}" * 3_000_000 + b".",
+    "huge_number": b"\x80\x02\x8b\xff\xff\xff\x7f" + b"1" * 100 + b".",
+    "huge_bytearray": b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b"1.",
+    "huge_bytes": b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"1.",
+    "huge_memo": b"\x80\x02}r\xff\xff\xff\xff.",
+    "many_bytes": b"\x80\x02c_codecs\nencode\nq\x00X\xff\0\0\0"
+    + b"a" * 255
+    + b"q\x01X\x06\0\0\0latin1\x86q\x02"
+    + b"h\x00h\x02R0" * 9999
+    + b"}.",  # noqa: E501
+    "no_stop": b"\x80\x02}",
+    "no_newline": b"\x80\x02c" + b"a" * 1_000_000,
+}
+
+
+def torch_zip(path, data, compression=zipfile.ZIP_STORED, **storages):
+    """An archive as torch.save writes it, of a ready pickle."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", data)
+        for key, content in storages.items():
+            archive.writestr(f"archive/data/{key[1:]}", content)
+
+
+def small_torch_pickle(shape=(2, 3), strides=(3, 1), length=6):
+    """{"w": tensor} as torch.save pickles it, of a storage of `length` numbers."""
+
+    def text(value):
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    def numbers(values):
+        return b"(" + b"".join(b"J" + value.to_bytes(4, "little", signed=True) for value in values) + b"t"
+
+    identity = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+    storage = identity + b"J" + length.to_bytes(4, "little", signed=True) + b"tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + numbers(shape) + numbers(strides)
+    return b"\x80\x02}" + text("w") + tensor + b"\x89ccollections\nOrderedDict\n)RtRs."
+
+
+@pytest.mark.parametrize("form", ["pdparams", "pth"])
+@pytest.mark.parametrize("name", PICKLES)
+def test_pickles_that_crash_or_hang_python_are_refused(tmp_path, name, form):
+    path = tmp_path / f"w.{form}"
+    if form == "pth":
+        torch_zip(path, PICKLES[name])
+    else:
+        path.write_bytes(PICKLES[name])
+    start = time.monotonic()
+    with pytest.raises(UserError, match="w.p.* (refused|damaged|holds)"):
+        read_weights(path)
+    assert time.monotonic() - start < 30
+
+
+def test_a_dict_may_be_saved_twice(tmp_path):
+    weights = {"w": np.ones((2, 3), "f4")}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps({"model": weights, "same": weights}, 4))
+    assert list(checkpoint.read(tmp_path / "w.pdparams")) == ["model", "same"]
+
+
+@pytest.mark.parametrize("shape, strides, length", [
+    ((2, 3), (3, 1), 5), ((10**5, 10**5), (0, 0), 6), ((2, 3), (3, 2), 6), ((2, 3), (3,), 6), ((2, -3), (3, 1), 6),
+    ((-2, -3), (3, 1), 6), ((2, 3), (-3, 1), 6), ((2, 3), (3, 1), -6), ((1,) * 100, (1,) * 100, 6),
+])  # fmt: skip
+def test_tensors_stay_within_their_storage(tmp_path, shape, strides, length):
+    torch_zip(tmp_path / "w.pth", small_torch_pickle(), _0=np.arange(6, dtype="<f4").tobytes())
+    assert np.array_equal(read_weights(tmp_path / "w.pth").tensors["w"], np.arange(6).reshape(2, 3))
+    torch_zip(tmp_path / "w.pth", small_torch_pickle(shape, strides, length), _0=np.zeros(6, "<f4").tobytes())
+    with pytest.raises(UserError, match="w.pth (refused|is damaged)"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_archives_are_not_unpacked_beyond_their_size(tmp_path):
+    torch_zip(tmp_path / "w.pth", small_torch_pickle(), zipfile.ZIP_DEFLATED, _0=bytes(10**7))
+    with pytest.raises(UserError, match=r"more bytes than the file has \(compressed\?\)"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("maker, message", [
+    ("_rebuild_qtensor", "quantised tensors"), ("_rebuild_meta_tensor_no_storage", "tensors without values"),
+    ("_rebuild_sparse_tensor", "sparse tensors"), ("_rebuild_other", "torch._utils._rebuild_other"),
+])  # fmt: skip
+def test_tensors_of_other_kinds_are_named(tmp_path, maker, message):
+    torch_zip(tmp_path / "w.pth", small_torch_pickle().replace(b"_rebuild_tensor_v2", maker.encode()), _0=bytes(24))
+    with pytest.raises(UserError, match=f"w.pth refused: it holds {message}"):
+        read_weights(tmp_path / "w.pth")
+
+
+def damaged(data, random):
+    """`data` with some bytes changed, cut off or repeated."""
+    data = bytearray(data)
+    for _ in range(random.integers(1, 4)):
+        data[random.integers(len(data))] = random.integers(256)
+    kind, place = random.integers(4), random.integers(len(data))
+    return bytes(data[:place] if kind == 0 else data[place:] + data[:place] if kind == 1 else data)
+
+
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory):
+    """{name: content} of small files of each form."""
+    folder = tmp_path_factory.mktemp("small")
+    torch_zip(folder / "w.pth", small_torch_pickle(), _0=bytes(24))
+    legacy = (
+        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+    )
+    legacy += small_torch_pickle().replace(b"tQ", b"NtQ") + pickle.dumps(["0"], 2) + b"\6" + bytes(7) + bytes(24)
+    checkpoint.save(folder / "w.pdparams", {"w": np.ones((2, 3), "f4"), "epoch": 3, "arch": "x"})
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files["v2.pdparams"] = pickle.dumps({"w": np.ones((2, 3), "f4"), "n": np.float64(3)}, 2)
+    return {**files, "old.pth": legacy, "w.safetensors": len(header).to_bytes(8, "little") + header + bytes(24)}
+
+
+@pytest.mark.parametrize("name", ["w.pth", "old.pth", "w.pdparams", "v2.pdparams", "w.safetensors"])
+def test_flipped_and_cut_weights_are_read_or_refused(tmp_path, small_files, name):
+    random = np.random.default_rng(0)
+    path = tmp_path / name
+    path.write_bytes(small_files[name])
+    if name.endswith("safetensors"):
+        pytest.importorskip("safetensors")
+    assert read_weights(path).tensors["w"].shape == (2, 3)
+    for _ in range(300):
+        path.write_bytes(damaged(small_files[name], random))
+        try:
+            read_weights(path)
+        except UserError as error:
+            assert one_line(error).isprintable()
+
+
+# --- YAML ---
+
+
+ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))  # fmt: skip  # noqa: E501
+
+
+@pytest.mark.parametrize("text", [
+    ALIASES, "a: &a [*a]", "a: " + "9" * 5000, "a: 0x" + "f" * 5000, "a: " + "[" * 100_000, "- " * 50_000,
+    "? " * 50_000, "a: 2012-99-99", "a: !!int ''", "a: !!float x", "a: !!bool x", "a: !!map [1]", "a: !!timestamp x",
+    "{a: 1, a: 2}",
+    "[a]: 1", "a: !!python/object/apply:os.system [ls]", "a: \x00", "a: !!binary x", "a: " + "x" * 20_000, "{a: 1,",
+    "\t",
+])  # fmt: skip
+def test_odd_yaml_is_a_value_error(text):
+    for fast in (False, True):
+        with pytest.raises(ValueError, match="."):
+            load_yaml(text, fast)
+
+
+@pytest.mark.parametrize("text", [
+    ALIASES, "SEED: " + "9" * 5000, "SEED: 99999999999999999999999", "TRAIN:\n  BASE_LR: .nan",
+    "TRAIN:\n  BASE_LR: -.inf",
+    "DATA:\n  MEAN: [.nan, 1.0, 1.0]", "AUG:\n  SCALE: '" + "(" * 9000 + "'", "AUG:\n  SCALE: '" + "-" * 9000 + "1'",
+    "1: 2", "null: 2", "- 1", "SEED: 2012-01-01", "SEED:\n  {}", "\xff", "",
+])  # fmt: skip
+def test_odd_configs_are_one_line(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError) as raised:
+        load_config(tmp_path / "c.yaml")
+    assert len(one_line(raised.value)) < 1000
+
+
+def test_flipped_configs_are_read_or_refused(tmp_path):
+    random, text = np.random.default_rng(0), (ROOT / "configs/lit_data.yaml").read_bytes()
+    for _ in range(100):
+        (tmp_path / "c.yaml").write_bytes(damaged(text, random))
+        try:
+            load_config(tmp_path / "c.yaml")
+        except UserError as error:
+            assert one_line(error).isprintable()
+
+
+# --- Class lists, and what reaches the terminal ---
+
+
+def test_many_classes_are_read_in_linear_time(tmp_path):
+    names = [f"n{number:08d}" for number in range(200_000)]
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    start = time.monotonic()
+    assert read_classes(tmp_path / "classes.txt").folders == tuple(names)
+    assert time.monotonic() - start < 10
+    (tmp_path / "classes.txt").write_text("\n".join([*names, *names]))
+    with pytest.raises(UserError, match="names n00000000, .* and 199995 more more than once"):
+        read_classes(tmp_path / "classes.txt")
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("cat\x1b[31m\x07", r"cat\x1b[31m\x07"), ("a\nclass_id is: 3\r", r"a\nclass_id is: 3\r"),
+    ("a\u202eb\u2028\x9b", r"a\u202eb\u2028\x9b"), ("\udcff", r"\udcff"),
+    ("猫\u3000 é\u00a0👩\u200d🚀", "猫\u3000 é\u00a0👩\u200d🚀"),
+    (r"C:\x1b", r"C:\x1b"),
+])  # fmt: skip
+def test_control_characters_are_escaped_and_letters_are_not(text, expected):
+    assert printable(text) == expected
+    assert printable(expected) == expected
+
+
+def test_names_of_classes_files_and_keys_cannot_forge_lines(tmp_path):
+    names = [f"\x1b[31mcat{number}\x07\u202e" for number in range(10)]
+    for file in ("best.pdparams", "config.yaml"):
+        (tmp_path / file).symlink_to(ROOT / "output/pretrained/lit_data" / file)
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    image = tmp_path / "x\nclass_id is: 7\x1b.png"
+    image.write_bytes(DIGIT.read_bytes())
+    done = tool("predict", image, tmp_path / "\x1bnone.png", "--pretrained", tmp_path / "best.pdparams", "--json",
+                tmp_path / "out.json", status=1)  # fmt: skip
+    assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+    assert len(done.stdout.splitlines()) == 1 and len(done.stderr.splitlines()) == 2
+    assert json.loads((tmp_path / "out.json").read_text())[str(image)]["name"] == names[3]
+    line = error_line("predict", image, "--config", tmp_path / "best.pdparams", "A\x1b\nB", "1")
+    assert line.isprintable()
+
+
+def test_the_log_is_one_line_a_record(tmp_path, capsys):
+    from engine import logger
+
+    before = list(logger.log.handlers), logger.log.level, logger.log.propagate
+    try:
+        logger.setup_logging()
+        logger.log.warning("class %s", "a\nb\x1b[0m")
+        logger.log_to_file(tmp_path / "run.log")
+        logger.log.info("class %s", "c\r\u202e")
+        [handler.close() for handler in logger.log.handlers]
+    finally:
+        logger.log.handlers[:], logger.log.level, logger.log.propagate = before
+    assert (tmp_path / "run.log").read_text() == "class a\\nb\\x1b[0m\nclass c\\r\\u202e\n"
+    captured = capsys.readouterr()
+    assert captured.err == "class a\\nb\\x1b[0m\n" and captured.out == "class c\\r\\u202e\n"
+
+
+# --- Exported models ---
+
+
+def metadata_entries():
+    from engine.metadata import Metadata
+
+    return Metadata(1, "pit_ti", "digits", [32, 32], 1, [0.5], [0.5], 0.9, "center", "bicubic", ["a", "b"], ["A", "B"],
+                    "fp32", 0, "").to_entries()  # fmt: skip
+
+
+@pytest.mark.parametrize("name, text", [
+    ("version", "9" * 5000), ("version", "[" * 100_000), ("version", "[2]"), ("version", ""),
+    ("version", '"' + "x" * 9999 + '"'),
+    ("model", "7"), ("data", "null"), ("image_size", "[1e400, 32]"), ("image_size", "[32]"),
+    ("image_size", "[true, true]"),
+    ("image_size", "[9" + "9" * 400 + ", 1]"), ("channels", "1e9"), ("channels", "{}"), ("mean", "[NaN]"),
+    ("mean", "[1" + "0" * 400 + "]"), ("mean", "[Infinity]"), ("std", "[0]"), ("std", '{"a": 1}'), ("crop_pct", "-1"),
+    ("crop_mode", "[]"), ("interpolation", "{}"), ("folders", '["a"]'), ("classes", "[]"), ("classes", "[1, 2]"),
+    ("precision", "[]"), ("batch_size", "true"), ("batch_size", "-1"), ("batch_size", "1.5"), ("weights", "0"),
+    ("std", None), ("classes", None), ("version", 3), ("mean", ["x"]), ("mean", "\ud800"),
+])  # fmt: skip
+def test_odd_metadata_is_one_line(name, text):
+    from engine.metadata import Metadata
+
+    entries = metadata_entries()
+    assert Metadata.from_entries(entries, "x.onnx").classes == ["A", "B"]
+    if text is None:
+        del entries[name]
+    else:
+        entries[name] = text
+    with pytest.raises(UserError, match="x.onnx") as raised:
+        Metadata.from_entries(entries, "x.onnx")
+    assert len(one_line(raised.value)) < 300
+
+
+def test_odd_sidecars_are_one_line(tmp_path):
+    from engine.predictors import read_sidecar
+
+    for text in (ALIASES, "files: [1]", "files: {.json: 1}", "a: " + "9" * 5000, "", "- 1", "files: {}",
+                 "files: {}\nversion: 2",
+                 "files: {\"\\0\": x}", "files: {}\nversion: 1\nmean: 2012-01-01"):  # fmt: skip
+        (tmp_path / "x.yml").write_text(text)
+        with pytest.raises(UserError):
+            read_sidecar(tmp_path / "x.json")
+
+
+def test_odd_graphs_are_one_line(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    from engine.predictors import open_predictor
+
+    def save(outputs, entries):
+        value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+        graph = helper.make_graph([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], "g", [value], outputs)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8)
+        helper.set_model_props(model, entries)
+        onnx.save(model, tmp_path / "x.onnx")
+
+    scalar = helper.make_tensor_value_info("y", TensorProto.FLOAT, [])
+    for entries in ({}, {"version": "[" * 9999}, metadata_entries()):
+        save([scalar], entries)
+        for engine in ("onnxruntime", "openvino"):
+            pytest.importorskip(engine)
+            with pytest.raises(UserError, match="x.onnx"):
+                open_predictor(engine, tmp_path / "x.onnx")
+    for text in ("<a", '<?xml version="1.0" encoding="none"?><net/>', "<net/>", "\xff\xfe"):
+        (tmp_path / "x.xml").write_text(text, encoding="latin-1")
+        with pytest.raises(UserError, match="x.xml"):
+            open_predictor("openvino", tmp_path / "x.xml")
+
+
+# --- Logs ---
+
+
+@pytest.mark.parametrize("name, text", [
+    ("metrics.jsonl", '{"epoch": 1, "lr": ' + "[" * 9999),
+    ("metrics.jsonl", '{"epoch": 1, "lr": 1' + "0" * 400 + "}"),
+    ("metrics.jsonl", '{"epoch": ' + "9" * 5000 + "}\n"), ("metrics.jsonl", '{"epoch": 1e400}'),
+    ("metrics.jsonl", "{}"),
+    ("summary.csv", "epoch,lr\n1," + "9" * 200_000), ("summary.csv", "epoch,lr\n" + "9" * 5000 + ",1"),
+    ("summary.csv", "epoch,lr\n,1"), ("run.log", "Epoch [" + "9" * 5000 + "/1], avg_Loss: 1"),
+    ("run.log", "a" * 3_000_000),
+    ("run.log", "Now training epoch " + "9" * 5000 + ". LR=1"), ("run.log", "\x1b]0;x\x07"),
+])  # fmt: skip
+def test_odd_logs_are_one_line(tmp_path, name, text):
+    from pictures.run_logs import read_run
+
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=name) as raised:
+        read_run(tmp_path / name)
+    assert len(one_line(raised.value)) < 500
