@@ -310,7 +310,8 @@ def _check(cfg):
     model, distill, data, aug, train, val = cfg.MODEL, cfg.DISTILL, cfg.DATA, cfg.AUG, cfg.TRAIN, cfg.VAL
     t2t, pit = model.T2T, model.PIT
     rules = [
-        ("NAME", cfg.NAME not in (".", "..") and "/" not in cfg.NAME, "a plain name, no path"),
+        ("NAME", cfg.NAME not in (".", "..") and not re.search(r"[/\0]", cfg.NAME), "a plain name, no path"),
+        ("NAME", cfg.NAME != "pretrained", "another name: this is the folder of the shipped runs"),
         ("SEED", 0 <= cfg.SEED < 2**31, "0 to 2147483647"),
         ("DEVICE", re.fullmatch(r"(cpu|gpu(:[0-9]+)?)?", cfg.DEVICE), "cpu, gpu or gpu:N"),
         ("CPU.MICRO_BATCH", 0 <= cfg.CPU.MICRO_BATCH <= 1024, "0 to 1024"),

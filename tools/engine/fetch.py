@@ -1,7 +1,6 @@
 """Weights from the net: downloaded once, whole or not at all, into a cache folder."""
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from config import resolve
 from engine.logger import log, progress_bar
 from errors import UserError
-from files import atomic_path, is_url, is_web_page
+from files import atomic_path, is_url, is_web_page, lock
 
 _SUFFIX = ".pdparams"  # which PaddleViT's and MindSpore's users leave out
 # Of torch.hub: name-<start of its SHA-256>.pth. Digits alone are rather a date.
@@ -92,8 +91,7 @@ def _expected_checksum(place, fragment, url):
 def _only_one(folder):
     """Wait until no other process of this machine fetches into the folder."""
     with open(folder / ".lock", "w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: then each process fetches for itself
-            fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, wait=True)  # without locks each process fetches for itself
         yield
 
 
