@@ -66,12 +66,13 @@ def common_parser(description, batch_size_key):
     parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override config keys")
-    parser.set_defaults(batch_size_key=batch_size_key)
+    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False)
     return parser
 
 
 def add_engine_option(parser):
     """--engine, of the commands that predict."""
+    parser.set_defaults(opens_run=True)
     parser.add_argument(
         "--engine",
         choices=("paddle", "inference", "onnxruntime", "openvino"),
@@ -118,6 +119,9 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
         check_pairs(parser, args)
         path = _config_path(args)
         cfg = load_config(path, overrides(args))
+        if args.opens_run and not (args.config or cfg.MODEL.PRETRAINED) and (own := _config_of_run(cfg)):
+            path = own
+            cfg = load_config(path, overrides(args))
         args.weights_named = bool(_named_on_command_line(args))
         args.pretrained = cfg.MODEL.PRETRAINED if _named_on_command_line(args) else _best_beside(path)
         if needs_paddle:
@@ -163,6 +167,14 @@ def _config_path(args):
             if os.path.isfile(path):
                 return path
     return _DEFAULT_CONFIG
+
+
+def _config_of_run(cfg):
+    """config.yaml of the run that a command without --config and weights means; None if there is none."""
+    from config import best_weights
+
+    path = best_weights(cfg).with_name("config.yaml")
+    return str(path) if path.is_file() and path.with_name("best.pdparams").is_file() else None
 
 
 def overrides(args):

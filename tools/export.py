@@ -14,7 +14,7 @@ def main(args, cfg):
     from engine.logger import log, setup_logging
     from engine.metadata import Metadata, sha256
     from engine.predictors import engine_of
-    from engine.serving import export_folder
+    from engine.serving import export_folder, when_best
     from errors import UserError
     from files import check_writable, shown
 
@@ -34,7 +34,7 @@ def main(args, cfg):
     target = target_of(target, cfg.NAME, args.format, args.precision)
     check_writable(target)
     model, weights = build_trained_model(cfg, args.pretrained)
-    log.info("%s with %s", cfg.MODEL.NAME, shown(weights))
+    log.info("%s with %s%s", cfg.MODEL.NAME, shown(weights), when_best(weights))
     cfg = with_classes(cfg, model.head.bias.shape[0])
     metadata = Metadata.of(cfg, classes_of(cfg, weights), args.precision, weights=sha256(weights))
     samples, source = read_samples(args, cfg, shown(weights))
@@ -110,6 +110,7 @@ def parser():
         "Export a trained model for an inference engine, and compare it with the model.",
         batch_size_key="VAL.BATCH_SIZE",
     )
+    parser.set_defaults(opens_run=True)
     parser.add_argument(
         "--format",
         required=True,

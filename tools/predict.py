@@ -18,7 +18,7 @@ def main(args, cfg):
     from errors import UserError
     from files import check_outputs, shown, write_text
 
-    setup_logging()
+    setup_logging(aside=True)  # stdout holds the answers
     if args.top_k < 1:
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
     check_outputs((args.json, args.json_ids))

@@ -12,10 +12,18 @@ log = logging.getLogger("t2t")
 
 
 class _TerminalHandler(logging.Handler):
-    """Prints above a progress bar, if there is one. A run that has a log file goes on without its terminal."""
+    """Prints above a progress bar, if there is one. A run that has a log file goes on without its terminal.
+
+    Args:
+        aside: to stderr what is no warning too, as stdout is for something else.
+    """
+
+    def __init__(self, aside):
+        super().__init__()
+        self.aside = aside
 
     def emit(self, record):
-        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        stream = sys.stderr if self.aside or record.levelno >= logging.WARNING else sys.stdout
         try:
             tqdm.write(self.format(record), file=stream)
             stream.flush()
@@ -43,13 +51,13 @@ class _Backlog(logging.Handler):
         self.records.append(record)
 
 
-def setup_logging(main=True):
-    """Send the log of the main process to the terminal."""
+def setup_logging(main=True, aside=False):
+    """Send the log of the main process to the terminal; all of it to stderr if `aside`."""
     for handler in list(log.handlers):
         log.removeHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
-    for handler in (_TerminalHandler(), _Backlog()) if main else (logging.NullHandler(),):
+    for handler in (_TerminalHandler(aside), _Backlog()) if main else (logging.NullHandler(),):
         log.addHandler(handler)
 
 
