@@ -88,6 +88,13 @@ def not_empty(value):
     return value
 
 
+def json_file(value):
+    """Type of an option that names a JSON file to write: not the picture or the weights beside it, by mistake."""
+    if os.path.splitext(not_empty(value))[1].lower() not in ("", ".json"):
+        raise argparse.ArgumentTypeError(f"{value} must end in .json")
+    return value
+
+
 def first_word(kind, choices):
     """`split_words` of `run` for a command whose first word is one of `choices`, a `kind` of something."""
 
@@ -122,6 +129,7 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
         if args.opens_run and not (args.config or cfg.MODEL.PRETRAINED) and (own := _config_of_run(cfg)):
             path = own
             cfg = load_config(path, overrides(args))
+        args.inputs = _files_read(path, cfg)
         args.weights_named = bool(_named_on_command_line(args))
         args.pretrained = cfg.MODEL.PRETRAINED if _named_on_command_line(args) else _best_beside(path)
         if needs_paddle:
@@ -167,6 +175,17 @@ def _config_path(args):
             if os.path.isfile(path):
                 return path
     return _DEFAULT_CONFIG
+
+
+def _files_read(config, cfg):
+    """Files that a config and a command line name to be read, whether they are there or not."""
+    from config import best_weights, find_config, resolve
+
+    named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, cfg.DATA.CLASSES]
+    lists = [os.path.join(cfg.DATA.PATH, name) for name in (cfg.DATA.TRAIN_LIST, cfg.DATA.VAL_LIST, "classes.txt")]
+    best = best_weights(cfg)
+    weights = [cfg.MODEL.PRETRAINED + ".pdparams", best, best.with_name("classes.txt"), best.with_name("config.yaml")]
+    return [find_config(config), *(resolve(path) for path in [*filter(None, named), *lists, *weights])]
 
 
 def _config_of_run(cfg):

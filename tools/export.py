@@ -10,13 +10,13 @@ def main(args, cfg):
     from config import with_classes
     from engine import parallel
     from engine.build import build_trained_model, classes_of
-    from engine.export import check_offered, export_model, file_name, size_of, target_of
+    from engine.export import check_offered, export_model, file_name, parts_of, size_of, target_of
     from engine.logger import log, setup_logging
     from engine.metadata import Metadata, sha256
     from engine.predictors import engine_of
     from engine.serving import export_folder, when_best
     from errors import UserError
-    from files import check_writable, shown
+    from files import check_outputs, shown
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing half-written, as Ctrl-C does
     parallel.setup(cfg)
@@ -32,7 +32,7 @@ def main(args, cfg):
     check_offered(args.format, args.precision)
     target = args.file or export_folder(cfg) / file_name(cfg.NAME, args.format, args.precision)
     target = target_of(target, cfg.NAME, args.format, args.precision)
-    check_writable(target)
+    check_outputs(parts_of(target, args.format), args.inputs)
     model, weights = build_trained_model(cfg, args.pretrained)
     log.info("%s with %s%s", cfg.MODEL.NAME, shown(weights), when_best(weights))
     cfg = with_classes(cfg, model.head.bias.shape[0])

@@ -95,13 +95,24 @@ def check_writable(path):
             raise PermissionError(errno.EACCES, f"no right to write in {path.parent}")
 
 
-def check_outputs(paths):
-    """Raise OSError now if one of `paths` (None aside) could not be written later, UserError if one is another."""
+def check_outputs(paths, inputs=(), pictures=()):
+    """Raise an error now if one of `paths` (None aside) could not be written later, or must not be.
+
+    Args:
+        paths: files that a command will write. None may be another of them, nor an input.
+        inputs: files that the command reads, whether they are there or not.
+        pictures: more of them, so many that only those with the name of an output are looked at.
+    """
     paths = list(filter(None, paths))
+    names = {os.path.basename(os.path.realpath(path)).casefold() for path in paths if os.path.exists(path)}
+    read = [*inputs, *(path for path in pictures if names and os.path.basename(path).casefold() in names)]
+    read = [path for path in read if os.path.exists(path)]
     for number, path in enumerate(paths):
         check_writable(path)
         if os.path.realpath(path) in map(os.path.realpath, paths[:number]):
             raise UserError(f"{path} is named for two files; give each its own name")
+        if os.path.exists(path) and any(os.path.samefile(path, other) for other in read):
+            raise UserError(f"{path} is read by this command and would be overwritten; give the output another name")
 
 
 def check_not_shipped(path):
