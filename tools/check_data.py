@@ -491,9 +491,12 @@ def to_json(splits, findings):
 
 
 def parser():
+    from engine.threads import cores
+
     parser = cli.common_parser("Check a data set before training.", batch_size_key="VAL.BATCH_SIZE")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser.add_argument("--jobs", type=int, default=cores, metavar="N", help="reading processes; default: one per core")
+    parser.add_argument(
+        "--jobs", type=int, default=cores(), metavar="N", help="reading processes; default: one per core"
+    )
     parser.add_argument(
         "--json", type=cli.json_file, metavar="FILE", help="write the whole report as JSON, complete or not at all"
     )

@@ -5,6 +5,7 @@ from the environment at import.
 """
 
 import argparse
+import atexit
 import contextlib
 import importlib.util
 import io
@@ -151,18 +152,28 @@ def exit_with(parse, work):
         if getattr(sys, name) is None:  # closed by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+        if hasattr(stream, "reconfigure"):  # not a notebook's
+            stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     args = parse()
     try:
+        _check_current_folder()
         status = work(args)
     except BrokenPipeError:  # whoever read the output, such as head, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 1
     except KeyboardInterrupt:
         status = _fail("interrupted", args.debug)
     except (UserError, OSError) as error:
         status = _fail(one_line(error), args.debug)
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C while the interpreter ends
     sys.exit(status or 0)
+
+
+def _check_current_folder():
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder has been removed; cd to another one") from None
 
 
 def _config_path(args):
@@ -247,13 +258,12 @@ def import_paddle(device):
 
     Raises UserError if paddle is missing, or OMP_NUM_THREADS no number of threads.
     """
-    from engine.threads import asked_threads
+    from engine.threads import asked_threads, cores
 
     require_packages()
     asked_threads()  # an impossible number is told before OpenMP does
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = int(os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     os.environ.setdefault("GLOG_minloglevel", "2")
     if device == "cpu" or not (device or shutil.which("nvidia-smi")):
         # Strided views make every CPU matmul copy its transposed input again: 5.3 against 8.7 images/s (t2t_vit_7).

@@ -7,6 +7,7 @@ line from the current folder. Imports no paddle.
 
 import difflib
 import math
+import os
 import re
 from pathlib import Path
 
@@ -186,7 +187,7 @@ def with_keys(cfg, values):
 
 def resolve(path):
     """Absolute form of a path from a config: relative ones count from the repository root."""
-    return ROOT / Path(path).expanduser()
+    return ROOT / os.path.expanduser(path)  # which leaves ~ as it is where there is no home folder
 
 
 def best_weights(cfg):

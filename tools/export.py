@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import threading
 
 from cli import common_parser, not_empty, run
 
@@ -18,7 +19,8 @@ def main(args, cfg):
     from errors import UserError
     from files import check_outputs, shown
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing half-written, as Ctrl-C does
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing half-written, as Ctrl-C does
     parallel.setup(cfg)
     setup_logging()
     for option in ("images", "calibration"):

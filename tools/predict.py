@@ -13,7 +13,7 @@ DEFAULT_IMAGE = "lit_data/val/3/0045.png"
 
 def main(args, cfg):
     from config import resolve
-    from engine.logger import progress_bar, setup_logging
+    from engine.logger import above_progress_bars, progress_bar, setup_logging
     from engine.serving import predict_batch
     from errors import UserError
     from files import check_outputs, shown, write_text
@@ -28,7 +28,8 @@ def main(args, cfg):
     results = {}
     for batch in progress_bar(batches, desc="predict"):
         found = predict_batch(predictor, batch, cfg, args.top_k)
-        print_results(found, single=len(paths) == 1)
+        with above_progress_bars():
+            print_results(found, single=len(paths) == 1)
         results |= found
     if args.json:
         write_text(args.json, json.dumps(results, indent=1) + "\n")

@@ -39,9 +39,13 @@ def local_file(choice, advice="train first, or give a file with --pretrained FIL
 
 
 def cache_folder():
-    """$T2T_CACHE, else t2t_vit in the user's cache folder."""
-    own = os.environ.get("T2T_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2t_vit"
+    """$T2T_CACHE, else t2t_vit in the user's cache folder. UserError where there is no home folder."""
+    if folder := os.environ.get("T2T_CACHE"):
+        return Path(folder)
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if caches.startswith("~"):
+        raise UserError("there is no home folder to keep downloads in; set T2T_CACHE to a folder")
+    return Path(caches) / "t2t_vit"
 
 
 def download(url):
@@ -67,7 +71,10 @@ def download(url):
     # A folder for each address: files of the same name are not mixed up, nor taken for each other's neighbours.
     folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:12]
     path = folder / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}); set T2T_CACHE to a folder") from None
     with _only_one(folder):
         if path.is_file() and _matches(path, checksum):
             log.info("%s is in the cache: %s", address, path)

@@ -1,5 +1,6 @@
 """The log of a run: plain lines on the terminal and in one file."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -37,7 +38,14 @@ def leave_terminal():
     """Write to nowhere what would go to a terminal, or a program behind a pipe, that is gone."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
+        with contextlib.suppress(OSError):  # a notebook's stream has no descriptor
+            os.dup2(nowhere, stream.fileno())
+
+
+def write_from_handler(text):
+    """Write to stderr from the handler of a signal, which may have come in the middle of another write."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), text.encode())
 
 
 class _Backlog(logging.Handler):
@@ -80,6 +88,13 @@ def log_to_file(path):
                 file_handler.emit(record)
             log.removeHandler(handler)
     log.addHandler(file_handler)
+
+
+@contextlib.contextmanager
+def above_progress_bars():
+    """What is printed inside appears above the progress bars, which are drawn again below it."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        yield
 
 
 def write_to_file_only(line):

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.transforms import normalized
 from engine.metadata import NAMESPACE, Metadata, sha256
-from engine.threads import asked_threads
+from engine.threads import asked_threads, cores
 from errors import UserError, one_line
 
 CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
@@ -173,7 +173,7 @@ class PaddleInference(Predictor):
         else:
             config.disable_gpu()
             config.disable_mkldnn()
-            config.set_cpu_math_library_num_threads(threads or len(os.sched_getaffinity(0)))
+            config.set_cpu_math_library_num_threads(threads or cores())
         config.disable_glog_info()
         self.predictor = _loaded(path, "paddle", lambda: inference.create_predictor(config))
         self.input = self.predictor.get_input_handle(self.predictor.get_input_names()[0])

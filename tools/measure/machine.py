@@ -3,16 +3,16 @@
 import contextlib
 import importlib.metadata
 import math
-import os
 import platform
 import re
 from pathlib import Path
 
 import paddle
 
+from engine.threads import cores
 from measure.rounds import Timed, finished
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+CORES = cores()
 SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 512, 2048))  # of the products among which the best is found
 ENGINE_PACKAGES = ("onnxruntime", "openvino")
 
