@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -28,6 +29,7 @@ _REQUIRED = {
     "PIL": "Pillow",
     "tqdm": "tqdm",
 }
+_NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$|-nan$", re.IGNORECASE)
 _DEFAULT_CONFIG = "configs/lit_data.yaml"
 _EPILOG = """KEY VALUE pairs override any key of the config, e.g. TRAIN.EPOCHS 100; tools/config.py lists all keys
 with their units and defaults. Exit status: 0 done, 1 a failure told in one line, 2 an unknown
@@ -137,11 +139,23 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
             import_paddle(cfg.DEVICE)
         return main(args, cfg)
 
-    exit_with(lambda: parser.parse_intermixed_args(translate(sys.argv[1:] if argv is None else argv, parser)), work)
+    exit_with(lambda: _parsed(parser, sys.argv[1:] if argv is None else list(argv)), work)
+
+
+def _parsed(parser, words):
+    """The options of a command line; what follows a -- is no option, whatever it begins with."""
+    parser._negative_number_matcher = _NEGATIVE_NUMBER  # argparse's own takes -1e-3 for an option
+    end = words.index("--") if "--" in words else len(words)
+    args = parser.parse_intermixed_args(translate(words[:end], parser))
+    args.opts += words[end + 1 :]
+    return args
 
 
 def check_pairs(parser, args):
-    """Exit with status 2 if the last KEY has no VALUE."""
+    """Exit with status 2 if the last KEY has no VALUE, or a KEY=VALUE is given."""
+    for key in args.opts[::2]:
+        if re.match(r"[A-Z0-9_.]+=", key):
+            parser.error(f"write {key.replace('=', ' ', 1)}: KEY VALUE pairs have a blank between them")
     if len(args.opts) % 2:
         parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
 

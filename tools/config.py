@@ -41,7 +41,7 @@ _C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
 _C.MODEL.ATTN_DROP_RATE = 0.0  # dropout on the backbone's attention
 _C.MODEL.DROP_PATH_RATE = 0.1  # stochastic depth of the last block, rising linearly from 0 in the first
 _C.MODEL.FUSED_ATTENTION = False  # paddle's scaled_dot_product_attention: FlashAttention where the GPU has it, with AMP
-_C.MODEL.QK_SCALE = 0.0  # scale of q.k in the backbone; 0.0 = head_dim ** -0.5
+_C.MODEL.QK_SCALE = 0.0  # scale of q.k in the backbone; 0.0 or None = head_dim ** -0.5
 _C.MODEL.T2T = CN()  # 0, 0.0, "" or [] = as in the named variant
 _C.MODEL.T2T.EMBED_DIM = 0  # width of the backbone
 _C.MODEL.T2T.DEPTH = 0  # blocks
@@ -278,6 +278,8 @@ def _set(cfg, key, value, source):
     if isinstance(default, str) and isinstance(value, str):
         node[leaf] = value  # as it is: yacs would turn a folder named 2012 into a number
         return
+    if key == "MODEL.QK_SCALE" and value in (None, "None"):
+        value = 0.0  # what PaddleViT's configs call None
     try:
         if value is None or isinstance(value, dict):
             raise ValueError
@@ -313,6 +315,8 @@ def _check(cfg):
     rules = [
         ("NAME", cfg.NAME not in (".", "..") and not re.search(r"[/\0]", cfg.NAME), "a plain name, no path"),
         ("NAME", cfg.NAME != "pretrained", "another name: this is the folder of the shipped runs"),
+        *((key, value, "a folder") for key, value in
+          (("OUTPUT", cfg.OUTPUT), ("LOG", cfg.LOG), ("DATA.PATH", data.PATH))),
         ("SEED", 0 <= cfg.SEED < 2**31, "0 to 2147483647"),
         ("DEVICE", re.fullmatch(r"(cpu|gpu(:[0-9]+)?)?", cfg.DEVICE), "cpu, gpu or gpu:N"),
         ("CPU.MICRO_BATCH", 0 <= cfg.CPU.MICRO_BATCH <= 1024, "0 to 1024"),
