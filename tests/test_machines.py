@@ -125,6 +125,17 @@ def test_removed_current_folder_is_told(tmp_path, monkeypatch):
     assert str(shown(tmp_path / "latest.pdparams")) == f"{tmp_path}/latest.pdparams"  # a run goes on
 
 
+@pytest.mark.parametrize("home", [None, "/proc/home"])
+def test_curves_need_no_home(tmp_path, home):
+    pytest.importorskip("visualdl")
+    code = "import pwd, sys; pwd.getpwuid = {}.__getitem__; sys.path.insert(0, sys.argv[1]); from pathlib import Path; "
+    code += "from engine.scalars import Scalars; Scalars().open(Path('curves').absolute())"
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "HOME"}
+    environment |= {"HOME": home} if home else {}
+    subprocess.run([sys.executable, "-c", code, ROOT / "tools"], check=True, cwd=tmp_path, env=environment)
+    assert os.listdir(tmp_path) == ["curves"]
+
+
 # --- Notebooks, threads, terminals ---
 
 NOTEBOOK = """
