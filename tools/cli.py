@@ -176,6 +176,8 @@ def exit_with(parse, work):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 1
     except KeyboardInterrupt:
+        if "IPython" not in sys.modules:  # a notebook lives on
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         status = _fail("interrupted", args.debug)
     except (UserError, OSError) as error:
         status = _fail(one_line(error), args.debug)

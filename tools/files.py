@@ -104,15 +104,20 @@ def check_outputs(paths, inputs=(), pictures=()):
         pictures: more of them, so many that only those with the name of an output are looked at.
     """
     paths = list(filter(None, paths))
-    names = {os.path.basename(os.path.realpath(path)).casefold() for path in paths if os.path.exists(path)}
-    read = [*inputs, *(path for path in pictures if names and os.path.basename(path).casefold() in names)]
-    read = [path for path in read if os.path.exists(path)]
     for number, path in enumerate(paths):
         check_writable(path)
         if os.path.realpath(path) in map(os.path.realpath, paths[:number]):
             raise UserError(f"{path} is named for two files; give each its own name")
-        if os.path.exists(path) and any(os.path.samefile(path, other) for other in read):
-            raise UserError(f"{path} is read by this command and would be overwritten; give the output another name")
+    existing = [path for path in paths if os.path.exists(path)]
+    if not existing:
+        return
+    names = {os.path.basename(os.path.realpath(path)).casefold() for path in existing}
+    for other in (*inputs, *(path for path in pictures if os.path.basename(path).casefold() in names)):
+        for path in existing:
+            if os.path.exists(other) and os.path.samefile(path, other):
+                raise UserError(
+                    f"{path} is read by this command and would be overwritten; give the output another name"
+                )
 
 
 def check_not_shipped(path):

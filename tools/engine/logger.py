@@ -44,7 +44,7 @@ def leave_terminal():
 
 def write_from_handler(text):
     """Write to stderr from the handler of a signal, which may have come in the middle of another write."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # closed, or a notebook's
         os.write(sys.stderr.fileno(), text.encode())
 
 

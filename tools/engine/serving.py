@@ -70,7 +70,7 @@ def open_weights(cfg, chosen, named=True):
 
 
 def when_best(weights):
-    """ " (epoch 3 of 40, val acc 0.9000)" for the best.pdparams of a run, from the files beside it; else ""."""
+    """Epoch and accuracy of the best.pdparams of a run, in brackets, from the files beside it; "" if unknown."""
     if weights.name != "best.pdparams":
         return ""
     try:
@@ -80,7 +80,8 @@ def when_best(weights):
         key = "val_ema_top1" if cfg.VAL.BEST == "ema" and any("val_ema_top1" in row for row in rows) else "val_top1"
         best = max((row for row in rows if row.get(key) is not None), key=lambda row: row[key])
         return f" (weights of epoch {best['epoch']:d} of {total_epochs(cfg.TRAIN)}, val acc {best[key]:.4f})"
-    except (UserError, OSError, ValueError, TypeError, AttributeError, KeyError):  # not of a run, or older
+    except (UserError, OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError, AttributeError):
+        # Not of a run, of an older one, or forged.
         return ""
 
 
