@@ -63,8 +63,9 @@ def test_scripts_that_sh_starts_go_on_in_bash():
         assert first.startswith('[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"'), path
     assert "--resume" in in_folder("/", "dash", scripts["train.sh"], "--help").stdout
     for option in ("--config=", "-cfg="):
-        words = [scripts["eval.sh"], f"{option}{ROOT}/configs/lit_data.yaml", "--help"]
-        assert "--split" in in_folder("/", "dash", *words).stdout
+        words = [f"{option}{ROOT}/configs/lit_data.yaml", "--help"]
+        assert "--split" in in_folder("/", "dash", scripts["eval.sh"], *words).stdout
+        assert "--resume" in in_folder("/", "dash", scripts["aistudio.sh"], *words).stdout
 
 
 def test_checkout_on_windows_keeps_the_scripts(clone):

@@ -44,6 +44,7 @@ def common_parser(description, batch_size_key):
         batch_size_key: config key that --batch-size sets, e.g. "TRAIN.BATCH_SIZE".
     """
     parser = argparse.ArgumentParser(description=description, epilog=_EPILOG)
+    parser._negative_number_matcher = _NEGATIVE_NUMBER  # argparse's own takes -1e-3 for an option
     parser.add_argument(
         "--config",
         type=not_empty,
@@ -144,7 +145,6 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
 
 def _parsed(parser, words):
     """The options of a command line; what follows a -- is no option, whatever it begins with."""
-    parser._negative_number_matcher = _NEGATIVE_NUMBER  # argparse's own takes -1e-3 for an option
     end = words.index("--") if "--" in words else len(words)
     args = parser.parse_intermixed_args(translate(words[:end], parser))
     args.opts += words[end + 1 :]
