@@ -5,7 +5,6 @@ from the environment at import.
 """
 
 import argparse
-import atexit
 import contextlib
 import importlib.util
 import io
@@ -18,6 +17,7 @@ import time
 import warnings
 
 from allocator import keep_freed_memory
+from engine.interrupts import ignore_interrupts
 from errors import UserError, one_line
 from spellings import take_data_folder, translate
 
@@ -176,12 +176,11 @@ def exit_with(parse, work):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 1
     except KeyboardInterrupt:
-        if "IPython" not in sys.modules:  # a notebook lives on
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ignore_interrupts()
         status = _fail("interrupted", args.debug)
     except (UserError, OSError) as error:
         status = _fail(one_line(error), args.debug)
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C while the interpreter ends
+    ignore_interrupts()
     sys.exit(status or 0)
 
 

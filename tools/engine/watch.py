@@ -7,6 +7,7 @@ import time
 
 from config import to_seconds
 from engine import parallel
+from engine.interrupts import ignore_interrupts
 from engine.logger import leave_terminal, write_from_handler
 
 GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes agree on the largest
@@ -55,6 +56,8 @@ class Watch:
     def __exit__(self, *_):
         for number, handler in self._earlier.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+        if self.signal:
+            ignore_interrupts()
 
     def _note(self, number, _frame):
         if number == signal.SIGHUP:
