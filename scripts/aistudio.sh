@@ -4,6 +4,7 @@
 # the config, on all cards for 71 hours at most, and copies the best model where the platform keeps it. The same command
 # goes on where a job was cut. Elsewhere: JOB_MOUNTS=/path/to/tars JOB_DATA=/fast/disk JOB_BEST=/kept bash scripts/aistudio.sh
 # --help tells all options and variables.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh
 set -euo pipefail
 export JOB_STARTED="${JOB_STARTED:-$(date +%s)}"
 export T2T_SCRIPT="$0" # what is named to continue with

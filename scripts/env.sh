@@ -241,7 +241,7 @@ _t2t_env() {
 t2t_tool() {
   local tool="$T2T_ROOT/tools/$1.py" config=()
   shift
-  if [[ ${1:-} == *.yaml || ${1:-} == *.yml ]]; then
+  if [[ ${1:-} != -* && ${1:-} =~ \.ya?ml$ ]]; then
     config=(--config "$1")
     shift
   fi

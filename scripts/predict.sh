@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Classify pictures: bash scripts/predict.sh [configs/X.yaml] [IMAGE|FOLDER|GLOB ...] [options of tools/predict.py]
-# Without arguments: a shipped lit_data image with the shipped model.
+# Without arguments: a shipped lit_data image with your run of lit_data, or the shipped one.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 t2t_tool predict "$@"

@@ -2,6 +2,7 @@
 # Divide CIFAR-10 for a transfer to classes never seen: bash scripts/split_cifar10.sh /path/to/cifar10 /path/to/parts
 # Links parts/seven/{train,test}/, all images of seven classes to pretrain on, and parts/three/{train,test}/, the other
 # three with 50 training images each (the first by name) and all test images. Nothing is copied; repeat it at will.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh
 set -euo pipefail
 export LC_ALL=C # the order of the names
 

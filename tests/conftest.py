@@ -78,7 +78,7 @@ def tool(name, *words, status=0, timeout=300, cwd=ROOT):
 def error_line(name, *words, **options):
     """The one line on stderr of a command that must fail with status 1."""
     done = tool(name, *words, status=1, **options)
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(("warning: ", "note: "))]
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     return lines[0]

@@ -23,7 +23,7 @@ def test_yaml_over_defaults_and_pairs_over_yaml(tmp_path):
         cfg.SEED = 1
 
 
-@pytest.mark.parametrize("key", [key for key in config.all_keys() if key not in ("NAME", "SEED")])
+@pytest.mark.parametrize("key", [key for key in config.all_keys() if key not in ("NAME", "SEED", "MODEL.QK_SCALE")])
 def test_none_is_no_value(key):
     default = default_config()
     for part in key.split("."):
@@ -31,6 +31,13 @@ def test_none_is_no_value(key):
     if not isinstance(default, str):  # a text may be "None"
         with pytest.raises(UserError, match=f"command line: {key} must be of type .*, not 'None'"):
             load_config(config.ROOT / "configs/t2t_vit_7.yaml", [(key, "None")])
+
+
+@pytest.mark.parametrize("none", ["None", "null", "~"])
+def test_qk_scale_may_be_none_as_in_peers_configs(tmp_path, none):
+    cfg = load_config(write(tmp_path, f"MODEL: {{QK_SCALE: {none}}}\n"), [("MODEL.QK_SCALE", "None")])
+    assert cfg.MODEL.QK_SCALE == 0.0
+    assert load_config(write(tmp_path, f"MODEL: {{QK_SCALE: {none}}}\n")).MODEL.QK_SCALE == 0.0
 
 
 def test_dumped_config_loads_to_the_same(tmp_path):
@@ -76,6 +83,9 @@ def test_dumped_config_loads_to_the_same(tmp_path):
         ("MODEL: {T2T: {MLP_RATIO: .inf}}", "MODEL.T2T.MLP_RATIO is inf"),
         ("VAL: {CROP_PCT: 1.0e-9}", "VAL.CROP_PCT"),
         ("NAME: ../x", "NAME"),
+        ("NAME: pretrained", "NAME is 'pretrained' but must be another name"),
+        ("OUTPUT: ''", "OUTPUT is '' but must be a folder"),
+        ("DATA: {PATH: ''}", "DATA.PATH is '' but must be a folder"),
         ("TRAIN: {BASE_LR: .nan}", "TRAIN.BASE_LR is nan"),
         ("TRAIN: {OPTIMIZER: SGD}", "TRAIN.OPTIMIZER is 'SGD' but must be adamw or sgd"),
         ("TRAIN: {MOMENTUM: 1.0}", "TRAIN.MOMENTUM is 1.0 but must be 0.0 to below 1.0"),

@@ -136,7 +136,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path):
     source, output = tmp_path / "w.pdparams", tmp_path / "out.pdparams"
     peers.save_paddle(source, peers.peer_tensors(PIT))
     line = error_line("convert", source, "--output", source)
-    assert line == f"error: --output {source} is the file to convert; give another one"
+    assert line == f"error: {source} is read by this command and would be overwritten; give the output another name"
     for words, message in (
         (("--model", "pit_ti_distilled"), f"{source} holds weights of pit_ti, not of pit_ti_distilled"),
         (("--model", "pit_tiny"), "--model pit_tiny: unknown model 'pit_tiny'; did you mean pit_ti"),

@@ -332,7 +332,7 @@ def parser():
 
 def parse():
     words, command = sys.argv[1:], parser()
-    is_config_first = bool(words) and words[0].endswith((".yaml", ".yml"))
+    is_config_first = bool(words) and words[0][:1] != "-" and words[0].endswith((".yaml", ".yml"))
     words = translate(["--config", *words] if is_config_first else words, command, "train")
     args = command.parse_intermixed_args(words)
     take_data_folder(args)

@@ -10,7 +10,7 @@ import itertools
 import json
 import sys
 
-from cli import common_parser, first_word, overrides, run
+from cli import common_parser, first_word, json_file, overrides, run
 
 # What each benchmark measures, and the options that it has beside those of every command.
 BENCHMARKS = {
@@ -45,7 +45,7 @@ def main(args, cfg):
 
     kind, names = args.words
     check_options(args, kind)
-    check_outputs([args.json, args.plot if kind == "growth" else None])
+    check_outputs([args.json, args.plot if kind == "growth" else None], args.inputs)
     parallel.setup(cfg)
     setup_logging()
     if kind == "data":
@@ -183,7 +183,7 @@ def parser():
     add("--memory", action="store_true", help="model: measure the memory of inference and training too")
     add("--plot", metavar="FILE", help="growth: picture to write, .png, .pdf or .svg; default growth.png")
     add("--markdown", action="store_true", help="print tables in Markdown")
-    add("--json", metavar="FILE", help="write all figures as JSON, complete or not at all")
+    add("--json", type=json_file, metavar="FILE", help="write all figures as JSON, complete or not at all")
     return parser
 
 

@@ -36,12 +36,11 @@ CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "co
 def main(args, cfg):
     from config import all_keys, load_config, with_keys
     from errors import UserError
-    from files import check_writable, write_text
+    from files import check_outputs, write_text
 
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs} but must be 1 or more")
-    if args.json:
-        check_writable(args.json)
+    check_outputs([args.json], args.inputs)
     held_to = all_keys() if args.config else args.opts[::2]
     findings = Findings()
     suggest_share(cfg, findings, held_to)
@@ -608,10 +607,15 @@ def to_json(splits, findings):
 
 
 def parser():
+    from engine.threads import cores
+
     parser = cli.common_parser("Check a data set before training.", batch_size_key="VAL.BATCH_SIZE")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser.add_argument("--jobs", type=int, default=cores, metavar="N", help="reading processes; default: one per core")
-    parser.add_argument("--json", metavar="FILE", help="write the whole report as JSON, complete or not at all")
+    parser.add_argument(
+        "--jobs", type=int, default=cores(), metavar="N", help="reading processes; default: one per core"
+    )
+    parser.add_argument(
+        "--json", type=cli.json_file, metavar="FILE", help="write the whole report as JSON, complete or not at all"
+    )
     return parser
 
 

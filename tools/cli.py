@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -16,6 +17,7 @@ import time
 import warnings
 
 from allocator import keep_freed_memory
+from engine.interrupts import ignore_interrupts
 from errors import UserError, one_line
 from spellings import take_data_folder, translate
 
@@ -27,6 +29,7 @@ _REQUIRED = {
     "PIL": "Pillow",
     "tqdm": "tqdm",
 }
+_NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$|-nan$", re.IGNORECASE)
 _DEFAULT_CONFIG = "configs/lit_data.yaml"
 _EPILOG = """KEY VALUE pairs override any key of the config, e.g. TRAIN.EPOCHS 100; tools/config.py lists all keys
 with their units and defaults. Exit status: 0 done, 1 a failure told in one line, 2 an unknown
@@ -41,6 +44,7 @@ def common_parser(description, batch_size_key):
         batch_size_key: config key that --batch-size sets, e.g. "TRAIN.BATCH_SIZE".
     """
     parser = argparse.ArgumentParser(description=description, epilog=_EPILOG)
+    parser._negative_number_matcher = _NEGATIVE_NUMBER  # argparse's own takes -1e-3 for an option
     parser.add_argument(
         "--config",
         type=not_empty,
@@ -66,12 +70,13 @@ def common_parser(description, batch_size_key):
     parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override config keys")
-    parser.set_defaults(batch_size_key=batch_size_key)
+    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False)
     return parser
 
 
 def add_engine_option(parser):
     """--engine, of the commands that predict."""
+    parser.set_defaults(opens_run=True)
     parser.add_argument(
         "--engine",
         choices=("paddle", "inference", "onnxruntime", "openvino"),
@@ -84,6 +89,13 @@ def not_empty(value):
     """Type of an option whose value may not be the empty string."""
     if not value:
         raise argparse.ArgumentTypeError("is empty")
+    return value
+
+
+def json_file(value):
+    """Type of an option that names a JSON file to write: not the picture or the weights beside it, by mistake."""
+    if os.path.splitext(not_empty(value))[1].lower() not in ("", ".json"):
+        raise argparse.ArgumentTypeError(f"{value} must end in .json")
     return value
 
 
@@ -118,17 +130,32 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
         check_pairs(parser, args)
         path = _config_path(args)
         cfg = load_config(path, overrides(args))
+        if args.opens_run and not (args.config or cfg.MODEL.PRETRAINED) and (own := _config_of_run(cfg)):
+            path = own
+            cfg = load_config(path, overrides(args))
+        args.inputs = _files_read(path, cfg)
         args.weights_named = bool(_named_on_command_line(args))
         args.pretrained = cfg.MODEL.PRETRAINED if _named_on_command_line(args) else _best_beside(path)
         if needs_paddle:
             import_paddle(cfg.DEVICE)
         return main(args, cfg)
 
-    exit_with(lambda: parser.parse_intermixed_args(translate(sys.argv[1:] if argv is None else argv, parser)), work)
+    exit_with(lambda: _parsed(parser, sys.argv[1:] if argv is None else list(argv)), work)
+
+
+def _parsed(parser, words):
+    """The options of a command line; what follows a -- is no option, whatever it begins with."""
+    end = words.index("--") if "--" in words else len(words)
+    args = parser.parse_intermixed_args(translate(words[:end], parser))
+    args.opts += words[end + 1 :]
+    return args
 
 
 def check_pairs(parser, args):
-    """Exit with status 2 if the last KEY has no VALUE."""
+    """Exit with status 2 if the last KEY has no VALUE, or a KEY=VALUE is given."""
+    for key in args.opts[::2]:
+        if re.match(r"[A-Z0-9_.]+=", key):
+            parser.error(f"write {key.replace('=', ' ', 1)}: KEY VALUE pairs have a blank between them")
     if len(args.opts) % 2:
         parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
 
@@ -139,18 +166,29 @@ def exit_with(parse, work):
         if getattr(sys, name) is None:  # closed by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+        if hasattr(stream, "reconfigure"):  # not a notebook's
+            stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     args = parse()
     try:
+        _check_current_folder()
         status = work(args)
     except BrokenPipeError:  # whoever read the output, such as head, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 1
     except KeyboardInterrupt:
+        ignore_interrupts()
         status = _fail("interrupted", args.debug)
     except (UserError, OSError) as error:
         status = _fail(one_line(error), args.debug)
+    ignore_interrupts()
     sys.exit(status or 0)
+
+
+def _check_current_folder():
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder has been removed; cd to another one") from None
 
 
 def _config_path(args):
@@ -163,6 +201,25 @@ def _config_path(args):
             if os.path.isfile(path):
                 return path
     return _DEFAULT_CONFIG
+
+
+def _files_read(config, cfg):
+    """Files that a config and a command line name to be read, whether they are there or not."""
+    from config import best_weights, find_config, resolve
+
+    named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, cfg.DATA.CLASSES]
+    lists = [os.path.join(cfg.DATA.PATH, name) for name in (cfg.DATA.TRAIN_LIST, cfg.DATA.VAL_LIST, "classes.txt")]
+    best = best_weights(cfg)
+    weights = [cfg.MODEL.PRETRAINED + ".pdparams", best, best.with_name("classes.txt"), best.with_name("config.yaml")]
+    return [find_config(config), *(resolve(path) for path in [*filter(None, named), *lists, *weights])]
+
+
+def _config_of_run(cfg):
+    """config.yaml of the run that a command without --config and weights means; None if there is none."""
+    from config import best_weights
+
+    path = best_weights(cfg).with_name("config.yaml")
+    return str(path) if path.is_file() and path.with_name("best.pdparams").is_file() else None
 
 
 def overrides(args):
@@ -216,13 +273,12 @@ def import_paddle(device):
 
     Raises UserError if paddle is missing, or OMP_NUM_THREADS no number of threads.
     """
-    from engine.threads import asked_threads, usable_cores
+    from engine.threads import asked_threads, cores
 
     require_packages()
     asked_threads()  # an impossible number is told before OpenMP does
-    cores = usable_cores()
     processes = int(os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     os.environ.setdefault("GLOG_minloglevel", "2")
     if device == "cpu" or not (device or shutil.which("nvidia-smi")):
         # Strided views make every CPU matmul copy its transposed input again: 5.3 against 8.7 images/s (t2t_vit_7).

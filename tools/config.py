@@ -7,6 +7,7 @@ line from the current folder. Imports no paddle.
 
 import difflib
 import math
+import os
 import re
 from pathlib import Path
 
@@ -41,7 +42,7 @@ _C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
 _C.MODEL.ATTN_DROP_RATE = 0.0  # dropout on the backbone's attention
 _C.MODEL.DROP_PATH_RATE = 0.1  # stochastic depth of the last block, rising linearly from 0 in the first
 _C.MODEL.FUSED_ATTENTION = False  # FlashAttention by paddle, with AMP on GPUs from Ampere on; elsewhere nothing changes
-_C.MODEL.QK_SCALE = 0.0  # scale of q.k in the backbone; 0.0 = head_dim ** -0.5
+_C.MODEL.QK_SCALE = 0.0  # scale of q.k in the backbone; 0.0 or None = head_dim ** -0.5
 _C.MODEL.T2T = CN()  # 0, 0.0, "" or [] = as in the named variant
 _C.MODEL.T2T.EMBED_DIM = 0  # width of the backbone
 _C.MODEL.T2T.DEPTH = 0  # blocks
@@ -185,7 +186,7 @@ def with_keys(cfg, values):
 
 def resolve(path):
     """Absolute form of a path from a config: relative ones count from the repository root."""
-    return ROOT / Path(path).expanduser()
+    return ROOT / os.path.expanduser(path)  # which leaves ~ as it is where there is no home folder
 
 
 def best_weights(cfg):
@@ -259,6 +260,8 @@ def _set(cfg, key, value, source):
         raise UserError(f"{source}: unknown key {key}{hint}")
     node, leaf = _place(cfg, key)
     default = node[leaf]
+    if key == "MODEL.QK_SCALE" and value in (None, "None"):
+        value = 0.0  # what PaddleViT's configs call None
     try:
         if value is None or isinstance(value, dict):
             raise ValueError
@@ -315,7 +318,10 @@ def _check(cfg):
     model, distill, data, aug, train, val = cfg.MODEL, cfg.DISTILL, cfg.DATA, cfg.AUG, cfg.TRAIN, cfg.VAL
     t2t, pit = model.T2T, model.PIT
     rules = [
-        ("NAME", cfg.NAME not in (".", "..") and "/" not in cfg.NAME, "a plain name, no path"),
+        ("NAME", cfg.NAME not in (".", "..") and not re.search(r"[/\0]", cfg.NAME), "a plain name, no path"),
+        ("NAME", cfg.NAME != "pretrained", "another name: this is the folder of the shipped runs"),
+        *((key, value, "a folder") for key, value in
+          (("OUTPUT", cfg.OUTPUT), ("LOG", cfg.LOG), ("DATA.PATH", data.PATH))),
         ("SEED", 0 <= cfg.SEED < 2**31, "0 to 2147483647"),
         ("DEVICE", re.fullmatch(r"(cpu|gpu(:[0-9]+)?)?", cfg.DEVICE), "cpu, gpu or gpu:N"),
         ("CPU.MICRO_BATCH", 0 <= cfg.CPU.MICRO_BATCH <= 1024, "0 to 1024"),

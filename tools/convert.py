@@ -6,11 +6,12 @@ is recognised by its content, and no code in it is run.
 
 import argparse
 import hashlib
-import os
 from pathlib import Path
 
 from cli import absolute, exit_with, import_paddle, not_empty, require_packages
 from errors import UserError, printable
+
+SUFFIXES = {"paddle": (".pdparams",), "torch": (".pth", ".pt", ".bin", ".tar")}
 
 
 def main(args):
@@ -26,7 +27,7 @@ def main(args):
     setup_logging()
     source = local_file(absolute(args.source), "give a weights file or a URL")
     output = Path(args.output)
-    check_output(output, source)
+    check_output(output, source, args)
     weights = read_weights(source)
     name, model = build(args, weights)
     tensors, extra, is_torch = in_paddle_layout(weights, model)
@@ -42,13 +43,14 @@ def main(args):
     print(f"{printable(output)}: {args.to}, {output.stat().st_size:,} bytes, SHA-256 {sha256(output)}")
 
 
-def check_output(output, source):
+def check_output(output, source, args):
     """Raise an error now if the output would overwrite the source or could not be written."""
-    from files import check_writable
+    from files import check_outputs
 
-    check_writable(output)
-    if output.exists() and os.path.samefile(output, source):
-        raise UserError(f"--output {output} is the file to convert; give another one")
+    suffixes = SUFFIXES[args.to]
+    if output.suffix.lower() not in (*suffixes, ""):
+        raise UserError(f"--output {output} must end in {' or '.join(suffixes)}, as --to is {args.to}")
+    check_outputs([output], filter(None, [source, args.config]))
 
 
 # --- The model that the file is of ---

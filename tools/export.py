@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import threading
 
 from cli import common_parser, not_empty, run
 
@@ -10,15 +11,16 @@ def main(args, cfg):
     from config import with_classes
     from engine import parallel
     from engine.build import build_trained_model, classes_of
-    from engine.export import check_offered, export_model, file_name, size_of, target_of
+    from engine.export import check_offered, export_model, file_name, parts_of, size_of, target_of
     from engine.logger import log, setup_logging
     from engine.metadata import Metadata, sha256
     from engine.predictors import engine_of
-    from engine.serving import export_folder
+    from engine.serving import export_folder, when_best
     from errors import UserError
-    from files import check_writable, shown
+    from files import check_outputs, shown
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing half-written, as Ctrl-C does
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing half-written, as Ctrl-C does
     parallel.setup(cfg)
     setup_logging()
     for option in ("images", "calibration"):
@@ -32,9 +34,9 @@ def main(args, cfg):
     check_offered(args.format, args.precision)
     target = args.file or export_folder(cfg) / file_name(cfg.NAME, args.format, args.precision)
     target = target_of(target, cfg.NAME, args.format, args.precision)
-    check_writable(target)
+    check_outputs(parts_of(target, args.format), args.inputs)
     model, weights = build_trained_model(cfg, args.pretrained)
-    log.info("%s with %s", cfg.MODEL.NAME, shown(weights))
+    log.info("%s with %s%s", cfg.MODEL.NAME, shown(weights), when_best(weights))
     cfg = with_classes(cfg, model.head.bias.shape[0])
     metadata = Metadata.of(cfg, classes_of(cfg, weights), args.precision, weights=sha256(weights))
     samples, source = read_samples(args, cfg, shown(weights))
@@ -110,6 +112,7 @@ def parser():
         "Export a trained model for an inference engine, and compare it with the model.",
         batch_size_key="VAL.BATCH_SIZE",
     )
+    parser.set_defaults(opens_run=True)
     parser.add_argument(
         "--format",
         required=True,

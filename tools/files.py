@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import glob
 import os
 import shutil
@@ -10,6 +11,9 @@ from pathlib import Path
 from errors import UserError
 
 _TEMPORARY = ".tmp"  # and the number of the process
+# What a file system answers that has no locks (Lustre), or does not flush folders (CIFS, vboxsf).
+_NOT_OFFERED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF}
+_SHIPPED = [Path(__file__).resolve().parent.parent / name for name in ("output/pretrained", "log/pretrained")]
 
 
 def remove_temporary_files(folder):
@@ -84,19 +88,65 @@ def check_writable(path):
     path = Path(path)
     if path.is_dir():
         raise OSError(errno.EISDIR, "is a folder", str(path))
+    check_not_shipped(path)
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, f"no right to write in {path.parent}")
 
 
-def check_outputs(paths):
-    """Raise OSError now if one of `paths` (None aside) could not be written later, UserError if one is another."""
+def check_outputs(paths, inputs=(), pictures=()):
+    """Raise an error now if one of `paths` (None aside) could not be written later, or must not be.
+
+    Args:
+        paths: files that a command will write. None may be another of them, nor an input.
+        inputs: files that the command reads, whether they are there or not.
+        pictures: more of them, so many that only those with the name of an output are looked at.
+    """
     paths = list(filter(None, paths))
     for number, path in enumerate(paths):
         check_writable(path)
         if os.path.realpath(path) in map(os.path.realpath, paths[:number]):
             raise UserError(f"{path} is named for two files; give each its own name")
+    existing = [path for path in paths if os.path.exists(path)]
+    if not existing:
+        return
+    names = {os.path.basename(os.path.realpath(path)).casefold() for path in existing}
+    for other in (*inputs, *(path for path in pictures if os.path.basename(path).casefold() in names)):
+        for path in existing:
+            if os.path.exists(other) and os.path.samefile(path, other):
+                raise UserError(
+                    f"{path} is read by this command and would be overwritten; give the output another name"
+                )
+
+
+def check_not_shipped(path):
+    """Raise UserError for a path among the runs that come with the repository, which no command changes."""
+    for folder in _SHIPPED:
+        if holds(folder, path):
+            raise UserError(f"{shown(path)} lies in {shown(folder)}, which is kept as it came; give another place")
+
+
+def holds(folder, path):
+    """Whether `folder` is there and `path` is it or lies in it, whatever links and letter cases name them."""
+    if not os.path.isdir(folder):
+        return False
+    real = Path(os.path.realpath(path))
+    return any(os.path.exists(place) and os.path.samefile(folder, place) for place in (real, *real.parents))
+
+
+def lock(file, wait=False):
+    """Lock an open file against other processes until it is closed. False where the file system has no locks.
+
+    Raises BlockingIOError if another process holds it, unless this is to `wait`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in _NOT_OFFERED:
+            return False
+        raise
+    return True
 
 
 def is_web_page(start):
@@ -111,8 +161,12 @@ def is_url(text):
 
 def shown(path):
     """`path` as a user would type it: relative where it lies below the current folder."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed
+        return Path(path)
     path = Path(path).absolute()
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def read_text(path, most_bytes):
@@ -142,5 +196,8 @@ def flush_to_disk(file):
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED or not os.path.isdir(file):
+            raise
     finally:
         os.close(descriptor)

@@ -6,29 +6,30 @@ import json
 import sys
 from pathlib import Path
 
-from cli import add_engine_option, common_parser, import_paddle, run
+from cli import add_engine_option, common_parser, import_paddle, json_file, run
 
 DEFAULT_IMAGE = "lit_data/val/3/0045.png"
 
 
 def main(args, cfg):
     from config import resolve
-    from engine.logger import progress_bar, setup_logging
+    from engine.logger import above_progress_bars, progress_bar, setup_logging
     from engine.serving import predict_batch
     from errors import UserError, printable
     from files import check_outputs, shown, write_text
 
-    setup_logging()
+    setup_logging(aside=True)  # stdout holds the answers
     if args.top_k < 1:
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
-    check_outputs((args.json, args.json_ids))
     paths = find_images(args.words or [str(shown(resolve(DEFAULT_IMAGE)))])
+    check_outputs((args.json, args.json_ids), [*args.inputs, *paths])
     predictor, cfg = open_model(args, cfg)
     batches = [paths[i : i + cfg.VAL.BATCH_SIZE] for i in range(0, len(paths), cfg.VAL.BATCH_SIZE)]
     results = {}
     for batch in progress_bar(batches, desc="predict"):
         found = predict_batch(predictor, batch, cfg, args.top_k)
-        print_results(found, single=len(paths) == 1)
+        with above_progress_bars():
+            print_results(found, single=len(paths) == 1)
         results |= found
     if args.json:
         write_text(args.json, json.dumps(results, indent=1) + "\n")
@@ -100,8 +101,12 @@ def parser():
     parser.usage = "predict.py [options] [IMAGE|FOLDER|GLOB ...] [KEY VALUE ...]"
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes shown per image; default 5")
     add_engine_option(parser)
-    parser.add_argument("--json", metavar="FILE", help="write {path: result} as JSON, complete or not at all")
-    parser.add_argument("--json-ids", metavar="FILE", help="write {path: class id} alone, as MindSpore's T2T-ViT does")
+    parser.add_argument(
+        "--json", type=json_file, metavar="FILE", help="write {path: result} as JSON, complete or not at all"
+    )
+    parser.add_argument(
+        "--json-ids", type=json_file, metavar="FILE", help="write {path: class id} alone, as MindSpore's T2T-ViT does"
+    )
     return parser
 
 

@@ -59,9 +59,12 @@ def _prepare(args, cfg, watch):
     folder = RunFolder(cfg)
     path = state = None
     if parallel.is_main():  # the others may run on a machine without these files
+        folder.check_place(cfg)
         if folder.folder.exists():
             folder.lock()
         path, state = find_state(args.resume, folder)
+        if not state or path.resolve().parent != folder.folder.resolve():
+            folder.check_move(_files_read(cfg, path))
     path, state = parallel.from_main((path, state))
     classes, splits = load_data(cfg)
     cfg = with_classes(cfg, len(classes))
@@ -84,6 +87,15 @@ def _prepare(args, cfg, watch):
         log_to_file(folder.log if state else folder.log_until_begun())
     parallel.barrier()
     return trainer
+
+
+def _files_read(cfg, state):
+    """Files that a run reads: those of the weights, and the state to go on from if there is one."""
+    from config import resolve
+    from files import is_url
+
+    named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER if cfg.DISTILL.TYPE else ""]
+    return [resolve(name) for name in named if name and not is_url(name)] + ([state] if state else [])
 
 
 def _this_command():

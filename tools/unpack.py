@@ -9,7 +9,6 @@ half-written under its name, and the same command goes on where it was.
 import argparse
 import contextlib
 import errno
-import fcntl
 import gzip
 import json
 import lzma
@@ -38,7 +37,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(args):
-    from files import shown
+    from files import check_not_shipped, shown
 
     archives = [(Path(archive), Path(archive).stat()) for archive in args.archives]
     for archive, _ in archives:
@@ -46,6 +45,7 @@ def main(args):
             raise UserError(f"{archive} is no file")
     val_classes = read_val_list(args.val_list) if args.val_list else None
     folder = Path(args.output)
+    check_not_shipped(folder)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder)
     marks = read_marks(folder)
@@ -119,13 +119,13 @@ def find_val_list(archives):
 
 def claim(folder):
     """Keep other processes from unpacking to the folder until this one ends."""
+    from files import lock
+
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)  # no harm where the file system has no locks
     except BlockingIOError:
         raise UserError(f"another process unpacks to {folder}") from None
-    except OSError:
-        pass  # a file system without locks
 
 
 def read_marks(folder):

@@ -9,6 +9,7 @@ def main(args, cfg):
     from engine.evaluator import evaluate
     from engine.lifeline import Lifeline
     from engine.logger import log, setup_logging
+    from engine.serving import when_best
     from files import shown
 
     parallel.setup(cfg)
@@ -16,7 +17,8 @@ def main(args, cfg):
     with Lifeline():
         model, weights, cfg, _, split = open_model(args, cfg)
         loader = EvalLoader(split, cfg, parallel.rank(), parallel.world_size())
-        log.info("%s with %s on %d images of %s", cfg.MODEL.NAME, shown(weights), len(split), shown(split.source))
+        source = f"{len(split)} images of {shown(split.source)}"
+        log.info("%s with %s on %s%s", cfg.MODEL.NAME, shown(weights), source, when_best(weights))
         scores = evaluate(model, loader, cfg, cfg.VAL.LOG_EVERY)
         log.info(scores.line())
         log.info("%s final val acc is:%.4f", cfg.DATA.NAME, scores.top1)

@@ -107,9 +107,14 @@ def target_of(target, name, form, precision):
     return target
 
 
+def parts_of(path, form):
+    """The files of an exported model; `path` is the one that bears its name."""
+    return [path.with_suffix(suffix) for suffix in (path.suffix, *_BESIDE[form])]
+
+
 def size_of(path, form):
     """Bytes of an exported model, all its parts."""
-    return sum(path.with_suffix(suffix).stat().st_size for suffix in (path.suffix, *_BESIDE[form]))
+    return sum(part.stat().st_size for part in parts_of(path, form))
 
 
 def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metadata=None, samples=None):

@@ -1,7 +1,6 @@
 """Weights from the net: downloaded once, whole or not at all, into a cache folder."""
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from config import resolve
 from engine.logger import log, progress_bar
 from errors import UserError, printable
-from files import atomic_path, is_url, is_web_page
+from files import atomic_path, is_url, is_web_page, lock
 
 _SUFFIX = ".pdparams"  # which PaddleViT's and MindSpore's users leave out
 # Of torch.hub: name-<start of its SHA-256>.pth. Digits alone are rather a date.
@@ -41,9 +40,13 @@ def local_file(choice, advice="train first, or give a file with --pretrained FIL
 
 
 def cache_folder():
-    """$T2T_CACHE, else t2t_vit in the user's cache folder."""
-    own = os.environ.get("T2T_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2t_vit"
+    """$T2T_CACHE, else t2t_vit in the user's cache folder. UserError where there is no home folder."""
+    if folder := os.environ.get("T2T_CACHE"):
+        return Path(folder)
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if caches.startswith("~"):
+        raise UserError("there is no home folder to keep downloads in; set T2T_CACHE to a folder")
+    return Path(caches) / "t2t_vit"
 
 
 def download(url):
@@ -71,7 +74,10 @@ def download(url):
     # A folder for each address: files of the same name are not mixed up, nor taken for each other's neighbours.
     folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:12]
     path = folder / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}); set T2T_CACHE to a folder") from None
     with _only_one(folder):
         if path.is_file() and _matches(path, checksum):
             log.info("%s is in the cache: %s", address, path)
@@ -112,8 +118,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def _only_one(folder):
     """Wait until no other process of this machine fetches into the folder."""
     with open(folder / ".lock", "w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: then each process fetches for itself
-            fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, wait=True)  # without locks each process fetches for itself
         yield
 
 

@@ -1,5 +1,6 @@
 """The log of a run: plain lines on the terminal and in one file."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -19,10 +20,18 @@ class _Formatter(logging.Formatter):
 
 
 class _TerminalHandler(logging.Handler):
-    """Prints above a progress bar, if there is one. A run that has a log file goes on without its terminal."""
+    """Prints above a progress bar, if there is one. A run that has a log file goes on without its terminal.
+
+    Args:
+        aside: to stderr what is no warning too, as stdout is for something else.
+    """
+
+    def __init__(self, aside):
+        super().__init__()
+        self.aside = aside
 
     def emit(self, record):
-        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        stream = sys.stderr if self.aside or record.levelno >= logging.WARNING else sys.stdout
         try:
             tqdm.write(self.format(record), file=stream)
             stream.flush()
@@ -36,7 +45,14 @@ def leave_terminal():
     """Write to nowhere what would go to a terminal, or a program behind a pipe, that is gone."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
+        with contextlib.suppress(OSError):  # a notebook's stream has no descriptor
+            os.dup2(nowhere, stream.fileno())
+
+
+def write_from_handler(text):
+    """Write to stderr from the handler of a signal, which may have come in the middle of another write."""
+    with contextlib.suppress(OSError, ValueError):  # closed, or a notebook's
+        os.write(sys.stderr.fileno(), text.encode())
 
 
 class _Backlog(logging.Handler):
@@ -50,13 +66,13 @@ class _Backlog(logging.Handler):
         self.records.append(record)
 
 
-def setup_logging(main=True):
-    """Send the log of the main process to the terminal."""
+def setup_logging(main=True, aside=False):
+    """Send the log of the main process to the terminal; all of it to stderr if `aside`."""
     for handler in list(log.handlers):
         log.removeHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
-    for handler in (_TerminalHandler(), _Backlog()) if main else (logging.NullHandler(),):
+    for handler in (_TerminalHandler(aside), _Backlog()) if main else (logging.NullHandler(),):
         handler.setFormatter(_Formatter())
         log.addHandler(handler)
 
@@ -81,6 +97,13 @@ def log_to_file(path):
                 file_handler.emit(record)
             log.removeHandler(handler)
     log.addHandler(file_handler)
+
+
+@contextlib.contextmanager
+def above_progress_bars():
+    """What is printed inside appears above the progress bars, which are drawn again below it."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        yield
 
 
 def write_to_file_only(line):

@@ -2,7 +2,6 @@
 
 import datetime
 import math
-import os
 import resource
 import sys
 import time
@@ -13,6 +12,7 @@ import paddle
 from data.dataset import most_skipped
 from engine import parallel
 from engine.logger import log
+from engine.threads import cores
 from errors import UserError
 
 # Sums of every process over its own images, then sums that the main process alone keeps, being the same in all.
@@ -267,7 +267,7 @@ class Reports:
                 "for %d process(es)) or use a faster disk; `python tools/benchmark.py data` shows what is slow",
                 100 * share,
                 cfg.DATA.NUM_WORKERS,
-                os.cpu_count(),
+                cores(),
                 parallel.world_size(),
             )
 

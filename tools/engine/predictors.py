@@ -15,7 +15,7 @@ import numpy as np
 
 from data.transforms import normalized
 from engine.metadata import NAMESPACE, Metadata, sha256
-from engine.threads import asked_threads, usable_cores
+from engine.threads import asked_threads, cores
 from errors import UserError, one_line
 from files import read_text
 from plain_yaml import load_yaml
@@ -172,7 +172,7 @@ class PaddleInference(Predictor):
         else:
             config.disable_gpu()
             config.enable_mkldnn() if onednn else config.disable_mkldnn()
-            config.set_cpu_math_library_num_threads(threads or usable_cores())
+            config.set_cpu_math_library_num_threads(threads or cores())
         config.disable_glog_info()
         self.predictor = _loaded(path, "paddle", lambda: inference.create_predictor(config))
         self.input = self.predictor.get_input_handle(self.predictor.get_input_names()[0])

@@ -1,20 +1,32 @@
 """Files of one training run: output/<name>/, log/<name>.log and log/<name>.visualdl/."""
 
-import fcntl
 import itertools
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 
-from config import resolve
+from config import ROOT, resolve
 from engine import checkpoint, scalars
 from engine.logger import log
 from errors import UserError
-from files import atomic_path, check_writable, flush_to_disk, naming, remove_temporary_files, shown, write_text
+from files import (
+    atomic_path,
+    check_not_shipped,
+    check_writable,
+    flush_to_disk,
+    holds,
+    lock,
+    naming,
+    remove_temporary_files,
+    shown,
+    write_text,
+)
 
 _GIVEN_UP = ".old"  # ends the name of a state that a resumed run has left behind
+_OTHER_PLACE = "give this run another NAME or --output"
 
 
 class RunFolder:
@@ -35,25 +47,66 @@ class RunFolder:
         self.times = self.folder / "times.jsonl"
         self.keep = cfg.TRAIN.KEEP
 
+    def check_place(self, cfg):
+        """Raise UserError where this run would write to, or move aside, files that no run made or that it reads."""
+        for key, parent in (("OUTPUT", self.folder.parent), ("LOG", self.log.parent)):
+            if os.path.lexists(parent) and not parent.is_dir():
+                raise UserError(f"{shown(parent)} is not a folder (--output, {key})")
+        check_not_shipped(self.folder)
+        check_not_shipped(self.log)
+        for what, path in (("the repository", ROOT), ("the data", resolve(cfg.DATA.PATH))):
+            if holds(self.folder, path):
+                raise UserError(f"the run folder {shown(self.folder)} would hold {what}; {_OTHER_PLACE}")
+        if self.folder.is_dir():
+            found = sorted(path.name for path in self.folder.iterdir())
+            if not self.is_run() and not _has_room(found):
+                names = ", ".join(found[:3] + ["..."] * (len(found) > 3))
+                raise UserError(f"{shown(self.folder)} is not the folder of a run, it holds {names}; {_OTHER_PLACE}")
+            for path in (self.latest, self.best, self.metrics, self.times, self.folder / "config.yaml"):
+                if os.path.lexists(path) and not path.is_file():
+                    raise UserError(f"{shown(path)} is not a file; remove it, or {_OTHER_PLACE}")
+        elif os.path.lexists(self.folder):
+            raise UserError(f"{shown(self.folder)} is not a folder; {_OTHER_PLACE}")
+        for path, is_own in ((self.log, _is_log), (self._new_log(), _is_log), (self.scalars, _is_scalars)):
+            if os.path.lexists(path) and not is_own(path):
+                raise UserError(f"{shown(path)} is not of a run; {_OTHER_PLACE} (or LOG)")
+
+    def check_move(self, files):
+        """Raise UserError if a new run would move aside an earlier one that holds one of `files`, which it reads."""
+        for path in files:
+            if self.is_run() and holds(self.folder, path):
+                raise UserError(f"{shown(path)} lies in the run that would be moved aside; give this run a NAME")
+
+    def is_run(self):
+        """Whether the folder holds a state, or a config that a run wrote."""
+        config = self.folder / "config.yaml"
+        if any(path.is_file() for path in self.folder.glob("latest*.pdparams")):
+            return True
+        text = config.read_bytes() if config.is_file() else b""
+        return all(
+            re.search(pattern, text, re.M) for pattern in (rb"^NAME: *\S", rb"^SEED:", rb"^OUTPUT:", rb"^TRAIN:")
+        )
+
     def lock(self):
-        """Keep other processes from training a run of this name until this one ends.
+        """Keep other processes from training a run of this name until this one ends; after `check_place`.
 
         Raises UserError if one does already, OSError if the folder cannot be written.
         """
         if hasattr(self, "_lock"):
             return
-        if self.folder.parent.exists() and not self.folder.parent.is_dir():
-            raise UserError(f"{self.folder.parent} is no folder (--output, OUTPUT)")
         path = self.folder.with_name(f".{self.folder.name}.lock")
         check_writable(path)
+        check_writable(self.log)
         if self.folder.exists():
             check_writable(self.latest)
         self._lock = open(path, "w")  # noqa: SIM115  held until the process ends, however it ends
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(self._lock):
+                log.warning("warning: %s cannot be locked on this file system; do not train this run twice", path)
         except BlockingIOError:
             raise UserError(f"{self.folder} is being trained by another process; give this run a NAME") from None
-        remove_temporary_files(self.folder)
+        if self.is_run():
+            remove_temporary_files(self.folder)
 
     def states(self):
         """Files that may hold a state to resume from, the newest first."""
@@ -86,9 +139,12 @@ class RunFolder:
 
     def log_until_begun(self):
         """Where a new run logs until it begins: beside the log of an earlier run, if there is one."""
-        path = self.log.with_name(f"{self.folder.name}.new.log") if self.log.exists() else self.log
+        path = self._new_log() if self.log.exists() else self.log
         path.unlink(missing_ok=True)
         return path
+
+    def _new_log(self):
+        return self.log.with_name(f"{self.folder.name}.new.log")
 
     def begin(self, cfg, classes):
         """Make folder and log those of a new run, with its merged config and class list.
@@ -96,11 +152,11 @@ class RunFolder:
         Called at the first save, so that a run that fails before leaves the earlier one where it is: that one is
         renamed to the next free number.
         """
-        if self.folder.exists():
+        if self.is_run():
             target = _free_name(self.folder)
             os.replace(self.folder, target)
             log.info("an earlier run was moved to %s", shown(target))
-        new_log = self.log.with_name(f"{self.folder.name}.new.log")
+        new_log = self._new_log()
         for path in (self.log, self.scalars) if new_log.exists() else (self.scalars,):
             if path.exists():
                 os.replace(path, _free_name(path))
@@ -157,6 +213,26 @@ class RunFolder:
                 _cut(target, size, keep=("error: ", "warning: ", "stopped by ") if name == "log" else ())
 
 
+def _has_room(names):
+    """Whether a run may begin in a folder with these names: that of an export, or hidden ones."""
+    return all(name == "export" or name.startswith(".") for name in names)
+
+
+def _is_log(path):
+    """Whether a run wrote this file: it has the line of every start, or only what may come before that line."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(2**16)
+    before = (b"warning: ", b"error: ", b"weights from ", b"resumed ")
+    begun = re.search(rb"^\S.*: PaddlePaddle \S+ on ", start, re.M)
+    return bool(begun) or all(line.startswith(before) for line in start.splitlines())
+
+
+def _is_scalars(path):
+    return path.is_dir() and all(name.startswith("vdlrecords") for name in os.listdir(path))
+
+
 def _cut(path, size, keep):
     """Shorten a file to `size` bytes and the lines after them that start with one of `keep`."""
     data = path.read_bytes()
@@ -170,5 +246,5 @@ def _free_name(path):
     """First of x.1.log, x.2.log, ... (or x.1, x.2, ... of a folder x) that does not exist."""
     for number in itertools.count(1):
         target = path.with_name(f"{path.stem}.{number}{path.suffix}") if path.is_file() else Path(f"{path}.{number}")
-        if not target.exists():
+        if not os.path.lexists(target):
             return target

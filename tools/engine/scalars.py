@@ -4,8 +4,27 @@ import contextlib
 import importlib.util
 import io
 import math
+import os
+import tempfile
 
 FILE_NAME = "vdlrecords.run.log"  # VisualDL continues a file of this form instead of beginning another
+
+
+@contextlib.contextmanager
+def _home_for_visualdl():
+    """A home folder that can be written: VisualDL makes files in it at import (2.5.3), and in ./~ if there is none."""
+    home = os.environ.get("HOME")
+    if os.access(os.path.expanduser("~"), os.W_OK):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HOME"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["HOME"]
+            if home is not None:
+                os.environ["HOME"] = home
 
 
 class Scalars:
@@ -24,7 +43,7 @@ class Scalars:
         """Write to `folder` from now on, after what is there."""
         if not self._active:
             return
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells of the file that it continues
+        with _home_for_visualdl(), contextlib.redirect_stdout(io.StringIO()):  # it tells of the file that it continues
             from visualdl import LogWriter
 
             self._writer = LogWriter(str(folder), file_name=FILE_NAME)

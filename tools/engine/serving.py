@@ -1,15 +1,17 @@
 """What a command predicts with, and its answers. No paddle until a model of it is opened: predict.py starts without."""
 
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
 
-from config import resolve, with_classes
+from config import load_config, resolve, with_classes
 from data.images import ImageError, load_image
 from data.transforms import EvalTransform
 from engine.metadata import Metadata, sha256
 from engine.predictors import SUFFIXES, EagerPredictor, engine_of, file_beside_part, open_predictor, to_input
+from engine.scheduler import total_epochs
 from errors import UserError
 from files import is_url, shown
 
@@ -42,22 +44,45 @@ def choose_engine(args):
 def open_engine(args, cfg, engine):
     """What `engine` predicts with: (predictor, the config that fits it, the model, None of an exported one)."""
     if engine == "paddle":
-        return open_weights(cfg, args.pretrained)
-    predictor, cfg, _ = open_exported(args, cfg, engine)
+        return open_weights(cfg, args.pretrained, args.weights_named)
+    predictor, cfg, path = open_exported(args, cfg, engine)
+    if not args.weights_named:
+        log.info("note: %s with %s", cfg.MODEL.NAME, shown(path))
     return predictor, cfg, None
 
 
-def open_weights(cfg, chosen):
-    """(predictor of weights, which `build_trained_model` finds, the config that fits it, the model)."""
+def open_weights(cfg, chosen, named=True):
+    """(predictor of weights, which `build_trained_model` finds, the config that fits it, the model).
+
+    Where the user has not `named` the weights, one line says which they are.
+    """
     from engine import parallel
     from engine.build import build_trained_model, classes_of
     from engine.microbatch import inference
 
     parallel.setup(cfg)
     model, weights = build_trained_model(cfg, chosen)
+    if not named:
+        log.info("note: %s with %s%s", cfg.MODEL.NAME, shown(weights), when_best(weights))
     cfg = with_classes(cfg, model.head.bias.shape[0])
     metadata = Metadata.of(cfg, classes_of(cfg, weights), "fp32", batch_size=0)
     return EagerPredictor(inference(model, cfg), metadata), cfg, model
+
+
+def when_best(weights):
+    """Epoch and accuracy of the best.pdparams of a run, in brackets, from the files beside it; "" if unknown."""
+    if weights.name != "best.pdparams":
+        return ""
+    try:
+        cfg = load_config(weights.with_name("config.yaml"))
+        lines = weights.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        key = "val_ema_top1" if cfg.VAL.BEST == "ema" and any("val_ema_top1" in row for row in rows) else "val_top1"
+        best = max((row for row in rows if row.get(key) is not None), key=lambda row: row[key])
+        return f" (weights of epoch {best['epoch']:d} of {total_epochs(cfg.TRAIN)}, val acc {best[key]:.4f})"
+    except (UserError, OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError, AttributeError):
+        # Not of a run, of an older one, or forged.
+        return ""
 
 
 def open_exported(args, cfg, engine):

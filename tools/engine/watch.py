@@ -1,26 +1,33 @@
 """When to save and when to stop: signals, SAVE_MINUTES, TIME_LIMIT."""
 
 import math
-import os
 import signal
-import sys
+import threading
 import time
 
 from config import to_seconds
 from engine import parallel
-from engine.logger import leave_terminal
+from engine.interrupts import ignore_interrupts
+from engine.logger import leave_terminal, write_from_handler
 
 GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes agree on the largest
 STOPS = (STOP_FOR_TIME, STOP_FOR_SIGNAL)
 _AGREE_SECONDS = 5.0  # between two agreements of several processes, which wait for the devices
 _EXIT_SECONDS = 5.0  # for the process to end after its last save
 _FIRST_SAVE_SECONDS = 30.0  # allowed for the first save, before one was measured
+_REPEAT_SECONDS = 2.0  # in which Ctrl-C, pressed again, still means to save
+
+
+def _is_main_thread():
+    return threading.current_thread() is threading.main_thread()
 
 
 class Watch:
     """Asked after each step whether to go on. As a context it takes over SIGTERM, SIGINT and SIGHUP.
 
-    The first of these signals only makes a note; a second SIGINT interrupts at once. Under nohup SIGHUP stays ignored.
+    The first of these signals only makes a note, as does SIGINT again within `_REPEAT_SECONDS`; a later SIGINT
+    interrupts at once. Under nohup SIGHUP stays ignored. In another thread than the main one nothing is taken over,
+    as Python cannot.
 
     Args:
         train: the TRAIN section of the config.
@@ -31,7 +38,7 @@ class Watch:
         self.limit = to_seconds(train.TIME_LIMIT) or math.inf
         self.interval = 60 * train.SAVE_MINUTES or math.inf
         self.started = started
-        self.signal = None
+        self.signal = self.signalled_at = None
         self.slowest_save = None
         self.last_save = time.monotonic()
         self.steps = 0  # since the command started
@@ -39,7 +46,8 @@ class Watch:
         self.epoch_starts()
 
     def __enter__(self):
-        self._earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        self._earlier = {number: signal.getsignal(number) for number in numbers if _is_main_thread()}
         for number, handler in self._earlier.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, self._note)
@@ -47,15 +55,21 @@ class Watch:
 
     def __exit__(self, *_):
         for number, handler in self._earlier.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+        if self.signal:
+            ignore_interrupts()
 
     def _note(self, number, _frame):
-        self.signal = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         if number == signal.SIGHUP:
             leave_terminal()
-        if number == signal.SIGINT:
-            os.write(sys.stderr.fileno(), b"\nsaving after this step; Ctrl-C again gives up what is not saved\n")
+        if not self.signal:
+            self.signal, self.signalled_at = signal.Signals(number).name, time.monotonic()
+            if number == signal.SIGINT:
+                how = f"Ctrl-C after {_REPEAT_SECONDS:.0f} seconds or later gives up what is not saved"
+                write_from_handler(f"\nsaving after this step; {how}\n")
+        elif number == signal.SIGINT and time.monotonic() > self.signalled_at + _REPEAT_SECONDS:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends; once is enough
+            raise KeyboardInterrupt
 
     def epoch_starts(self):
         """Leave out the validation before when the time between two questions is measured."""

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import paddle
 
-from engine.threads import usable_cores
+from engine.threads import cores
 from measure.rounds import Timed, finished
 
-CORES = usable_cores()
+CORES = cores()
 SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 512, 2048))  # of the products among which the best is found
 ENGINE_PACKAGES = ("onnxruntime", "openvino")
 

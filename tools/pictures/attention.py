@@ -25,12 +25,12 @@ def main(args, cfg):
     from pictures.overlay import enlarged
 
     setup_logging()
-    check_figure(args.sheet)
+    paths = chosen_paths(args)
+    check_figure(args.sheet, [*args.inputs, *paths])
     if args.overlays:
         if Path(args.overlays).exists() and not Path(args.overlays).is_dir():
             raise UserError(f"--overlays {args.overlays} is no folder")
         check_writable(Path(args.overlays) / "x.png")
-    paths = chosen_paths(args)
     model, cfg, metadata = open_model(args, cfg)
     look = open_look(args, model, metadata.classes)
     images, failed = read_images(paths, cfg, metadata)

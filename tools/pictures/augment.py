@@ -33,11 +33,12 @@ def main(args, cfg):
     from engine import parallel
     from engine.logger import log, setup_logging
     from errors import UserError
-    from files import shown
+    from files import check_outputs, shown
 
     if args.count < 1:
         raise UserError(f"--count is {args.count} but must be 1 or more")
     check_sheet(args.sheet)
+    check_outputs([args.sheet], args.inputs)
     parallel.setup(cfg)
     setup_logging()
     save(augment_sheet(args, cfg), args.sheet)
@@ -63,8 +64,10 @@ def augment_sheet(args, cfg):
     from data.dataset import load_data
     from data.loader import TrainDataset
     from engine.logger import progress_bar
+    from files import check_outputs
 
     classes, splits = load_data(cfg, ["train"])
+    check_outputs([args.sheet], pictures=splits["train"].paths)
     cfg = with_classes(cfg, len(classes))
     dataset = TrainDataset(splits["train"], cfg)
     chosen = choose(splits["train"].labels, args.count, cfg.SEED)

@@ -4,7 +4,7 @@ import math
 
 from errors import UserError
 from figures import check_suffix, figure_to, require_matplotlib
-from files import check_writable
+from files import check_outputs
 
 CELL, GAP, CAPTION, MARGIN, LINE = 1.5, 0.12, 0.36, 0.25, 0.2  # inches
 DPI = 110
@@ -13,11 +13,11 @@ LETTERS = 24  # of a line of a caption
 MOST_LINES = 300  # the drawing library's largest picture, 2 ** 16 pixels high
 
 
-def check_figure(path):
-    """Raise UserError for a file that no sheet can be written to, or if matplotlib is missing."""
+def check_figure(path, inputs):
+    """Raise UserError for a file that no sheet can be written to, one of `inputs` too, or if matplotlib is missing."""
     check_suffix(path, "--sheet")
     require_matplotlib()
-    check_writable(path)
+    check_outputs([path], inputs)
 
 
 def lines_of(picture, rows):

@@ -2,7 +2,7 @@
 
 import argparse
 
-from cli import not_empty
+from cli import json_file, not_empty
 
 READS_CONFIG = False  # main(args) without cfg, nor paddle
 
@@ -25,7 +25,7 @@ def main(args):
     from pictures.run_logs import read_runs
 
     check_suffix(args.sheet, "--sheet")
-    check_outputs((args.sheet, args.json))
+    check_outputs((args.sheet, args.json), args.runs)
     require_matplotlib()
     runs = read_runs(args.runs)
     panels = panels_of(runs)
@@ -59,7 +59,7 @@ def parser():
     parser.add_argument(
         "--sheet", type=not_empty, default="curves.png", metavar="FILE", help=".png, .pdf or .svg; default curves.png"
     )
-    parser.add_argument("--json", type=not_empty, metavar="FILE", help="write the numbers of every epoch")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="write the numbers of every epoch")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
 

@@ -25,8 +25,8 @@ def main(args, cfg):
     from pictures.overlay import enlarged
 
     setup_logging()
-    check_figure(args.sheet)
     paths = chosen_paths(args)
+    check_figure(args.sheet, [*args.inputs, *paths])
     model, cfg, metadata = open_model(args, cfg)
     images, failed = read_images(paths, cfg, metadata)
     found = [features(model, pixels) for _, _, pixels in images]

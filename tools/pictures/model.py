@@ -17,7 +17,7 @@ def open_model(args, cfg):
             f"{args.pretrained} is an exported model, whose inside cannot be looked at: give the weights that it was "
             "made from by --pretrained"
         )
-    predictor, cfg, model = open_weights(cfg, args.pretrained)
+    predictor, cfg, model = open_weights(cfg, args.pretrained, args.weights_named)
     return model, cfg, predictor.metadata
 
 
@@ -70,6 +70,7 @@ def add_image_options(parser, picture):
     from cli import not_empty
 
     parser.usage = f"visualize.py {picture} [options] [IMAGE|FOLDER|GLOB ...] [KEY VALUE ...]"
+    parser.set_defaults(opens_run=True)
     sheet = f"{picture}.png"
     parser.add_argument(
         "--sheet", type=not_empty, default=sheet, metavar="FILE", help=f".png, .pdf or .jpg; default {sheet}"

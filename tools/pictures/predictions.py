@@ -3,7 +3,7 @@
 import json
 import os
 
-from cli import common_parser, not_empty
+from cli import common_parser, json_file, not_empty
 from pictures.augment import short_name
 from pictures.sheet import COLUMNS, FAINT, TILE, blank, check_sheet, heading, left_of, save, stack, thumbnail, write
 from val import add_evaluation_options, open_model
@@ -21,12 +21,13 @@ def main(args, cfg):
     from engine import parallel
     from engine.evaluator import evaluate
     from engine.logger import log, setup_logging
-    from files import shown, write_text
+    from files import check_outputs, shown, write_text
 
     check_options(args)
     parallel.setup(cfg)
     setup_logging()
     model, weights, cfg, classes, split = open_model(args, cfg)
+    check_outputs((args.sheet, args.confusion), pictures=split.paths)
     outcomes = Outcomes()
     scores = evaluate(model, EvalLoader(split, cfg), cfg, each_batch=outcomes.add)
     outcomes.join()
@@ -62,7 +63,7 @@ def parser():
         help=f".png, .pdf or .svg of the confusion matrix, of more than {LARGEST_MATRIX} classes of the most confused "
         "pairs; needs matplotlib",
     )  # fmt: skip
-    add("--json", type=not_empty, metavar="FILE", help="write path, classes, probability and loss of every image")
+    add("--json", type=json_file, metavar="FILE", help="write path, classes, probability and loss of every image")
     return parser
 
 
@@ -78,7 +79,7 @@ def check_options(args):
     if args.confusion:
         check_suffix(args.confusion, "--confusion")
         require_matplotlib()
-    check_outputs((args.sheet, args.confusion, args.json))
+    check_outputs((args.sheet, args.confusion, args.json), args.inputs)
 
 
 # --- Numbers ---

@@ -13,13 +13,11 @@ PAPER, SHADE, INK, FAINT = "white", (233, 236, 240), (25, 25, 25), (110, 110, 11
 
 
 def check_sheet(path):
-    """Raise UserError for a file that no sheet can be written to."""
+    """Raise UserError for a name that no sheet can have."""
     from errors import UserError
-    from files import check_writable
 
     if os.path.splitext(path)[1].lower() not in FORMATS:
         raise UserError(f"--sheet is {path} but must end in {', '.join(FORMATS)}")
-    check_writable(path)
 
 
 def save(image, path):

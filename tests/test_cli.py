@@ -1,0 +1,33 @@
+"""What the words of a command line mean, whatever they begin with."""
+
+import pytest
+
+import cli
+import predict
+
+
+def parsed(*words):
+    return cli._parsed(predict.parser(), list(words))
+
+
+@pytest.mark.parametrize("number", ["-1", "-0.5", "-.5", "-1e-3", "-1.E+5", "-2.5e10", "-inf"])
+def test_negative_number_is_a_value(number):
+    assert parsed("TRAIN.BASE_LR", number, "--top-k", "3").opts == ["TRAIN.BASE_LR", number]
+
+
+def test_words_after_a_double_dash_are_no_options():
+    args = parsed("a.png", "--top-k", "3", "--", "-dash.png", "--json", "--")
+    assert args.opts == ["a.png", "-dash.png", "--json", "--"] and args.top_k == 3 and args.json is None
+
+
+@pytest.mark.parametrize("words", [["-e"], ["TRAIN.BASE_LR", "-x1e-3"], ["-1e"]])
+def test_other_words_with_a_dash_are_unknown_options(words, capsys):
+    with pytest.raises(SystemExit):
+        parsed(*words)
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_key_and_value_with_an_equals_sign_are_told(capsys):
+    with pytest.raises(SystemExit):
+        cli.check_pairs(predict.parser(), parsed("TRAIN.EPOCHS=3"))
+    assert "write TRAIN.EPOCHS 3: KEY VALUE pairs have a blank between them" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""A fresh clone, used as the README says: what is tracked stays as it is, and a user's own run is preferred."""
+
+import re
+import shutil
+import signal
+import subprocess
+
+import pytest
+from conftest import ENVIRONMENT, ROOT, few_digits
+
+
+def in_folder(folder, *words):
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the tracked files as a repository of its own, in a folder with a blank in its name."""
+    if not shutil.which("git") or subprocess.run(["git", "-C", ROOT, "rev-parse"], capture_output=True).returncode:
+        pytest.skip("not a git repository")
+    folder = tmp_path_factory.mktemp("clone") / "my t2t"
+    names = in_folder(ROOT, "git", "ls-files", "-z").stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    in_folder(folder, "git", "init", "-q")
+    in_folder(folder, "git", "add", "-A")
+    in_folder(folder, "git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "all")
+    return folder
+
+
+def test_training_that_is_interrupted_leaves_the_clone_clean_and_its_run_is_preferred(clone, tmp_path):
+    words = ["bash", str(clone / "scripts/train.sh"), *map(str, few_digits(tmp_path, 20)), "TRAIN.LOG_EVERY", "1"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=clone, env=ENVIRONMENT)
+    for line in process.stdout:
+        if line.startswith("Epoch [2/40], Step"):
+            process.send_signal(signal.SIGINT)
+            break
+    lines = process.communicate(timeout=300)[0].splitlines()
+    assert process.returncode == 0
+    assert lines[-2].startswith("stopped by SIGINT after 1 epochs and ")
+    assert lines[-1] == f"continue with: {' '.join(words)} --resume auto".replace("my t2t", r"my\ t2t")
+    which = r"t2t_vit_7 with output/lit_data/best.pdparams%s \(weights of epoch 1 of 40, val acc 0\.\d{4}\)\n"
+    on = f" on 200 images of {tmp_path}/val.txt"
+    assert re.match(which % on, in_folder(clone, "bash", "scripts/val.sh").stdout)
+    assert re.fullmatch("note: " + which % "", in_folder(clone, "bash", "scripts/predict.sh").stderr)
+    done = in_folder(clone, "python", "tools/export.py", "--format", "paddle")
+    assert re.match(which % "", done.stdout) and (clone / "output/lit_data/export/lit_data.yml").is_file()
+    assert re.search("note: " + which % "", in_folder(clone, "python", "tools/visualize.py", "attention").stdout)
+    assert in_folder(clone, "git", "status", "--porcelain").stdout == ""
+
+
+def test_scripts_that_sh_starts_go_on_in_bash():
+    if not shutil.which("dash"):
+        pytest.skip("no dash, which sh is on Debian")
+    scripts = {path.name: path for path in (ROOT / "scripts").glob("*.sh") if path.name != "env.sh"}  # it is sourced
+    assert {"train.sh", "val.sh", "eval.sh"} < set(scripts)
+    for path in scripts.values():
+        first = next(line for line in path.read_text().splitlines() if not line.startswith("#"))
+        assert first.startswith('[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"'), path
+    assert "--resume" in in_folder("/", "dash", scripts["train.sh"], "--help").stdout
+    for option in ("--config=", "-cfg="):
+        words = [f"{option}{ROOT}/configs/lit_data.yaml", "--help"]
+        assert "--split" in in_folder("/", "dash", scripts["eval.sh"], *words).stdout
+        assert "--resume" in in_folder("/", "dash", scripts["aistudio.sh"], *words).stdout
+
+
+def test_checkout_on_windows_keeps_the_scripts(clone):
+    done = in_folder(clone, "git", "check-attr", "eol", "scripts/train.sh", "lit_data/train.txt")
+    assert done.stdout.splitlines() == ["scripts/train.sh: eol: lf", "lit_data/train.txt: eol: lf"]

@@ -1,0 +1,215 @@
+"""Machines that lack something: locks, a home, a terminal, all of their cores."""
+
+import errno
+import fcntl
+import os
+import pty
+import pwd
+import re
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+
+import pytest
+from conftest import ENVIRONMENT, ROOT, error_line
+
+import config
+import unpack
+from config import load_config
+from engine import fetch, threads
+from engine.run_folder import RunFolder
+from engine.watch import STOP_FOR_SIGNAL, Watch
+from errors import UserError
+from files import shown, write_text
+
+
+def test_file_system_without_locks_and_flushes_of_folders_will_do(tmp_path, monkeypatch, told):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    def fsync(file, really=os.fsync):
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        really(file)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(os, "fsync", fsync)
+    cfg = load_config(ROOT / "configs/lit_data.yaml", [("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))])
+    run = RunFolder(cfg)
+    run.lock()
+    assert "lit_data.lock cannot be locked on this file system; do not train this run twice" in told.text
+    write_text(tmp_path / "lit_data/config.yaml", cfg.dump())
+    run.save_state({"epoch": 1})
+    assert run.latest.is_file()
+    unpack.claim(tmp_path)
+    with fetch._only_one(tmp_path):
+        pass
+
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_text(tmp_path / "x", "")
+
+
+def test_locked_run_is_told(tmp_path):
+    cfg = load_config(ROOT / "configs/lit_data.yaml", [("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))])
+    first = RunFolder(cfg)
+    first.lock()
+    with pytest.raises(UserError, match="is being trained by another process"):
+        RunFolder(cfg).lock()
+
+
+@pytest.mark.parametrize(
+    "cgroup, files, cores",
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/", {"cpu.max": "max 100000"}, float("inf")),
+        (
+            "0::/pod/box",
+            {"cpu.max": "400000 100000", "pod/box/cpu.max": "max 100000", "pod/cpu.max": "200000 100000"},
+            2,
+        ),
+        ("0::/of/the/host", {"cpu.max": "50000 100000"}, 0.5),
+        (
+            "4:memory:/x\n1:cpu,cpuacct:/docker/7f",
+            {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, float("inf")),
+        ("1:cpuset:/", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, float("inf")),
+        ("what is this", {"cpu.max": "x"}, float("inf")),
+    ],
+)
+def test_quota_of_a_container_counts_as_its_cores(tmp_path, monkeypatch, cgroup, files, cores):
+    for name, text in {"proc/self/cgroup": cgroup, **{f"sys/fs/cgroup/{name}": files[name] for name in files}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert threads._quota(tmp_path) == cores
+    monkeypatch.setattr(threads, "_quota", lambda _: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    assert threads.cores() == max(1, int(min(8, cores)))
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert 1 <= threads.cores() <= os.cpu_count()
+
+
+def test_user_without_a_home_and_a_name(monkeypatch):
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("HOME", "T2T_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert str(config.resolve("~/x")) == f"{ROOT}/~/x"
+    with pytest.raises(UserError, match="no home folder to keep downloads in; set T2T_CACHE"):
+        fetch.cache_folder()
+    monkeypatch.setenv("HOME", "/proc/home")
+    with pytest.raises(UserError, match=r"/proc/home/.cache/t2t_vit/\w+ cannot be made .*; set T2T_CACHE to a folder"):
+        fetch.download("http://127.0.0.1:9/x.pdparams")
+
+
+def test_removed_current_folder_is_told(tmp_path, monkeypatch):
+    words = f'cd "$1" && rmdir "$1" && exec "{sys.executable}" "{ROOT}/tools/predict.py"'
+    (tmp_path / "x").mkdir()
+    done = subprocess.run(["bash", "-c", words, "-", tmp_path / "x"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: the current folder has been removed; cd to another one\n")
+    (tmp_path / "y").mkdir()
+    monkeypatch.chdir(tmp_path / "y")
+    (tmp_path / "y").rmdir()
+    assert str(shown(tmp_path / "latest.pdparams")) == f"{tmp_path}/latest.pdparams"  # a run goes on
+
+
+@pytest.mark.parametrize("home", [None, "/proc/home"])
+def test_curves_need_no_home(tmp_path, home):
+    pytest.importorskip("visualdl")
+    code = "import pwd, sys; pwd.getpwuid = {}.__getitem__; sys.path.insert(0, sys.argv[1]); from pathlib import Path; "
+    code += "from engine.scalars import Scalars; Scalars().open(Path('curves').absolute())"
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "HOME"}
+    environment |= {"HOME": home} if home else {}
+    subprocess.run([sys.executable, "-c", code, ROOT / "tools"], check=True, cwd=tmp_path, env=environment)
+    assert os.listdir(tmp_path) == ["curves"]
+
+
+# --- Notebooks, threads, terminals ---
+
+NOTEBOOK = """
+import io, os, runpy, signal, sys, threading, time
+
+class Stream(io.StringIO):  # neither a descriptor nor reconfigure
+    def write(self, text):
+        if text.startswith("Epoch [1/40], Step"):
+            threading.Thread(target=interrupt).start()
+        return os.write(1, text.encode())
+
+def interrupt():
+    for _ in range(5):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+
+sys.stdout = sys.stderr = Stream()
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as %run does
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_five_interrupts_in_a_notebook_save_once(tmp_path):
+    words = [ROOT / "tools/train.py", "--output", tmp_path, "MODEL.T2T.DEPTH", "1", "TRAIN.LOG_EVERY", "2"]
+    done = subprocess.run([sys.executable, "-c", NOTEBOOK, *words], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch("stopped by SIGINT after 0 epochs and .*", done.stdout.splitlines()[-2])
+    assert (tmp_path / "lit_data/latest.pdparams").is_file()
+
+
+def test_interrupt_again_later_gives_up(capfd):
+    with Watch(load_config(ROOT / "configs/lit_data.yaml").TRAIN, time.monotonic()) as watch:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert watch.after_step() == STOP_FOR_SIGNAL
+        watch.signalled_at -= 3
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert capfd.readouterr().err.count("Ctrl-C after 2 seconds or later gives up") == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_watch_in_another_thread_takes_no_signals():
+    before, watches = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with Watch(load_config(ROOT / "configs/lit_data.yaml").TRAIN, time.monotonic()) as watch:
+            watches.append(watch)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert watches and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_answer_stands_on_a_line_of_its_own_beside_a_progress_bar():
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = subprocess.Popen([sys.executable, ROOT / "tools/predict.py"], stdout=child, stderr=child, cwd=ROOT)
+    os.close(child)
+    data = b""
+    while True:
+        try:
+            data += os.read(parent, 1024)
+        except OSError:  # all is read
+            break
+    assert process.wait(60) == 0
+    before, answer, _ = data.decode().partition("lit_data/val/3/0045.png")
+    assert answer and "predict: " in before and re.search(r"(\r *\r|\n)$", before), before
+
+
+def test_output_under_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    line = error_line("train", "--output", tmp_path / "file/x", "DATA.NUM_WORKERS", 0)
+    assert line.startswith(f"error: {tmp_path}/file/x") and line.count("\n") == 0

@@ -1,0 +1,88 @@
+"""What commands write: never over what they read, nor over what comes with the repository."""
+
+import os
+import shutil
+
+import pytest
+from conftest import ROOT, error_line, tool
+
+from errors import UserError
+from files import check_outputs
+
+DIGIT = ROOT / "lit_data/val/3/0045.png"
+SHIPPED = ROOT / "output/pretrained/lit_data"
+
+
+@pytest.fixture
+def photo(tmp_path):
+    return shutil.copy(DIGIT, tmp_path / "photo.png")
+
+
+def test_output_that_is_an_input_by_any_name_is_refused(photo, tmp_path):
+    os.link(photo, tmp_path / "hard.png")
+    os.symlink(photo, tmp_path / "soft.png")
+    os.symlink(tmp_path, tmp_path / "folder")
+    for name in ("photo.png", "hard.png", "soft.png", "folder/photo.png"):
+        with pytest.raises(UserError, match=f"{name} is read by this command and would be overwritten"):
+            check_outputs([None, tmp_path / name], [photo])
+    with pytest.raises(UserError, match="soft.png is read by this command"):
+        check_outputs([tmp_path / "soft.png"], pictures=[str(photo)])
+    check_outputs([tmp_path / "other.png"], [photo, tmp_path / "absent.png"], [photo])
+    with pytest.raises(UserError, match="is named for two files"):
+        check_outputs([tmp_path / "x.png", tmp_path / "folder/x.png"])
+
+
+def test_nothing_is_written_among_the_shipped_runs(tmp_path):
+    os.symlink(SHIPPED, tmp_path / "link")
+    for path in (SHIPPED / "x.json", ROOT / "log/pretrained/new/x.log", tmp_path / "link/best.pdparams"):
+        with pytest.raises(UserError, match="/pretrained, which is kept as it came; give another place"):
+            check_outputs([path])
+    assert "kept as it came" in error_line("unpack", DIGIT, "--output", ROOT / "output/pretrained/x")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "predict {photo} --json {photo}",
+        "predict {photo} --json-ids {folder}/w.pdparams",
+        "check_data --json {photo}",
+        "benchmark model --json {photo}",
+        "visualize predictions --json {photo}",
+        "visualize curves {folder} --json {photo}",
+    ],
+)
+def test_json_has_the_name_of_no_other_kind(photo, tmp_path, line):
+    words = line.format(photo=photo, folder=tmp_path).split()
+    assert " must end in .json" in tool(*words, status=2).stderr
+    assert photo.read_bytes() == DIGIT.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "predict {photo} plain --json plain",
+        "visualize attention {photo} --sheet {photo}",
+        "visualize augment --data-path {data} --sheet {data}/train/3/photo.png",
+        "visualize predictions --data-path {data} --sheet {data}/val/3/photo.png",
+        "convert {weights} --output {weights}",
+        "export --config {run}/config.yaml --format openvino --file {run}/x.xml MODEL.PRETRAINED {run}/x.bin",
+    ],
+)
+def test_commands_overwrite_none_of_their_inputs(photo, tmp_path, line):
+    run = shutil.copytree(SHIPPED, tmp_path / "run")
+    shutil.copy(run / "best.pdparams", run / "x.bin")
+    shutil.copy(DIGIT, tmp_path / "plain")
+    for split in ("train", "val"):
+        for digit in range(10):
+            folder = tmp_path / f"data/{split}/{digit}"
+            folder.mkdir(parents=True)
+            shutil.copy(DIGIT, folder / "photo.png")
+    words = line.format(photo=photo, data=tmp_path / "data", weights=run / "best.pdparams", run=run).split()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "would be overwritten; give the output another name" in error_line(*words, cwd=tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_converted_weights_have_the_name_of_their_kind(tmp_path):
+    line = error_line("convert", SHIPPED / "best.pdparams", "--output", tmp_path / "photo.jpg", "--to", "torch")
+    assert line == f"error: --output {tmp_path}/photo.jpg must end in .pth or .pt or .bin or .tar, as --to is torch"

@@ -1,0 +1,134 @@
+"""Where a run may write: into a run's folder or a new one, and nowhere else."""
+
+import os
+
+import pytest
+from conftest import ROOT, error_line
+
+from config import load_config
+from engine.run_folder import RunFolder
+from engine.serving import when_best
+from errors import UserError
+
+SUMMARY = "x, 2026-01-01 00:00:00: PaddlePaddle 3.3.1 on cpu, float32, 1 process(es), Python 3.11.7\n"
+CONFIG = load_config(ROOT / "configs/lit_data.yaml").dump()
+
+
+def place(folder, *pairs):
+    """A `RunFolder` of lit_data in `folder`, whose place has been checked."""
+    pairs = [("OUTPUT", str(folder)), ("LOG", str(folder)), *pairs]
+    cfg = load_config(ROOT / "configs/lit_data.yaml", pairs)
+    run = RunFolder(cfg)
+    run.check_place(cfg)
+    return run
+
+
+def begun(folder):
+    """Names in `folder` after a run has begun there."""
+    run = place(folder)
+    run.lock()
+    run.begin(load_config(ROOT / "configs/lit_data.yaml"), _Classes)
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+class _Classes:
+    to_text = staticmethod(lambda: "0\n")
+
+
+def fill(folder, **files):
+    for name, text in files.items():
+        path = folder / name.replace("_", ".", 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_training_never_moves_a_folder_that_is_not_a_run(tmp_path):
+    (tmp_path / "lit_data").symlink_to(ROOT / "lit_data")
+    before = sorted(os.listdir(ROOT / "lit_data"))
+    line = error_line("train", "--output", tmp_path)
+    assert (
+        line == f"error: the run folder {tmp_path}/lit_data would hold the data; give this run another NAME or --output"
+    )
+    line = error_line("train", "--output", tmp_path, "NAME", "x", "OUTPUT", ROOT.parent, "NAME", ROOT.name)
+    assert "would hold the repository" in line
+    line = error_line("train", "--output", ROOT / "output/pretrained")
+    assert "output/pretrained, which is kept as it came" in line
+    assert "NAME is 'pretrained' but must be another name" in error_line("train", "NAME", "pretrained")
+    assert sorted(os.listdir(ROOT / "lit_data")) == before and os.listdir(tmp_path) == ["lit_data"]
+
+
+@pytest.mark.parametrize("files", [{"photo_jpg": ""}, {"best_pdparams": ""}, {"config_yaml": "NAME: app\n"}])
+def test_folder_of_other_files_is_refused(tmp_path, files):
+    fill(tmp_path / "lit_data", **files)
+    with pytest.raises(UserError, match="lit_data is not the folder of a run, it holds"):
+        place(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lit_data", "lit_data.log", "lit_data.new.log", "lit_data.visualdl"])
+def test_file_in_the_place_of_a_run_is_refused(tmp_path, name):
+    message = f"{name} is not (of a run|a folder); give this run another NAME"
+    (tmp_path / name).write_text("my diary\n")
+    with pytest.raises(UserError, match=message):
+        place(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / "absent")
+    with pytest.raises(UserError, match=message):
+        place(tmp_path)
+
+
+def test_output_that_is_a_file_and_parts_that_are_folders_are_named(tmp_path):
+    fill(tmp_path, out_txt="", run_log="")
+    with pytest.raises(UserError, match="out.txt is not a folder .--output, OUTPUT"):
+        place(tmp_path / "out.txt")
+    with pytest.raises(UserError, match="run.log is not a folder .--output, LOG"):
+        place(tmp_path, ("LOG", str(tmp_path / "run.log")))
+    fill(tmp_path / "lit_data", config_yaml=CONFIG)
+    (tmp_path / "lit_data/latest.pdparams").mkdir()
+    with pytest.raises(UserError, match="latest.pdparams is not a file; remove it"):
+        place(tmp_path)
+
+
+def test_run_begins_in_an_empty_folder_and_beside_an_export(tmp_path):
+    assert begun(tmp_path) == ["lit_data"]
+    assert begun(tmp_path) == ["lit_data", "lit_data.1"]  # a run is moved aside
+    fill(tmp_path / "other/lit_data/export", lit_onnx="x")
+    assert begun(tmp_path / "other") == ["lit_data"]
+    assert (tmp_path / "other/lit_data/export/lit.onnx").is_file()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/lit_data").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    assert begun(tmp_path / "linked") == ["lit_data"]
+    assert (tmp_path / "disk/config.yaml").is_file()
+
+
+def test_log_of_an_earlier_run_is_one(tmp_path):
+    (tmp_path / "lit_data.log").write_text("warning: slow\n" + SUMMARY)
+    (tmp_path / "lit_data.new.log").write_text("")
+    run = place(tmp_path)
+    assert run.log_until_begun().name == "lit_data.new.log"
+
+
+def test_run_that_reads_what_it_would_move_aside_is_refused(tmp_path):
+    fill(tmp_path / "lit_data", config_yaml=CONFIG, best_pdparams="")
+    words = ["--resume", "none", "--pretrained", tmp_path / "lit_data/best.pdparams"]
+    line = error_line("train", "--config", ROOT / "configs/lit_data.yaml", "--output", tmp_path, *words)
+    assert line.endswith("best.pdparams lies in the run that would be moved aside; give this run a NAME")
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ('{"epoch": 1, "val_top1": 0.5, "val_ema_top1": 0.1}\n{"epoch": 2, "val_ema_top1": 0.3}\n{"epoch": 3}\n',
+         " (weights of epoch 2 of 40, val acc 0.3000)"),
+        ('{"epoch": 4, "val_top1": 0.5}', " (weights of epoch 4 of 40, val acc 0.5000)"),
+        ("", ""),
+        ("[1]", ""),
+        ("[" * 100_000, ""),
+        ('{"epoch": 1, "val_top1": 1' + 400 * "0" + "}", ""),
+        ('{"epoch": 1, "val_top1": "x\\u001b[2J"}', ""),
+    ],
+)  # fmt: skip
+def test_epoch_and_accuracy_of_the_best_weights_are_told_where_they_are_known(tmp_path, rows, words):
+    fill(tmp_path, config_yaml=CONFIG, metrics_jsonl=rows)
+    assert when_best(tmp_path / "best.pdparams") == words
+    assert when_best(tmp_path / "latest.pdparams") == when_best(tmp_path / "absent/best.pdparams") == ""
