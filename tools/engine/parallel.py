@@ -5,11 +5,14 @@ sets what `paddle.distributed.ParallelEnv` reads; without it there is one.
 """
 
 import contextlib
+import ctypes
+import signal
 
 import numpy as np
 import paddle
 from paddle import distributed
 
+from engine.ranks import rank, world_size
 from errors import UserError
 from models import cpu
 
@@ -20,12 +23,7 @@ def setup(cfg):
     Returns the device's name.
     """
     device = cfg.DEVICE
-    gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
-    if device.startswith("gpu") and not gpus:
-        build = "finds none" if paddle.is_compiled_with_cuda() else "is a CPU build (install paddlepaddle-gpu)"
-        raise UserError(
-            f"DEVICE is {device} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}"
-        )
+    gpus = require_gpu(f"DEVICE is {device}") if device.startswith("gpu") else _gpus()
     name = device or ("gpu" if gpus else "cpu")
     if name == "gpu" and gpus:
         name = f"gpu:{distributed.ParallelEnv().device_id}"
@@ -34,28 +32,30 @@ def setup(cfg):
     paddle.set_device(name)
     cpu.enable(cfg.CPU.FAST_OPS and name == "cpu")
     if world_size() > 1:
+        # gloo aborts the process when it loses another one: as its handler, sleep(SIGABRT) leaves six seconds in which
+        # the monitor of that one (lifeline.py) tells why. Python's own handlers would come too late.
+        libc = ctypes.CDLL(None)
+        libc.signal(signal.SIGABRT, libc.sleep)
         distributed.init_parallel_env()
     return name
 
 
-def rank():
-    """Number of this process, 0 to world_size() - 1."""
-    return distributed.ParallelEnv().rank
+def require_gpu(wish):
+    """Number of GPUs that can be used; UserError, which begins with `wish`, if there is none."""
+    count = _gpus()
+    if not count:
+        build = "finds none" if paddle.is_compiled_with_cuda() else "is a CPU build (install paddlepaddle-gpu)"
+        raise UserError(f"{wish} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}")
+    return count
 
 
-def world_size():
-    """How many processes train together."""
-    return distributed.ParallelEnv().world_size
+def _gpus():
+    return paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
 
 
 def is_main():
     """True in the one process that prints and writes files."""
     return rank() == 0
-
-
-def main_host():
-    """Host name or address of the machine of the main process."""
-    return distributed.ParallelEnv().trainer_endpoints[0].rpartition(":")[0]
 
 
 def barrier():
