@@ -13,11 +13,11 @@ from conftest import ROOT
 from test_processes import free_port
 
 PROGRAM = """
-import ctypes, sys, time
+import ctypes, os, sys, time
 sys.path.insert(0, "tools")
 from engine.lifeline import Lifeline
 from errors import UserError
-Lifeline.limits = (2, 2)
+Lifeline.limits = LIMITS
 with Lifeline(sys.argv[1]) as lifeline:
     lifeline.tell(hint="latest.pdparams is there")
     print("begun", flush=True)
@@ -29,14 +29,14 @@ STUCK = "ctypes.PyDLL(None).sleep(60)"  # holds Python's lock, as a call of Padd
 class Job:
     """Processes that run PROGRAM, as the launcher would start them."""
 
-    def __init__(self, tmp_path, *bodies, world_size=2, port=None):
+    def __init__(self, tmp_path, *bodies, world_size=2, port=None, limits=(2, 2)):
         self.log, self.processes = tmp_path / "log/run.log", []
         port = port or free_port()
         endpoints = [f"127.0.0.1:{port + rank}" for rank in range(world_size)]
         for rank, body in enumerate(bodies):
             names = {"TRAINERS_NUM": world_size, "TRAINER_ID": rank, "TRAINER_ENDPOINTS": ",".join(endpoints)}
             environment = {**os.environ, **{f"PADDLE_{name}": str(value) for name, value in names.items()}}
-            command = [sys.executable, "-c", PROGRAM.format(body), str(self.log)]
+            command = [sys.executable, "-c", PROGRAM.replace("LIMITS", str(limits)).format(body), str(self.log)]
             self.processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                                    cwd=ROOT, env=environment))  # fmt: skip
         for process in self.processes:
@@ -82,6 +82,15 @@ def test_stopped_process_is_named(tmp_path, rank):
     job.signal(rank, signal.SIGSTOP)
     assert [status for status, _ in job.ended()] == [-signal.SIGKILL] * 2
     assert job.log.read_text().startswith(f"error: rank {rank} of 2: no answer for 2 s: stopped, ")
+
+
+def test_stopped_process_is_named_with_a_failure_that_it_causes(tmp_path):
+    job = Job(tmp_path, "time.sleep(6.5); os.abort()", STUCK, limits=(2, 60))  # gloo gives up after half a minute
+    job.signal(1, signal.SIGSTOP)
+    job.processes[0].wait(15)
+    job.ended()
+    assert re.match(r"error: rank 0 of 2: killed, .*; rank 1: no answer for [67] s; latest.pdparams is there\n$",
+                    job.log.read_text())  # fmt: skip
 
 
 def test_job_that_is_stopped_as_a_whole_goes_on(tmp_path):

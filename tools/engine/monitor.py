@@ -20,7 +20,8 @@ _TICK_SECONDS = 0.25
 _BEAT_TICKS = 4  # between two lines
 _DONE_TICKS = 240  # 60 s for the others to be done
 _FIRST_TICKS = 4  # 1 s in which the failure may arrive because of which the watched process ended
-_STUCK_SECONDS = 10
+_LATE_SECONDS = 5  # without a line that are worth telling with a failure
+_STUCK_SECONDS = 10  # for the reason to be written
 _KILLED = "killed, by hand or for lack of memory, or crashed"
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 
@@ -67,7 +68,7 @@ class Monitor:
     def __init__(self, pid, rank, world_size, address, job, log, limits):
         self.start_limit, self.silence_limit = limits
         self.pid, self.rank, self.world_size, self.address, self.job = pid, rank, world_size, tuple(address), job
-        self.log, self.hint = log and [log], ""
+        self.log, self.hint = [log] if log and rank == 0 else [], ""
         self.own = Link(sys.stdin.buffer)
         os.set_blocking(self.own.fileno(), False)
         self.unknown, self.links = [], {}  # connections that have not said their rank; by rank
@@ -107,7 +108,7 @@ class Monitor:
     def _hear_process(self):
         for message in self.own.messages():
             self.hint = message.get("hint", self.hint)
-            if "log" in message:  # of a run that has begun; the log of earlier ones stays second
+            if "log" in message:  # of a run that has begun to write it
                 self.log.insert(0, message["log"])
             self.own.done = self.own.done or message.get("done", False)
             self.failure = self.failure or message.get("reason")
@@ -148,6 +149,8 @@ class Monitor:
         if running is None:
             self._process_gone()
         if self.failure and self.rank == 0:  # which has told it itself
+            for line in self._silent():
+                self._write(f"error: {line}")
             sys.exit(1)
         if self.failure and (self.links or self.gone * _TICK_SECONDS > self.start_limit):
             self._leave(self.rank, self.failure)
@@ -172,6 +175,12 @@ class Monitor:
         link.silent += 1
         if link.silent * _TICK_SECONDS > self.silence_limit and not link.done and not self.own.done:
             self._end(rank, f"no answer for {self.silence_limit} s: stopped, or its machine was lost")
+
+    def _silent(self, known=None):
+        """What to say of other processes that do not answer, for which gloo waits less long than this monitor."""
+        links = [(rank, link) for rank, link in self.links.items() if rank != known and not link.done]
+        silent = [(rank, link.silent * _TICK_SECONDS) for rank, link in links]
+        return [f"rank {rank}: no answer for {time:.0f} s" for rank, time in silent if time > _LATE_SECONDS]
 
     def _running(self):
         """None: the process has ended; False: it is stopped, by SIGSTOP or Ctrl-Z; True."""
@@ -214,7 +223,7 @@ class Monitor:
     def _end(self, rank, reason):
         """End the process because of what happened to `rank`."""
         threading.Timer(_STUCK_SECONDS, self._kill).start()  # should the log be stuck as well
-        message = f"error: rank {rank} of {self.world_size}: {reason}"
+        message = "; ".join([f"error: rank {rank} of {self.world_size}: {reason}", *self._silent(rank)])
         if self.rank == 0:
             self._write(f"{message}; {self.hint}" if self.hint else message)
         elif self.links.get(rank) and self.links[rank].ended:
@@ -234,7 +243,7 @@ class Monitor:
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):
-            path = next((path for path in self.log or [] if os.path.isfile(path)), (self.log or [None])[-1])
+            path = next((path for path in self.log if os.path.isfile(path)), (self.log or [None])[-1])
             if path:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
