@@ -13,7 +13,8 @@ from conftest import ENVIRONMENT, ROOT
 from test_processes import PLAIN
 
 import launch
-from engine import parallel, ranks
+import ranks
+from engine import parallel
 from errors import UserError
 
 

@@ -217,7 +217,7 @@ def import_paddle(device, several=False):
 
     Raises UserError if paddle is missing, or OMP_NUM_THREADS no number of threads.
     """
-    from engine import ranks
+    import ranks
     from engine.threads import asked_threads
 
     require_packages()

@@ -13,8 +13,8 @@ from cli import common_parser, import_paddle, not_empty, run
 
 
 def main(args, cfg):
+    import ranks
     from config import resolve
-    from engine import ranks
     from engine.lifeline import Lifeline
     from errors import UserError
 

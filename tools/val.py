@@ -4,7 +4,7 @@ from cli import add_engine_option, common_parser, import_paddle, run
 
 
 def main(args, cfg):
-    from engine import ranks
+    import ranks
     from engine.lifeline import Lifeline
     from errors import UserError
 

@@ -12,9 +12,9 @@ import paddle
 from data.batch import Batch
 from data.erasing import RandomErasing
 from data.images import ImageError, load_image, open_picture
+from data.reading import data_loader, read_all, shared_memory_fits
 from data.seeding import ORDER, REPLACEMENT, TRANSFORM, generator
 from data.transforms import EvalTransform, TrainTransform
-from data.workers import data_loader, read_all, shared_memory_fits
 from errors import UserError, one_line
 
 _REPLACEMENTS = 10  # unreadable images one after the other, with DATA.ON_ERROR skip, that end the run

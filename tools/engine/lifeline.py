@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from engine import ranks
+import ranks
 from errors import UserError, one_line
 
 _LAST_WORD_SECONDS = 5  # for the monitor to end this process because of another one

@@ -12,9 +12,9 @@ import numpy as np
 import paddle
 from paddle import distributed
 
-from engine.ranks import rank, world_size
 from errors import UserError
 from models import cpu
+from ranks import rank, world_size
 
 
 def setup(cfg):

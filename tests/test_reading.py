@@ -10,7 +10,7 @@ import types
 import pytest
 from conftest import ROOT, few_digits
 
-from data import workers
+from data import reading
 
 BEGIN = """
 import multiprocessing, os, signal, sys
@@ -20,7 +20,7 @@ import_paddle("cpu")
 from config import load_config
 from data.dataset import load_data
 from data.loader import TrainLoader
-from data.workers import data_loader, read_all
+from data.reading import data_loader, read_all
 from errors import UserError
 import numpy as np
 def first_steps():
@@ -161,13 +161,13 @@ def test_shared_memory_is_measured_for_all_that_is_read_ahead(monkeypatch, told)
     needed = (2 * 8 + 2) * 228 * 224 * 224 * 3 + 2**20  # a multiple of 4096
     for free, fits in ((needed, True), (needed - 4096, False)):
         memory = types.SimpleNamespace(f_bavail=free // 4096, f_frsize=4096, f_blocks=16384)
-        monkeypatch.setattr(workers.os, "statvfs", lambda _, memory=memory: memory)
-        workers._warn.cache_clear()
-        assert workers.shared_memory_fits(cfg, 128, 100) is fits
+        monkeypatch.setattr(reading.os, "statvfs", lambda _, memory=memory: memory)
+        reading._warn.cache_clear()
+        assert reading.shared_memory_fits(cfg, 128, 100) is fits
     assert [record.getMessage() for record in told.records] == [
         "warning: /dev/shm has 64 MB and the loader processes may need 591: they send the images through pipes, which "
         "is slower; in Docker, start the container with --shm-size 2g"
     ]
     monkeypatch.setenv("PADDLE_LOCAL_SIZE", "2")
-    assert not workers.shared_memory_fits(cfg, 128)
-    assert workers.shared_memory_fits(settings(DATA__NUM_WORKERS="0"), 10**9)
+    assert not reading.shared_memory_fits(cfg, 128)
+    assert reading.shared_memory_fits(settings(DATA__NUM_WORKERS="0"), 10**9)
