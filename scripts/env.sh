@@ -246,19 +246,7 @@ t2t_tool() {
     shift
   fi
   local launcher=()
-  if [[ -n ${GPUS:-} ]] && ! nvidia-smi -L >/dev/null 2>&1; then
-    echo "error: GPUS is $GPUS but nvidia-smi finds no GPU here" >&2
-    return 1
-  fi
-  if [[ -n ${NNODES:-} && ( -z ${MASTER:-} || -z ${NODE_RANK:-} ) ]]; then
-    echo "error: NNODES is $NNODES: set MASTER to HOST:PORT of the first machine, and NODE_RANK to 0 on it, 1, 2, ... on the others" >&2
-    return 1
-  fi
-  if [[ -n ${GPUS:-}${NNODES:-} ]]; then
-    launcher=(-m paddle.distributed.launch --log_dir "$T2T_ROOT/log/launch")
-    [[ -z ${GPUS:-} ]] || launcher+=(--gpus "$GPUS")
-    [[ -z ${NNODES:-} ]] || launcher+=(--nnodes "$NNODES" --master "$MASTER" --rank "$NODE_RANK")
-  fi
+  [[ -z ${GPUS:-}${NNODES:-} ]] || launcher=("$T2T_ROOT/tools/launch.py")
   # exec: a signal to the script is one to Python. Before bash 4.4, set -u calls an empty array unbound.
   exec python ${launcher[@]+"${launcher[@]}"} "$tool" ${config[@]+"${config[@]}"} "$@"
 }

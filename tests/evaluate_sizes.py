@@ -38,7 +38,7 @@ def scores():
 def main():
     import cli
 
-    cli.import_paddle("cpu")
+    cli.import_paddle("cpu", several=True)
     from config import default_config
     from engine import parallel
     from engine.logger import setup_logging

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 def main():
     import cli
 
-    cli.import_paddle("cpu")
+    cli.import_paddle("cpu", several=True)
     from config import load_config
     from data.dataset import load_data
     from data.loader import TrainLoader

@@ -1,13 +1,9 @@
 """Order of the images, batches, broken images, loader processes."""
 
 import os
-import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from test_data import folder_config, make_folders, settings
 
 from data.batch import TrainInput
@@ -155,52 +151,3 @@ def test_too_few_images_for_a_batch_is_told(tmp_path):
     cfg = folder_config(tmp_path)
     with pytest.raises(UserError, match="6 images, fewer than one step of 64"):
         TrainLoader(load_data(cfg)[1]["train"], cfg)
-
-
-@pytest.mark.parametrize("number", ["SIGKILL", "SIGSEGV"])
-def test_a_killed_loader_process_is_one_line(number):
-    # In a process of its own: Paddle would find the dead process once more in a later test.
-    program = f"""
-import multiprocessing, os, signal, sys
-sys.path.insert(0, "tools")
-from cli import import_paddle
-import_paddle("cpu")
-from config import load_config
-from data.dataset import load_data
-from data.loader import TrainLoader
-from errors import UserError
-cfg = load_config("configs/lit_data.yaml", [("DATA.NUM_WORKERS", "2")])
-steps = TrainLoader(load_data(cfg)[1]["train"], cfg, epochs=100).epoch_steps(0)
-next(steps)
-try:
-    os.kill(multiprocessing.active_children()[0].pid, signal.{number})  # its end may be told before the next line
-    for _ in range(1000):
-        next(steps)
-except UserError as error:
-    print(error, flush=True)
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert re.fullmatch(r"a data loader process ended \(.*\); if the memory ran out, lower .*\n", done.stdout), done
-
-
-def test_a_command_ends_although_multiprocessing_lost_a_loader_process():
-    # Whoever waits for the first process is not told of its end, and finds it gone; the second still runs.
-    program = """
-import multiprocessing, os, signal, sys
-sys.path.insert(0, "tools")
-from cli import import_paddle
-import_paddle("cpu")
-from config import load_config
-from data.dataset import load_data
-from data.loader import TrainLoader
-cfg = load_config("configs/lit_data.yaml", [("DATA.NUM_WORKERS", "2")])
-steps = TrainLoader(load_data(cfg)[1]["train"], cfg, epochs=100).epoch_steps(0)
-next(steps)
-signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-worker = multiprocessing.active_children()[0]
-os.kill(worker.pid, signal.SIGKILL)
-os.waitpid(worker.pid, 0)
-print("end", flush=True)
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr

@@ -266,25 +266,33 @@ def require_packages(needs_paddle=True):
         )
 
 
-def import_paddle(device):
+def import_paddle(device, several=False):
     """Import paddle with settings that it reads only at import, leaving those that the user made.
 
-    OMP_NUM_THREADS becomes this process's share of the cores, unless it is set.
+    OMP_NUM_THREADS becomes this process's share of the cores, unless it is set. Unless this may be one of `several`
+    processes, it forgets what Paddle's launcher would tell them.
 
     Raises UserError if paddle is missing, or OMP_NUM_THREADS no number of threads.
     """
+    import ranks
     from engine.threads import asked_threads, cores
 
     require_packages()
     asked_threads()  # an impossible number is told before OpenMP does
-    processes = int(os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    if not several:
+        ranks.forget()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks.local_size())))
     os.environ.setdefault("GLOG_minloglevel", "2")
     if device == "cpu" or not (device or shutil.which("nvidia-smi")):
         # Strided views make every CPU matmul copy its transposed input again: 5.3 against 8.7 images/s (t2t_vit_7).
         os.environ.setdefault("FLAGS_use_stride_kernel", "0")
         # A matrix product with a result of 38 MB takes 9 ms in memory that is there, and 40 to 70 in new memory.
         keep_freed_memory(2048)
+    import_quietly()
+
+
+def import_quietly():
+    """Import paddle without its warnings and without its handlers of signals."""
     # Paddle warns of more than one OpenMP thread and of a missing ccache, on each import.
     # Signals wait for the end of the import, which would turn Ctrl-C into an ImportError; after it, Paddle's own
     # handlers, which print a C++ trace, are gone.

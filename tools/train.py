@@ -9,26 +9,36 @@ import shlex
 import sys
 from pathlib import Path
 
-from cli import common_parser, not_empty, run
+from cli import common_parser, import_paddle, not_empty, run
 
 
 def main(args, cfg):
+    import ranks
+    from config import resolve
+    from engine.lifeline import Lifeline
+    from errors import UserError
+
+    teacher = {"DISTILL.TEACHER", "DISTILL.WEIGHTS"}.intersection(args.opts[::2])
+    if teacher and not cfg.DISTILL.TYPE:
+        raise UserError(f"{min(teacher)} is given, but DISTILL.TYPE '' listens to no teacher; set hard or soft")
+    ranks.check()
+    with Lifeline(resolve(cfg.LOG) / f"{cfg.NAME}.log") as lifeline:
+        import_paddle(cfg.DEVICE, several=True)
+        _train(args, cfg, lifeline)
+
+
+def _train(args, cfg, lifeline):
     from data.dataset import above_train
     from engine import parallel
-    from engine.lifeline import Lifeline
     from engine.logger import log, setup_logging, write_to_file_only
     from engine.trainer import Stopped
     from engine.watch import Watch
     from errors import UserError, one_line
 
-    teacher = {"DISTILL.TEACHER", "DISTILL.WEIGHTS"}.intersection(args.opts[::2])
-    if teacher and not cfg.DISTILL.TYPE:
-        raise UserError(f"{min(teacher)} is given, but DISTILL.TYPE '' listens to no teacher; set hard or soft")
     parallel.setup(cfg)
     setup_logging(main=parallel.is_main())
-    with Lifeline() as lifeline, Watch(cfg.TRAIN, args.started) as watch:
-        trainer = _prepare(args, above_train(cfg), watch)
-        lifeline.hint = trainer.how_to_continue
+    with Watch(cfg.TRAIN, args.started) as watch:
+        trainer = _prepare(args, above_train(cfg), watch, lifeline)
         try:
             trainer.fit()
         except Stopped as stopped:
@@ -44,7 +54,7 @@ def main(args, cfg):
         parallel.barrier()
 
 
-def _prepare(args, cfg, watch):
+def _prepare(args, cfg, watch, lifeline):
     """Trainer at the point where the run begins or goes on, with its files ready."""
     from config import with_classes
     from data.dataset import load_data
@@ -84,7 +94,11 @@ def _prepare(args, cfg, watch):
             trainer.scalars.open(folder.scalars)
             if trainer.best_epoch and not folder.best.is_file():
                 log.warning("warning: %s is missing; the next better validation writes it again", shown(folder.best))
-        log_to_file(folder.log if state else folder.log_until_begun())
+        path = folder.log if state else folder.log_until_begun()
+        log_to_file(path)
+        lifeline.tell(log=str(path))
+    trainer.tell_saved = lambda: lifeline.tell(hint=trainer.how_to_continue())
+    trainer.tell_saved()
     parallel.barrier()
     return trainer
 
@@ -128,4 +142,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    run(main, parser())
+    run(main, parser(), needs_paddle=False)

@@ -1,27 +1,39 @@
 """Evaluate a model: python tools/val.py [--config configs/X.yaml] [--data-path DIR] [--pretrained FILE]."""
 
-from cli import add_engine_option, common_parser, run
+from cli import add_engine_option, common_parser, import_paddle, run
 
 
 def main(args, cfg):
+    import ranks
+    from engine.lifeline import Lifeline
+    from errors import UserError
+
+    try:
+        ranks.check()
+    except UserError:  # variables that are left from something else
+        ranks.forget()
+    with Lifeline():
+        import_paddle(cfg.DEVICE, several=True)
+        _validate(args, cfg)
+
+
+def _validate(args, cfg):
     from data.loader import EvalLoader
     from engine import parallel
     from engine.evaluator import evaluate
-    from engine.lifeline import Lifeline
     from engine.logger import log, setup_logging
     from engine.serving import when_best
     from files import shown
 
     parallel.setup(cfg)
     setup_logging(main=parallel.is_main())
-    with Lifeline():
-        model, weights, cfg, _, split = open_model(args, cfg)
-        loader = EvalLoader(split, cfg, parallel.rank(), parallel.world_size())
-        source = f"{len(split)} images of {shown(split.source)}"
-        log.info("%s with %s on %s%s", cfg.MODEL.NAME, shown(weights), source, when_best(weights))
-        scores = evaluate(model, loader, cfg, cfg.VAL.LOG_EVERY)
-        log.info(scores.line())
-        log.info("%s final val acc is:%.4f", cfg.DATA.NAME, scores.top1)
+    model, weights, cfg, _, split = open_model(args, cfg)
+    loader = EvalLoader(split, cfg, parallel.rank(), parallel.world_size())
+    source = f"{len(split)} images of {shown(split.source)}"
+    log.info("%s with %s on %s%s", cfg.MODEL.NAME, shown(weights), source, when_best(weights))
+    scores = evaluate(model, loader, cfg, cfg.VAL.LOG_EVERY)
+    log.info(scores.line())
+    log.info("%s final val acc is:%.4f", cfg.DATA.NAME, scores.top1)
 
 
 def open_model(args, cfg):
@@ -68,4 +80,4 @@ def add_evaluation_options(parser):
 
 
 if __name__ == "__main__":
-    run(main, parser())
+    run(main, parser(), needs_paddle=False)

@@ -12,25 +12,24 @@ import paddle
 from data.batch import Batch
 from data.erasing import RandomErasing
 from data.images import ImageError, load_image, open_picture
+from data.reading import data_loader, read_all, shared_memory_fits
 from data.seeding import ORDER, REPLACEMENT, TRANSFORM, generator
 from data.transforms import EvalTransform, TrainTransform
-from data.workers import read_all, start_worker
 from errors import UserError, one_line
 
 _REPLACEMENTS = 10  # unreadable images one after the other, with DATA.ON_ERROR skip, that end the run
 
 
 class TrainDataset(paddle.io.Dataset):
-    """Reads one image: sample (epoch, index, copy) -> (uint8 (S, S, channels), label, boxes, sample, skipped, error).
+    """Reads one image: sample (epoch, index, copy) -> (uint8 (S, S, channels), label, boxes, sample, skipped).
 
-    `skipped` says, a line each, which images DATA.ON_ERROR skip has replaced; `error` why there is no image. It is
-    returned because an exception in a loader process reaches the main process without its message (paddle 3.3.1).
+    `skipped` says, a line each, which images DATA.ON_ERROR skip has replaced.
     """
 
     def __init__(self, split, cfg):
         super().__init__()
         self.split, self.seed, self.channels = split, cfg.SEED, cfg.DATA.CHANNELS
-        self.reader, self.size = cfg.DATA.READER, cfg.DATA.IMAGE_SIZE
+        self.reader = cfg.DATA.READER
         self.tries = 1 + (_REPLACEMENTS if cfg.DATA.ON_ERROR == "skip" else 0)
         self.transform, self.erasing = TrainTransform(cfg), RandomErasing(cfg)
 
@@ -45,12 +44,12 @@ class TrainDataset(paddle.io.Dataset):
                 picture = open_picture(self.split.paths[index], self.channels, self.reader)
                 image = self.transform(picture, rng)
             except ImageError as error:
+                if attempt == self.tries - 1:
+                    raise
                 skipped.append(one_line(error))
                 continue
             # The first alone, so that a sample counts once; others are named where it is their turn.
-            return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, "".join(skipped[:1]), ""
-        image = np.zeros((self.size, self.size, self.channels), np.uint8)
-        return image, 0, self.erasing.draw_boxes(rng), sample, "", skipped[-1]
+            return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, "".join(skipped[:1])
 
     def _draw(self, sample, attempt):
         """Generator and index of the sample's image, or of the one that replaces it at a later attempt."""
@@ -61,22 +60,18 @@ class TrainDataset(paddle.io.Dataset):
 
 
 class EvalDataset(paddle.io.Dataset):
-    """Reads one image: index -> (uint8 (S, S, channels), label, error)."""
+    """Reads one image: index -> (uint8 (S, S, channels), label)."""
 
     def __init__(self, split, cfg):
         super().__init__()
-        self.split, self.channels, self.size = split, cfg.DATA.CHANNELS, cfg.DATA.IMAGE_SIZE
+        self.split, self.channels = split, cfg.DATA.CHANNELS
         self.transform = EvalTransform(cfg)
 
     def __len__(self):
         return len(self.split)
 
     def __getitem__(self, index):
-        try:
-            image, error = self.transform(load_image(self.split.paths[index], self.channels)), ""
-        except ImageError as failure:
-            image, error = np.zeros((self.size, self.size, self.channels), np.uint8), str(failure)
-        return image, self.split.labels[index], error
+        return self.transform(load_image(self.split.paths[index], self.channels)), self.split.labels[index]
 
 
 class EvalOrder(paddle.io.BatchSampler):
@@ -138,16 +133,14 @@ class EvalLoader:
     def __init__(self, split, cfg, rank=0, world_size=1):
         self.num_images = len(split)
         self.order = EvalOrder(len(split), cfg.VAL.BATCH_SIZE, rank, world_size)
-        self.batches = _data_loader(EvalDataset(split, cfg), self.order, cfg, collate_eval)
+        fits = shared_memory_fits(cfg, cfg.VAL.BATCH_SIZE)
+        self.batches = data_loader(EvalDataset(split, cfg), self.order, collate_eval, cfg.DATA.NUM_WORKERS, fits)
 
     def __len__(self):
         return len(self.order)
 
     def __iter__(self):
-        for images, labels, error in read_all(self.batches):
-            if error:
-                raise UserError(error)
-            yield images, labels
+        yield from read_all(self.batches)
 
 
 class TrainLoader:
@@ -169,7 +162,8 @@ class TrainLoader:
                 f"{split.source} has {len(split)} images, fewer than one step of {self.order.images_per_step} on "
                 f"{world_size} process(es); lower TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
             )
-        self.batches = _data_loader(TrainDataset(split, cfg), self.order, cfg, collate_train)
+        fits = shared_memory_fits(cfg, cfg.TRAIN.BATCH_SIZE, cfg.VAL.BATCH_SIZE)  # which is read meanwhile
+        self.batches = data_loader(TrainDataset(split, cfg), self.order, collate_train, cfg.DATA.NUM_WORKERS, fits)
         self._next = None  # (epoch, start) at which `_reading` stands
         self._reading = None
 
@@ -191,37 +185,24 @@ class TrainLoader:
             yield [self._batch(*fields) for fields in itertools.islice(self._reading, self.order.passes)]
         self._next = (epoch + 1, 0)
 
-    def _batch(self, images, labels, boxes, sample, skipped, error):
-        if error:
-            raise UserError(error)
+    def _batch(self, images, labels, boxes, sample, skipped):
         boxes = np.frombuffer(boxes, np.int16).reshape(labels.shape[0], -1, 4)
         return Batch(images, labels, boxes, tuple(sample), tuple(filter(None, skipped.split("\n"))))
 
 
-def _data_loader(dataset, order, cfg, collate):
-    return paddle.io.DataLoader(
-        dataset,
-        batch_sampler=order,
-        collate_fn=collate,
-        num_workers=cfg.DATA.NUM_WORKERS,
-        worker_init_fn=start_worker,
-    )
-
-
 def collate_eval(samples):
-    """Items of `EvalDataset` -> (images, labels, first error)."""
-    images, labels, errors = zip(*samples)
-    return np.stack(images), np.array(labels, np.int64), next(filter(None, errors), "")
+    """Items of `EvalDataset` -> (images, labels)."""
+    images, labels = zip(*samples)
+    return np.stack(images), np.array(labels, np.int64)
 
 
 def collate_train(samples):
     """Items of `TrainDataset` -> what `TrainLoader` makes a `Batch` of."""
-    images, labels, boxes, places, skipped, errors = zip(*samples)
+    images, labels, boxes, places, skipped = zip(*samples)
     return (
         np.stack(images),
         np.array(labels, np.int64),
         np.stack(boxes).tobytes(),  # no array, which would go to the device
         places[0],
         "\n".join(filter(None, skipped)),
-        next(filter(None, errors), ""),
     )

@@ -1,4 +1,7 @@
-"""The loader processes of paddle.io.DataLoader: how they start, and how they and their batches end in every case."""
+"""The loader processes of paddle.io.DataLoader: how they start, and how they and their batches end in every case.
+
+Does not import paddle: other programs end with their parent, too.
+"""
 
 import atexit
 import contextlib
@@ -11,7 +14,6 @@ import sys
 import threading
 
 from allocator import keep_freed_memory
-from errors import UserError, one_line
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent dies
 
@@ -56,33 +58,3 @@ def _end_workers():
     for worker in workers:
         worker.join(5)
         worker.kill()
-
-
-def read_all(batches):
-    """Yield from a DataLoader, the end of whose processes is a UserError."""
-    try:
-        iterator = iter(batches)
-        _catch_signal_of_dead_processes()
-        yield from iterator
-    except SystemError as error:  # of Paddle's reading thread, which may notice it first
-        raise _dead_process(error) from error
-
-
-def _catch_signal_of_dead_processes():
-    """Paddle's handler of SIGCHLD raises a SystemError wherever the main thread is; let it be a UserError."""
-    paddle_handler = signal.getsignal(signal.SIGCHLD)
-    if not callable(paddle_handler) or paddle_handler.__module__ == __name__:
-        return
-
-    def handler(*args):
-        try:
-            paddle_handler(*args)
-        except SystemError as error:
-            raise _dead_process(error) from error
-
-    signal.signal(signal.SIGCHLD, handler)
-
-
-def _dead_process(error):
-    what = one_line(error).partition("(Fatal) ")[2].partition(" [Hint")[0].partition(" (at ")[0]
-    return UserError(f"a data loader process ended ({what}); if the memory ran out, lower DATA.NUM_WORKERS")

@@ -5,7 +5,9 @@ sets what `paddle.distributed.ParallelEnv` reads; without it there is one.
 """
 
 import contextlib
+import ctypes
 import os
+import signal
 
 import numpy as np
 import paddle
@@ -15,6 +17,7 @@ import wheels
 from engine import devices
 from errors import UserError
 from models import cpu, tf32
+from ranks import rank, world_size
 
 
 def setup(cfg):
@@ -23,49 +26,46 @@ def setup(cfg):
     Returns the device's name.
     """
     device = cfg.DEVICE
-    gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
-    if device.startswith("gpu") and not gpus:
-        build = "finds none" if paddle.is_compiled_with_cuda() else f"is a CPU build; {wheels.advice()}"
-        raise UserError(
-            f"DEVICE is {device} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}"
-        )
+    gpus = require_gpu(f"DEVICE is {device}") if device.startswith("gpu") else _gpus()
     name = device or ("gpu" if gpus else "cpu")
     if name == "gpu" and gpus:
         name = f"gpu:{distributed.ParallelEnv().device_id}"
     if name.startswith("gpu:") and int(name[4:]) >= gpus:
         raise UserError(f"DEVICE is {name} but there are {gpus} GPU(s), gpu:0 to gpu:{gpus - 1}")
+    tf32.allow(False)  # TrainStep allows it where TRAIN.TF32 says so
+    if not cfg.TRAIN.TF32:
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # read by cuBLAS and cuDNN when they are loaded
     paddle.set_device(name)
     if name.startswith("gpu"):
         devices.try_out()
     elif not device:
         devices.warn_of_idle_cards()
     cpu.enable(cfg.CPU.FAST_OPS and name == "cpu")
-    tf32.allow(False)  # TrainStep allows it where TRAIN.TF32 says so
-    if not cfg.TRAIN.TF32:
-        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # read by cuBLAS and cuDNN when they are loaded
     if world_size() > 1:
+        # gloo aborts the process when it loses another one: as its handler, sleep(SIGABRT) leaves six seconds in which
+        # the monitor of that one (lifeline.py) tells why. Python's own handlers would come too late.
+        libc = ctypes.CDLL(None)
+        libc.signal(signal.SIGABRT, libc.sleep)
         distributed.init_parallel_env()
     return name
 
 
-def rank():
-    """Number of this process, 0 to world_size() - 1."""
-    return distributed.ParallelEnv().rank
+def require_gpu(wish):
+    """Number of GPUs that can be used; UserError, which begins with `wish`, if there is none."""
+    count = _gpus()
+    if not count:
+        build = "finds none" if paddle.is_compiled_with_cuda() else f"is a CPU build; {wheels.advice()}"
+        raise UserError(f"{wish} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}")
+    return count
 
 
-def world_size():
-    """How many processes train together."""
-    return distributed.ParallelEnv().world_size
+def _gpus():
+    return paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
 
 
 def is_main():
     """True in the one process that prints and writes files."""
     return rank() == 0
-
-
-def main_host():
-    """Host name or address of the machine of the main process."""
-    return distributed.ParallelEnv().trainer_endpoints[0].rpartition(":")[0]
 
 
 def barrier():

@@ -55,6 +55,7 @@ class Trainer:
         self.meter = None  # EpochMeter of an epoch that has begun
         self.begun = False  # whether the run folder is this run's
         self.saved = None  # "3 epochs and 5 steps" that latest.pdparams holds
+        self.tell_saved = lambda: None  # called when that has changed
         self.best_top1, self.best_epoch = -1.0, 0
         self.scores = {}  # top-1 of the last validation, by models()
         self.validation_seconds = 0.0
@@ -208,6 +209,7 @@ class Trainer:
             self.scalars.flush()
             self.run.save_state(self._state(meter))
         self.saved = self._position()
+        self.tell_saved()
         self.watch.saved(time.monotonic() - start)
 
     def _state(self, meter):

@@ -121,11 +121,8 @@ def read_batch(dataset, samples):
     import paddle
 
     from data.batch import Batch
-    from errors import UserError
 
-    images, labels, boxes, samples, skipped, errors = zip(*(dataset[sample] for sample in samples))
-    for error in filter(None, errors):
-        raise UserError(error)
+    images, labels, boxes, samples, skipped = zip(*(dataset[sample] for sample in samples))
     images, labels = paddle.to_tensor(np.stack(images)), paddle.to_tensor(np.array(labels, np.int64))
     return Batch(images, labels, np.stack(boxes), samples[0], tuple(filter(None, skipped)))
 

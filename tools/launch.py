@@ -1,0 +1,149 @@
+"""Start a tool on the cards that GPUS names, and together with other machines if NNODES, MASTER and NODE_RANK are set.
+
+python tools/launch.py tools/train.py [OPTION ...]: what scripts/*.sh run when GPUS or NNODES is set.
+"""
+
+import argparse
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+
+from cli import exit_with, import_quietly
+from errors import UserError, one_line
+
+_SEVERAL = ("train", "val")  # tools that run as several processes
+# Settings of Paddle's launcher that would silently replace the options below.
+_OVERRIDES = ("POD_IP", "PADDLE_MASTER", "PADDLE_NNODES", "PADDLE_RANK", "PADDLE_DEVICES", "PADDLE_LOG_DIR")
+_SIOCGIFADDR = 0x8915  # of ioctl(2): the address of an interface (Linux)
+
+
+def main(args):
+    """Become the tool, or Paddle's launcher of it."""
+    words, environment = args.words, os.environ
+    tool = Path(words[0])
+    options = []
+    if tool.stem in _SEVERAL and environment.get("NNODES"):
+        options = nodes(environment)
+    if environment.get("GPUS"):
+        gpus = chosen_gpus(environment["GPUS"])
+        if tool.stem not in _SEVERAL:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus
+        else:
+            options += ["--gpus", gpus]
+    if not options:
+        os.execv(sys.executable, [sys.executable, *words])
+    for name in _OVERRIDES:
+        environment.pop(name, None)
+    import_quietly()
+    from paddle.distributed.launch.main import launch
+
+    logs = Path(__file__).resolve().parent.parent / "log/launch"
+    sys.argv = ["paddle.distributed.launch", "--log_dir", str(logs), *options, *words]
+    launch()
+
+
+def chosen_gpus(text):
+    """GPUS, such as "0,1" or "all", as what Paddle's launcher takes; each must be a card that Paddle can use."""
+    import_quietly()
+    from engine.parallel import require_gpu
+
+    count = require_gpu(f"GPUS is {text}")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    cards = [str(card) for card in range(count)] if visible == "all" else [card.strip() for card in visible.split(",")]
+    named = cards if text.strip() == "all" else [card.strip() for card in text.split(",")]
+    if len(set(named)) < len(named) or not set(named) <= set(cards):
+        raise UserError(f"GPUS is {text} but must be all, or some of {','.join(cards)} with commas between")
+    return ",".join(named)
+
+
+def nodes(environment):
+    """Options of Paddle's launcher for NNODES, MASTER and NODE_RANK."""
+    count = _number(environment, "NNODES", 1)
+    if count == 1:
+        return ["--nnodes", "1"]
+    if not (environment.get("MASTER") and environment.get("NODE_RANK")):
+        raise UserError(
+            f"NNODES is {count}: set MASTER to HOST:PORT of the first machine, and NODE_RANK to 0 on it, "
+            "1, 2, ... on the others"
+        )
+    master, node_rank = environment["MASTER"].strip(), _number(environment, "NODE_RANK", 0)
+    if node_rank >= count:
+        raise UserError(f"NODE_RANK is {node_rank} but must be below NNODES, {count}: 0 on the first machine, 1, ...")
+    host, _, port = master.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise UserError(f"MASTER is {master!r} but must be HOST:PORT of the first machine, such as 10.0.0.1:8090")
+    first, own = addresses(host, node_rank)
+    print(f"machine {node_rank} of {count} is {own}, the first is {first}:{port}", file=sys.stderr)
+    if ipaddress.ip_address(first).is_loopback:
+        print(f"warning: MASTER is {master}: only launchers on this machine can join", file=sys.stderr)
+    # The launchers talk HTTP, by way of a proxy if HTTP_PROXY names one.
+    named = environment.get("no_proxy") or environment.get("NO_PROXY")
+    environment["no_proxy"] = f"{named},{first}" if named else first
+    if interface := _interface(own):  # gloo, too, takes the address of this machine's name
+        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
+    return ["--nnodes", str(count), "--master", f"{first}:{port}", "--rank", str(node_rank), "--host", own]
+
+
+def addresses(host, node_rank):
+    """IPv4 addresses of the first machine and of this one, as the machines reach each other.
+
+    Paddle's launcher takes the address of this machine's name, which Debian maps to 127.0.1.1, and serves the others
+    only if that is MASTER's text (launch/context/node.py and controllers/master.py, paddle 2.6.2 and 3.3.1).
+    """
+    try:
+        first = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"MASTER names {host}, which has no IPv4 address here ({one_line(error)})") from None
+    if ipaddress.ip_address(first).is_loopback and host != first and host != "localhost":
+        first = _own_address("192.0.2.1")  # of the route outside; a name of this machine, as in Debian's /etc/hosts
+        if not first:
+            raise UserError(f"MASTER names {host}, which is only a loopback address here; give the machine's address")
+    if node_rank > 0:
+        return first, _own_address(first) or first
+    with socket.socket() as probe:
+        try:
+            probe.bind((first, 0))
+        except OSError:
+            raise UserError(
+                f"NODE_RANK is 0 here, but MASTER {host} ({first}) is no address of this machine; "
+                "NODE_RANK is 0 on the machine that MASTER names"
+            ) from None
+    return first, first
+
+
+def _own_address(other):
+    """Address of this machine on the route to another; None without a route."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((other, 9))  # sends nothing
+        except OSError:
+            return None
+        return probe.getsockname()[0]
+
+
+def _interface(address):
+    """Name of the network interface that has an IPv4 address; None if it is not known."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                found = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))[20:24]
+            except OSError:  # it has no address, or this is no Linux
+                continue
+            if socket.inet_ntoa(found) == address:
+                return name
+    return None
+
+
+def _number(environment, name, least):
+    value = environment.get(name, "").strip()
+    if not (value.isascii() and value.isdigit() and int(value) >= least):
+        raise UserError(f"{name} is {value!r} but must be a whole number, {least} or more")
+    return int(value)
+
+
+if __name__ == "__main__":
+    exit_with(lambda: argparse.Namespace(words=sys.argv[1:], debug=False), main)
