@@ -337,9 +337,8 @@ def unpack(path, unpacker):
             if unpacker.finds_class_folders():
                 add_archive(path, unpacker)
     except _DAMAGED as error:
-        reason = (
-            (str(error) or type(error).__name__).splitlines()[0].rstrip(": ")
-        )  # tarfile adds a line for each compression that it tried
+        reason = str(error) or type(error).__name__
+        reason = reason.splitlines()[0].rstrip(": ")  # tarfile adds a line for each compression that it tried
         raise UserError(
             f"{path} is damaged, incomplete or no tar or zip archive ({reason}); "
             f"{unpacker.written + unpacker.present:,} images of it are unpacked; fetch it again and repeat the "
