@@ -10,7 +10,7 @@ from data.batch import Normalize
 from engine.logger import log, progress_bar
 from engine.microbatch import inference
 from engine.parallel import sum_over_processes
-from models.tf32 import FORBIDDEN
+from models import tf32
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def evaluate(model, loader, cfg, log_every=None, must_stop=None, each_batch=None
     was_training = model.training
     model.eval()
     try:
-        with FORBIDDEN:
+        with tf32.FORBIDDEN:
             totals = _totals(inference(model, cfg), loader, Normalize(cfg), log_every, must_stop, each_batch)
     finally:
         if was_training:

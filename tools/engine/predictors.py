@@ -168,6 +168,9 @@ class PaddleInference(Predictor):
         self.path = path
         config = inference.Config(str(path), str(part_of(path, ".pdiparams")))
         if device.startswith("gpu"):
+            from models import tf32  # which imports paddle
+
+            tf32.allow(False)
             config.enable_use_gpu(256, int(device.partition(":")[2] or 0))
         else:
             config.disable_gpu()

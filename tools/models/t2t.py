@@ -14,12 +14,12 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.nn.initializer import Normal, Orthogonal
 
+from models import tf32
 from models.cpu import add_to_each, attend, linear, normed_linear, softmax_and_logsumexp
 from models.dropout import Dropout
 from models.layers import Block, LayerNorm, Mlp, check_images, frozen_parameter, init_from_fan_in, init_linear_and_norm
 from models.position import is_sinusoid, resize_tokens, sinusoid_table, square_grid
 from models.recompute import recomputed
-from models.tf32 import FORBIDDEN
 
 # Width, depth and heads of the deep-narrow backbone: paper, table 1, and the official models/t2t_vit.py.
 VARIANTS = {
@@ -117,7 +117,7 @@ def _at_least_float32(x):
 
 def _log_features(x, w):
     """log phi(x) + log(m) / 2: (B, N, E), (m, E) -> (B, N, m)."""
-    with FORBIDDEN:  # whose 10 bits are those of float16: see TokenPerformer.attend
+    with tf32.FORBIDDEN:  # whose 10 bits are those of float16: see TokenPerformer.attend
         product = paddle.matmul(x, w, transpose_y=True)
     return product - 0.5 * x.square().sum(axis=-1, keepdim=True)
 
