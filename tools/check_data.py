@@ -587,8 +587,10 @@ def print_report(splits, findings):
 
 
 def show(line):
-    """Print a line; what a name can hold to move the cursor, or is not UTF-8, is escaped."""
-    print("".join(character if character.isprintable() else ascii(character)[1:-1] for character in line))
+    """Print a line whose names may hold control characters."""
+    from errors import printable
+
+    print(printable(line))
 
 
 def deep_modes(split):
