@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import itertools
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -33,6 +34,7 @@ CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "co
 
 def main(args, cfg):
     from config import all_keys, load_config, with_keys
+    from data.images import reading
     from errors import UserError
     from files import check_writable, write_text
 
@@ -47,7 +49,7 @@ def main(args, cfg):
     splits, faults = find_splits(cfg)
     findings.faults += faults
     for split in splits:
-        read_images(split, cfg.DATA.CHANNELS, args.jobs)
+        read_images(split, reading(cfg), args.jobs)
     if not args.config:
         args.config = fitting_config(splits)
         cfg = with_keys(load_config(args.config, cli.overrides(args)), findings.settings)
@@ -172,11 +174,11 @@ def count_others(names, others):
 # --- What it looks like ---
 
 
-def read_images(split, channels, jobs):
+def read_images(split, how, jobs):
     """Read all images of a split in `jobs` processes and add to it what they are."""
     from engine.logger import progress_bar
 
-    looks = scan(split.paths, channels, jobs)
+    looks = scan(split.paths, how, jobs)
     bar = progress_bar(looks, total=len(split.paths), desc=f"check {split.name}", unit=" images")
     for path, (reason, side, mode, misnamed, grey) in bar:
         if reason:
@@ -188,7 +190,7 @@ def read_images(split, channels, jobs):
         split.grey = [total + value for total, value in zip(split.grey, grey)]
 
 
-def scan(paths, channels, jobs):
+def scan(paths, how, jobs):
     """Yield (path, what `look` returns for it) in order; only a few chunks are on their way at a time."""
     import data.images  # noqa: F401 - once for all processes
     from errors import UserError
@@ -198,11 +200,11 @@ def scan(paths, channels, jobs):
     pool = concurrent.futures.ProcessPoolExecutor(jobs, fork, start_reading, (os.getpid(),))
     try:
         with interrupts_wait():
-            first = [pool.submit(look, chunk, channels) for chunk in itertools.islice(chunks, 2 * jobs)]
+            first = [pool.submit(look, chunk, how) for chunk in itertools.islice(chunks, 2 * jobs)]
         waiting = collections.deque(first)
         while waiting:
             yield from waiting.popleft().result()
-            waiting.extend(pool.submit(look, chunk, channels) for chunk in itertools.islice(chunks, 1))
+            waiting.extend(pool.submit(look, chunk, how) for chunk in itertools.islice(chunks, 1))
     except BrokenProcessPool:
         raise UserError(
             f"one of {jobs} reading processes was killed, perhaps for want of memory; give fewer with --jobs N"
@@ -236,20 +238,21 @@ def start_reading(parent):
         if os.getppid() != parent:  # it has ended before that
             os._exit(1)
     warnings.simplefilter("ignore")  # Pillow's remarks on large pictures
+    logging.disable()  # the report counts what reading an image may warn of
 
 
-def look(paths, channels):
+def look(paths, how):
     """[(path, (reason why it cannot be read, shorter side, mode, "PNG called .jpg", grey statistics)), ...]"""
     from PIL import Image, ImageStat
 
-    from data.images import ImageError, load_image
+    from data.images import ImageError, load_image, open_image
     from errors import one_line
 
     looks = []
     for path in paths:
         try:
-            pixels = load_image(path, channels)  # as in evaluation, and in training where its quicker reader gives up
-            with Image.open(path) as image:
+            pixels = load_image(path, **how)  # as in evaluation, and in training where its quicker reader gives up
+            with open_image(path) as image:
                 mode, kind = image.mode, image.format
         except (ImageError, OSError) as error:
             looks.append((path, (one_line(error), 0, "", "", ())))

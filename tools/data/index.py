@@ -19,7 +19,7 @@ from tqdm import tqdm
 from errors import UserError
 from files import atomic_path
 
-EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif"}
 _VERSION = 1  # of the cache file
 _CACHED_FROM = 10_000  # images: a smaller folder is scanned in a moment
 _SETTLED_NS = 2 * 10**9  # a folder that changed so recently may change again within one tick of its clock

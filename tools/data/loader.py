@@ -11,7 +11,7 @@ import paddle
 
 from data.batch import Batch
 from data.erasing import RandomErasing
-from data.images import ImageError, load_image, open_picture
+from data.images import ImageError, load_image, open_picture, reading
 from data.seeding import ORDER, REPLACEMENT, TRANSFORM, generator
 from data.transforms import EvalTransform, TrainTransform
 from data.workers import read_all, start_worker
@@ -30,7 +30,7 @@ class TrainDataset(paddle.io.Dataset):
     def __init__(self, split, cfg):
         super().__init__()
         self.split, self.seed, self.channels = split, cfg.SEED, cfg.DATA.CHANNELS
-        self.reader, self.size = cfg.DATA.READER, cfg.DATA.IMAGE_SIZE
+        self.reading, self.size = {"reader": cfg.DATA.READER, **reading(cfg)}, cfg.DATA.IMAGE_SIZE
         self.tries = 1 + (_REPLACEMENTS if cfg.DATA.ON_ERROR == "skip" else 0)
         self.transform, self.erasing = TrainTransform(cfg), RandomErasing(cfg)
 
@@ -42,7 +42,7 @@ class TrainDataset(paddle.io.Dataset):
         for attempt in range(self.tries):
             rng, index = self._draw(sample, attempt)
             try:
-                picture = open_picture(self.split.paths[index], self.channels, self.reader)
+                picture = open_picture(self.split.paths[index], **self.reading)
                 image = self.transform(picture, rng)
             except ImageError as error:
                 skipped.append(one_line(error))
@@ -65,14 +65,14 @@ class EvalDataset(paddle.io.Dataset):
     def __init__(self, split, cfg):
         super().__init__()
         self.split, self.channels, self.size = split, cfg.DATA.CHANNELS, cfg.DATA.IMAGE_SIZE
-        self.transform = EvalTransform(cfg)
+        self.transform, self.reading = EvalTransform(cfg), reading(cfg)
 
     def __len__(self):
         return len(self.split)
 
     def __getitem__(self, index):
         try:
-            image, error = self.transform(load_image(self.split.paths[index], self.channels)), ""
+            image, error = self.transform(load_image(self.split.paths[index], **self.reading)), ""
         except ImageError as failure:
             image, error = np.zeros((self.size, self.size, self.channels), np.uint8), str(failure)
         return image, self.split.labels[index], error
