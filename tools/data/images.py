@@ -130,7 +130,8 @@ def _check_size(image, mode, most_bytes):
     size = image.width * image.height * (stored + final + decoder)
     if size > most_bytes:
         raise ValueError(
-            f"{image.width}x{image.height} pixels take {size >> 20} MB decoded, the limit is {most_bytes >> 20} MB"
+            f"{image.width}x{image.height} pixels take {size >> 20} MB decoded, the limit is {most_bytes >> 20} MB; "
+            "resize it first"
         )
 
 

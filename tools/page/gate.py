@@ -12,7 +12,7 @@ import time
 import urllib.parse
 
 MB = 1 << 20
-MOST_UPLOADED = 256 * MB  # in one request
+MOST_UPLOADED = 512 * MB  # in one request
 MOST_KEPT = 2048 * MB  # in the folder of the uploads
 MOST_JSON = 1 * MB  # of an event of the page
 MOST_FILES = 256  # in an event; each is hashed anew
