@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import itertools
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -35,6 +36,7 @@ CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "co
 
 def main(args, cfg):
     from config import all_keys, load_config, with_keys
+    from data.images import reading
     from errors import UserError
     from files import check_outputs, write_text
 
@@ -49,7 +51,7 @@ def main(args, cfg):
     findings.faults += faults
     findings.notes += unused_folders(cfg, splits)
     for split in splits:
-        read_images(split, cfg.DATA.CHANNELS, args.jobs)
+        read_images(split, reading(cfg), args.jobs)
     if not args.config:
         args.config = fitting_config(splits)
         cfg = with_keys(load_config(args.config, cli.overrides(args)), findings.settings)
@@ -213,11 +215,11 @@ def count_others(names, others):
 # --- What it looks like ---
 
 
-def read_images(split, channels, jobs):
+def read_images(split, how, jobs):
     """Read all images of a split in `jobs` processes and add to it what they are."""
     from engine.logger import progress_bar
 
-    looks = scan(split.paths, channels, jobs)
+    looks = scan(split.paths, how, jobs)
     bar = progress_bar(looks, total=len(split.paths), desc=f"check {split.name}", unit=" images")
     for path, seen in bar:
         split.digests.append(seen.digest)
@@ -231,7 +233,7 @@ def read_images(split, channels, jobs):
         split.grey = [total + value for total, value in zip(split.grey, seen.grey)]
 
 
-def scan(paths, channels, jobs):
+def scan(paths, how, jobs):
     """Yield (path, what `look` returns for it) in order; only a few chunks are on their way at a time."""
     import data.images  # noqa: F401 - once for all processes
     from errors import UserError
@@ -241,11 +243,11 @@ def scan(paths, channels, jobs):
     pool = concurrent.futures.ProcessPoolExecutor(jobs, fork, start_reading, (os.getpid(),))
     try:
         with interrupts_wait():
-            first = [pool.submit(look, chunk, channels) for chunk in itertools.islice(chunks, 2 * jobs)]
+            first = [pool.submit(look, chunk, how) for chunk in itertools.islice(chunks, 2 * jobs)]
         waiting = collections.deque(first)
         while waiting:
             yield from waiting.popleft().result()
-            waiting.extend(pool.submit(look, chunk, channels) for chunk in itertools.islice(chunks, 1))
+            waiting.extend(pool.submit(look, chunk, how) for chunk in itertools.islice(chunks, 1))
     except BrokenProcessPool:
         raise UserError(
             f"one of {jobs} reading processes was killed, perhaps for want of memory; give fewer with --jobs N"
@@ -279,6 +281,7 @@ def start_reading(parent):
         if os.getppid() != parent:  # it has ended before that
             os._exit(1)
     warnings.simplefilter("ignore")  # Pillow's remarks on large pictures
+    logging.disable()  # the report counts what reading an image may warn of
 
 
 class Look(NamedTuple):
@@ -293,18 +296,18 @@ class Look(NamedTuple):
     digest: int = 0  # of the content of the file
 
 
-def look(paths, channels):
+def look(paths, how):
     """[(path, Look), ...]"""
     from PIL import Image, ImageStat
 
-    from data.images import ImageError, load_image
+    from data.images import ImageError, load_image, open_image, orientation
     from errors import one_line
 
     looks = []
     for path in paths:
         try:
-            pixels = load_image(path, channels)  # as in evaluation, and in training where its quicker reader gives up
-            with Image.open(path) as image:
+            pixels = load_image(path, **how)  # as in evaluation, and in training where its quicker reader gives up
+            with open_image(path) as image:
                 mode, kind, is_rotated = image.mode, image.format, orientation(image) in range(2, 9)
             digest = digest_of(path)
         except (ImageError, OSError) as error:
@@ -321,14 +324,6 @@ def look(paths, channels):
         misnamed = f"{kind} called {ending}" if misnamed else ""
         looks.append((path, Look("", min(pixels.size), mode, misnamed, is_rotated, grey, digest)))
     return looks
-
-
-def orientation(image):
-    """EXIF's number for how an opened picture is to be turned: 1 upright, 2 to 8 turned or mirrored."""
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # Pillow raises nearly anything for damaged EXIF data, which do no harm to the picture
-        return 1
 
 
 def digest_of(path):

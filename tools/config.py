@@ -79,6 +79,8 @@ _C.DATA.CHANNELS = 3  # 3 RGB or 1 grey
 _C.DATA.IMAGE_SIZE = 224  # pixels, height and width of the model's input
 _C.DATA.MEAN = [0.485, 0.456, 0.406]  # per channel, of values in 0..1
 _C.DATA.STD = [0.229, 0.224, 0.225]
+_C.DATA.EXIF = "auto"  # camera rotation: upright, ignore, or auto (ignored in ImageNet's own data, as officially)
+_C.DATA.GREY_BITS = 16  # bits of a 16-bit grey image that hold values; 12 for many cameras and scanners
 _C.DATA.NUM_WORKERS = 8  # loader processes of each training process; 0 = read in the training process
 _C.DATA.READER = "turbo"  # of training images: turbo (libjpeg-turbo, SIMD resizing; where installed) or pillow
 _C.DATA.ON_ERROR = "raise"  # at an unreadable training image: raise, or skip (up to 3, or 1 % of an epoch)
@@ -145,6 +147,7 @@ _C.VAL.EVERY = 1  # epochs between two validations; the last epoch is always val
 _C.VAL.LOG_EVERY = 10  # steps between two lines of val.py
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+EXIF = ("auto", "upright", "ignore")
 CROP_MODES = ("center", "squash")
 
 
@@ -352,6 +355,8 @@ def _check(cfg):
         ("DATA.MEAN", _numbers(data.MEAN, data.CHANNELS), f"a list of {data.CHANNELS} number(s), one per channel"),
         ("DATA.STD", _numbers(data.STD, data.CHANNELS, low=1e-6),
          f"a list of {data.CHANNELS} positive number(s), one per channel"),
+        ("DATA.EXIF", data.EXIF in EXIF, ", ".join(EXIF)),
+        ("DATA.GREY_BITS", 8 <= data.GREY_BITS <= 16, "8 to 16"),
         ("DATA.NUM_WORKERS", 0 <= data.NUM_WORKERS <= 256, "0 to 256"),
         ("DATA.READER", data.READER in ("turbo", "pillow"), "turbo or pillow"),
         ("DATA.ON_ERROR", data.ON_ERROR in ("raise", "skip"), "raise or skip"),

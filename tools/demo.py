@@ -23,7 +23,8 @@ def main(args, cfg):
 
         shelf = Shelf(args, cfg)
         shelf.ask(shelf.names[0], look, [])  # a mistake in the command line is told here
-        server.serve(build_page(shelf), listener)
+        hosts = server.names_of(listener, host, args.allow_host)
+        server.serve(server.application(build_page(shelf), uploads, hosts), listener)
 
 
 def address(args):
@@ -57,6 +58,15 @@ def parser():
         type=int,
         metavar="N",
         help="default GRADIO_SERVER_PORT if it is set, else the first free one from 7860; 0: any free one",
+    )
+    parser.add_argument(
+        "--allow-host",
+        type=not_empty,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name that a server in front of the page passes on as Host, may be repeated; default: none where the page "
+        "listens for this machine alone, else any",
     )
     add_engine_option(parser)
     return parser

@@ -98,12 +98,12 @@ def read_images(split, cfg, count):
     """(uint8 (N, S, S, channels), labels (N,)) of N <= count images from all over a split."""
     import numpy as np
 
-    from data.images import load_image
+    from data.images import load_image, reading
     from data.transforms import EvalTransform
 
     transform = EvalTransform(cfg)
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
-    images = [transform(load_image(split.paths[index], cfg.DATA.CHANNELS)) for index in chosen]
+    images = [transform(load_image(split.paths[index], **reading(cfg))) for index in chosen]
     return np.stack(images), split.labels[chosen]
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from errors import UserError
 from files import atomic_path
 
-EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif"}
 # Folders that Synology, QNAP, macOS, ext4 and Windows add (in lower case); thumbnails in them would double the images.
 _FOREIGN = {"@eadir", "#recycle", "#snapshot", "@recycle", "__macosx", "lost+found", "$recycle.bin",
             "system volume information"}  # fmt: skip

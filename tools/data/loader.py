@@ -11,7 +11,7 @@ import paddle
 
 from data.batch import Batch
 from data.erasing import RandomErasing
-from data.images import ImageError, load_image, open_picture
+from data.images import ImageError, load_image, open_picture, reading
 from data.reading import data_loader, read_all, shared_memory_fits
 from data.seeding import ORDER, REPLACEMENT, TRANSFORM, generator
 from data.transforms import EvalTransform, TrainTransform
@@ -28,8 +28,8 @@ class TrainDataset(paddle.io.Dataset):
 
     def __init__(self, split, cfg):
         super().__init__()
-        self.split, self.seed, self.channels = split, cfg.SEED, cfg.DATA.CHANNELS
-        self.reader = cfg.DATA.READER
+        self.split, self.seed = split, cfg.SEED
+        self.reading = {"reader": cfg.DATA.READER, **reading(cfg)}
         self.tries = 1 + (_REPLACEMENTS if cfg.DATA.ON_ERROR == "skip" else 0)
         self.transform, self.erasing = TrainTransform(cfg), RandomErasing(cfg)
 
@@ -41,7 +41,7 @@ class TrainDataset(paddle.io.Dataset):
         for attempt in range(self.tries):
             rng, index = self._draw(sample, attempt)
             try:
-                picture = open_picture(self.split.paths[index], self.channels, self.reader)
+                picture = open_picture(self.split.paths[index], **self.reading)
                 image = self.transform(picture, rng)
             except ImageError as error:
                 if attempt == self.tries - 1:
@@ -64,14 +64,13 @@ class EvalDataset(paddle.io.Dataset):
 
     def __init__(self, split, cfg):
         super().__init__()
-        self.split, self.channels = split, cfg.DATA.CHANNELS
-        self.transform = EvalTransform(cfg)
+        self.split, self.transform, self.reading = split, EvalTransform(cfg), reading(cfg)
 
     def __len__(self):
         return len(self.split)
 
     def __getitem__(self, index):
-        return self.transform(load_image(self.split.paths[index], self.channels)), self.split.labels[index]
+        return self.transform(load_image(self.split.paths[index], **self.reading)), self.split.labels[index]
 
 
 class EvalOrder(paddle.io.BatchSampler):

@@ -6,7 +6,7 @@ import json
 import textwrap
 from dataclasses import dataclass
 
-from config import CROP_MODES, INTERPOLATIONS, with_keys
+from config import CROP_MODES, EXIF, INTERPOLATIONS, with_keys
 from errors import UserError, one_line
 
 VERSION = 1
@@ -32,6 +32,8 @@ class Metadata:
     precision: str  # fp32, bf16 or int8
     batch_size: int  # images of one inference; 0 = any number
     weights: str  # SHA-256 of the weights file; "" = of none
+    exif: str = "auto"  # DATA.EXIF; older files lack this entry and the next
+    grey_bits: int = 16  # DATA.GREY_BITS
 
     @classmethod
     def of(cls, cfg, classes, precision, batch_size=1, weights="", image_size=None):
@@ -40,7 +42,7 @@ class Metadata:
         return cls(
             VERSION, cfg.MODEL.NAME, data.NAME, list(image_size or [data.IMAGE_SIZE] * 2), data.CHANNELS,
             list(data.MEAN), list(data.STD), val.CROP_PCT, val.CROP_MODE, val.INTERPOLATION,
-            list(classes.folders), list(classes.names), precision, batch_size, weights,
+            list(classes.folders), list(classes.names), precision, batch_size, weights, data.EXIF, data.GREY_BITS,
         )  # fmt: skip
 
     @classmethod
@@ -54,7 +56,8 @@ class Metadata:
                 raise UserError(
                     f"{path} is of form {_brief(repr(version))}, this program reads {VERSION}; export it again"
                 )
-            metadata = cls(**{field.name: json.loads(entries[field.name]) for field in dataclasses.fields(cls)})
+            fields = [f.name for f in dataclasses.fields(cls) if f.name in entries or f.default is dataclasses.MISSING]
+            metadata = cls(**{name: json.loads(entries[name]) for name in fields})
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise UserError(
                 f"the description of the model in {path} is damaged ({_brief(one_line(error))}); export it again"
@@ -79,6 +82,8 @@ class Metadata:
             ("interpolation", self.interpolation in INTERPOLATIONS, " or ".join(INTERPOLATIONS)),
             ("classes", _texts(self.classes), "a list of names"),
             ("folders", _texts(self.folders) and len(self.folders) == len(self.classes), "a name for each class"),
+            ("exif", self.exif in EXIF, ", ".join(EXIF)),
+            ("grey_bits", type(self.grey_bits) is int and 8 <= self.grey_bits <= 16, "8 to 16"),
             ("batch_size", type(self.batch_size) is int and self.batch_size >= 0, "0 or more"),
         ]  # fmt: skip
         for name, holds, allowed in rules:
@@ -99,6 +104,8 @@ class Metadata:
             "DATA.IMAGE_SIZE": self.image_size[0],
             "DATA.MEAN": self.mean,
             "DATA.STD": self.std,
+            "DATA.EXIF": self.exif,
+            "DATA.GREY_BITS": self.grey_bits,
             "VAL.CROP_PCT": float(self.crop_pct),
             "VAL.CROP_MODE": self.crop_mode,
             "VAL.INTERPOLATION": self.interpolation,

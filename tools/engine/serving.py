@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from config import load_config, resolve, with_classes
-from data.images import ImageError, load_image
+from data.images import MOST_BYTES, ImageError, load_image, reading
 from data.transforms import EvalTransform
 from engine.metadata import Metadata, sha256
 from engine.predictors import SUFFIXES, EagerPredictor, engine_of, file_beside_part, open_predictor, to_input
@@ -140,13 +140,16 @@ def predict_batch(predictor, paths, cfg, top_k):
     return {path: results[path] if path in results else {"error": errors[path]} for path in paths}
 
 
-def read_images(paths, cfg):
-    """({path: uint8 (S, S, channels) as the model sees it}, {path: why it cannot be read})."""
+def read_images(paths, cfg, most_bytes=MOST_BYTES):
+    """({path: uint8 (S, S, channels) as the model sees it}, {path: why it cannot be read}).
+
+    most_bytes: limit for each decoded image.
+    """
     transform = EvalTransform(cfg)
     pixels, errors = {}, {}
     for path in paths:
         try:
-            pixels[path] = transform(load_image(path, cfg.DATA.CHANNELS))
+            pixels[path] = transform(load_image(path, **reading(cfg, by_hand=True), most_bytes=most_bytes))
         except ImageError as error:
             errors[path] = str(error)
     return pixels, errors

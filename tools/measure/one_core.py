@@ -8,11 +8,10 @@ from unittest import mock
 
 import numpy as np
 from paddle.vision import transforms
-from PIL import Image
 
 from config import with_keys
 from data.augment import build_augment
-from data.images import JpegPicture, open_picture, simplejpeg, to_array, to_image
+from data.images import JpegPicture, open_image, open_picture, reading, simplejpeg, to_array, to_image
 from data.loader import EvalDataset, TrainDataset, collate_train
 from data.seeding import TRANSFORM, generator
 from data.transforms import mirrored
@@ -37,7 +36,7 @@ def our_tasks(cfg, pictures):
     """{task: function of a sample (epoch, index, copy) that reads one image as training or evaluation does}."""
 
     def decode(sample):
-        picture = open_picture(pictures.paths[sample[1]], cfg.DATA.CHANNELS, cfg.DATA.READER)
+        picture = open_picture(pictures.paths[sample[1]], reader=cfg.DATA.READER, **reading(cfg))
         if isinstance(picture, JpegPicture):  # any other is decoded by now
             simplejpeg.decode_jpeg(picture.data, "RGB")
 
@@ -62,7 +61,7 @@ def baseline_tasks(cfg, pictures):
         return lambda sample: compose(load(sample))
 
     def load(sample):
-        with Image.open(pictures.paths[sample[1]]) as image:
+        with open_image(pictures.paths[sample[1]]) as image:
             return image.convert("RGB" if cfg.DATA.CHANNELS == 3 else "L")
 
     aug, size, rng = cfg.AUG, cfg.DATA.IMAGE_SIZE, np.random.default_rng(cfg.SEED)
@@ -124,7 +123,7 @@ def staged(dataset, sample, watch):
     watch.lap("between images")
     Path(dataset.split.paths[index]).read_bytes()
     watch.lap("read file")
-    picture = open_picture(dataset.split.paths[index], dataset.channels, dataset.reader)
+    picture = open_picture(dataset.split.paths[index], **dataset.reading)
     watch.lap("decode")
     rng = generator(dataset.seed, TRANSFORM, sample)
     pixels = transform.crop(picture, rng)

@@ -1,5 +1,7 @@
 """What the page shows, and what happens when something on it is touched."""
 
+import re
+
 import gradio as gr
 
 from data.images import load_image, to_image
@@ -9,6 +11,7 @@ from pictures.overlay import enlarged
 from pictures.sheet import thumbnail
 
 MOST_PICTURES = 32  # looked at together
+MOST_WAITING = 64  # events of all visitors; who comes then is asked to try again
 LABELS = {
     "gradient": "gradient 梯度",
     "rollout": "rollout 逐层累积",
@@ -65,7 +68,7 @@ def build_page(shelf):
         gallery.select(act.choose, [answers, method], [chosen, *picture])
         for control in (method, target):
             control.input(act.draw, [answers, chosen, method, target], [image, notes])
-    return page
+    return page.queue(max_size=MOST_WAITING, api_open=False)
 
 
 class Actions:
@@ -131,6 +134,8 @@ def cleared(note=""):
 
 
 def _note(lines):
+    # File names in place of whole paths, which show a visitor the machine's folders.
+    lines = [re.sub(r"(?<![\w:/.])/(?:[^\s/]+/)+", "", line) for line in lines]
     return gr.update(value="\n".join(lines), visible=bool(lines), lines=max(1, len(lines)))
 
 
@@ -140,7 +145,7 @@ def _caption(answer):
 
 
 def _tiles(paths):
-    return [thumbnail(load_image(path)) for path in paths]
+    return [thumbnail(load_image(path, upright=True)) for path in paths]
 
 
 def _gallery(label, name):

@@ -7,18 +7,22 @@ import logging
 import os
 import signal
 import socket
+import tempfile
+import urllib.parse
 
 from engine.logger import log
 from errors import UserError, one_line
+from page.gate import Gate, host_name
 
 FIRST_PORT, TRIED_PORTS = 7860, 100  # where Gradio's pages usually are
 LARGEST_FILE = "64mb"
-# Gradio's page would ask for fonts and scripts elsewhere; with this the browser asks its own server only.
-_POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+MOST_SESSIONS = 128  # visitors whose pictures are remembered, up to 5 MB each; the oldest start anew
+MOST_CONNECTIONS = 512  # an open page holds two
 
 
 def set_environment(folder):
     """What Gradio reads from the environment at import: nothing is reported, uploads go to `folder`."""
+    tempfile.tempdir = str(folder)  # where Gradio 4 and 5 keep an upload that is under way
     for name in ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
         os.environ.pop(name, None)  # the socket is ours; a port that is no number would end the import
     os.environ.update(
@@ -72,16 +76,39 @@ def url_of(listener):
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
-def serve(page, listener):
-    """Answer at the socket until Ctrl-C, SIGTERM or SIGHUP; the log says from when on."""
+def names_of(listener, host, allowed):
+    """Names that the page answers to; None = any, where others than this machine reach it and no list says otherwise.
+
+    Args:
+        host: that the user gave, or its default.
+        allowed: names of --allow-host.
+    """
+    address = listener.getsockname()[0]
+    if not allowed and not ipaddress.ip_address(address).is_loopback:
+        return None
+    root = urllib.parse.urlsplit(os.environ.get("GRADIO_ROOT_PATH") or "").netloc
+    given = (host_name(f"[{name}]" if name.count(":") > 1 else name) for name in (host, address, *allowed))
+    return {"localhost", "127.0.0.1", "::1", host_name(root), *given} - {""}
+
+
+def application(page, uploads, hosts):
+    """The ASGI application of a `gradio.Blocks`. Arguments as of `Gate`."""
     import fastapi
     import gradio
+
+    page.has_launched = True  # Gradio 5 and 6 check no path before, and mount_gradio_app does not set it
+    page.state_session_capacity = MOST_SESSIONS
+    root_path = os.environ.get("GRADIO_ROOT_PATH")  # of a server in front that shows the page below a path of its own
+    keys = {"root_path": root_path, "max_file_size": LARGEST_FILE, "show_error": False}
+    return Gate(gradio.mount_gradio_app(fastapi.FastAPI(openapi_url=None), page, path="/", **keys), uploads, hosts)
+
+
+def serve(app, listener):
+    """Answer at the socket until Ctrl-C, SIGTERM or SIGHUP; the log says from when on."""
     import uvicorn
 
-    app = fastapi.FastAPI(openapi_url=None)
-    root_path = os.environ.get("GRADIO_ROOT_PATH")  # of a server in front that shows the page below a path of its own
-    app = gradio.mount_gradio_app(app, page, path="/", root_path=root_path, max_file_size=LARGEST_FILE)
-    server = uvicorn.Server(uvicorn.Config(_with_policy(app), log_level="warning", timeout_graceful_shutdown=1))
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, limit_concurrency=MOST_CONNECTIONS)
+    server = uvicorn.Server(config)
     server.handle_exit = _quietly(server.handle_exit)
     _unless_ignored(signal.SIGHUP, server.handle_exit)  # SIGINT and SIGTERM it takes over itself
     with contextlib.suppress(KeyboardInterrupt):  # which newer ones pass on after they have closed
@@ -99,17 +126,3 @@ def _quietly(leave):
         leave(number, frame)
 
     return handle
-
-
-def _with_policy(app):
-    """An ASGI application whose every answer carries `_POLICY`."""
-
-    async def answer(scope, receive, send):
-        async def send_with_policy(message):
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], (b"content-security-policy", _POLICY)]}
-            await send(message)
-
-        await app(scope, receive, send_with_policy)
-
-    return answer

@@ -17,6 +17,8 @@ from pictures.overlay import overlay
 
 TOP = 5
 EXAMPLES = 10
+MOST_BYTES = 192 << 20  # of a decoded picture, 50 megapixels of RGB; less than predict.py allows
+LONGEST_NAME = 80  # letters of a class
 METHODS = ("gradient", "rollout", "last block")
 
 
@@ -31,7 +33,10 @@ class Opened:
 
     def classes(self):
         """The names of the classes, each but once."""
-        names = self.predictor.metadata.classes
+        names = [
+            name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+            for name in self.predictor.metadata.classes
+        ]
         count = Counter(names)
         return [name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
@@ -91,14 +96,14 @@ def _opener(config, device, weights):
 
 def look(opened, paths):
     """(`Answer`s about the files that are pictures, a line about each of the others)."""
-    pixels, errors = read_images(paths, opened.cfg)
+    pixels, errors = read_images(paths, opened.cfg, MOST_BYTES)
     classes, size = opened.classes(), opened.cfg.VAL.BATCH_SIZE
     images, answers = list(pixels.values()), []
     for start in range(0, len(images), size):
         answers += classify(opened.predictor, images[start : start + size], TOP)
     tops = [{classes[entry["class_id"]]: entry["probability"] for entry in answer} for answer in answers]
     found = [Answer(opened.name, image, top) for image, top in zip(images, tops)]
-    return found, [error.replace(str(path), Path(path).name) for path, error in errors.items()]
+    return found, list(errors.values())
 
 
 def attention(opened, pixels, method, name):

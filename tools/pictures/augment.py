@@ -204,10 +204,10 @@ def epoch_numbers():
 
 def image_strip(dataset, index, classes, cfg):
     """One row: the image as it is, its class, and its augmented versions."""
-    from data.images import load_image
+    from data.images import load_image, reading
 
     strip, draw = blank(TILE + 34)
-    strip.paste(thumbnail(load_image(dataset.split.paths[index], cfg.DATA.CHANNELS)), (left_of(0), 0))
+    strip.paste(thumbnail(load_image(dataset.split.paths[index], **reading(cfg))), (left_of(0), 0))
     write(draw, short_name(classes.names[dataset.split.labels[index]]), left_of(0), TILE + 4, TILE)
     for column, pixels in enumerate(augmented(dataset, index, cfg), start=1):
         strip.paste(tile(pixels), (left_of(column), 0))

@@ -45,7 +45,7 @@ def read_images(paths, cfg, metadata):
     """
     import paddle
 
-    from data.images import ImageError, load_image, to_image
+    from data.images import ImageError, load_image, reading, to_image
     from data.transforms import EvalTransform
     from engine.predictors import to_input
     from errors import printable
@@ -53,7 +53,7 @@ def read_images(paths, cfg, metadata):
     transform, found, failed = EvalTransform(cfg), [], []
     for path in paths:
         try:
-            pixels = transform(load_image(path, cfg.DATA.CHANNELS))
+            pixels = transform(load_image(path, **reading(cfg, by_hand=True)))
         except ImageError as error:
             failed.append(error)
             continue

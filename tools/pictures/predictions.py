@@ -176,12 +176,12 @@ def image_strip(outcomes, split, classes, cfg, row):
     """Images of one row, each above predicted class, true class and file name."""
     import math
 
-    from data.images import load_image
+    from data.images import load_image, reading
 
     strip, draw = blank(TILE + 72)
     for column, index in enumerate(row):
         left, label, predicted = left_of(column), outcomes.label[index], outcomes.predicted[index]
-        strip.paste(thumbnail(load_image(split.paths[index], cfg.DATA.CHANNELS)), (left, 0))
+        strip.paste(thumbnail(load_image(split.paths[index], **reading(cfg))), (left, 0))
         lines = (
             (outcomes.probability[index], classes.names[predicted], RIGHT if label == predicted else WRONG),
             (math.exp(-outcomes.loss[index]), classes.names[label], FAINT),
