@@ -135,7 +135,7 @@ def _stop_if_one_dies(workers, stop):
     while running:
         for sentinel in connection.wait(list(running)):
             worker = running.pop(sentinel)
-            worker.join(1)
+            worker.join(30)
             if worker.exitcode != 0 and (stop_reading := stop()):
                 stop_reading()
 
