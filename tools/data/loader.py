@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import paddle
 
-from data.batch import Batch
+from data.batch import Batch, BatchDraws
 from data.erasing import RandomErasing
 from data.images import ImageError, load_image, open_picture
 from data.seeding import ORDER, REPLACEMENT, TRANSFORM, generator
@@ -168,7 +168,7 @@ class TrainLoader:
                 f"{split.source} has {len(split)} images, fewer than one step of {self.order.images_per_step} on "
                 f"{world_size} process(es); lower TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
             )
-        self.batches = _data_loader(TrainDataset(split, cfg), self.order, cfg, collate_train)
+        self.batches = _data_loader(TrainDataset(split, cfg), self.order, cfg, TrainCollate(cfg))
         self._next = None  # (epoch, start) at which `_reading` stands
         self._reading = None
 
@@ -190,11 +190,10 @@ class TrainLoader:
             yield [self._batch(*fields) for fields in itertools.islice(self._reading, self.order.passes)]
         self._next = (epoch + 1, 0)
 
-    def _batch(self, images, labels, boxes, sample, skipped, error):
+    def _batch(self, images, labels, mixing, erasing, skipped, error):
         if error:
             raise UserError(error)
-        boxes = np.frombuffer(boxes, np.int16).reshape(labels.shape[0], -1, 4)
-        return Batch(images, labels, boxes, tuple(sample), tuple(filter(None, skipped.split("\n"))))
+        return Batch(images, labels, mixing, erasing, tuple(filter(None, skipped.split("\n"))))
 
 
 def _data_loader(dataset, order, cfg, collate):
@@ -213,14 +212,20 @@ def collate_eval(samples):
     return np.stack(images), np.array(labels, np.int64), next(filter(None, errors), "")
 
 
-def collate_train(samples):
-    """Items of `TrainDataset` -> what `TrainLoader` makes a `Batch` of."""
-    images, labels, boxes, places, skipped, errors = zip(*samples)
-    return (
-        np.stack(images),
-        np.array(labels, np.int64),
-        np.stack(boxes).tobytes(),  # no array, which would go to the device
-        places[0],
-        "\n".join(filter(None, skipped)),
-        next(filter(None, errors), ""),
-    )
+class TrainCollate:
+    """Items of `TrainDataset` -> the fields of a `Batch`, and the first error."""
+
+    def __init__(self, cfg):
+        self.draw = BatchDraws(cfg)
+
+    def __call__(self, samples):
+        images, labels, boxes, places, skipped, errors = zip(*samples)
+        mixing, erasing = self.draw(np.stack(boxes), places[0])
+        return (
+            np.stack(images),
+            np.array(labels, np.int64),
+            mixing,
+            erasing,
+            "\n".join(filter(None, skipped)),
+            next(filter(None, errors), ""),
+        )
