@@ -24,6 +24,11 @@ class Place:
 
 @pytest.fixture(params=["float16", "bfloat16"])
 def dtype(request, monkeypatch):
+    stand_in(monkeypatch)
+    return request.param
+
+
+def stand_in(monkeypatch):
     """Let TRAIN.AMP O2 do on a CPU what it does on a GPU."""
     from paddle.amp import grad_scaler
     from paddle.amp.auto_cast import amp_initialize
@@ -35,7 +40,6 @@ def dtype(request, monkeypatch):
     monkeypatch.setattr("engine.precision._why_not", lambda dtype: "")
     monkeypatch.setattr(paddle.amp, "decorate", decorate)
     monkeypatch.setattr(grad_scaler, "_dygraph_tracer", Place)
-    return request.param
 
 
 def config(amp, dtype, **keys):
@@ -60,7 +64,7 @@ def make_step(cfg):
         total = sum((weight.astype("float32") * factor).sum() for weight, factor in zip(weights, factors))
         return images.mean(axis=[1, 2, 3]).unsqueeze(1) * total * paddle.arange(10, dtype="float32")
 
-    step.parallel_model = forward
+    step.live_model.forward = forward
     return step
 
 
