@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import paddle
 import pytest
 from conftest import ROOT
 from paddle import profiler
@@ -53,3 +54,23 @@ def test_an_update_of_t2t_vit_7_is_a_few_operations(keys, most, monkeypatch):
     trained = len(step.optimizer.rates.trained)
     assert trained == 108 and found["reshape_"] == trained  # which starts nothing on the GPU
     assert trained < sum(found.values()) <= most, found
+
+
+def test_weights_with_memory_of_their_own_are_taken_back():
+    """On a CPU `set_value` writes into the memory that a tensor has; a state must train on wherever it does not."""
+    cfg = load_config(ROOT / "configs/lit_data.yaml", [("MODEL.T2T.DEPTH", "1"), ("TRAIN.BATCH_SIZE", "2")])
+    batches = TrainLoader(load_data(cfg, ["train"])[1]["train"], cfg).epoch_steps(0)
+    step = TrainStep(cfg)
+    step.train()
+    step(next(batches), 1e-3, 0, 0)
+    state = step.state()
+    arrays = {part: {name: value.numpy().copy() for name, value in state[part].items()} for part in
+              ("model", "ema", "optimizer")}  # fmt: skip
+    for model in step.models().values():
+        for tensor in model.state_dict().values():
+            paddle.zeros_like(tensor)._share_buffer_to(tensor)
+    step.load_state({**arrays, "scaler": {}}, "memory")
+    step(next(batches), 1e-3, 0, 1)
+    for which, part in (("raw", "model"), ("ema", "ema")):
+        for name in step.optimizer.rates.trained:
+            assert (step.weights(which)[name].numpy() != arrays[part][name]).any(), (which, name)

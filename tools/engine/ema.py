@@ -21,9 +21,13 @@ class ModelEma:
         self.model.eval()
         for parameter in self.model.parameters():
             parameter.stop_gradient = True
+        self.weights, self.decay = weights, decay
         self.values = paddle.zeros_like(weights.values)  # of the averages, which are slices of it
-        weights.adopt(self.model, self.values)
-        self.decay = decay
+        self.take_weights()
+
+    def take_weights(self):
+        """To be called after the weights of `model` were set, which may have given them memory of their own."""
+        self.weights.adopt(self.model, self.values)
 
     @paddle.no_grad()
     def update(self, values, ok):

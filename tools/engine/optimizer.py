@@ -40,6 +40,7 @@ class Optimizer:
 
     def __init__(self, model, train, live=None):
         live = live or model
+        self.model = model
         self.rates = LayerRates(model, train)
         decayed = set(parameter_groups(model)["decayed"])
         groups = _alike(live, self.rates, decayed)
@@ -53,7 +54,6 @@ class Optimizer:
             low = {tensor.dtype for tensor in live.state_dict().values()} - {paddle.float32}
             self.copy = self.weights.values.astype(*low)
             self.weights.adopt(live, self.copy)
-        self.refresh()
 
     def collect_gradients(self):
         """Gradient of all trained parameters, one float32 tensor: the next `inner.step()` follows what it holds then.
@@ -72,9 +72,14 @@ class Optimizer:
         rate = self.inner._global_learning_rate()
         paddle.assign(rate * ok.astype("float32"), rate)
 
+    def take_weights(self):
+        """To be called after the model's weights were set, which may have given them memory of their own."""
+        self.weights.adopt(self.model, self.weights.values)
+        self.refresh()
+
     @paddle.no_grad()
     def refresh(self):
-        """Let a 16-bit copy follow; to be called after whatever changed the model's weights."""
+        """Let the copy in 16 bits follow the weights."""
         if self.copy is not None:
             paddle.assign(self.weights.values.astype(self.copy.dtype), self.copy)
 

@@ -170,10 +170,11 @@ class TrainStep:
     def load_state(self, state, path):
         """Undo `state`, whose tensors are arrays now, as `checkpoint.read` gave them from `path`."""
         checkpoint.load_state(self.model, state["model"], path)
-        self.optimizer.refresh()
+        self.optimizer.take_weights()
         if self.ema:
             # A run that had none starts its average here.
             checkpoint.load_state(self.ema.model, state["ema"] or state["model"], path)
+            self.ema.take_weights()
         load_optimizer_state(self.optimizer, state["optimizer"], path)
         if state["scaler"]:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
@@ -181,7 +182,7 @@ class TrainStep:
     def start_from(self, path, head="fit"):
         """Begin with the weights of a file; `head`: see `pretrained.fit_weights`."""
         load_pretrained(self.model, path, head, self.pos_resize)
-        self.optimizer.refresh()
+        self.optimizer.take_weights()
         if self.ema:
             paddle.assign(self.optimizer.weights.values, self.ema.values)
 
