@@ -63,3 +63,10 @@ def test_export(tmp_path):
     ]
     assert "top-1 agreement 1.0000" in tool(tmp_path, "tools/export.py", *words)
     assert tool(tmp_path, "tools/predict.py", "--pretrained", target) == "class_id is: 3"
+
+
+def test_updates_and_16_bits():
+    tests = ["tests/test_amp.py", "tests/test_update.py", "tests/test_train_step.py", "-k", "not visualdl"]
+    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -29,8 +29,8 @@ def parameter_groups(model):
 class Optimizer:
     """Paddle's AdamW or SGD over the trained parameters of a model.
 
-    Parameters with the same learning rate and weight decay lie side by side in one tensor and are updated as one, which
-    is the same arithmetic: Paddle would launch an operation for each, and has no AdamW of several tensors.
+    Parameters with the same learning rate and weight decay lie side by side in one tensor and are updated as one, by
+    the same arithmetic. Paddle's AdamW would start an operation for each (2.6.2, 3.3.1).
 
     Args:
         model: float32 model, whose weights are updated in place.
