@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import paddle
 
-from data.batch import Batch, BatchDraws
+from data.batch import Batch, BatchDraws, pack, unpack
 from data.erasing import RandomErasing
 from data.images import ImageError, load_image, open_picture
 from data.seeding import ORDER, REPLACEMENT, TRANSFORM, generator
@@ -187,13 +187,8 @@ class TrainLoader:
             self._reading = read_all(self.batches)
         self._next = None
         for _ in range(self.steps(start)):
-            yield [self._batch(*fields) for fields in itertools.islice(self._reading, self.order.passes)]
+            yield [to_batch(*fields) for fields in itertools.islice(self._reading, self.order.passes)]
         self._next = (epoch + 1, 0)
-
-    def _batch(self, images, labels, mixing, erasing, skipped, error):
-        if error:
-            raise UserError(error)
-        return Batch(images, labels, mixing, erasing, tuple(filter(None, skipped.split("\n"))))
 
 
 def _data_loader(dataset, order, cfg, collate):
@@ -213,19 +208,24 @@ def collate_eval(samples):
 
 
 class TrainCollate:
-    """Items of `TrainDataset` -> the fields of a `Batch`, and the first error."""
+    """Items of `TrainDataset` -> what `to_batch` makes a `Batch` of, with NumPy arrays in place of the tensors."""
 
     def __init__(self, cfg):
         self.draw = BatchDraws(cfg)
 
     def __call__(self, samples):
         images, labels, boxes, places, skipped, errors = zip(*samples)
-        mixing, erasing = self.draw(np.stack(boxes), places[0])
         return (
             np.stack(images),
             np.array(labels, np.int64),
-            mixing,
-            erasing,
+            *pack(self.draw(np.stack(boxes), places[0])),
             "\n".join(filter(None, skipped)),
             next(filter(None, errors), ""),
         )
+
+
+def to_batch(images, labels, drawn, places, skipped, error):
+    """`Batch` of what the loader gives; raises UserError if an image could not be read."""
+    if error:
+        raise UserError(error)
+    return Batch(images, labels, *unpack(drawn, places), tuple(filter(None, skipped.split("\n"))))

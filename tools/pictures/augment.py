@@ -115,14 +115,13 @@ def is_mixing(cfg):
 
 def read_batch(dataset, samples, cfg):
     """`Batch` of some samples (epoch, index, copy), as the training loader makes it."""
-    from data.batch import Batch, to_tensors
-    from data.loader import TrainCollate
-    from errors import UserError
+    import paddle
 
-    *fields, skipped, error = TrainCollate(cfg)([dataset[sample] for sample in samples])
-    if error:
-        raise UserError(error)
-    return Batch(*to_tensors(fields), tuple(filter(None, skipped.split("\n"))))
+    from data.loader import TrainCollate, to_batch
+
+    images, labels, drawn, *rest = TrainCollate(cfg)([dataset[sample] for sample in samples])
+    images, labels, *drawn = map(paddle.to_tensor, (images, labels, *drawn))
+    return to_batch(images, labels, drawn, *rest)
 
 
 def augmented(dataset, index, cfg):
