@@ -62,7 +62,7 @@ _KINDS = (np.float32, np.int64, np.bool_)
 def pack(tree):
     """Join the NumPy arrays in nested lists: (one flat array of each type, the lists with a `Place` for each array).
 
-    Paddle brings to a GPU the same number of tensors with each batch, or fails (buffered_reader.cc, 2.6.2, 3.3.1).
+    Paddle's reader for GPUs checks that each batch brings as many tensors (buffered_reader.cc, 2.6.2 and 3.3.1).
     """
     parts, ends = [[np.zeros(1, kind)] for kind in _KINDS], [1] * len(_KINDS)
 
