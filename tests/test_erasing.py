@@ -8,7 +8,7 @@ import pytest
 from scipy import integrate, stats
 from test_data import settings
 
-from data.batch import Batch, TrainInput, channels_first
+from data.batch import Batch, BatchDraws, TrainInput, channels_first, to_tensors
 from data.erasing import RandomErasing
 
 # Of the image, where the box's sides are sure to fit: 0.28 * 10 / 3 < 1.
@@ -115,7 +115,8 @@ def pixels(batch=4, height=32, width=48, channels=3):
 def fill(mode, boxes=BOXES, seed=0, images=None):
     images = pixels() if images is None else images
     erase = erasing(size=32, AUG__ERASE_MODE=mode, AUG__ERASE_COUNT=str(boxes.shape[1]))
-    out = erase(paddle.to_tensor(images), boxes, np.random.default_rng(seed)).numpy()
+    plan = erase.plan(boxes, images.shape[1:], np.random.default_rng(seed))
+    out = erase(paddle.to_tensor(images), to_tensors(plan)).numpy()
     inside = np.zeros(images.shape[:3], bool)
     for i, image_boxes in enumerate(boxes):
         for top, left, bottom, right in image_boxes:
@@ -157,18 +158,19 @@ def test_filling_is_repeatable_and_nothing_is_erased_without_boxes(mode):
     assert fill(mode, images=grey)[0].shape == grey.shape
 
 
-def batch(boxes, epoch=0):
+def batch(cfg, boxes, epoch=0):
     images = np.random.default_rng(6).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     boxes = np.array(boxes, np.int16).reshape(4, 1, 4)
-    return Batch(paddle.to_tensor(images), paddle.to_tensor(np.arange(4)), boxes, (epoch, 7, 0), ())
+    drawn = to_tensors(BatchDraws(cfg)(boxes, (epoch, 7, 0)))
+    return Batch(paddle.to_tensor(images), paddle.to_tensor(np.arange(4)), *drawn, ())
 
 
 def test_the_models_input_is_erased_after_normalising():
     cfg = settings(AUG__ERASE_MODE="pixel")
-    plain = batch(np.zeros(16))
+    plain = batch(cfg, np.zeros(16))
     expected = channels_first(TrainInput(cfg).normalize.channels_last(plain.images)).numpy()
     assert (TrainInput(cfg)(plain)[0].numpy() == expected).all()
-    some = batch([[0, 0, 0, 0], [0, 0, 16, 16], [0, 0, 0, 0], [4, 5, 9, 12]])
+    some = batch(cfg, [[0, 0, 0, 0], [0, 0, 16, 16], [0, 0, 0, 0], [4, 5, 9, 12]])
     out = TrainInput(cfg)(some)[0].numpy()
     assert (out == TrainInput(cfg)(some)[0].numpy()).all()
     assert (out[[0, 2]] == expected[[0, 2]]).all()
@@ -180,7 +182,7 @@ def test_the_models_input_is_erased_after_normalising():
 def test_erasing_comes_after_mixing():
     """As in the official training, whose loader mixes while it gathers a batch and erases on the GPU."""
     cfg = settings(AUG__ERASE_MODE="const", AUG__MIXUP="0.8")
-    untouched = TrainInput(cfg)(batch(np.zeros(16)))[0].numpy()
-    out = TrainInput(cfg)(batch([[2, 3, 9, 12], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))[0].numpy()
+    untouched = TrainInput(cfg)(batch(cfg, np.zeros(16)))[0].numpy()
+    out = TrainInput(cfg)(batch(cfg, [[2, 3, 9, 12], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))[0].numpy()
     assert (out[0, :, 2:9, 3:12] == 0).all()  # nothing of the partner shines through
     assert (out[1:] == untouched[1:]).all()  # and the partner's mix is whole

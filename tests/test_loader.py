@@ -8,7 +8,7 @@ from test_data import folder_config, make_folders, settings
 
 from data.batch import TrainInput
 from data.dataset import load_data
-from data.loader import EvalOrder, TrainDataset, TrainLoader, TrainOrder
+from data.loader import EvalOrder, TrainCollate, TrainDataset, TrainLoader, TrainOrder
 from errors import UserError
 
 # The whole recipe on the digits.
@@ -87,6 +87,19 @@ def model_inputs(cfg, split, epochs=(0, 1), start=0):
         for epoch in epochs
         for step in loader.epoch_steps(epoch, start if epoch == epochs[0] else 0)
     ]
+
+
+def test_every_batch_has_as_many_tensors(digits):
+    """Paddle brings them to a GPU through buffers for a number that the first batch sets."""
+    dataset, counts = TrainDataset(digits, settings(**RECIPE)), set()
+    for keys in ({}, {"AUG__MIX_PROB": "0.5"}, {"AUG__MIXUP": "0.0", "AUG__CUTMIX": "0.0", "AUG__ERASE_PROB": "0.0"}):
+        collate = TrainCollate(settings(**{**RECIPE, **keys}))
+        for index in range(8):
+            batch = collate([dataset[(0, index, copy)] for copy in range(2)])
+            flat = [*batch[:2], *batch[2]]
+            assert all(isinstance(array, np.ndarray) and array.size for array in flat)
+            counts.add(tuple(array.dtype for array in flat))
+    assert len(counts) == 1
 
 
 def test_workers_and_reading_ahead_change_nothing(digits):

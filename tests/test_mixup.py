@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from test_data import settings
 
-from data.batch import Batch, TrainInput, channels_first
+from data.batch import Batch, BatchDraws, TrainInput, channels_first, to_tensors
 from data.mixup import Mixup
 from engine.losses import CrossEntropy
 
@@ -128,7 +128,8 @@ def check_mix(mix, batch, height, width, classes=10, smoothing=0.1, seed=0):
     rng = np.random.default_rng(seed)
     images = rng.normal(size=(batch, height, width, 3)).astype(np.float32)
     labels = rng.integers(classes, size=batch)
-    out, targets = mix(paddle.to_tensor(images), paddle.to_tensor(labels), np.random.default_rng(seed))
+    plan = to_tensors(mix.plan(batch, height, width, np.random.default_rng(seed)))
+    out, targets = mix(paddle.to_tensor(images), paddle.to_tensor(labels), plan)
     out, targets = out.numpy(), targets.numpy()
     lam, boxes = mix.draw(batch, height, width, np.random.default_rng(seed))
     assert targets.shape == (batch, classes) and targets.dtype == out.dtype == np.float32
@@ -172,7 +173,8 @@ def test_middle_of_an_odd_batch_is_its_own_partner():
     for mode in MODES:
         for mix in (mixup(0.8, mode=mode), mixup(cutmix=1.0, mode=mode)):
             images, labels = np.random.default_rng(0).random((3, 4, 4, 3), np.float32), paddle.to_tensor([1, 2, 3])
-            out, targets = mix(paddle.to_tensor(images), labels, np.random.default_rng(1))
+            plan = to_tensors(mix.plan(3, 4, 4, np.random.default_rng(1)))
+            out, targets = mix(paddle.to_tensor(images), labels, plan)
             assert np.abs(out.numpy()[1] - images[1]).max() < 1e-6 and abs(targets.numpy()[1, 2] - 0.91) < 1e-6
 
 
@@ -183,7 +185,8 @@ def train_input(epoch=0, **keys):
     cfg = settings(**keys)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     images, labels = paddle.to_tensor(pixels), paddle.to_tensor([3, 1, 4, 1, 5])
-    batch = Batch(images, labels, np.zeros((5, 1, 4), np.int16), (epoch, 11, 0), ())
+    drawn = to_tensors(BatchDraws(cfg)(np.zeros((5, 1, 4), np.int16), (epoch, 11, 0)))
+    batch = Batch(images, labels, *drawn, ())
     out, targets = TrainInput(cfg)(batch)
     plain = channels_first(TrainInput(cfg).normalize.channels_last(images))
     return out.numpy(), targets, plain.numpy(), labels.numpy()

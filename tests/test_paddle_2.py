@@ -67,3 +67,10 @@ def test_export(tmp_path):
         command = [PYTHON, ROOT / "tests/plain_inference.py", target, ROOT / "lit_data/val", *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
         assert done.stdout.splitlines()[-1] == "0.9917", done.stdout + done.stderr
+
+
+def test_updates_and_16_bits():
+    tests = ["tests/test_amp.py", "tests/test_update.py", "tests/test_train_step.py", "-k", "not visualdl"]
+    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stdout + done.stderr

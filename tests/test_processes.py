@@ -165,9 +165,27 @@ def test_accumulated_steps_train_like_whole_ones(ten_steps, tmp_path):
     words, one = ten_steps
     tool("train", "--output", tmp_path / "one", "--batch-size", 16, *words, "TRAIN.ACCUM_STEPS", 4)
     assert_close(tmp_path / "one/lit_data", one)
-    words = ["--output", tmp_path / "two", "--batch-size", 16, *words, "TRAIN.ACCUM_STEPS", 2]
+    # Activations computed again, too: DataParallel's hooks may meet a parameter once only.
+    words = ["--output", tmp_path / "two", "--batch-size", 16, *words, "TRAIN.ACCUM_STEPS", 2, "TRAIN.RECOMPUTE", True]
     launched(tmp_path / "launch", "train", *words)
     assert_close(tmp_path / "two/lit_data", one)
+
+
+def test_two_processes_train_in_16_bits_like_one(tmp_path, monkeypatch):
+    import amp_in_ranks
+    import test_amp
+
+    process = start(tmp_path, ROOT / "tests/amp_in_ranks.py", tmp_path)
+    test_amp.stand_in(monkeypatch)
+    initial = test_amp.arrays(test_amp.make_step(test_amp.config("O2", amp_in_ranks.DTYPE)).weights("raw"))
+    one = amp_in_ranks.weights(8)
+    assert process.wait(200) == 0, (tmp_path / "launcher.txt").read_text()
+    first, second = (np.load(tmp_path / f"rank{rank}.npz") for rank in (0, 1))
+    for name, value in one.items():
+        moved = np.abs(value - initial[name]).max()
+        assert np.abs(first[name] - value).max() <= 0.1 * moved, name  # 16-bit gradients, whose sums cancel
+        assert (first[name] == second[name]).all(), name
+    assert np.abs(one["norm.weight"] - initial["norm.weight"]).max() > 1e-4
 
 
 def free_port():

@@ -12,6 +12,7 @@ from config import load_config, to_seconds
 from data.dataset import load_data
 from data.loader import TrainLoader
 from engine.ema import ModelEma
+from engine.flat import FlatWeights
 from engine.meter import EpochMeter, Reports
 from engine.scalars import Scalars
 from engine.train_step import TrainStep
@@ -43,12 +44,13 @@ def make_step(cfg):
 def test_average_by_definition():
     model = paddle.nn.Linear(3, 2)
     model.register_buffer("scale", paddle.ones([2]))
-    ema, expected = ModelEma(model, 0.9), {name: t.numpy().astype("f8") for name, t in model.state_dict().items()}
+    weights = FlatWeights(model, [["weight"], ["bias"]])
+    ema, expected = ModelEma(model, weights, 0.9), {n: t.numpy().astype("f8") for n, t in model.state_dict().items()}
     for number in range(5):
         for tensor in model.state_dict().values():
             tensor.set_value(paddle.full_like(tensor, float(number)))
         ok = number != 2
-        ema.update(model.state_dict(), paddle.to_tensor(ok))
+        ema.update(weights.values, paddle.to_tensor(ok))
         if ok:
             expected = {name: 0.9 * value + 0.1 * number for name, value in expected.items()}
     assert set(ema.model.state_dict()) == {"weight", "bias", "scale"}  # buffers too
@@ -74,13 +76,14 @@ def test_clipping_by_the_norm_of_all_gradients():
     seen = []
     for config in (lit_config(("TRAIN.WEIGHT_DECAY", "0.0")), cfg):
         step = make_step(config)
-        clear = step.optimizer.clear_grad
+        update = step.optimizer.inner.step
 
-        def note(step=step, clear=clear):
-            seen.append(math.sqrt(sum(float((p.grad.astype("float64") ** 2).sum()) for p in step.trained)))
-            clear()
+        def note(step=step, update=update):
+            groups = step.optimizer.parameters
+            seen.append(math.sqrt(sum(float((group.grad.astype("float64") ** 2).sum()) for group in groups)))
+            update()
 
-        step.optimizer.clear_grad = note
+        step.optimizer.inner.step = note
         norm = step(next(steps(config)), 1e-3, 0, 0).gradient_norm.item()
     assert norm == pytest.approx(seen[0], rel=1e-5) and seen[0] > 0.1  # reported before clipping
     assert seen[1] == pytest.approx(0.01, rel=1e-3)
@@ -135,22 +138,27 @@ def test_skipped_steps_are_counted_and_leave_the_means_alone():
 
 
 def test_a_step_never_waits_for_the_device(monkeypatch):
-    """Whatever brings a number from the device to the host may happen only where a line is logged."""
+    """Whatever brings a number from the device to the host may happen only where a line is logged.
+
+    Nothing is brought to the device either, which waits too: it comes with the batch.
+    """
     recipe = [("AUG.ERASE_PROB", "1.0"), ("AUG.MIXUP", "0.8"), ("AUG.CUTMIX", "1.0"), ("AUG.MIX_MODE", "elem")]
     cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"), *recipe,
-                     ("TRAIN.LAYER_DECAY", "0.9"))  # fmt: skip
+                     ("TRAIN.LAYER_DECAY", "0.9"), ("CPU.MICRO_BATCH", "0"))  # fmt: skip
     step, epoch = make_step(cfg), meter(cfg, 100)
     batches = [batches for _, batches in zip(range(3), steps(cfg))]
     epoch.step_done(step(batches[0], 1e-3, 0, 0))  # makes the optimizer's state
     read = []
-    for name in ("numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__array__"):
-        original = getattr(paddle.Tensor, name)
+    moving = [(paddle.Tensor, name) for name in ("numpy", "item", "tolist", "__bool__", "__float__", "__int__",
+                                                 "__array__", "set_value", "copy_")]  # fmt: skip
+    for owner, name in [*moving, (paddle, "to_tensor")]:
+        original = getattr(owner, name)
 
-        def noting(self, *arguments, original=original, name=name):
+        def noting(*arguments, original=original, name=name, **options):
             read.append(name)
-            return original(self, *arguments)
+            return original(*arguments, **options)
 
-        monkeypatch.setattr(paddle.Tensor, name, noting)
+        monkeypatch.setattr(owner, name, noting)
     epoch.step_done(step(batches[1], 1e-3, 0, 1))
     assert not read
     epoch.step_done(step(batches[2], 1e-3, 0, 2))  # logs

@@ -380,7 +380,6 @@ def _check(cfg):
         ("AUG.REPEATS", 1 <= aug.REPEATS <= 100, "1 to 100"),
         ("TRAIN.BATCH_SIZE", train.BATCH_SIZE >= 1, "1 or more"),
         ("TRAIN.ACCUM_STEPS", train.ACCUM_STEPS >= 1, "1 or more"),
-        ("TRAIN.ACCUM_STEPS", train.ACCUM_STEPS == 1 or train.AMP != "O2", "1 with TRAIN.AMP O2 (or use O1)"),
         ("TRAIN.EPOCHS", train.EPOCHS >= 1, "1 or more"),
         ("TRAIN.COOLDOWN_EPOCHS", train.COOLDOWN_EPOCHS >= 0, "0 or more"),
         ("TRAIN.WARMUP_EPOCHS", 0 <= train.WARMUP_EPOCHS < train.EPOCHS, f"0 to below TRAIN.EPOCHS {train.EPOCHS}"),

@@ -1,5 +1,6 @@
 """A batch of the loader to the model's input, on the model's device."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +14,87 @@ from data.transforms import normalized
 
 @dataclass(frozen=True)
 class Batch:
-    """Training images as the loader processes give them."""
+    """Training images as the loader processes give them, on the device.
+
+    A copy to a GPU from within a step would wait for all that the GPU has to do, so that what is drawn for a batch
+    comes with it.
+    """
 
     images: paddle.Tensor  # uint8 (B, S, S, channels)
     labels: paddle.Tensor  # int64 (B,)
-    boxes: np.ndarray  # int16 (B, ERASE_COUNT, 4), see RandomErasing.draw_boxes
-    sample: tuple  # of the first image, from which all that concerns the batch as a whole is drawn
+    mixing: list  # see Mixup.plan; None where nothing is mixed
+    erasing: list  # see RandomErasing.plan
     skipped: tuple  # why images were replaced, one line each
+
+
+class BatchDraws:
+    """Draws all that concerns a batch as a whole; it depends on SEED and the first sample alone."""
+
+    def __init__(self, cfg):
+        self.seed, self.shape = cfg.SEED, (cfg.DATA.IMAGE_SIZE, cfg.DATA.IMAGE_SIZE, cfg.DATA.CHANNELS)  # H, W, C
+        self.mixup, self.erasing = Mixup(cfg), RandomErasing(cfg)
+
+    def __call__(self, boxes, sample):
+        """(mixing, erasing) of a `Batch`, as NumPy arrays.
+
+        Args:
+            boxes: int16 (B, ERASE_COUNT, 4) array of `RandomErasing.draw_boxes`.
+            sample: of the first image, see data/seeding.py.
+        """
+        mixing = None
+        if self.mixup.is_on(sample[0]):
+            mixing = self.mixup.plan(len(boxes), *self.shape[:2], generator(self.seed, MIX, sample))
+        return mixing, self.erasing.plan(boxes, self.shape, generator(self.seed, NOISE, sample))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of an array within that of its type; see `pack`."""
+
+    kind: int
+    start: int
+    shape: tuple
+
+
+_KINDS = (np.float32, np.int64, np.bool_)
+
+
+def pack(tree):
+    """Join the NumPy arrays in nested lists: (one flat array of each type, the lists with a `Place` for each array).
+
+    Paddle's reader for GPUs checks that each batch brings as many tensors (buffered_reader.cc, 2.6.2 and 3.3.1).
+    """
+    parts, ends = [[np.zeros(1, kind)] for kind in _KINDS], [1] * len(_KINDS)
+
+    def place(item):
+        if isinstance(item, (list, tuple)):
+            return [place(each) for each in item]
+        if not isinstance(item, np.ndarray):
+            return item
+        kind = _KINDS.index(item.dtype)
+        found = Place(kind, ends[kind], item.shape)
+        parts[kind].append(item.reshape(-1))
+        ends[kind] += item.size
+        return found
+
+    places = place(tree)
+    return [np.concatenate(part) for part in parts], places
+
+
+def unpack(tensors, places):
+    """Undo `pack`, whose arrays are tensors now."""
+    if isinstance(places, (list, tuple)):
+        return [unpack(tensors, each) for each in places]
+    if not isinstance(places, Place):
+        return places
+    end = places.start + math.prod(places.shape)
+    return tensors[places.kind][places.start : end].reshape(places.shape)
+
+
+def to_tensors(tree):
+    """Nested lists with tensors in place of NumPy arrays, as the loader gives them."""
+    arrays, places = pack(tree)
+    return unpack([paddle.to_tensor(array) for array in arrays], places)
 
 
 class Normalize:
@@ -49,20 +124,16 @@ class TrainInput:
     """
 
     def __init__(self, cfg):
-        self.seed = cfg.SEED
         self.normalize, self.erase, self.mixup = Normalize(cfg), RandomErasing(cfg), Mixup(cfg)
         self.erases_mixed = cfg.AUG.ERASE_MIXED
 
     def __call__(self, batch):
-        """(float32 (B, C, H, W), targets): (B, K) if images are mixed in this epoch, else labels (B,)."""
+        """(float32 (B, C, H, W), targets): (B, K) if the batch is mixed, else labels (B,)."""
         images, targets = self.normalize.channels_last(batch.images), batch.labels
         if not self.erases_mixed:
-            images = self._erase(images, batch)
-        if self.mixup.is_on(batch.sample[0]):
-            images, targets = self.mixup(images, targets, generator(self.seed, MIX, batch.sample))
+            images = self.erase(images, batch.erasing)
+        if batch.mixing:
+            images, targets = self.mixup(images, targets, batch.mixing)
         if self.erases_mixed:
-            images = self._erase(images, batch)
+            images = self.erase(images, batch.erasing)
         return channels_first(images), targets
-
-    def _erase(self, images, batch):
-        return self.erase(images, batch.boxes, generator(self.seed, NOISE, batch.sample))

@@ -37,33 +37,49 @@ class RandomErasing:
                 return top, left, top + height, left + width
         return 0, 0, 0, 0
 
-    @paddle.no_grad()
-    def __call__(self, images, boxes, rng):
-        """Fill the boxes of a batch.
+    def plan(self, boxes, shape, rng):
+        """What to fill in a batch, as `__call__` takes it: with tensors in place of the NumPy arrays.
 
         Args:
-            images: (B, H, W, C), normalised.
             boxes: int (B, ERASE_COUNT, 4) array of `draw_boxes`.
+            shape: (H, W, C) of an image.
             rng: generator of the noise.
+
+        Returns:
+            List of [images int64 (n,), pixels of theirs bool (n, H, W, 1), fill], one for each box of an image that any
+            has; fill is a seed in the mode pixel, float32 (n, 1, 1, C) in the mode rand, else None.
         """
+        fills = []
         for number in range(boxes.shape[1]):
             rows = np.flatnonzero(boxes[:, number, 2] > boxes[:, number, 0])
             if len(rows):
-                images = self._fill(images, rows, boxes[rows, number], rng)
+                pixels = inside(boxes[rows, number], *shape[:2])
+                fills.append([rows, pixels, self._draw_fill(len(rows), shape[2], rng)])
+        return fills
+
+    def _draw_fill(self, images, channels, rng):
+        if self.mode == "pixel":
+            return int(rng.integers(2**31))
+        if self.mode == "rand":
+            return rng.standard_normal((images, 1, 1, channels)).astype(np.float32)
+        return None
+
+    @paddle.no_grad()
+    def __call__(self, images, plan):
+        """Images (B, H, W, C), normalised, with the boxes of a `plan` filled."""
+        for rows, pixels, fill in plan:
+            if self.mode == "pixel":  # noise in each pixel
+                paddle.seed(fill)
+                fill = paddle.randn([rows.shape[0], *images.shape[1:]])
+            elif self.mode == "const":
+                fill = paddle.zeros([1])
+            images = paddle.scatter(images, rows, paddle.where(pixels, fill, paddle.gather(images, rows)))
         return images
 
-    def _fill(self, images, rows, boxes, rng):
-        _, height, width, channels = images.shape
-        inside = np.zeros((len(rows), height, width, 1), bool)
-        for mask, (top, left, bottom, right) in zip(inside, boxes):
-            mask[top:bottom, left:right] = True
-        if self.mode == "pixel":  # noise in each pixel
-            paddle.seed(int(rng.integers(2**31)))
-            fill = paddle.randn([len(rows), height, width, channels])
-        elif self.mode == "rand":  # one colour in each box
-            fill = paddle.to_tensor(rng.standard_normal((len(rows), 1, 1, channels)).astype(np.float32))
-        else:
-            fill = paddle.zeros([1])
-        rows = paddle.to_tensor(rows)
-        erased = paddle.where(paddle.to_tensor(inside), fill, paddle.gather(images, rows))
-        return paddle.scatter(images, rows, erased)
+
+def inside(boxes, height, width):
+    """bool (n, H, W, 1): which pixels lie in boxes (n, 4), each top, left, bottom, right."""
+    pixels = np.zeros((len(boxes), height, width, 1), bool)
+    for mask, (top, left, bottom, right) in zip(pixels, boxes):
+        mask[top:bottom, left:right] = True
+    return pixels

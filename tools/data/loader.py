@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import paddle
 
-from data.batch import Batch
+from data.batch import Batch, BatchDraws, pack, unpack
 from data.erasing import RandomErasing
 from data.images import ImageError, load_image, open_picture, reading
 from data.reading import data_loader, read_all, shared_memory_fits
@@ -162,7 +162,7 @@ class TrainLoader:
                 f"{world_size} process(es); lower TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
             )
         fits = shared_memory_fits(cfg, cfg.TRAIN.BATCH_SIZE, cfg.VAL.BATCH_SIZE)  # which is read meanwhile
-        self.batches = data_loader(TrainDataset(split, cfg), self.order, collate_train, cfg.DATA.NUM_WORKERS, fits)
+        self.batches = data_loader(TrainDataset(split, cfg), self.order, TrainCollate(cfg), cfg.DATA.NUM_WORKERS, fits)
         self._next = None  # (epoch, start) at which `_reading` stands
         self._reading = None
 
@@ -181,12 +181,8 @@ class TrainLoader:
             self._reading = read_all(self.batches)
         self._next = None
         for _ in range(self.steps(start)):
-            yield [self._batch(*fields) for fields in itertools.islice(self._reading, self.order.passes)]
+            yield [to_batch(*fields) for fields in itertools.islice(self._reading, self.order.passes)]
         self._next = (epoch + 1, 0)
-
-    def _batch(self, images, labels, boxes, sample, skipped):
-        boxes = np.frombuffer(boxes, np.int16).reshape(labels.shape[0], -1, 4)
-        return Batch(images, labels, boxes, tuple(sample), tuple(filter(None, skipped.split("\n"))))
 
 
 def collate_eval(samples):
@@ -195,13 +191,22 @@ def collate_eval(samples):
     return np.stack(images), np.array(labels, np.int64)
 
 
-def collate_train(samples):
-    """Items of `TrainDataset` -> what `TrainLoader` makes a `Batch` of."""
-    images, labels, boxes, places, skipped = zip(*samples)
-    return (
-        np.stack(images),
-        np.array(labels, np.int64),
-        np.stack(boxes).tobytes(),  # no array, which would go to the device
-        places[0],
-        "\n".join(filter(None, skipped)),
-    )
+class TrainCollate:
+    """Items of `TrainDataset` -> what `to_batch` makes a `Batch` of, with NumPy arrays in place of the tensors."""
+
+    def __init__(self, cfg):
+        self.draw = BatchDraws(cfg)
+
+    def __call__(self, samples):
+        images, labels, boxes, places, skipped = zip(*samples)
+        return (
+            np.stack(images),
+            np.array(labels, np.int64),
+            *pack(self.draw(np.stack(boxes), places[0])),
+            "\n".join(filter(None, skipped)),
+        )
+
+
+def to_batch(images, labels, drawn, places, skipped):
+    """`Batch` of what the loader gives."""
+    return Batch(images, labels, *unpack(drawn, places), tuple(filter(None, skipped.split("\n"))))

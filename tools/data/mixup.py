@@ -7,6 +7,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from data.erasing import inside
+
 
 class Mixup:
     """Mixes the images of a batch and their labels, of any number of classes."""
@@ -23,23 +25,42 @@ class Mixup:
         off = self.off_epoch and epoch >= self.off_epoch
         return bool(self.mixup or self.cutmix) and self.probability > 0 and not off
 
+    def plan(self, batch, height, width, rng):
+        """NumPy arrays that say how to mix a batch, as `__call__` takes them: on the device, tensors.
+
+        Returns:
+            [share of a label float32 (B, 1), share of an image's own pixels float32 (n, 1, 1, 1), which pixels are its
+            own bool (n, H, W, 1)] for n = B images, or n = 1 for all; None in place of the second or third if nothing
+            is mixed or cut.
+        """
+        lam, boxes = self.draw(batch, height, width, rng)
+        labels = lam.astype(np.float32)[:, None]
+        if (lam == lam[0]).all() and (boxes == boxes[0]).all():
+            lam, boxes = lam[:1], boxes[:1]  # broadcast
+        is_cut = boxes[:, 2] > boxes[:, 0]
+        share = np.where(is_cut, 1, lam).astype(np.float32)[:, None, None, None]
+        outside = ~inside(boxes, height, width) if is_cut.any() else None
+        return [labels, share if (share < 1).any() else None, outside]
+
     @paddle.no_grad()
-    def __call__(self, images, labels, rng):
+    def __call__(self, images, labels, plan):
         """Mix a batch.
 
         Args:
             images: float (B, H, W, C).
             labels: int64 (B,).
-            rng: NumPy generator.
+            plan: what `plan` has drawn, as tensors.
 
         Returns:
             (mixed images, targets (B, K)), whose rows sum to 1; label smoothing is in the targets.
         """
-        batch, height, width, _ = images.shape
-        lam, boxes = self.draw(batch, height, width, rng)
-        images = mix_pixels(images, lam, boxes)
+        lam, share, outside = plan
+        partners = _reversed(images)
+        if share is not None:
+            images = images * share + partners * (1 - share)
+        if outside is not None:
+            images = paddle.where(outside, images, partners)
         smooth = F.one_hot(labels, self.num_classes) * (1 - self.smoothing) + self.smoothing / self.num_classes
-        lam = paddle.to_tensor(lam.astype(np.float32)).unsqueeze(1)  # (B, 1)
         return images, smooth * lam + _reversed(smooth) * (1 - lam)
 
     def draw(self, batch, height, width, rng):
@@ -72,24 +93,6 @@ class Mixup:
         y, x = int(rng.integers(height)), int(rng.integers(width))
         top, left = max(y - h // 2, 0), max(x - w // 2, 0)
         return top, left, min(y + h // 2, height), min(x + w // 2, width)
-
-
-def mix_pixels(images, lam, boxes):
-    """Images (B, H, W, C) with their mixup shares `lam` (B,), or with `boxes` (B, 4) of the partner pasted in."""
-    _, height, width, _ = images.shape
-    partners = _reversed(images)
-    if (lam == lam[0]).all() and (boxes == boxes[0]).all():
-        lam, boxes = lam[:1], boxes[:1]  # broadcast
-    is_cut = boxes[:, 2] > boxes[:, 0]
-    share = np.where(is_cut, 1, lam).astype(np.float32)[:, None, None, None]
-    if (share < 1).any():
-        images = images * paddle.to_tensor(share) + partners * paddle.to_tensor(1 - share)
-    if is_cut.any():
-        outside = np.ones((len(boxes), height, width, 1), bool)
-        for mask, (top, left, bottom, right) in zip(outside, boxes):
-            mask[top:bottom, left:right] = False
-        images = paddle.where(paddle.to_tensor(outside), images, partners)
-    return images
 
 
 def _reversed(tensor):

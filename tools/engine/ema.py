@@ -12,19 +12,24 @@ class ModelEma:
 
     Args:
         model: float32 model to follow; copied.
+        weights: `FlatWeights` of the model.
         decay: d.
     """
 
-    def __init__(self, model, decay):
+    def __init__(self, model, weights, decay):
         self.model = copy.deepcopy(model)
         self.model.eval()
         for parameter in self.model.parameters():
             parameter.stop_gradient = True
-        self.decay = decay
+        self.weights, self.decay = weights, decay
+        self.values = paddle.zeros_like(weights.values)  # of the averages, which are slices of it
+        self.take_weights()
+
+    def take_weights(self):
+        """To be called after the weights of `model` were set, which may have given them memory of their own."""
+        self.weights.adopt(self.model, self.values)
 
     @paddle.no_grad()
-    def update(self, weights, ok):
-        """Take one step towards `weights`, float tensors by name; `ok` (0-D bool) False leaves the average as it is."""
-        share = (1 - self.decay) * ok.astype("float32")
-        for name, average in self.model.state_dict().items():
-            average.lerp_(weights[name], share)
+    def update(self, values, ok):
+        """Take one step towards `values` of the model's `FlatWeights`; `ok` (0-D bool) False leaves the average be."""
+        self.values.lerp_(values, (1 - self.decay) * ok.astype("float32"))

@@ -32,10 +32,9 @@ class LayerRates:
         backbone = learning_rate(epoch, train, train.BACKBONE_LR) / head if train.BACKBONE_LR and head else 1.0
         return {name: decay * (1.0 if in_head(name) else backbone) for name, decay in self.decays.items()}
 
-    def apply(self, epoch):
-        """Make the parameters' optimizer multiply its learning rate by `factors`."""
-        for name, factor in self.factors(epoch).items():
-            self.trained[name].optimize_attr["learning_rate"] = factor
+    def kind(self, name):
+        """Equal for parameters that have the same factor in every epoch; can be sorted."""
+        return self.decays[name], bool(self.train.BACKBONE_LR) and in_head(name)
 
     def summary(self, epochs):
         """The rates in some epochs (from 0), and how they differ by layer, in one line."""

@@ -8,6 +8,11 @@ def prediction(outputs):
     return sum(outputs).astype("float32") / 2 if isinstance(outputs, tuple) else outputs.astype("float32")
 
 
+def _cross_entropy(logits, targets, **options):
+    # Paddle's own mean waits for the device, to see whether a label is to be ignored (2.6.2).
+    return F.cross_entropy(logits, targets, reduction="none", **options).mean()
+
+
 class CrossEntropy:
     """Mean cross-entropy of (B, K) logits against targets.
 
@@ -20,8 +25,8 @@ class CrossEntropy:
 
     def __call__(self, logits, targets):
         if targets.ndim == 2:
-            return F.cross_entropy(logits, targets, soft_label=True)
-        loss = F.cross_entropy(logits, targets)
+            return _cross_entropy(logits, targets, soft_label=True)
+        loss = _cross_entropy(logits, targets)
         if not self.smoothing:
             return loss
         uniform = -F.log_softmax(logits, axis=-1).mean()
@@ -55,7 +60,7 @@ class DistillationLoss:
         return (1 - self.alpha) * loss + self.alpha * distance
 
     def _hard(self, logits, teacher_logits):
-        return F.cross_entropy(logits, teacher_logits.argmax(axis=-1))
+        return _cross_entropy(logits, teacher_logits.argmax(axis=-1))
 
     def _soft(self, logits, teacher_logits):
         student = F.log_softmax(logits / self.tau, axis=-1)  # (B, K)

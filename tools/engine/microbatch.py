@@ -129,7 +129,7 @@ class MicroBatches:
             for theirs, layer in zip(replica.sublayers(include_self=True), model.sublayers(include_self=True)):
                 theirs.training = layer.training
             for theirs, parameter in zip(replica.parameters(), model.parameters()):
-                theirs.clear_gradient(set_to_zero=False)  # of a batch that was not finished
+                theirs.clear_gradient(False)  # of a batch that was not finished
                 parameter._share_buffer_to(theirs)
                 theirs.stop_gradient = parameter.stop_gradient
         return self.replicas
@@ -143,4 +143,4 @@ def _add_gradients(model, replicas):
         if gradients:
             parameter.grad = sum(gradients[1:], gradients[0])
         for other in theirs:
-            other.clear_gradient(set_to_zero=False)
+            other.clear_gradient(False)

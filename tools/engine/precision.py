@@ -1,6 +1,7 @@
 """Mixed precision through paddle.amp, where the device has it."""
 
 import contextlib
+import copy
 
 import paddle
 
@@ -33,10 +34,15 @@ class MixedPrecision:
     def __str__(self):
         return f"{self.level} {self.dtype}" if self.level else "float32"
 
-    def decorate(self, model, optimizer):
-        """Convert the weights for O2; the optimizer then keeps a float32 copy, and gradients are float32."""
-        if self.level == "O2":
-            paddle.amp.decorate(model, optimizer, level="O2", dtype=self.dtype, master_weight=True, master_grad=True)
+    def live_model(self, model):
+        """The model that computes the gradients: `model`, under O2 a copy with weights of 16 bits.
+
+        LayerNorm stays float32 in one of float16. Paddle's float32 copies of the weights (`master_weight`) are not
+        used: the optimizer updates `model`, and has no copy of what stays float32 (2.6.2 and 3.3.1).
+        """
+        if self.level != "O2":
+            return model
+        return paddle.amp.decorate(copy.deepcopy(model), level="O2", dtype=self.dtype)
 
     def autocast(self):
         """Context of the forward pass."""

@@ -1,6 +1,5 @@
 """One step of training, and all that it changes: model, moving average, optimizer, loss scale."""
 
-import copy
 import warnings
 from dataclasses import dataclass
 
@@ -12,10 +11,9 @@ from engine import checkpoint, parallel
 from engine.build import build_model
 from engine.ema import ModelEma
 from engine.freeze import freeze, frozen_layers
-from engine.layer_rates import LayerRates
 from engine.losses import CrossEntropy, DistillationLoss, prediction
 from engine.microbatch import micro_batches
-from engine.optimizer import build_optimizer, set_learning_rate
+from engine.optimizer import Optimizer
 from engine.optimizer_state import load_optimizer_state, optimizer_state
 from engine.precision import MixedPrecision
 from engine.pretrained import load_pretrained
@@ -47,24 +45,20 @@ class TrainStep:
         self.seed = cfg.SEED
         self.pos_resize = cfg.MODEL.POS_RESIZE
         self.tf32 = train.TF32
-        self.model = build_model(cfg)
+        self.model = build_model(cfg)  # float32: what is updated, validated and saved
         if train.RECOMPUTE:
             recompute_activations(self.model)
         freeze(self.model, train.FREEZE)
-        self.ema = ModelEma(self.model, train.EMA_DECAY) if train.EMA_DECAY else None
-        self.optimizer = build_optimizer(self.model, train)
-        self.rates = LayerRates(self.model, train)
         self.precision = MixedPrecision(train)
-        # Under O2 the model's weights lose bits: this one keeps the frozen ones, and is what is validated.
-        self.float32_model = copy.deepcopy(self.model) if self.precision.level == "O2" else self.model
-        self.precision.decorate(self.model, self.optimizer)
+        self.live_model = self.precision.live_model(self.model)
+        self.parallel_model = parallel.data_parallel(self.live_model)
+        self.optimizer = Optimizer(self.model, train, self.live_model)
+        self.ema = ModelEma(self.model, self.optimizer.weights, train.EMA_DECAY) if train.EMA_DECAY else None
         if train.TO_STATIC:
             warnings.filterwarnings("ignore", "Tensor do not have 'place' interface")  # Paddle's own use of it
-            paddle.jit.to_static(self.model, full_graph=True)
-        self.parallel_model = parallel.data_parallel(self.model)
+            paddle.jit.to_static(self.live_model, full_graph=True)
         # Several processes have a core or few each, and average the gradients of whole batches.
         self.micro_batches = micro_batches(cfg, train.BATCH_SIZE) if parallel.world_size() == 1 else None
-        self.trained = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
         self.clip_norm = train.CLIP_NORM
         self.criterion = CrossEntropy(train.LABEL_SMOOTHING)
         self.teacher = Teacher(cfg) if cfg.DISTILL.TYPE else None
@@ -78,7 +72,7 @@ class TrainStep:
         """
         self.parallel_model.train()
         tf32.allow(self.tf32)
-        for layer in frozen_layers(self.model):
+        for layer in frozen_layers(self.live_model):
             layer.eval()
 
     def __call__(self, batches, lr, epoch, step):
@@ -101,8 +95,7 @@ class TrainStep:
             labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
             correct.append((logits.argmax(axis=-1) == labels).astype("float32").sum())
             skipped += batch.skipped
-        self.rates.apply(epoch)
-        norm, ok = self._step(lr)
+        norm, ok = self._step(lr, epoch)
         images = sum(batch.labels.shape[0] for batch in batches)
         return StepResult(paddle.stack(losses).mean(), paddle.stack(correct).sum(), images, tuple(skipped), norm, ok)
 
@@ -116,7 +109,7 @@ class TrainStep:
             loss, logits = self._backward_part(model, part, share / passes)
             return loss * share, logits
 
-        losses, logits = zip(*self.micro_batches.backward(self.model, run, batch, numbers))
+        losses, logits = zip(*self.micro_batches.backward(self.live_model, run, batch, numbers))
         return sum(losses), paddle.concat(logits)
 
     def _taught(self, images):
@@ -140,76 +133,61 @@ class TrainStep:
         return loss.detach(), logits.detach()
 
     @paddle.no_grad()
-    def _step(self, lr):
+    def _step(self, lr, epoch):
         """Clip, update the weights and their average; (gradient norm, whether it was finite)."""
         scaler, optimizer = self.precision.scaler, self.optimizer
-        scaler.unscale_(optimizer)
-        gradients = [parameter.grad for parameter in self.trained]
-        norm = paddle.stack([gradient.astype("float32").square().sum() for gradient in gradients]).sum().sqrt()
+        gradient = optimizer.collect_gradients()
+        scaler.unscale_(optimizer.inner)
+        norm = gradient.square().sum().sqrt()
         ok = paddle.isfinite(norm)
         if self.clip_norm:
-            share = (self.clip_norm / (norm + 1e-6)).clip(max=1.0)
-            for gradient in gradients:
-                gradient.multiply_(share.astype(gradient.dtype))
+            gradient.multiply_((self.clip_norm / (norm + 1e-6)).clip(max=1.0))
         # A skipped step is one with gradients and a learning rate of zero, so that nobody waits to learn which it is.
-        for gradient in gradients:
-            gradient.masked_fill_(~ok, 0.0)
-        set_learning_rate(optimizer, lr, ok)
-        scaler.step(optimizer)
+        gradient.masked_fill_(~ok, 0.0)
+        optimizer.set_learning_rate(lr, epoch, ok)
+        scaler.step(optimizer.inner)
         scaler.update()
-        optimizer.clear_grad()
+        optimizer.inner.clear_grad(set_to_zero=False)
+        optimizer.refresh()
         if self.ema:
-            self.ema.update(self._float32_weights(), ok)
+            self.ema.update(optimizer.weights.values, ok)
         return norm, ok
 
-    def _float32_weights(self):
-        """State dict of the trained model; under O2 the float32 copies that the optimizer keeps."""
-        if self.float32_model is self.model:
-            return self.model.state_dict()
-        copies, frozen = self.optimizer._master_weights, self.float32_model.state_dict()
-        return {name: copies.get(tensor.name, frozen[name]) for name, tensor in self.model.state_dict().items()}
-
-    @paddle.no_grad()
     def models(self):
         """{"raw": the trained model, "ema": its moving average, if there is one}, both in float32."""
-        if self.float32_model is not self.model:
-            weights = self._float32_weights()
-            for name, tensor in self.float32_model.state_dict().items():
-                tensor.set_value(weights[name])
-        return {"raw": self.float32_model, "ema": self.ema.model} if self.ema else {"raw": self.float32_model}
+        return {"raw": self.model, "ema": self.ema.model} if self.ema else {"raw": self.model}
 
     def weights(self, which):
         """State dict of one of `models`."""
-        return self._float32_weights() if which == "raw" else self.ema.model.state_dict()
+        return self.models()[which].state_dict()
 
     def state(self):
         """All of it, in dicts of tensors and numbers."""
         return {
             "model": self.weights("raw"),
             "ema": self.weights("ema") if self.ema else {},
-            "optimizer": optimizer_state(self.optimizer, self.model),
+            "optimizer": optimizer_state(self.optimizer),
             "scaler": self.precision.scaler.state_dict(),
         }
 
     def load_state(self, state, path):
         """Undo `state`, whose tensors are arrays now, as `checkpoint.read` gave them from `path`."""
-        for model in {self.model, self.float32_model}:
-            checkpoint.load_state(model, state["model"], path)
+        checkpoint.load_state(self.model, state["model"], path)
+        self.optimizer.take_weights()
         if self.ema:
             # A run that had none starts its average here.
             checkpoint.load_state(self.ema.model, state["ema"] or state["model"], path)
-        load_optimizer_state(self.optimizer, self.model, state["optimizer"], path)
+            self.ema.take_weights()
+        load_optimizer_state(self.optimizer, state["optimizer"], path)
         if state["scaler"]:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
 
     def start_from(self, path, head="fit"):
         """Begin with the weights of a file; `head`: see `pretrained.fit_weights`."""
-        models = self.models()
-        first = models["raw"]
-        load_pretrained(first, path, head, self.pos_resize)
-        weights = {name: tensor.numpy() for name, tensor in first.state_dict().items()}
-        for model in {self.model, *models.values()} - {first}:
-            checkpoint.load_state(model, weights, path)
+        load_pretrained(self.model, path, head, self.pos_resize)
+        self.optimizer.take_weights()
+        if self.ema:
+            paddle.assign(self.optimizer.weights.values, self.ema.values)
 
 
 def _seed_dropout(numbers):

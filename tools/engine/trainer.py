@@ -280,7 +280,7 @@ class Trainer:
             self.total_epochs,
         )
         epochs = sorted({0, min(train.WARMUP_EPOCHS, self.total_epochs - 1), self.total_epochs - 1})
-        log.info("lr: %s", self.train_step.rates.summary(epochs))
+        log.info("lr: %s", self.train_step.optimizer.rates.summary(epochs))
         self._warn_of_short_average()
         log.info("ready %.1f s after the start", time.monotonic() - self.watch.started)
 

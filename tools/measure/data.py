@@ -5,8 +5,10 @@ import itertools
 import statistics
 import time
 
+import numpy as np
+
 from config import with_classes, with_keys
-from data.batch import TrainInput
+from data.batch import BatchDraws, TrainInput, to_tensors
 from data.dataset import load_data
 from data.images import load_image, reader_name
 from data.loader import EvalLoader, TrainLoader
@@ -76,11 +78,13 @@ def measure_device(cfg, pictures, rounds):
     size = cfg.TRAIN.BATCH_SIZE
     alone = with_keys(cfg, {"DATA.NUM_WORKERS": 0, "TRAIN.ACCUM_STEPS": 1})
     batch = next(TrainLoader(repeated(pictures, size), alone).epoch_steps(0))[0]
-    prepare, milliseconds = TrainInput(cfg), []
+    prepare, draw, milliseconds = TrainInput(cfg), BatchDraws(cfg), []
+    boxes = np.stack([draw.erasing.draw_boxes(np.random.default_rng(place)) for place in range(size)])
     for number in range(rounds + 1):
+        drawn = [to_tensors(draw(boxes, (0, number, step))) for step in range(PASSES)]
         start = time.perf_counter()
-        for step in range(PASSES):
-            images, _ = prepare(dataclasses.replace(batch, sample=(0, number, step)))
+        for mixing, erasing in drawn:
+            images, _ = prepare(dataclasses.replace(batch, mixing=mixing, erasing=erasing))
             finished(images)
         milliseconds.append(1000 * (time.perf_counter() - start) / PASSES)
     report = summary(milliseconds[1:])  # the first round loads kernels

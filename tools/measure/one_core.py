@@ -12,7 +12,7 @@ from paddle.vision import transforms
 from config import with_keys
 from data.augment import build_augment
 from data.images import JpegPicture, open_image, open_picture, reading, simplejpeg, to_array, to_image
-from data.loader import EvalDataset, TrainDataset, collate_train
+from data.loader import EvalDataset, TrainCollate, TrainDataset
 from data.seeding import TRANSFORM, generator
 from data.transforms import mirrored
 from measure.rounds import Stopwatch, spread, summary
@@ -99,7 +99,7 @@ def rates_by_turns(functions, count, rounds):
 
 def measure_stages(cfg, pictures, rounds):
     """Milliseconds per image and share of each stage of the full recipe."""
-    dataset, watch = TrainDataset(pictures, cfg), Stopwatch()
+    dataset, collate, watch = TrainDataset(pictures, cfg), TrainCollate(cfg), Stopwatch()
     with timed_decoding(watch):
         staged(dataset, (0, 0, 0), watch)
         watch.seconds.clear()
@@ -108,7 +108,7 @@ def measure_stages(cfg, pictures, rounds):
             for start in range(0, len(samples), cfg.TRAIN.BATCH_SIZE):
                 fields = [staged(dataset, sample, watch) for sample in samples[start : start + cfg.TRAIN.BATCH_SIZE]]
                 watch.lap("between images")
-                collate_train(fields)
+                collate(fields)
                 watch.lap("collate")
     seconds = watch.seconds
     del seconds["between images"]

@@ -30,14 +30,22 @@ def _generator():
     return getattr(_thread, "generator", None)
 
 
+def is_drawing():
+    """Whether this thread draws from a generator of its own, within `drawing_from`, and not from Paddle's."""
+    return _generator() is not None
+
+
 def draw_state():
-    """What `set_draw_state` takes to draw the same numbers again; None where Paddle draws."""
-    return _generator().bit_generator.state if _generator() else None
+    """What `set_draw_state` takes to draw the same numbers again."""
+    return _generator().bit_generator.state if _generator() else paddle.get_rng_state()
 
 
 def set_draw_state(state):
     """Let this thread go on from a `draw_state`."""
-    _generator().bit_generator.state = state
+    if _generator():
+        _generator().bit_generator.state = state
+    else:
+        paddle.set_rng_state(state)
 
 
 def _kept(shape, keep):

@@ -3,7 +3,7 @@
 import paddle
 from paddle.distributed.fleet.utils import recompute
 
-from models.dropout import draw_state, set_draw_state
+from models.dropout import draw_state, is_drawing, set_draw_state
 
 
 def recompute_activations(model):
@@ -22,13 +22,16 @@ def recomputed(layer, *inputs):
         return layer(*inputs)
     state = draw_state()
 
-    def forward(_anchor, *inputs):
-        if state is not None:
-            set_draw_state(state)
+    def forward(*inputs):
+        set_draw_state(state)  # which nothing needs as it is afterwards: each pass through the model sets its own
         return layer(*inputs)
 
-    # Paddle computes again only if an input has a gradient, which images have not. Its form without re-entrance, which
-    # does not ask for one, keeps its hooks in a global variable, so that a second thread cannot use it (3.3.1).
+    # Paddle has two forms (2.6.2, 3.3.1). The one without re-entrance keeps its hooks in a global variable, so that a
+    # second thread cannot use it. The other one runs a backward pass within the backward pass, in which DataParallel's
+    # hooks meet a parameter twice and raise, and it computes again only if an input has a gradient, which images have
+    # not. Paddle does not keep the state of a CPU's generator in the first form (2.6.2), so that is done here.
+    if not is_drawing():
+        return recompute(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
     anchor = paddle.zeros([])
     anchor.stop_gradient = False
-    return recompute(forward, anchor, *inputs, preserve_rng_state=state is None)
+    return recompute(lambda _, *inputs: forward(*inputs), anchor, *inputs, preserve_rng_state=False)

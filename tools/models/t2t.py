@@ -216,6 +216,7 @@ class T2TModule(nn.Layer):
         return x.flatten(2).transpose([0, 2, 1])  # (B, N, C)
 
     def _soft_split_tokens(self, x):
+        # On a GPU unfold and its gradient start a kernel per image (unfold_kernel_impl.h, 2.6.2 and 3.3.1).
         for stage, split, (height, width) in zip(self.stages, self.splits, self.grids):
             x = F.unfold(x, *split).transpose([0, 2, 1])  # (B, h*w, Cin*k*k)
             x = recomputed(stage, x) if self.recompute else stage(x)  # (B, h*w, E)

@@ -3,6 +3,7 @@
 Images with their first 15 augmented versions, and mixed ones with their targets.
 """
 
+import dataclasses
 import re
 
 from cli import common_parser, not_empty
@@ -115,16 +116,15 @@ def is_mixing(cfg):
     return Mixup(cfg).is_on(0)
 
 
-def read_batch(dataset, samples):
+def read_batch(dataset, samples, cfg):
     """`Batch` of some samples (epoch, index, copy), as the training loader makes it."""
-    import numpy as np
     import paddle
 
-    from data.batch import Batch
+    from data.loader import TrainCollate, to_batch
 
-    images, labels, boxes, samples, skipped = zip(*(dataset[sample] for sample in samples))
-    images, labels = paddle.to_tensor(np.stack(images)), paddle.to_tensor(np.array(labels, np.int64))
-    return Batch(images, labels, np.stack(boxes), samples[0], tuple(filter(None, skipped)))
+    images, labels, drawn, *rest = TrainCollate(cfg)([dataset[sample] for sample in samples])
+    images, labels, *drawn = map(paddle.to_tensor, (images, labels, *drawn))
+    return to_batch(images, labels, drawn, *rest)
 
 
 def augmented(dataset, index, cfg):
@@ -133,8 +133,8 @@ def augmented(dataset, index, cfg):
 
     from data.batch import TrainInput
 
-    prepare = TrainInput(without_mixing(cfg))
-    batches = (read_batch(dataset, [(epoch, index, 0)]) for epoch in range(EPOCHS))
+    prepare = TrainInput(cfg)
+    batches = (read_batch(dataset, [(epoch, index, 0)], without_mixing(cfg)) for epoch in range(EPOCHS))
     return np.concatenate([to_pixels(prepare(batch)[0], cfg) for batch in batches])
 
 
@@ -144,11 +144,11 @@ def mixed_batch(dataset, epoch, indices, cfg):
 
     from data.batch import TrainInput
 
-    batch = read_batch(dataset, [(epoch, index, 0) for index in indices])
+    batch, prepare = read_batch(dataset, [(epoch, index, 0) for index in indices], cfg), TrainInput(cfg)
     sources = batch.images.numpy()
     if not cfg.AUG.ERASE_MIXED:
-        sources = to_pixels(TrainInput(without_mixing(cfg))(batch)[0], cfg)
-    mixed, targets = TrainInput(cfg)(batch)
+        sources = to_pixels(prepare(dataclasses.replace(batch, mixing=None))[0], cfg)
+    mixed, targets = prepare(batch)
     if targets.ndim == 1:  # mixing has ended before this epoch; the loss smooths these
         smoothing = cfg.TRAIN.LABEL_SMOOTHING
         targets = F.label_smooth(F.one_hot(targets, cfg.MODEL.NUM_CLASSES), epsilon=smoothing)

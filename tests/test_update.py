@@ -1,0 +1,76 @@
+"""What an update costs a GPU: operations, each of which it must be told to start."""
+
+from collections import Counter
+
+import paddle
+import pytest
+from conftest import ROOT
+from paddle import profiler
+
+from config import load_config
+from data.dataset import load_data
+from data.loader import TrainLoader
+from engine.train_step import TrainStep
+
+
+def operations(run):
+    """Counter of the operations that a function starts, by Paddle's profiler."""
+    watching = profiler.Profiler(targets=[profiler.ProfilerTarget.CPU], on_trace_ready=lambda _: None)
+    watching.start()
+    run()
+    watching.stop()
+    found, nodes = Counter(), list(watching.profiler_result.get_data().values())
+    while nodes:
+        node = nodes.pop()
+        found[node.name.split()[0]] += node.type == profiler.TracerEventType.Operator
+        nodes += node.children_node
+    return +found
+
+
+@pytest.mark.parametrize(
+    "keys, most",
+    [
+        ({}, 150),
+        ({"CLIP_NORM": 1.0, "OPTIMIZER": "sgd"}, 150),
+        ({"CLIP_NORM": 1.0, "LAYER_DECAY": 0.75, "BACKBONE_LR": 5e-4}, 190),
+    ],
+)
+def test_an_update_of_t2t_vit_7_is_a_few_operations(keys, most, monkeypatch):
+    pairs = [("MODEL.T2T.DEPTH", "7"), ("CPU.MICRO_BATCH", "0"), ("TRAIN.BATCH_SIZE", "2")]  # as many tensors
+    cfg = load_config(ROOT / "configs/lit_data.yaml", [*pairs, *((f"TRAIN.{key}", str(keys[key])) for key in keys)])
+    batches = TrainLoader(load_data(cfg, ["train"])[1]["train"], cfg).epoch_steps(0)
+    step = TrainStep(cfg)
+    step.train()
+    step(next(batches), 1e-3, 0, 0)  # makes the optimizer's state
+    update, found = step._step, Counter()
+
+    def counted(*args):
+        results = []
+        found.update(operations(lambda: results.append(update(*args))))
+        return results[0]
+
+    monkeypatch.setattr(step, "_step", counted)
+    assert step(next(batches), 1e-3, 0, 1).ok.item()
+    trained = len(step.optimizer.rates.trained)
+    assert trained == 108 and found["reshape_"] == trained  # which starts nothing on the GPU
+    assert trained < sum(found.values()) <= most, found
+
+
+def test_weights_with_memory_of_their_own_are_taken_back():
+    """On a CPU `set_value` writes into the memory that a tensor has; a state must train on wherever it does not."""
+    cfg = load_config(ROOT / "configs/lit_data.yaml", [("MODEL.T2T.DEPTH", "1"), ("TRAIN.BATCH_SIZE", "2")])
+    batches = TrainLoader(load_data(cfg, ["train"])[1]["train"], cfg).epoch_steps(0)
+    step = TrainStep(cfg)
+    step.train()
+    step(next(batches), 1e-3, 0, 0)
+    state = step.state()
+    arrays = {part: {name: value.numpy().copy() for name, value in state[part].items()} for part in
+              ("model", "ema", "optimizer")}  # fmt: skip
+    for model in step.models().values():
+        for tensor in model.state_dict().values():
+            paddle.zeros_like(tensor)._share_buffer_to(tensor)
+    step.load_state({**arrays, "scaler": {}}, "memory")
+    step(next(batches), 1e-3, 0, 1)
+    for which, part in (("raw", "model"), ("ema", "ema")):
+        for name in step.optimizer.rates.trained:
+            assert (step.weights(which)[name].numpy() != arrays[part][name]).any(), (which, name)

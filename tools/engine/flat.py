@@ -1,0 +1,95 @@
+"""The weights of a model side by side in one tensor, so that one operation updates them all.
+
+Private names of Paddle that this file relies on, the same in 2.6.2 and 3.3.1: `_slice`, `_share_buffer_to`,
+`_copy_gradient_from` and `_set_dims`, with which fleet/meta_parallel/sharding/group_sharded_storage.py does the like.
+"""
+
+import itertools
+import math
+
+import paddle
+
+_ALIGNED = 64  # elements, 256 bytes: a slice begins where an allocation could, as vector loads and cuBLAS want
+
+
+class FlatWeights:
+    """The tensors of a float32 model's state dict as slices of one tensor, `values`.
+
+    Args:
+        model: float32 model, whose tensors are moved into `values`.
+        groups: lists of names of parameters. Those of a group lie side by side, the groups before everything else.
+    """
+
+    def __init__(self, model, groups):
+        tensors = model.state_dict()
+        grouped = set().union(*groups)
+        self.groups, self.bounds, self.places, end = groups, [], {}, 0
+        for names in [*groups, [name for name in tensors if name not in grouped]]:
+            start = end
+            for name in names:
+                self.places[name] = end, list(tensors[name].shape)
+                end += math.prod(tensors[name].shape) + _padding(tensors[name])
+            self.bounds.append((start, end))
+        self.values = paddle.zeros([end])
+        self.adopt(model, self.values)
+
+    @paddle.no_grad()
+    def adopt(self, model, values):
+        """Make every tensor of `model` that has the type of `values` a slice of it, at the same place as here."""
+        for name, tensor in model.state_dict().items():
+            if tensor.dtype == values.dtype:
+                view = self.view(values, name)
+                paddle.assign(tensor, view)
+                view._share_buffer_to(tensor)
+
+    def view(self, flat, name, start=0):
+        """The tensor `name` within `flat`, which is laid out as `values` is from `start` on; shares its memory."""
+        place, shape = self.places[name]
+        view = flat._slice(place - start, place - start + math.prod(shape))
+        view.get_tensor()._set_dims(shape)
+        return view
+
+    def parameters(self):
+        """One trainable parameter per group, which shares the memory of `values`."""
+        parameters = []
+        for start, end in self.bounds[: len(self.groups)]:
+            zero = paddle.nn.initializer.Constant(0.0)
+            parameters.append(paddle.create_parameter([end - start], "float32", default_initializer=zero))
+            self.values._slice(start, end)._share_buffer_to(parameters[-1])
+        return parameters
+
+
+class FlatGradients:
+    """Collects the gradients of a model's trained parameters in one float32 tensor.
+
+    Args:
+        model: whose parameters have the gradients, of any type.
+        weights: `FlatWeights` with the places of the parameters.
+    """
+
+    def __init__(self, model, weights):
+        named = dict(model.named_parameters())
+        self.parameters = [named[name] for names in weights.groups for name in names]
+        self.paddings = [paddle.zeros([_padding(each)], each.dtype) for each in self.parameters]
+        self.bounds = weights.bounds[: len(weights.groups)]
+
+    @paddle.no_grad()
+    def collect(self, groups):
+        """Move the gradients into one tensor, which is returned; those of `groups` become slices of it."""
+        pieces = []
+        for parameter, padding in zip(self.parameters, self.paddings):
+            pieces.append(parameter.grad.reshape_([-1]))
+            if padding.shape[0]:
+                pieces.append(padding)
+        runs = [paddle.concat(list(run)) for _, run in itertools.groupby(pieces, key=lambda piece: piece.dtype)]
+        runs = [run if run.dtype == paddle.float32 else run.astype("float32") for run in runs]
+        gradient = runs[0] if len(runs) == 1 else paddle.concat(runs)
+        for parameter in self.parameters:
+            parameter.clear_gradient(False)  # drops it; a keyword is not looked at, and a True would fill it with zeros
+        for group, (start, end) in zip(groups, self.bounds):
+            group._copy_gradient_from(gradient._slice(start, end))  # shares the memory, as `group.grad =` does not
+        return gradient
+
+
+def _padding(tensor):
+    return -math.prod(tensor.shape) % _ALIGNED
