@@ -22,7 +22,8 @@ def odd(tmp_path_factory):
         exif[0x0112] = orientation
         turned.save(root / f"train/ant/exif{number}.jpg", exif=exif, quality=90 + number)
     Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64).save(root / "train/ant/deep.png")
-    Image.fromarray(np.linspace(0, 255, 1024, dtype=np.float32).reshape(32, 32)).save(root / "valid/ant/float.tif")
+    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32)).save(root / "train/ant/dim.png")
+    Image.fromarray(np.linspace(0, 1, 1024, dtype=np.float32).reshape(32, 32)).save(root / "valid/ant/float.tif")
     name = os.fsencode(root / "train/ant") + b"/\x1b[31m\xff\n.jpg"
     with open(name, "wb") as file:
         file.write(b"no picture")
@@ -34,9 +35,10 @@ def odd(tmp_path_factory):
 def test_pictures_that_are_turned_or_not_of_8_bits_are_counted(odd):
     done, report, root = odd
     assert report["splits"]["train"]["rotated"] == 2 and report["splits"]["val"]["rotated"] == 0
-    assert "  turned or mirrored by EXIF: images 2\n" in done.stdout
+    assert "  turned or mirrored by EXIF (DATA.EXIF): images 2\n" in done.stdout
+    assert "  of 16 bits, of which 12 are used (DATA.GREY_BITS): images 1\n" in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("  not of 8 bits")]
-    assert lines == [f"  not of 8 bits, by their Pillow names: {mode} 1" for mode in ("I;16", "F")]
+    assert lines == [f"  not of 8 bits, by their Pillow names: {mode}" for mode in ("I;16 2", "F 1")]
 
 
 def test_ignored_and_unused_folders_are_told(odd):
@@ -49,7 +51,7 @@ def test_ignored_and_unused_folders_are_told(odd):
 
 def test_composed_and_decomposed_names_are_one_class(odd):
     done, report, root = odd
-    assert report["splits"]["train"]["classes"] == {"ant": 8, "caf\u00e9": 3}
+    assert report["splits"]["train"]["classes"] == {"ant": 9, "caf\u00e9": 3}
     assert report["splits"]["val"]["classes"] == {"ant": 3, "caf\u00e9": 1}
     assert [fault for fault in report["faults"] if "class" in fault] == []
 

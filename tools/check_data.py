@@ -89,6 +89,7 @@ class SplitReport:
     modes: Counter = field(default_factory=Counter)
     misnamed: Counter = field(default_factory=Counter)  # {"PNG called .jpg": images}
     rotated: int = 0  # images that EXIF says are to be turned or mirrored
+    dim: int = 0  # 16-bit images that use 12 bits or fewer
     digests: array = field(default_factory=lambda: array("Q"))  # hash of the content of each path, 0 if unreadable
     grey: list = field(default_factory=lambda: [0, 0.0, 0.0])  # grey images, sums of their means and mean squares
 
@@ -230,6 +231,7 @@ def read_images(split, how, jobs):
         split.modes[seen.mode] += 1
         split.misnamed.update([seen.misnamed] if seen.misnamed else [])
         split.rotated += seen.is_rotated
+        split.dim += seen.is_dim
         split.grey = [total + value for total, value in zip(split.grey, seen.grey)]
 
 
@@ -292,6 +294,7 @@ class Look(NamedTuple):
     mode: str = ""
     misnamed: str = ""  # "PNG called .jpg"
     is_rotated: bool = False  # by EXIF
+    is_dim: bool = False  # see images.is_dim
     grey: tuple = (0, 0.0, 0.0)  # whether it is grey, mean, mean square
     digest: int = 0  # of the content of the file
 
@@ -300,7 +303,7 @@ def look(paths, how):
     """[(path, Look), ...]"""
     from PIL import Image, ImageStat
 
-    from data.images import ImageError, load_image, open_image, orientation
+    from data.images import ImageError, is_dim, load_image, open_image, orientation
     from errors import one_line
 
     looks = []
@@ -309,6 +312,7 @@ def look(paths, how):
             pixels = load_image(path, **how)  # as in evaluation, and in training where its quicker reader gives up
             with open_image(path) as image:
                 mode, kind, is_rotated = image.mode, image.format, orientation(image) in range(2, 9)
+                dim = bool(is_dim(image, how["grey_bits"]))
             digest = digest_of(path)
         except (ImageError, OSError) as error:
             looks.append((path, Look(one_line(error))))
@@ -322,7 +326,7 @@ def look(paths, how):
             mean = statistics.mean[0] / 255.0
             grey = 1, mean, statistics.var[0] / 255.0**2 + mean**2
         misnamed = f"{kind} called {ending}" if misnamed else ""
-        looks.append((path, Look("", min(pixels.size), mode, misnamed, is_rotated, grey, digest)))
+        looks.append((path, Look("", min(pixels.size), mode, misnamed, is_rotated, dim, grey, digest)))
     return looks
 
 
@@ -565,9 +569,10 @@ def print_report(splits, findings):
             ("no images by their ending", split.others),
             ("folders that are not read", split.ignored),
             ("not of 8 bits, by their Pillow names", deep_modes(split)),
-            ("turned or mirrored by EXIF", Counter({"images": split.rotated} if split.rotated else {})),
+            ("turned or mirrored by EXIF (DATA.EXIF)", Counter(images=split.rotated)),
+            ("of 16 bits, of which 12 are used (DATA.GREY_BITS)", Counter(images=split.dim)),
         ):
-            if counter:
+            if any(counter.values()):
                 show(f"  {title}: " + ", ".join(f"{name} {number:,}" for name, number in counter.most_common()))
         for reason in itertools.islice(split.unreadable.values(), SHOWN):
             show(f"  {reason}")
