@@ -161,6 +161,7 @@ _t2t_fill() { # _t2t_fill FOLDER PYTHON WORDS: make the environment with PaddleP
   "$2" -m venv ${clear[@]+"${clear[@]}"} "$env" >&2 || return
   : >"$env/install.log"
   printf '%s\n' "$3" >"$env/package.txt"
+  [[ -z ${PADDLE_PACKAGE:-} ]] || printf '%s\n' "$3" >"$env/chosen.txt"
   # Unquoted: the words may hold pip options.
   # shellcheck disable=SC2086
   _t2t_pip "$env" $3 || return
@@ -190,7 +191,8 @@ _t2t_make() { # _t2t_make FOLDER PYTHON WORDS MB SIZE: what _t2t_install does wh
 _t2t_install() { # _t2t_install FOLDER
   local env=$1 base words room=1500 size="250 MB"
   base=$(_t2t_base_python) || return
-  words=${PADDLE_PACKAGE:-$("$base" "$T2T_ROOT/tools/wheels.py")} || return
+  # What the user once chose stays chosen when requirements.txt changes.
+  words=${PADDLE_PACKAGE:-$(cat "$env/chosen.txt" 2>/dev/null || "$base" "$T2T_ROOT/tools/wheels.py")} || return
   [[ $words != *gpu* ]] || room=10000 size="4 GB"
   : "${words:=$(grep '^paddlepaddle' "$T2T_ROOT/requirements.txt")}"
   if [[ -n $_t2t_dry ]]; then

@@ -49,11 +49,21 @@ def write_script(path, text):
         ((470, 82), [("Tesla V100", None)], "cu118"),  # its nvidia-smi does not know compute_cap
         ((550, 90), [("Some card", None)], "cu126"),
         (None, [A100], "cu126"),
+        ((470, 223), [("NVIDIA GeForce GTX 750 Ti", None)], "cu118"),
     ],
 )
 def test_wheel_of_a_machine(driver, cards, build):
     chosen, note = wheels.choose(wheels.Machine([wheels.Card(*card) for card in cards], driver))
     assert (chosen.name, note) == (build, "")
+
+
+@pytest.mark.parametrize("name", ["Tesla K80", "Quadro K620", "GRID K520", "GeForce GTX 780 Ti", "GTX Titan Black"])
+def test_kepler_is_known_by_name_where_its_driver_does_not_say(name, tmp_path, monkeypatch):
+    script = f'case "$1" in *compute_cap*) exit 1;; esac\necho "470.223.02, {name}"\n'
+    write_script(tmp_path / "nvidia-smi", script)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    build, note = wheels.choose(wheels.look())
+    assert build is None and f"{name} (compute capability 3.5); the CPU build is taken" in note
 
 
 def test_machines_without_a_wheel_say_why(monkeypatch):
@@ -364,6 +374,10 @@ def test_environment_with_paddle_is_used_as_it_is(clone, tmp_path):
     clone.run(**path, T2T_ENV=str(tmp_path / "another"))
     assert len(clone.asked()) == 2 and (tmp_path / "another/installed.txt").is_file()
     clone.run(**path, PADDLE_PACKAGE="paddlepaddle==3.0.0")
+    assert " install paddlepaddle==3.0.0 | user=0" in clone.asked()[0]
+    with open(clone.root / "requirements.txt", "a") as file:
+        file.write("# of a later version\n")
+    clone.run(**path, T2T_ENV=f"{clone.root}/.venv")  # what was chosen once stays
     assert " install paddlepaddle==3.0.0 | user=0" in clone.asked()[0]
 
 

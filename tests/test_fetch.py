@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import ROOT, error_line, tool
+from conftest import ROOT, tool
 
 from engine import checkpoint, fetch
 from engine.fetch import download, local_file
@@ -85,6 +85,14 @@ def test_a_file_is_fetched_once_and_then_read_without_the_net(server, tmp_path):
     server.server_close()
     assert download(url) == path == download(f"{url}#sha256={SHA256.upper()}")
     assert server.seen == ["/a/w%20x.pdparams"]
+
+
+def test_what_a_killed_download_has_left_is_removed(server):
+    path = download(f"{server.url}/a/w.pdparams")
+    path.unlink()
+    left = path.with_name(f".{path.name}.tmp4194305")  # a number that no process has
+    left.write_bytes(b"half")
+    assert download(f"{server.url}/a/w.pdparams") == path and not left.exists()
 
 
 def test_addresses_with_the_same_file_name_are_told_apart(server):
@@ -203,5 +211,6 @@ def test_commands_take_a_url(server, tmp_path):
     by_file = tool("predict", "--pretrained", weights, *words, cwd=tmp_path, timeout=300).stdout.splitlines()
     by_url = tool("predict", "--pretrained", url, *words, cwd=tmp_path, timeout=300).stdout.splitlines()
     assert by_url[-1] == by_file[-1] and by_url[-1].startswith("class_id is: ")
-    line = error_line("predict", "MODEL.PRETRAINED", f"{server.url}/missing", *words[:2], cwd=tmp_path, timeout=300)
+    done = tool("predict", "MODEL.PRETRAINED", f"{server.url}/missing", *words[:2], cwd=tmp_path, status=1)
+    line = done.stderr.splitlines()[-1]  # behind what predict.py is downloading
     assert line.startswith(f"error: {server.url}/missing answered 404")

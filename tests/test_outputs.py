@@ -32,6 +32,13 @@ def test_output_that_is_an_input_by_any_name_is_refused(photo, tmp_path):
         check_outputs([tmp_path / "x.png", tmp_path / "folder/x.png"])
 
 
+def test_pipes_are_outputs_too():
+    check_outputs(["/dev/stdout", "/dev/null"])
+    with pytest.MonkeyPatch.context() as patch:  # of a user who may not make files in /dev
+        patch.setattr(os, "access", lambda path, mode: str(path) != "/dev")
+        check_outputs(["/dev/null"])
+
+
 def test_nothing_is_written_among_the_shipped_runs(tmp_path):
     os.symlink(SHIPPED, tmp_path / "link")
     for path in (SHIPPED / "x.json", ROOT / "log/pretrained/new/x.log", tmp_path / "link/best.pdparams"):

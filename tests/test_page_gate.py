@@ -252,6 +252,22 @@ def test_other_sites_ask_nothing(method, headers, allowed, tmp_path):
     assert status == (200 if allowed else 403)
 
 
+@pytest.mark.parametrize(
+    "host, forwarded, allowed",
+    [
+        ("server:8080", "", True),
+        ("server", "", True),  # nginx's $host
+        ("server:80", "", False),  # of another port than the page's
+        ("inner:7860", "Server, inner:7860", True),  # through two proxies
+        ("inner:7860", "other", False),
+    ],
+)
+def test_a_proxy_over_plain_http_may_leave_out_the_port(host, forwarded, allowed, tmp_path):
+    headers = {"host": host, "x-forwarded-host": forwarded, "origin": "http://server:8080"}
+    status = through(Gate(stub, tmp_path, None), "POST", "/reset", headers, b"{}")[0]
+    assert status == (200 if allowed else 403)
+
+
 # --- Too much ---
 
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from config import load_config
-from engine import checkpoint
+from engine import checkpoint, torch_file
 from engine.build import build_trained_model
 from engine.logger import log
 from engine.pretrained import load_pretrained
@@ -243,6 +243,19 @@ def test_pytorch_files_are_read_without_pytorch(tmp_path, monkeypatch):
         model = create_model("pit_ti")
         load_pretrained(model, tmp_path / name)
         assert is_official(model)
+
+
+def test_the_old_form_is_little_endian_whatever_machine_it_names(tmp_path):
+    torch = need_torch()
+    path = tmp_path / "w.pth"
+    tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    torch.save({"head.weight": tensor}, path, _use_new_zipfile_serialization=False)
+    content = bytearray(path.read_bytes())
+    flag = content.index(b"\x88", content.index(b"little_endian"))  # pickle's True
+    content[flag] = 0x89
+    path.write_bytes(content)
+    assert torch.equal(torch.load(path)["head.weight"], tensor)
+    assert (torch_file.read(path)["head.weight"] == tensor.numpy()).all()
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):

@@ -117,6 +117,9 @@ def test_the_config_of_a_run_names_the_model_of_its_weights(tmp_path):
     ):  # fmt: skip
         (tmp_path / "config.yaml").write_text(with_keys(cfg, {"MODEL.NAME": name, **pairs}).dump())
         assert read_weights(path).variant == variant
+    (tmp_path / "config.yaml").write_text(with_keys(cfg, {"MODEL.NAME": "t2t_vit_14"}).dump())
+    checkpoint.save(tmp_path / "resnext.pdparams", {"a": paddle.ones([2])})  # not a name that a run gives
+    assert read_weights(path).variant == "t2t_vit_14" and read_weights(tmp_path / "resnext.pdparams").variant == ""
     for text in ("MODEL: 3", "- 1", "{", "a: " + "[" * 9999):
         (tmp_path / "config.yaml").write_text(text)
         assert read_weights(path).variant == ""

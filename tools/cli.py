@@ -111,11 +111,11 @@ def first_word(kind, choices):
     return split_words
 
 
-def run(main, parser, argv=None, split_words=None, needs_paddle=True):
+def run(main, parser, argv=None, split_words=None, needs_paddle=True, imports_paddle=True):
     """Parse the command line, load the config, call `main(args, cfg)` and exit with its status.
 
-    `split_words` divides the words that are no options into (args.words, KEY VALUE words). Only a command that
-    `needs_paddle` waits for its import.
+    `split_words` divides the words that are no options into (args.words, KEY VALUE words). A command that
+    `needs_paddle` is told if it is missing, and waits for its import unless `main` imports it.
     """
 
     def work(args):
@@ -136,7 +136,7 @@ def run(main, parser, argv=None, split_words=None, needs_paddle=True):
         args.inputs = _files_read(path, cfg)
         args.weights_named = bool(_named_on_command_line(args))
         args.pretrained = cfg.MODEL.PRETRAINED if _named_on_command_line(args) else _best_beside(path)
-        if needs_paddle:
+        if needs_paddle and imports_paddle:
             import_paddle(cfg.DEVICE)
         return main(args, cfg)
 

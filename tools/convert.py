@@ -5,7 +5,6 @@ is recognised by its content, and no code in it is run.
 """
 
 import argparse
-import hashlib
 from pathlib import Path
 
 from cli import absolute, exit_with, import_paddle, not_empty, require_packages
@@ -22,7 +21,7 @@ def main(args):
     from engine.formats import in_paddle_layout, read_weights
     from engine.logger import setup_logging
     from engine.pretrained import check_variant
-    from files import shown
+    from files import sha256, shown
 
     setup_logging()
     source = local_file(absolute(args.source), "give a weights file or a URL")
@@ -137,10 +136,6 @@ def print_fingerprint(model):
     largest = ", ".join(f"{logits[i]:.4f} (class {i})" for i in np.argsort(-logits)[:3])
     print(f"logits of default_rng(0).standard_normal({shape}): mean {logits.mean():.4f}, standard deviation "
           f"{logits.std():.4f}, largest {largest}")  # fmt: skip
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def parser():

@@ -13,11 +13,11 @@ def main(args, cfg):
     from engine.build import build_trained_model, classes_of
     from engine.export import check_offered, export_model, file_name, parts_of, size_of, target_of
     from engine.logger import log, setup_logging
-    from engine.metadata import Metadata, sha256
+    from engine.metadata import Metadata
     from engine.predictors import engine_of
     from engine.serving import export_folder, when_best
     from errors import UserError
-    from files import check_outputs, shown
+    from files import check_outputs, sha256, shown
 
     if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing half-written, as Ctrl-C does

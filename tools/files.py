@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -89,6 +90,10 @@ def check_writable(path):
     if path.is_dir():
         raise OSError(errno.EISDIR, "is a folder", str(path))
     check_not_shipped(path)
+    if path.exists() and not path.is_file():  # a pipe, /dev/stdout
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "cannot be written: no right to write to it", str(path))
+        return
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
@@ -147,6 +152,15 @@ def lock(file, wait=False):
             return False
         raise
     return True
+
+
+def sha256(path):
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def is_web_page(start):

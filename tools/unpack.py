@@ -270,10 +270,10 @@ class Unpacker:
         is_list = target.suffix == ".txt"
         self.lists += is_list
         key = hash(str(target))  # a million paths would take much memory
-        if key in self.targets:
-            self.repeated += 1
+        is_new = key not in self.targets
+        self.repeated += not is_new
         self.targets.add(key)
-        if self.trust and target.is_file() and target.stat().st_size == entry.size:
+        if self.trust and is_new and target.is_file() and target.stat().st_size == entry.size:
             self.present += not is_list
             return
         with entry.open() as source, replacing(target) as file:

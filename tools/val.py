@@ -80,4 +80,4 @@ def add_evaluation_options(parser):
 
 
 if __name__ == "__main__":
-    run(main, parser(), needs_paddle=False)
+    run(main, parser(), imports_paddle=False)

@@ -77,10 +77,15 @@ def look():
         rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
         rows = [row for row in rows if len(row) == fields.count(",") + 1]
         if done.returncode == 0 and rows:
-            capabilities = [_numbers(row[1]) if len(row) == 3 else None for row in rows]
-            return Machine([Card(row[-1], able) for row, able in zip(rows, capabilities)], _numbers(rows[0][0]))
+            cards = [Card(row[-1], _numbers(row[1]) if len(row) == 3 else _by_name(row[-1])) for row in rows]
+            return Machine(cards, _numbers(rows[0][0]))
     said = " ".join((done.stdout + done.stderr).split()) or f"exit status {done.returncode}"
     return Machine([], None, f"nvidia-smi lists no card: {said[:200]}")
+
+
+def _by_name(name):
+    """3.5 for a card of the Kepler generation, whose last driver, 470, does not know compute_cap; None for others."""
+    return (3, 5) if re.search(r"\b(Tesla|Quadro|GRID) K\d|\bGTX (6|7)\d\d(?<!750)\b|Titan (Black|Z)\b", name) else None
 
 
 def _numbers(text):

@@ -14,7 +14,7 @@ from pathlib import Path
 from config import resolve
 from engine.logger import log, progress_bar
 from errors import UserError, printable
-from files import atomic_path, is_url, is_web_page, lock
+from files import atomic_path, is_url, is_web_page, lock, sha256, temporary_path
 
 _SUFFIX = ".pdparams"  # which PaddleViT's and MindSpore's users leave out
 # Of torch.hub: name-<start of its SHA-256>.pth. Digits alone are rather a date.
@@ -78,12 +78,19 @@ def download(url):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}); set T2T_CACHE to a folder") from None
-    with _only_one(folder):
-        if path.is_file() and _matches(path, checksum):
-            log.info("%s is in the cache: %s", address, path)
-        else:
-            _fetch(address, path, checksum, url)
+    if not _is_cached(path, checksum, address):
+        with _only_one(folder):
+            if not _is_cached(path, checksum, address):
+                temporary_path(path)  # removes what processes that were killed have left
+                _fetch(address, path, checksum, url)
     return path
+
+
+def _is_cached(path, checksum, address):
+    found = path.is_file() and _matches(path, checksum)
+    if found:
+        log.info("%s is in the cache: %s", address, path)
+    return found
 
 
 def _expected_checksum(place, fragment, url):
@@ -179,18 +186,10 @@ def _check_page(path, url, by_hand):
         raise UserError(f"{url} gives a web page, not the file (share links such as Google Drive's do); {by_hand}")
 
 
-def _digest(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _matches(path, checksum):
-    return not checksum or _digest(path).startswith(checksum)
+    return not checksum or sha256(path).startswith(checksum)
 
 
 def _check(path, checksum, url):
     if not _matches(path, checksum):
-        raise UserError(f"{url} has the SHA-256 {_digest(path)}, not {checksum}; the file is damaged or another one")
+        raise UserError(f"{url} has the SHA-256 {sha256(path)}, not {checksum}; the file is damaged or another one")

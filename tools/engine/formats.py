@@ -194,7 +194,8 @@ def _variant_of(tree):
 def _variant_of_run(path):
     """The variant of the run that a file of ours is of, by the config beside it; "" if unknown or with other heads."""
     beside = path.with_name("config.yaml")
-    if not checkpoint.is_own(path) or not beside.is_file():
+    is_of_run = re.fullmatch(r"(best|latest(\.\d+)?)\.pdparams", path.name)
+    if not is_of_run or not checkpoint.is_own(path) or not beside.is_file():
         return ""
     try:
         model = load_yaml(read_text(beside, 2**20), fast=True)["MODEL"]

@@ -1,7 +1,6 @@
 """What an exported model says of itself: enough to feed it pictures and to name its answers anywhere. No paddle."""
 
 import dataclasses
-import hashlib
 import json
 import textwrap
 from dataclasses import dataclass
@@ -146,12 +145,3 @@ def _numbers(values, length, low=-(2.0**53), high=2.0**53):
 
 def _texts(values):
     return isinstance(values, list) and len(values) > 0 and all(isinstance(value, str) for value in values)
-
-
-def sha256(path):
-    """SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from data.transforms import normalized
-from engine.metadata import NAMESPACE, Metadata, sha256
+from engine.metadata import NAMESPACE, Metadata
 from engine.threads import asked_threads, cores
 from errors import UserError, one_line
-from files import read_text
+from files import read_text, sha256
 from plain_yaml import load_yaml
 
 CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info

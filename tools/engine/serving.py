@@ -9,11 +9,11 @@ import numpy as np
 from config import load_config, resolve, with_classes
 from data.images import MOST_BYTES, ImageError, load_image, reading
 from data.transforms import EvalTransform
-from engine.metadata import Metadata, sha256
+from engine.metadata import Metadata
 from engine.predictors import SUFFIXES, EagerPredictor, engine_of, file_beside_part, open_predictor, to_input
 from engine.scheduler import total_epochs
 from errors import UserError
-from files import is_url, shown
+from files import is_url, sha256, shown
 
 log = logging.getLogger("t2t")
 

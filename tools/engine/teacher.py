@@ -1,7 +1,6 @@
 """The model that a distillation learns from."""
 
 import difflib
-import hashlib
 from pathlib import Path
 
 import paddle
@@ -11,7 +10,7 @@ from engine.build import build_model
 from engine.fetch import local_file
 from engine.pretrained import load_pretrained
 from errors import UserError
-from files import shown
+from files import sha256, shown
 from models import list_models
 
 _VISION_MODELS = [name for name in paddle.vision.models.__all__ if name.islower()]
@@ -63,7 +62,7 @@ def weights_path(cfg):
 
 def checksum(cfg):
     """What tells the teacher's weights from any others; "" without a teacher."""
-    return hashlib.sha256(weights_path(cfg).read_bytes()).hexdigest()[:16] if cfg.DISTILL.TYPE else ""
+    return sha256(weights_path(cfg))[:16] if cfg.DISTILL.TYPE else ""
 
 
 def _is_config(teacher):

@@ -149,14 +149,13 @@ def _read_legacy(file):
         return storages.setdefault(key, _Storage(kind.dtype, length))
 
     reader = Unpickler(file.read(), _MAKERS, load)
-    _, _, system, tree, keys = (reader.load() for _ in range(5))
-    order = "<" if system.get("little_endian", True) else ">"
+    _, _, _, tree, keys = (reader.load() for _ in range(5))
     for key in keys:
         (length,) = struct.unpack("<q", reader.take(8))
         storage = storages[key]
         if length != storage.length:
             raise Refused("a storage of another size than its data")
-        storage.fill(reader.take(length * storage.dtype.itemsize), order)
+        storage.fill(reader.take(length * storage.dtype.itemsize), "<")  # whatever machine wrote it
     return tree
 
 

@@ -173,10 +173,19 @@ def _check_origin(method, headers):
         is_link = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
         is_foreign = site not in ("same-origin", "none") and not is_link
     else:
-        ours = {headers.get("host"), headers.get("x-forwarded-host")}
-        is_foreign = origin is not None and origin.partition("://")[2] not in ours
+        ours = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
+        is_foreign = origin is not None and not any(_is_at(origin, place.strip()) for place in ours)
     if is_foreign:
         raise Refused(403, "sent by another site")
+
+
+def _is_at(origin, place):
+    """Whether an Origin is at the "name:port" of a Host header; proxies often leave out the port."""
+    scheme, _, netloc = origin.lower().partition("://")
+    place = place.lower()
+    if place == host_name(place):
+        return bool(place) and host_name(netloc) == place
+    return netloc == place.removesuffix(":443" if scheme == "https" else ":80")
 
 
 async def _body(receive):
