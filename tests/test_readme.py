@@ -119,7 +119,7 @@ def with_little_to_measure(line, place):
     line += " --precisions fp32" if "--engines" in line else ""
     if kind == "growth":
         pytest.importorskip("matplotlib", reason="the command draws")
-        line = line.replace("docs/figures/", f"{place}/") + " --image-sizes 32,48"
+        line += " --image-sizes 32,48"
     return line if kind == "model" else f"{line} --rounds 1 --threads 1 --batch-sizes 2 DATA.IMAGE_SIZE 32"
 
 
@@ -155,10 +155,11 @@ def test_command_runs(line, place):
             pytest.importorskip(library, reason="an optional library of the engines")
     if "visualize.py curves" in line or "--confusion" in line:
         pytest.importorskip("matplotlib", reason="the command draws")
-    line = line.replace("docs/figures/", f"{place}/").replace("$SAMPLE", "/path/to/imagenet").replace("$PWD/", "")
+    line = line.replace("$SAMPLE", "/path/to/imagenet").replace("$PWD/", "")
     line = re.sub(r"output/(memorise|finetune)/", rf"{place}/output/\1/", line)
     line = line.replace("/path/to/", f"{place}/")
-    files = "picture.png|photo.jpg|predictions.json|speed.json|few.txt|t2t_vit_7_official.pdparams"
+    files = "(?:attention|curves|predictions|confusion|growth|picture).png|photo.jpg|few.txt|"
+    files += "(?:predictions|speed|growth).json|t2t_vit_7_official.pdparams"
     line = re.sub(rf"\b({files})", rf"{place}/\1", line)
     line = re.sub(r"^(NNODES=\S+ MASTER=\S+ NODE_RANK=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
     line += f" --sheet {place}/augment.png" if "visualize.py" in line else ""
