@@ -12,7 +12,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
     import cli
 
-    cli.import_paddle("cpu")
+    cli.import_paddle("cpu", several=True)
 
 import test_amp
 

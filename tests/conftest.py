@@ -20,7 +20,7 @@ import cli  # noqa: E402
 if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests at a time: none takes all cores, unless it says so
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-cli.import_paddle("cpu")
+cli.import_paddle("cpu", several=True)  # tests/amp_in_ranks.py is one of two processes
 
 # A folder with imagenet_sample/, real ImageNet pictures that the repository may not carry.
 SAMPLE_DATA = Path(os.environ.get("T2T_TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -109,6 +109,10 @@ def test_a_run_with_another_order_of_the_classes_is_named_and_goes_on_with_its_o
     tool("train", *words)
     (tmp_path / "set/classes.txt").unlink()
     own = tmp_path / "finetune/classes.txt"
+    line = error_line("val", *words, "--pretrained", own.with_name("best.pdparams"))
+    assert "class 2 is 2 in " in line and "the same classes in another order; DATA.CLASSES FILE gives" in line
+    line = error_line("train", *words, "NAME", "tuned", "--pretrained", own.with_name("best.pdparams"))
+    assert "the same classes in another order; DATA.CLASSES FILE gives" in line
     line = error_line("train", *words)
     assert f"class 2 is 2 in {tmp_path}/set but 10 in {own}; DATA.CLASSES {own} keeps the classes of the run" in line
     assert "all 1 epochs are done" in tool("train", *words, "DATA.CLASSES", own).stdout
@@ -135,6 +139,16 @@ def test_composed_and_decomposed_accents_are_the_same_class(tmp_path):
     assert load_data(folder_config(tmp_path))[1]["val"].labels.tolist() == [1, 0]
     make_folders(tmp_path, {f"train/{composed}": 3})
     assert np.bincount(load_data(folder_config(tmp_path))[1]["train"].labels).tolist() == [5, 1]
+
+
+def test_a_run_of_before_photos_were_rotated_is_not_continued_with_other_pixels(tmp_path):
+    make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/ant": 1, "val/bee": 1})
+    cfg = folder_config(tmp_path)
+    now = setting(cfg, load_data(cfg)[1])
+    then = {key: value for key, value in now.items() if key != "upright"}
+    with pytest.raises(UserError, match=r"rotation of photos by EXIF .none with DATA.EXIF ignore. was False, is True"):
+        check_setting(then, now, "state")
+    check_setting(then, {**now, "upright": False}, "state")
 
 
 def test_pictures_of_other_sizes_under_the_same_names_are_told_when_a_run_continues(tmp_path, told):

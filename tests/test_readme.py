@@ -111,8 +111,8 @@ def make_archives(folder, wnids, pictures):
     (folder / "val_list.txt").write_text("".join(f"{name} {number % 2}\n" for number, name in enumerate(names)))
 
 
-def with_little_to_measure(line, place):
-    """A command of the benchmark that takes seconds, and writes into `place`."""
+def with_little_to_measure(line):
+    """A command of the benchmark that takes seconds."""
     kind = line.split()[2]
     if kind == "data":
         return f"{line} --images 8 --rounds 1 --workers 1"
@@ -163,7 +163,7 @@ def test_command_runs(line, place):
     line = re.sub(rf"\b({files})", rf"{place}/\1", line)
     line = re.sub(r"^(NNODES=\S+ MASTER=\S+ NODE_RANK=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
     line += f" --sheet {place}/augment.png" if "visualize.py" in line else ""
-    line = with_little_to_measure(line, place) if "benchmark.py" in line else line
+    line = with_little_to_measure(line) if "benchmark.py" in line else line
     if "aistudio.sh" in line:
         line = as_small_job(line, place)
     elif not re.search(r"convert.py|benchmark.py [^d]", line) and ("imagenet" in line or "t2t_vit" in line):

@@ -1,6 +1,8 @@
 """What an update costs a GPU: operations, each of which it must be told to start."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import paddle
 import pytest
@@ -10,6 +12,7 @@ from paddle import profiler
 from config import load_config
 from data.dataset import load_data
 from data.loader import TrainLoader
+from engine import checkpoint
 from engine.train_step import TrainStep
 
 
@@ -74,3 +77,16 @@ def test_weights_with_memory_of_their_own_are_taken_back():
     for which, part in (("raw", "model"), ("ema", "ema")):
         for name in step.optimizer.rates.trained:
             assert (step.weights(which)[name].numpy() != arrays[part][name]).any(), (which, name)
+
+
+def test_a_state_that_is_saved_takes_little_memory():
+    def resident():
+        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # MB
+
+    step = TrainStep(
+        load_config(ROOT / "configs/lit_data.yaml", [("MODEL.T2T.DEPTH", "2"), ("TRAIN.EMA_DECAY", "0.9")])
+    )
+    before = resident()
+    arrays = checkpoint._to_numpy(step.state())
+    assert sum(array.nbytes for array in arrays["model"].values()) < 4e6 and len(arrays["model"]) > 40
+    assert resident() - before < 60  # 8 MB, but 200 where each array keeps all weights

@@ -40,7 +40,7 @@ def open_model(args, cfg):
     """(model or what stands for it, its file, the config that fits it, the classes and the split to evaluate on)."""
     from config import with_classes
     from data.dataset import ClassList, load_data
-    from engine.build import build_trained_model, first_difference, first_other_class
+    from engine.build import build_trained_model, classes_beside, first_difference, refuse_other_order
     from engine.evaluator import PredictorModel
     from engine.logger import log
     from engine.serving import choose_engine, open_exported
@@ -51,13 +51,14 @@ def open_model(args, cfg):
         classes, splits = load_data(cfg, [args.split])
         cfg = with_classes(cfg, len(classes))
         model, path = build_trained_model(cfg, args.pretrained)
-        other = first_other_class(classes, path)
+        theirs = classes_beside(path)
     else:
         predictor, cfg, path = open_exported(args, cfg, engine)
         classes, splits = load_data(cfg, [args.split], model_file=shown(path))
         model, metadata = PredictorModel(predictor), predictor.metadata
-        other = first_difference(classes, ClassList(metadata.folders, metadata.classes, str(path)))
-    if other:
+        theirs = ClassList(metadata.folders, metadata.classes, str(path))
+    if theirs and (other := first_difference(classes, theirs)):
+        refuse_other_order(classes, theirs)
         log.warning("warning: %s; DATA.CLASSES FILE gives the data the ids of a class list", other)
     return model, path, cfg, classes, splits[args.split]
 

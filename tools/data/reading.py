@@ -100,7 +100,7 @@ def _guarded_collate(collate, samples):
             return collate(samples)
         except Exception as error:  # noqa: BLE001
             failure = _Failure(error)
-    return [np.zeros(1, np.int64), failure]  # Paddle needs an array
+    return [np.zeros(1, np.int64), failure]  # Paddle needs an array; how many does not matter, as the reading ends
 
 
 def read_all(batches):
@@ -178,7 +178,11 @@ def shared_memory_fits(cfg, *batch_sizes):
 def _read_ahead(cfg, *batch_sizes):
     """Bytes of the batches that Paddle reads ahead, two per process, and of those in use, in all processes here."""
     batches = 2 * cfg.DATA.NUM_WORKERS + cfg.TRAIN.ACCUM_STEPS + 1
-    image = cfg.DATA.IMAGE_SIZE**2 * cfg.DATA.CHANNELS
+    aug = cfg.AUG
+    masks = aug.ERASE_COUNT * (aug.ERASE_PROB > 0) + (
+        aug.CUTMIX > 0 or bool(aug.CUTMIX_MINMAX)
+    )  # of boxes, a byte a pixel
+    image = cfg.DATA.IMAGE_SIZE**2 * (cfg.DATA.CHANNELS + masks)
     return ranks.local_size() * (_QUEUE_BYTES + batches * sum(size * image for size in batch_sizes))
 
 

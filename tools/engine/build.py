@@ -86,8 +86,23 @@ def classes_of(cfg, weights):
 
 def first_other_class(classes, weights):
     """The first class that the list beside the weights names otherwise than the data, in words; None if none."""
-    beside = weights.with_name("classes.txt")
-    return first_difference(classes, read_classes(beside)) if beside.is_file() else None
+    theirs = classes_beside(weights)
+    return first_difference(classes, theirs) if theirs else None
+
+
+def classes_beside(weights):
+    """`ClassList` beside a file of weights, or None."""
+    path = weights.with_name("classes.txt")
+    return read_classes(path) if path.is_file() else None
+
+
+def refuse_other_order(classes, others):
+    """Raise UserError if two `ClassList`s hold the same classes in another order, which would exchange the answers."""
+    if (other := first_difference(classes, others)) and sorted(classes.folders) == sorted(others.folders):
+        raise UserError(
+            f"{other}: the same classes in another order; DATA.CLASSES FILE gives the data the ids of the model "
+            "(FILE: classes.txt of its run)"
+        )
 
 
 def first_difference(classes, others):

@@ -282,7 +282,9 @@ def write_torch(path, model, extra):
         import torch
     except ImportError:
         raise UserError("PyTorch writes its files: pip install torch (its CPU build will do)") from None
-    tensors = transposed({name: tensor.numpy() for name, tensor in model.state_dict().items()}, linear_weights(model))
+    tensors = transposed(
+        {name: checkpoint.to_array(tensor) for name, tensor in model.state_dict().items()}, linear_weights(model)
+    )
     tensors.update(transposed(extra, EXTRA))
     tree = {name: torch.tensor(value) for name, value in tensors.items()}
     if any(name.startswith("tokens_to_token.") for name in tree):

@@ -61,7 +61,8 @@ class Lifeline:
         if error is None:
             self.tell(done=True)
             if ranks.rank() == 0:
-                self._monitor.wait(_DONE_SECONDS)
+                with contextlib.suppress(subprocess.TimeoutExpired):  # another process hangs, its work being done
+                    self._monitor.wait(_DONE_SECONDS)
             return
         if not isinstance(error, (UserError, OSError, KeyboardInterrupt)):
             # A collective operation that failed because another process is gone: the monitor ends this one meanwhile.

@@ -83,6 +83,13 @@ def from_main(value):
     return values[0]
 
 
+def same_everywhere(model):
+    """Give the model of every process the main one's parameters and buffers."""
+    if world_size() > 1:
+        for tensor in model.state_dict().values():
+            distributed.broadcast(tensor, src=0)
+
+
 def sum_over_processes(tensor):
     """Element-wise sum of every process's tensor."""
     if world_size() > 1:

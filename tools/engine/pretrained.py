@@ -85,7 +85,7 @@ def _with_own_head(own, tensors, path, always):
     there = "other classes" if always else f"{before[0] if before else 'no'} classes"
     log.info("%s: all but the head, which is new: %s there, %d here", shown(path), there, after)
     kept = {name: value for name, value in tensors.items() if not in_head(name)}
-    return {**kept, **{name: own[name].numpy() for name in heads}}
+    return {**kept, **{name: checkpoint.to_array(own[name]) for name in heads}}
 
 
 def _fit_pos_embed(model, table, path, pos_resize):

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 
 from config import ROOT, all_keys, default_config
-from data.images import reader_name
+from data.images import reader_name, reading
 from engine import parallel, teacher
 from engine.build import first_other_class
 from engine.formats import read_tree
@@ -92,6 +92,7 @@ def setting(cfg, splits):
         "train_sizes": splits["train"].sizes_checksum(),
         "val_sizes": splits["val"].sizes_checksum(),
         "teacher": teacher.checksum(cfg),
+        "upright": reading(cfg)["upright"],
         "processes": parallel.world_size(),
         "threads": asked_threads() if paddle.get_device() == "cpu" else 0,
         "reader": reader_name(cfg.DATA.READER),
@@ -172,6 +173,10 @@ def _differences(then, now):
         pairs.append((f"number of {split} images", then.get(f"{split}_images"), now[f"{split}_images"]))
         names = f"{split}_names"
         pairs.append((f"checksum of the {split} images' names and labels", then.get(names, now[names]), now[names]))
+    # Before there was DATA.EXIF, no picture was rotated.
+    pairs.append(
+        ("rotation of photos by EXIF (none with DATA.EXIF ignore)", then.get("upright", False), now["upright"])
+    )
     pairs.append(("checksum of the teacher's weights", then.get("teacher", ""), now["teacher"]))
     return [f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new]
 

@@ -230,7 +230,7 @@ def _is_log(path):
 
 
 def _is_scalars(path):
-    return path.is_dir() and all(name.startswith("vdlrecords") for name in os.listdir(path))
+    return path.is_dir() and all(name.startswith(("vdlrecords", ".")) for name in os.listdir(path))
 
 
 def _cut(path, size, keep):

@@ -10,7 +10,7 @@ import paddle
 
 from data.loader import EvalLoader, TrainLoader
 from engine import checkpoint, parallel
-from engine.build import first_other_class
+from engine.build import classes_beside, first_other_class, refuse_other_order
 from engine.evaluator import evaluate
 from engine.logger import log, progress_bar
 from engine.meter import EpochMeter, Reports
@@ -64,7 +64,12 @@ class Trainer:
     # --- Begin ---
 
     def start_from(self, path):
-        """Begin with the weights of a file, without the head if it is for other classes."""
+        """Begin with the weights of a file, without the head if it is for other classes.
+
+        Raises UserError if it is for the same classes in another order.
+        """
+        if theirs := classes_beside(path):
+            refuse_other_order(self.classes, theirs)
         self.train_step.start_from(path, "new" if first_other_class(self.classes, path) else "fit")
         log.info("weights from %s", shown(path))
 
@@ -226,7 +231,7 @@ class Trainer:
             "sizes": self.run.sizes(),
             "setting": self.setting,
         }
-        broken = [name for name, value in state["model"].items() if not np.isfinite(value.numpy()).all()]
+        broken = [name for name, value in state["model"].items() if not np.isfinite(checkpoint.to_array(value)).all()]
         if broken:
             raise UserError(f"weights are not finite any more ({broken[0]}); a lower TRAIN.BASE_LR may help")
         return state
