@@ -11,8 +11,9 @@ from conftest import ROOT, error_line, tool
 
 from config import load_config
 from data.dataset import read_classes
-from engine import checkpoint
+from engine import checkpoint, torch_file
 from engine.formats import read_weights
+from engine.unpickle import Refused, Unpickler
 from errors import UserError, one_line, printable
 from plain_yaml import load_yaml
 
@@ -348,3 +349,11 @@ def test_odd_logs_are_one_line(tmp_path, name, text):
     with pytest.raises(UserError, match=name) as raised:
         read_run(tmp_path / name)
     assert len(one_line(raised.value)) < 500
+
+
+@pytest.mark.parametrize("maker", [b"ctorch\nSize\n", b"ccollections\nOrderedDict\n"])
+def test_a_large_list_is_not_copied_by_a_few_bytes_each(maker):
+    item = b"K\x01K\x01\x86" if b"Ordered" in maker else b"K\x01"  # a pair, a number
+    data = b"\x80\x02]q\x01(" + 2000 * item + b"e" + b"(" + 1000 * (maker + b"h\x01\x85R") + b"t."
+    with pytest.raises(Refused, match="more than 1,000,000 objects"):
+        Unpickler(data, torch_file._MAKERS).load()

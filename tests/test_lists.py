@@ -1,6 +1,7 @@
 """List files and class lists in the forms that other programs write."""
 
 import json
+import os
 
 import pytest
 from test_data import folder_config, make_folders
@@ -142,3 +143,10 @@ def test_what_a_class_list_cannot_mean_is_named(tmp_path, text, message):
     (tmp_path / "classes.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
         read_classes(tmp_path / "classes.txt")
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, fault in ((tmp_path / "pipe", "is no file"), ("/dev/zero", "is no file"), (tmp_path, "is a folder")):
+        with pytest.raises(UserError, match=f"class list {path} {fault}"):
+            read_classes(path)

@@ -205,8 +205,12 @@ def test_cut_before_the_validation_and_killed_after_it(left_alone, tmp_path):
 def test_fine_tuning_resumes_exactly_too(tmp_path):
     words = ["TRAIN.OPTIMIZER", "sgd", "TRAIN.BASE_LR", 0.02, "TRAIN.BACKBONE_LR", 0.005, "TRAIN.LAYER_DECAY", 0.75,
              "TRAIN.FREEZE", "['tokens_to_token.*', '!*.project.*', 'cls_token']", "TRAIN.EPOCHS", 2]  # fmt: skip
-    alone = run(tmp_path / "alone", *words).stdout
-    assert "backbone 1e-06 in epoch 1, 0.0025" in alone and "layer decay 0.75: 0.562 x in layer 0 to 1 x" in alone
+    alone = run(tmp_path / "alone", *words)
+    assert (
+        "backbone 1e-06 in epoch 1, 0.0025" in alone.stdout
+        and "layer decay 0.75: 0.562 x in layer 0 to 1 x" in alone.stdout
+    )
+    assert "warning: TRAIN.BACKBONE_LR is for fine-tuning, but the weights are random" in alone.stderr
     for what in ("Epoch [1/2], Step [10/22]", "Epoch [2/2], Step [5/22]"):
         status, stdout, _ = run_until(tmp_path / "cut", what, subprocess.Popen.terminate, *words)
         assert status == 0 and "stopped by SIGTERM after " in stdout
@@ -368,6 +372,9 @@ def test_other_settings_are_refused_by_name_unless_forced(short_run, tmp_path):
     (tmp_path / "val.txt").write_text("".join((ROOT / "lit_data/val.txt").read_text().splitlines(True)[:300]))
     assert "number of val images was 360, is 300" in the_only_error(run(output, *same, *lists, status=1).stderr)
     assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    done = run(output, *same, "MODEL.PRETRAINED", "absent.pdparams")
+    assert "absent.pdparams (--pretrained) has no effect, as the run continues from its state" in done.stderr
+    assert "absent" not in (output / "lit_data/config.yaml").read_text()
     # What decides only where and how fast may change; so may the division of a step.
     run(output, *same, "DATA.NUM_WORKERS", 0, "TRAIN.KEEP", 4, "TRAIN.BATCH_SIZE", 32, "TRAIN.ACCUM_STEPS", 1)
     done = run(output, "TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0, "--force")
@@ -427,6 +434,13 @@ def test_state_of_another_folder_brings_its_best_along(short_run, tmp_path):
     [
         (lambda state: state.update(epoch="x"), "no training state to resume .no epoch"),
         (lambda state: state.update(model=3), "no model"),
+        (lambda state: state.update(epoch=-1), "epoch in it cannot be right"),
+        (lambda state: state.update(best_top1=float("nan")), "best_top1 in it cannot be right"),
+        (lambda state: state.update(streak=np.zeros(2, np.float32)), "streak in it cannot be right"),
+        (lambda state: state["sizes"].update(log="x"), "sizes in it cannot be right"),
+        (lambda state: state["setting"].update(processes="2"), "processes in it cannot be right"),
+        (lambda state: state["setting"].update(threads=np.zeros(3)), "setting in it cannot be right"),
+        (lambda state: state.update(meter={"step": "x"}), "meter in it cannot be right"),
         (lambda state: state.pop("setting"), "no setting"),
         (lambda state: state.update(optimizer={}), "no AdamW state of the 28 trained tensors|no AdamW state"),
         (lambda state: state["optimizer"].popitem(), "no AdamW state"),

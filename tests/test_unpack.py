@@ -358,3 +358,18 @@ def test_usage(tmp_path):
     for word in ("--val-list", "ILSVRC2012_validation_ground_truth.txt", "Exit status", "--output", "--debug"):
         assert word in text
     assert "Traceback" in tool("unpack", tmp_path, "--output", tmp_path, "--debug", status=1).stderr
+
+
+def test_a_file_that_was_there_is_not_replaced(tmp_path):
+    archive = make_tar(tmp_path / "x.tar", {"train/cat/1.png": DIGITS[0]})
+    (tmp_path / "out/train/cat").mkdir(parents=True)
+    (tmp_path / "out/train/cat/1.png").write_bytes(b"mine")
+    line = error_line("unpack", archive, "--output", tmp_path / "out")
+    assert line.endswith("1.png is there, and is another file than the archive's; give another --output")
+    assert (tmp_path / "out/train/cat/1.png").read_bytes() == b"mine"
+
+
+def test_names_may_be_as_long_as_the_disk_allows(tmp_path):
+    name = f"train/cat/{'x' * 251}.png"
+    done = tool("unpack", make_tar(tmp_path / "x.tar", {name: DIGITS[0]}), "--output", tmp_path / "out")
+    assert "1 images written" in done.stdout and (tmp_path / "out" / name).is_file()

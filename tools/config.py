@@ -228,7 +228,7 @@ def _read_yaml(path):
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"config {path} is not YAML: its name must end in .yaml or .yml")
     try:
-        tree = load_yaml(read_text(path, 2**20))
+        tree = load_yaml(read_text(path, 2**16))
     except ValueError as error:
         raise UserError(f"config {path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):

@@ -99,6 +99,9 @@ def print_results(results, single):
 def parser():
     parser = common_parser("Classify pictures.", batch_size_key="VAL.BATCH_SIZE")
     parser.usage = "predict.py [options] [IMAGE|FOLDER|GLOB ...] [KEY VALUE ...]"
+    words = next(action for action in parser._actions if action.dest == "opts")
+    words.metavar = "IMAGE|FOLDER|GLOB or KEY VALUE"
+    words.help = f"pictures, by default {DEFAULT_IMAGE}, a digit that comes with the repository; overridden config keys"
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes shown per image; default 5")
     add_engine_option(parser)
     parser.add_argument(

@@ -61,7 +61,7 @@ def _prepare(args, cfg, watch, lifeline):
     from engine import parallel
     from engine.fetch import local_file
     from engine.logger import log, log_to_file
-    from engine.resume import check_classes, check_same_everywhere, check_setting, find_state, setting
+    from engine.resume import check_classes, check_same_everywhere, check_setting, find_state, setting, with_start_of
     from engine.run_folder import RunFolder
     from engine.trainer import Trainer
     from files import shown
@@ -90,7 +90,7 @@ def _prepare(args, cfg, watch, lifeline):
     if parallel.is_main():
         folder.lock()
         if state:
-            folder.continue_from(path, state["sizes"], cfg, classes)
+            folder.continue_from(path, state["sizes"], with_start_of(cfg, state), classes)
             trainer.scalars.open(folder.scalars)
             if trainer.best_epoch and not folder.best.is_file():
                 log.warning("warning: %s is missing; the next better validation writes it again", shown(folder.best))

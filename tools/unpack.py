@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import errno
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -60,7 +61,10 @@ def main(args):
         is_doubtful = before is not None and (before[:2] != stamp or before[-1] == "doubtful")
         write_marks(folder, marks, archive.name, [*stamp, "doubtful" if is_doubtful else "begun"])
         try:
-            unpack(archive, Unpacker(folder, val_classes, [path for path, _ in archives], trust=not is_doubtful))
+            unpack(
+                archive,
+                Unpacker(folder, val_classes, [path for path, _ in archives], before is None, trust=not is_doubtful),
+            )
         except UserError as error:
             if isinstance(error.__cause__, _DOUBTFUL):
                 write_marks(folder, marks, archive.name, [*stamp, "doubtful"])
@@ -168,11 +172,13 @@ class Unpacker:
         folder: to unpack to.
         val_classes: {image name: class folder} of validation images that lie in one folder; None: a list in `archives`.
         archives: paths of all archives of the data set.
+        is_first: whether nothing of the archive was unpacked here before: then no file is replaced.
         trust: that a file of the right size is the right one.
     """
 
-    def __init__(self, folder, val_classes, archives, trust=True):
-        self.folder, self.val_classes, self.archives, self.trust = folder, val_classes, archives, trust
+    def __init__(self, folder, val_classes, archives, is_first=False, trust=True):
+        self.folder, self.val_classes, self.archives = folder, val_classes, archives
+        self.is_first, self.trust = is_first, trust
         self.written = self.present = self.other = self.lists = self.repeated = 0
         self.unsafe = []
         self.targets = set()  # hashes of the paths of this archive
@@ -276,6 +282,8 @@ class Unpacker:
         if self.trust and is_new and target.is_file() and target.stat().st_size == entry.size:
             self.present += not is_list
             return
+        if self.is_first and is_new and os.path.lexists(target):
+            raise UserError(f"{target} is there, and is another file than the archive's; give another --output")
         with entry.open() as source, replacing(target) as file:
             file.writelines(blocks(source))
         self.written += not is_list
@@ -308,7 +316,9 @@ def replacing(target):
     Unlike files.atomic_path it does not wait for the disk: a million times, that would take hours.
     """
     # Always the same name, so that what a killed process left is overwritten by the next.
-    temporary = target.with_name(f".{target.name}.part")
+    name = os.fsencode(target.name)  # which may be as long as the disk allows, 255 bytes
+    short = target.name if len(name) < 240 else hashlib.blake2b(name, digest_size=8).hexdigest()
+    temporary = target.with_name(f".{short}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

@@ -38,7 +38,7 @@ def _validate(args, cfg):
 
 def open_model(args, cfg):
     """(model or what stands for it, its file, the config that fits it, the classes and the split to evaluate on)."""
-    from config import with_classes
+    from config import best_weights, with_classes
     from data.dataset import ClassList, load_data
     from engine.build import build_trained_model, classes_beside, first_difference, refuse_other_order
     from engine.evaluator import PredictorModel
@@ -48,7 +48,8 @@ def open_model(args, cfg):
 
     engine = choose_engine(args)
     if engine == "paddle":
-        classes, splits = load_data(cfg, [args.split])
+        weights = None if "MODEL.NUM_CLASSES" in args.opts[::2] else shown(args.pretrained or best_weights(cfg))
+        classes, splits = load_data(cfg, [args.split], model_file=weights)
         cfg = with_classes(cfg, len(classes))
         model, path = build_trained_model(cfg, args.pretrained)
         theirs = classes_beside(path)

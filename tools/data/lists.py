@@ -1,6 +1,7 @@
 """Text files that name images and classes: list files and class lists, also in the forms in which others write them."""
 
 import json
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -15,6 +16,8 @@ def read_lines(path, what, key=""):
     """Lines of a text file in UTF-8, or in UTF-16 with a byte order mark; errors say `what` it is and its key."""
     key = f" ({key})" if key else ""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, a device has no end
+            raise UserError(f"{what} {path} is {'a folder' if os.path.isdir(path) else 'no file'}{key}")
         return lines_of(Path(path).read_bytes())
     except FileNotFoundError:
         raise UserError(f"{what} {path} not found{key}") from None

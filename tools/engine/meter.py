@@ -212,6 +212,18 @@ class EpochMeter:
             setattr(self, key, state[key])
 
 
+def is_meter_state(state):
+    """Whether `EpochMeter.load_state` can undo it, but for another number of sums."""
+    counts, seconds = ("step", "window_steps", "window_images"), ("read_time", "train_time", "seconds", "read_seconds")
+    arrays = {"sums": 2, "logged": 1, "worst_streak": 0}
+    return (
+        all(type(state.get(key)) is int and state[key] >= 0 for key in counts)
+        and all(type(state.get(key)) in (int, float) and 0 <= state[key] < math.inf for key in seconds)
+        and all(isinstance(state.get(key), np.ndarray) and state[key].ndim == arrays[key] for key in arrays)
+        and all(state[key].dtype.kind == "f" for key in arrays)
+    )
+
+
 def _means(values):
     sums = dict(zip(_SUMS, (float(value) for value in values)))
     images, steps = sums["images"] or math.nan, sums["steps"] or math.nan

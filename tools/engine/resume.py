@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from config import ROOT, all_keys, default_config
+from config import ROOT, all_keys, default_config, with_keys
 from data.images import reader_name, reading
 from engine import parallel, teacher
 from engine.build import first_other_class
 from engine.formats import read_tree
 from engine.logger import log
+from engine.meter import is_meter_state
 from engine.threads import asked_threads
 from errors import UserError
 from plain_yaml import load_yaml
@@ -75,10 +76,35 @@ def _read(path):
             "from weights with --pretrained FILE"
         )
     try:
-        load_yaml(str(state["setting"].get("config")))
-    except ValueError as error:
+        config = _config(state["setting"])
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: the config in it is damaged ({error})") from None
+    if wrong := _impossible(state, config):
+        raise UserError(f"{path} is no state that a run has saved: {wrong} in it cannot be right")
     return state
+
+
+def _impossible(state, config):
+    """The first part of a state whose value no run has written, or ""."""
+    meter, setting = state["meter"], state["setting"]
+    parts = {
+        "epoch": _is_count(state["epoch"]),
+        "images": _is_count(state["images"]),
+        "best_epoch": _is_count(state["best_epoch"]),
+        "best_top1": -1 <= state["best_top1"] <= 1,
+        "scores": all(type(top1) is float for top1 in state["scores"].values()),
+        "streak": state["streak"].shape == () and state["streak"].dtype == np.float32 and state["streak"] >= 0,
+        "sizes": all(map(_is_count, state["sizes"].values())),
+        "setting": all(type(value) in (str, int, bool) for value in setting.values()),
+        "processes": _is_count(setting.get("processes", 1)) and setting.get("processes", 1) >= 1,
+        **{key: _is_count(config[key]) and config[key] >= 1 for key in _BATCH_KEYS},
+        "meter": not meter or is_meter_state(meter),
+    }
+    return next((name for name, is_right in parts.items() if not is_right), "")
+
+
+def _is_count(value):
+    return type(value) is int and 0 <= value < 2**40
 
 
 def setting(cfg, splits):
@@ -136,6 +162,12 @@ def check_setting(then, now, path, force=False):
             new_images,
         )
     before, after = _config(then), _config(now)
+    if after["MODEL.PRETRAINED"] not in ("", before["MODEL.PRETRAINED"]):
+        log.warning(
+            "warning: MODEL.PRETRAINED %s (--pretrained) has no effect, as the run continues from its state; --resume "
+            "none starts anew",
+            after["MODEL.PRETRAINED"],
+        )
     for key in sorted(_ROUNDING_KEYS):
         if before[key] != after[key]:
             log.warning("warning: %s was %s and is now %s: no longer bit-exact", key, before[key], after[key])
@@ -147,6 +179,11 @@ def check_setting(then, now, path, force=False):
                 then.get(key) or "unknown",
                 now[key] or "unknown",
             )
+
+
+def with_start_of(cfg, state):
+    """The config with the weights that the run of a state began with, whatever a later command names."""
+    return with_keys(cfg, {"MODEL.PRETRAINED": _config(state["setting"])["MODEL.PRETRAINED"]})
 
 
 def check_classes(classes, path, force=False):

@@ -44,9 +44,9 @@ def _quota_in(folder):
 
 
 def asked_threads():
-    """OMP_NUM_THREADS, of "4,2" the first; 0 if it is not set. Raises UserError if it is no number of 1 or more."""
+    """OMP_NUM_THREADS, of "4,2" the first; 0 if it is not set. Raises UserError if it is not 1 to 1024."""
     value = os.environ.get("OMP_NUM_THREADS", "").strip()
     first = value.split(",")[0].strip()
-    if value and not (first.isascii() and first.isdigit() and int(first) >= 1):
-        raise UserError(f"the environment has OMP_NUM_THREADS={value}, which must be 1 or more")
+    if value and not (first.isascii() and first.isdigit() and 1 <= int(first[:9]) <= 1024):
+        raise UserError(f"the environment has OMP_NUM_THREADS={value}, which must be 1 to 1024")
     return int(first or 0)

@@ -287,6 +287,12 @@ class Trainer:
         epochs = sorted({0, min(train.WARMUP_EPOCHS, self.total_epochs - 1), self.total_epochs - 1})
         log.info("lr: %s", self.train_step.optimizer.rates.summary(epochs))
         self._warn_of_short_average()
+        slow = [key for key in ("BACKBONE_LR", "FREEZE", "LAYER_DECAY") if train[key] not in (0.0, [], 1.0)]
+        if slow and not cfg.MODEL.PRETRAINED and not self.saved:
+            log.warning(
+                "warning: TRAIN.%s is for fine-tuning, but the weights are random: give some with --pretrained FILE",
+                slow[0],
+            )
         log.info("ready %.1f s after the start", time.monotonic() - self.watch.started)
 
     def _warn_of_short_average(self):

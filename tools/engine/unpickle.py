@@ -128,6 +128,7 @@ class Unpickler:
         self.data, self.position = memoryview(data), 0
         self.makers, self.persistent = makers, persistent
         self.allowance = len(data)  # bytes that calls may still make
+        self.entries = MOST_OBJECTS  # of containers, that calls may still read and make
 
     def load(self):
         self.stack, self.marks, self.memo = [], [], {}
@@ -190,12 +191,20 @@ class Unpickler:
         maker, arguments = self.last(2)
         if not isinstance(maker, Maker) or type(arguments) is not tuple:
             raise Refused("a call of something that is no function")
+        self._charge(arguments)
         made = maker.make(*arguments)
         if isinstance(made, bytes):
             self.allowance -= len(made)
             if self.allowance < 0:
                 raise Refused("more bytes than the file has")
+        self._charge([made])
         self.push(made)
+
+    def _charge(self, values):
+        """Count what containers hold: a few calls could read or copy a large one many times."""
+        self.entries -= sum(len(value) for value in values if type(value) in (list, tuple, dict))
+        if self.entries < 0:
+            raise Refused(f"more than {MOST_OBJECTS:,} objects")
 
     def build(self):
         target, state = self.last(2)

@@ -96,7 +96,7 @@ def _opener(config, device, weights):
 
 def look(opened, paths):
     """(`Answer`s about the files that are pictures, a line about each of the others)."""
-    pixels, errors = read_images(paths, opened.cfg, MOST_BYTES)
+    pixels, errors = read_images(dict.fromkeys(paths), opened.cfg, MOST_BYTES)  # each but once
     classes, size = opened.classes(), opened.cfg.VAL.BATCH_SIZE
     images, answers = list(pixels.values()), []
     for start in range(0, len(images), size):

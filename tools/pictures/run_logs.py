@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +81,8 @@ def read_run(path):
 
 
 def _finite(number):
-    """None for what is not a finite float: nan, inf, an integer beyond 1e308."""
-    return number if number is not None and abs(number) <= sys.float_info.max else None
+    """None for what cannot be drawn: nan, inf, numbers beyond 1e100."""
+    return number if number is not None and abs(number) <= 1e100 else None
 
 
 # --- Tables ---
