@@ -49,6 +49,7 @@ def main(args):
     check_not_shipped(folder)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder)
+    is_first = not (folder / MARKS).exists()
     marks = read_marks(folder)
     check_space(folder, archives, marks)
     for archive, status in archives:
@@ -63,7 +64,7 @@ def main(args):
         try:
             unpack(
                 archive,
-                Unpacker(folder, val_classes, [path for path, _ in archives], before is None, trust=not is_doubtful),
+                Unpacker(folder, val_classes, [path for path, _ in archives], is_first, trust=not is_doubtful),
             )
         except UserError as error:
             if isinstance(error.__cause__, _DOUBTFUL):
@@ -172,7 +173,7 @@ class Unpacker:
         folder: to unpack to.
         val_classes: {image name: class folder} of validation images that lie in one folder; None: a list in `archives`.
         archives: paths of all archives of the data set.
-        is_first: whether nothing of the archive was unpacked here before: then no file is replaced.
+        is_first: whether nothing was unpacked here before: then no file is replaced.
         trust: that a file of the right size is the right one.
     """
 
