@@ -37,6 +37,10 @@ _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, MemoryError
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class ForeignFile(UserError):
+    """A file of the user's is where one of the archive would go."""
+
+
 def main(args):
     from files import check_not_shipped, shown
 
@@ -69,6 +73,8 @@ def main(args):
         except UserError as error:
             if isinstance(error.__cause__, _DOUBTFUL):
                 write_marks(folder, marks, archive.name, [*stamp, "doubtful"])
+            if isinstance(error, ForeignFile):
+                (folder / MARKS).unlink()  # or the same command would replace the file
             raise
         os.sync()  # or a power cut might leave the mark and take the images
         write_marks(folder, marks, archive.name, [*stamp, "done"])
@@ -284,7 +290,7 @@ class Unpacker:
             self.present += not is_list
             return
         if self.is_first and is_new and os.path.lexists(target):
-            raise UserError(f"{target} is there, and is another file than the archive's; give another --output")
+            raise ForeignFile(f"{target} is there, and is another file than the archive's; give another --output")
         with entry.open() as source, replacing(target) as file:
             file.writelines(blocks(source))
         self.written += not is_list
