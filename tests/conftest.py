@@ -91,6 +91,18 @@ def command_of_readme(start, folder):
     assert done.returncode == 0, done.stderr
 
 
+def signalled(words, start, number, cwd=ROOT):
+    """Lines that a command prints which gets the signal `number` at its first line that begins with `start`."""
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=cwd, env=ENVIRONMENT)
+    for line in process.stdout:
+        if line.startswith(start):
+            process.send_signal(number)
+            break
+    lines = process.communicate(timeout=300)[0].splitlines()
+    assert process.returncode == 0
+    return lines
+
+
 class Page:
     """A running tools/demo.py, or a script that starts it, ready at `url`."""
 

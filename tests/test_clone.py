@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import ENVIRONMENT, ROOT, few_digits
+from conftest import ENVIRONMENT, ROOT, few_digits, signalled
 
 
 def in_folder(folder, *words):
@@ -34,13 +34,7 @@ def clone(tmp_path_factory):
 
 def test_training_that_is_interrupted_leaves_the_clone_clean_and_its_run_is_preferred(clone, tmp_path):
     words = ["bash", str(clone / "scripts/train.sh"), *map(str, few_digits(tmp_path, 20)), "TRAIN.LOG_EVERY", "1"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=clone, env=ENVIRONMENT)
-    for line in process.stdout:
-        if line.startswith("Epoch [2/40], Step"):
-            process.send_signal(signal.SIGINT)
-            break
-    lines = process.communicate(timeout=300)[0].splitlines()
-    assert process.returncode == 0
+    lines = signalled(words, "Epoch [2/40], Step", signal.SIGINT, clone)
     assert lines[-2].startswith("stopped by SIGINT after 1 epochs and ")
     assert lines[-1] == f"continue with: {' '.join(words)} --resume auto".replace("my t2t", r"my\ t2t")
     which = r"t2t_vit_7 with output/lit_data/best.pdparams%s \(weights of epoch 1 of 40, val acc 0\.\d{4}\)\n"

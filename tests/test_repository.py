@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ENVIRONMENT, ROOT, SEARCHED
+from conftest import ENVIRONMENT, ROOT, SEARCHED, signalled
 
 from config import all_keys, load_config
 from models import list_models
@@ -139,13 +139,7 @@ def test_train_script_takes_a_config_and_options(tmp_path):
 
 def test_signal_to_the_train_script_reaches_the_training(tmp_path):
     words = ["bash", "scripts/train.sh", "configs/lit_data.yaml", "--output", str(tmp_path), "MODEL.T2T.DEPTH", "1"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT)
-    for line in process.stdout:
-        if line.startswith("Epoch [1/"):
-            process.send_signal(signal.SIGTERM)
-            break
-    lines = process.communicate(timeout=300)[0].splitlines()
-    assert process.returncode == 0
+    lines = signalled(words, "Epoch [1/", signal.SIGTERM)
     assert lines[-2].startswith("stopped by SIGTERM after ")
     assert lines[-1] == f"continue with: {' '.join(words)} --resume auto"
 
