@@ -110,9 +110,9 @@ def test_a_run_with_another_order_of_the_classes_is_named_and_goes_on_with_its_o
     (tmp_path / "set/classes.txt").unlink()
     own = tmp_path / "finetune/classes.txt"
     line = error_line("val", *words, "--pretrained", own.with_name("best.pdparams"))
-    assert "class 2 is 2 in " in line and "the same classes in another order; DATA.CLASSES FILE gives" in line
+    assert "class 2 is 2 in " in line and "the same classes in another order; set DATA.CLASSES to" in line
     line = error_line("train", *words, "NAME", "tuned", "--pretrained", own.with_name("best.pdparams"))
-    assert "the same classes in another order; DATA.CLASSES FILE gives" in line
+    assert "the same classes in another order; set DATA.CLASSES to" in line
     line = error_line("train", *words)
     assert f"class 2 is 2 in {tmp_path}/set but 10 in {own}; DATA.CLASSES {own} keeps the classes of the run" in line
     assert "all 1 epochs are done" in tool("train", *words, "DATA.CLASSES", own).stdout

@@ -147,6 +147,10 @@ def test_what_a_class_list_cannot_mean_is_named(tmp_path, text, message):
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path, fault in ((tmp_path / "pipe", "is no file"), ("/dev/zero", "is no file"), (tmp_path, "is a folder")):
+    for path, fault in (
+        (tmp_path / "pipe", "is not a file"),
+        ("/dev/zero", "is not a file"),
+        (tmp_path, "is a folder"),
+    ):
         with pytest.raises(UserError, match=f"class list {path} {fault}"):
             read_classes(path)

@@ -366,7 +366,7 @@ def test_a_file_that_was_there_is_not_replaced(tmp_path):
     (tmp_path / "out/train/cat/1.png").write_bytes(b"mine")
     for _ in range(2):  # also where the command is repeated
         line = error_line("unpack", archive, "--output", tmp_path / "out")
-        assert line.endswith("1.png is there, and is another file than the archive's; give another --output")
+        assert line.endswith("1.png already exists and differs from the file in the archive; give another --output")
     assert (tmp_path / "out/train/cat/1.png").read_bytes() == b"mine"
 
 

@@ -38,7 +38,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ForeignFile(UserError):
-    """A file of the user's is where one of the archive would go."""
+    """The user has another file where one from the archive would go."""
 
 
 def main(args):
@@ -290,7 +290,9 @@ class Unpacker:
             self.present += not is_list
             return
         if self.is_first and is_new and os.path.lexists(target):
-            raise ForeignFile(f"{target} is there, and is another file than the archive's; give another --output")
+            raise ForeignFile(
+                f"{target} already exists and differs from the file in the archive; give another --output"
+            )
         with entry.open() as source, replacing(target) as file:
             file.writelines(blocks(source))
         self.written += not is_list

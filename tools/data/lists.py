@@ -17,7 +17,7 @@ def read_lines(path, what, key=""):
     key = f" ({key})" if key else ""
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, a device has no end
-            raise UserError(f"{what} {path} is {'a folder' if os.path.isdir(path) else 'no file'}{key}")
+            raise UserError(f"{what} {path} is {'a folder' if os.path.isdir(path) else 'not a file'}{key}")
         return lines_of(Path(path).read_bytes())
     except FileNotFoundError:
         raise UserError(f"{what} {path} not found{key}") from None

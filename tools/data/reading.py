@@ -100,7 +100,7 @@ def _guarded_collate(collate, samples):
             return collate(samples)
         except Exception as error:  # noqa: BLE001
             failure = _Failure(error)
-    return [np.zeros(1, np.int64), failure]  # Paddle needs an array; how many does not matter, as the reading ends
+    return [np.zeros(1, np.int64), failure]  # Paddle needs an array; the number does not matter, since reading ends
 
 
 def read_all(batches):

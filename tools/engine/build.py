@@ -97,11 +97,10 @@ def classes_beside(weights):
 
 
 def refuse_other_order(classes, others):
-    """Raise UserError if two `ClassList`s hold the same classes in another order, which would exchange the answers."""
+    """Raise UserError if two `ClassList`s hold the same classes in different orders, so that ids would be swapped."""
     if (other := first_difference(classes, others)) and sorted(classes.folders) == sorted(others.folders):
         raise UserError(
-            f"{other}: the same classes in another order; DATA.CLASSES FILE gives the data the ids of the model "
-            "(FILE: classes.txt of its run)"
+            f"{other}: the same classes in another order; set DATA.CLASSES to the classes.txt of the model's run"
         )
 
 

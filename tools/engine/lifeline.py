@@ -61,7 +61,7 @@ class Lifeline:
         if error is None:
             self.tell(done=True)
             if ranks.rank() == 0:
-                with contextlib.suppress(subprocess.TimeoutExpired):  # another process hangs, its work being done
+                with contextlib.suppress(subprocess.TimeoutExpired):  # another process hangs after the training
                     self._monitor.wait(_DONE_SECONDS)
             return
         if not isinstance(error, (UserError, OSError, KeyboardInterrupt)):

@@ -213,7 +213,7 @@ class EpochMeter:
 
 
 def is_meter_state(state):
-    """Whether `EpochMeter.load_state` can undo it, but for another number of sums."""
+    """Whether `EpochMeter.load_state` can restore it; that checks the number of sums itself."""
     counts, seconds = ("step", "window_steps", "window_images"), ("read_time", "train_time", "seconds", "read_seconds")
     arrays = {"sums": 2, "logged": 1, "worst_streak": 0}
     return (

@@ -80,12 +80,12 @@ def _read(path):
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: the config in it is damaged ({error})") from None
     if wrong := _impossible(state, config):
-        raise UserError(f"{path} is no state that a run has saved: {wrong} in it cannot be right")
+        raise UserError(f"{path} was not saved by a run: its {wrong} has an impossible value")
     return state
 
 
 def _impossible(state, config):
-    """The first part of a state whose value no run has written, or ""."""
+    """Name of the first part of a state with an impossible value, or ""."""
     meter, setting = state["meter"], state["setting"]
     parts = {
         "epoch": _is_count(state["epoch"]),
@@ -182,7 +182,7 @@ def check_setting(then, now, path, force=False):
 
 
 def with_start_of(cfg, state):
-    """The config with the weights that the run of a state began with, whatever a later command names."""
+    """The config with MODEL.PRETRAINED as it was when the run of the state started."""
     return with_keys(cfg, {"MODEL.PRETRAINED": _config(state["setting"])["MODEL.PRETRAINED"]})
 
 

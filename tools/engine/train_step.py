@@ -46,7 +46,7 @@ class TrainStep:
         self.pos_resize = cfg.MODEL.POS_RESIZE
         self.tf32 = train.TF32
         self.model = build_model(cfg)  # float32: what is updated, validated and saved
-        parallel.same_everywhere(self.model)  # DataParallel sees to the live model alone
+        parallel.same_everywhere(self.model)  # DataParallel broadcasts the live model only
         if train.RECOMPUTE:
             recompute_activations(self.model)
         freeze(self.model, train.FREEZE)
