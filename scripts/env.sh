@@ -4,8 +4,8 @@
 # it would do.
 #
 # An environment that has PaddlePaddle 2.6.2 or newer is used as it is: that of `python`, else one of /opt/conda/envs (AI
-# Studio). Otherwise .venv is made in the repository from requirements.txt, with the wheel that tools/wheels.py names for the
-# NVIDIA cards of this machine.
+# Studio). Otherwise .venv is made in the repository from requirements.txt, with the wheel that
+# tools/t2t_vit/common/wheels.py names for the NVIDIA cards of this machine.
 #
 # Both of these make an environment of our own, whatever else is installed:
 # T2T_ENV=FOLDER        where it is
@@ -182,7 +182,7 @@ _t2t_make() { # _t2t_make FOLDER PYTHON WORDS MB SIZE: what _t2t_install does wh
   _t2t_room "$1" "$4" || return
   echo "making $1 with $3 (a download of about $5, once) ..." >&2
   _t2t_fill "$1" "$2" "$3" && return
-  [[ $3 != *paddlepaddle.org.cn* ]] || hint=" $("$2" "$T2T_ROOT/tools/wheels.py" --last-resort)"
+  [[ $3 != *paddlepaddle.org.cn* ]] || hint=" $("$2" "$T2T_ROOT/tools/t2t_vit/common/wheels.py" --last-resort)"
   echo "error: $1 is not complete: $(_t2t_why "$1/install.log"). The same command tries again; all that pip said is in" \
     "$1/install.log.$hint" >&2
   return 1
@@ -192,7 +192,7 @@ _t2t_install() { # _t2t_install FOLDER
   local env=$1 base words room=1500 size="250 MB"
   base=$(_t2t_base_python) || return
   # What the user once chose stays chosen when requirements.txt changes.
-  words=${PADDLE_PACKAGE:-$(cat "$env/chosen.txt" 2>/dev/null || "$base" "$T2T_ROOT/tools/wheels.py")} || return
+  words=${PADDLE_PACKAGE:-$(cat "$env/chosen.txt" 2>/dev/null || "$base" "$T2T_ROOT/tools/t2t_vit/common/wheels.py")} || return
   [[ $words != *gpu* ]] || room=10000 size="4 GB"
   : "${words:=$(grep '^paddlepaddle' "$T2T_ROOT/requirements.txt")}"
   if [[ -n $_t2t_dry ]]; then

@@ -10,15 +10,15 @@ import pytest
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-    import cli
+    from t2t_vit import cli
 
     cli.import_paddle("cpu", several=True)
 
 import test_amp
 
-from data.dataset import load_data
-from data.loader import TrainLoader
-from engine import parallel
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.loader import TrainLoader
+from t2t_vit.parallel import processes
 
 DTYPE = "float16" if paddle.__version__ < "3" else "bfloat16"  # gloo's sum of float16 is infinite in 3.3.1
 
@@ -26,8 +26,8 @@ DTYPE = "float16" if paddle.__version__ < "3" else "bfloat16"  # gloo's sum of f
 def weights(batch_size):
     """The float32 weights after three steps of 16 images."""
     cfg = test_amp.config("O2", DTYPE, BATCH_SIZE=batch_size, ACCUM_STEPS=2, OPTIMIZER="sgd", EMA_DECAY=0.0)
-    parallel.setup(cfg)
-    rank, world_size = parallel.rank(), parallel.world_size()
+    processes.setup(cfg)
+    rank, world_size = processes.rank(), processes.world_size()
     step = test_amp.make_step(cfg)
     batches = TrainLoader(load_data(cfg, ["train"])[1]["train"], cfg, rank, world_size).epoch_steps(0)
     for number, batch in enumerate(itertools.islice(batches, 3)):
@@ -38,4 +38,4 @@ def weights(batch_size):
 if __name__ == "__main__":
     test_amp.stand_in(pytest.MonkeyPatch())
     found = weights(4)
-    np.savez(f"{sys.argv[1]}/rank{parallel.rank()}.npz", **found)
+    np.savez(f"{sys.argv[1]}/rank{processes.rank()}.npz", **found)

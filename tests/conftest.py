@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SEARCHED = list(sys.path)  # before libraries add to it, as onnxruntime does
 sys.path.insert(0, str(ROOT / "tools"))
-import cli  # noqa: E402
+from t2t_vit import cli  # noqa: E402
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests at a time: none takes all cores, unless it says so
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -14,13 +14,13 @@ SIZES = (1, 7, 8, 31, 360)
 
 def scores():
     """{N: scores as a dict}; a third of the labels are wrong on purpose."""
-    from config import load_config
-    from data.dataset import Split, load_data
-    from data.index import Paths
-    from data.loader import EvalLoader
-    from engine import parallel
-    from engine.build import build_trained_model
-    from engine.evaluator import evaluate
+    from t2t_vit.config import load_config
+    from t2t_vit.data.dataset import Split, load_data
+    from t2t_vit.data.index import Paths
+    from t2t_vit.data.loader import EvalLoader
+    from t2t_vit.parallel import processes
+    from t2t_vit.training.evaluator import evaluate
+    from t2t_vit.weights.build import build_trained_model
 
     cfg = load_config("configs/lit_data.yaml", [("VAL.BATCH_SIZE", "16")])
     model, _ = build_trained_model(cfg, "output/pretrained/lit_data/best.pdparams")
@@ -30,23 +30,23 @@ def scores():
     for size in SIZES:
         paths, labels = Paths.of(whole.paths[i] for i in order[:size]), whole.labels[order[:size]]
         split = Split("val", whole.source, paths, (labels + (np.arange(size) % 3 == 0)) % 10)
-        loader = EvalLoader(split, cfg, parallel.rank(), parallel.world_size())
+        loader = EvalLoader(split, cfg, processes.rank(), processes.world_size())
         result[str(size)] = asdict(evaluate(model, loader, cfg))
     return result
 
 
 def main():
-    import cli
+    from t2t_vit import cli
 
     cli.import_paddle("cpu", several=True)
-    from config import default_config
-    from engine import parallel
-    from engine.logger import setup_logging
+    from t2t_vit.common.logger import setup_logging
+    from t2t_vit.config import default_config
+    from t2t_vit.parallel import processes
 
-    parallel.setup(default_config())
+    processes.setup(default_config())
     setup_logging(main=False)
     line = json.dumps(scores())
-    if parallel.is_main():
+    if processes.is_main():
         print(f"\nSCORES {line}", flush=True)
 
 

@@ -8,18 +8,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 
 def main():
-    import cli
+    from t2t_vit import cli
 
     cli.import_paddle("cpu", several=True)
-    from config import load_config
-    from data.dataset import load_data
-    from data.loader import TrainLoader
-    from engine import parallel
-    from engine.train_step import TrainStep
+    from t2t_vit.config import load_config
+    from t2t_vit.data.dataset import load_data
+    from t2t_vit.data.loader import TrainLoader
+    from t2t_vit.parallel import processes
+    from t2t_vit.training.train_step import TrainStep
 
     cfg = load_config("configs/lit_data.yaml", [("MODEL.T2T.DEPTH", "1"), ("TRAIN.BATCH_SIZE", "8")])
-    parallel.setup(cfg)
-    rank, world_size = parallel.rank(), parallel.world_size()
+    processes.setup(cfg)
+    rank, world_size = processes.rank(), processes.world_size()
     batches = TrainLoader(load_data(cfg, ["train"])[1]["train"], cfg, rank, world_size).epoch_steps(0)
     step = TrainStep(cfg)
     criterion, seen = step.criterion, []

@@ -7,7 +7,7 @@ import numpy as np
 import official
 import paddle
 
-from models.position import sinusoid_table
+from t2t_vit.models.position import sinusoid_table
 
 KEYS = json.loads((Path(__file__).parent / "golden/peer_keys.json").read_text())
 

@@ -10,11 +10,12 @@ import paddle
 import pytest
 from conftest import ROOT
 
-from config import load_config
-from data.dataset import load_data
-from data.loader import TrainLoader
-from engine import checkpoint, parallel
-from engine.train_step import TrainStep
+from t2t_vit.config import load_config
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.loader import TrainLoader
+from t2t_vit.parallel import processes
+from t2t_vit.training.train_step import TrainStep
+from t2t_vit.weights import checkpoint
 
 
 class Place:
@@ -38,7 +39,7 @@ def stand_in(monkeypatch):
         assert level == "O2"
         return amp_initialize([model], dtype, None)[0]
 
-    monkeypatch.setattr("engine.precision._why_not", lambda dtype: "")
+    monkeypatch.setattr("t2t_vit.training.precision._why_not", lambda dtype: "")
     monkeypatch.setattr(paddle.amp, "decorate", decorate)
     monkeypatch.setattr(grad_scaler, "_dygraph_tracer", Place)
 
@@ -54,7 +55,7 @@ def config(amp, dtype, **keys):
 
 
 def make_step(cfg):
-    paddle.seed(parallel.rank())  # as graphics cards of two kinds would draw other weights
+    paddle.seed(processes.rank())  # as graphics cards of two kinds would draw other weights
     step = TrainStep(cfg)
     step.train()
     weights = [parameter for parameter in step.live_model.parameters() if not parameter.stop_gradient]

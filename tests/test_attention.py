@@ -6,11 +6,13 @@ import paddle.nn.functional as F
 import pytest
 from test_lean import KINDS, small_model
 
-from models import attention, create_model, layers
-from models.attention import attention_gradients, attention_maps, backbone, gradient_maps, rollout, token_maps
-from models.cpu import enable
-from models.features import features
-from models.layers import Attention, fuse_attention
+from t2t_vit.explain import attention
+from t2t_vit.explain.attention import attention_gradients, attention_maps, backbone, gradient_maps, rollout, token_maps
+from t2t_vit.explain.features import features
+from t2t_vit.models import layers
+from t2t_vit.models.cpu_ops import enable
+from t2t_vit.models.layers import Attention, fuse_attention
+from t2t_vit.models.zoo import create_model
 
 WITH_MODULE = ["performer", "transformer", "grey", "oblong", "two splits"]
 

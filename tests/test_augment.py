@@ -11,9 +11,9 @@ from scipy import ndimage, stats
 from test_data import settings
 from test_mixup import fair, near
 
-from data import augment
-from data.augment import AutoAugment, ColorJitter, RandAugment, ThreeAugment, build_augment
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.data import augment
+from t2t_vit.data.augment import AutoAugment, ColorJitter, RandAugment, ThreeAugment, build_augment
 
 GEOMETRIC = ("ShearX", "ShearY", "TranslateXRel", "TranslateYRel", "Rotate")
 ENHANCEMENTS = ("Color", "Contrast", "Brightness", "Sharpness")

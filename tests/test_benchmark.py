@@ -12,12 +12,12 @@ from conftest import ROOT, error_line, tool
 from PIL import Image
 
 import benchmark
-from config import load_config, with_keys
-from data.dataset import load_data
-from data.images import simplejpeg
-from data.loader import EvalDataset, TrainDataset
-from measure import data, one_core, process, rounds
-from measure import pictures as measured_pictures
+from t2t_vit.bench import data, one_core, process, rounds
+from t2t_vit.bench import pictures as measured_pictures
+from t2t_vit.config import load_config, with_keys
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.images import simplejpeg
+from t2t_vit.data.loader import EvalDataset, TrainDataset
 
 ROUNDS = 3
 TASKS = ["decode", "crop and flip", "full recipe", "full, to pixels", "evaluation"]

@@ -7,8 +7,8 @@ import pytest
 from conftest import error_line, tool
 from PIL import Image
 
-from measure.growth import exponent, fit_exponents
-from measure.infer import offered
+from t2t_vit.bench.growth import exponent, fit_exponents
+from t2t_vit.bench.infer import offered
 
 TINY = ["MODEL.T2T.DEPTH", 1]
 
@@ -82,8 +82,8 @@ def test_mistakes_are_one_line(words, message):
 
 
 def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch):
-    from errors import UserError
-    from figures import require_matplotlib
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.common.figures import require_matplotlib
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="pip install matplotlib"):

@@ -6,10 +6,10 @@ import paddle
 import pytest
 from conftest import ROOT, error_line, tool
 
-from config import load_config
-from measure.counts import count
-from measure.macs import macs, products
-from models import create_model, list_models
+from t2t_vit.bench.counts import count
+from t2t_vit.bench.macs import macs, products
+from t2t_vit.config import load_config
+from t2t_vit.models.zoo import create_model, list_models
 
 # Parameters, those trained, GMACs with and without the attention products of the backbone, counted on the
 # official PyTorch code.

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from conftest import ROOT, error_line, tool
 
-from config import default_config, load_config
-from engine.train_step import TrainStep
-from measure import rounds
-from measure.counts import count
-from measure.infer import eager
-from measure.machine import MatmulLimit
-from measure.pictures import training_pictures
-from measure.process import Subject, closing
-from measure.rounds import Timed, by_turns, summary
-from measure.sweep import Member, described
-from measure.train import PARTS, Training
+from t2t_vit.bench import rounds
+from t2t_vit.bench.counts import count
+from t2t_vit.bench.infer import eager
+from t2t_vit.bench.machine import MatmulLimit
+from t2t_vit.bench.pictures import training_pictures
+from t2t_vit.bench.process import Subject, closing
+from t2t_vit.bench.rounds import Timed, by_turns, summary
+from t2t_vit.bench.sweep import Member, described
+from t2t_vit.bench.train import PARTS, Training
+from t2t_vit.config import default_config, load_config
+from t2t_vit.training.train_step import TrainStep
 
 TINY = ["MODEL.T2T.DEPTH", 1]
 BUSY = 0.3  # seconds
@@ -79,7 +79,7 @@ def test_figures_follow_from_seconds_and_multiplications(cfg):
 
 def test_the_matmul_limit_counts_two_operations_each(monkeypatch):
     monkeypatch.setattr(rounds, "ROUND_SECONDS", 0.02)
-    monkeypatch.setattr("measure.machine.SHAPES", ((64, 128, 256),))
+    monkeypatch.setattr("t2t_vit.bench.machine.SHAPES", ((64, 128, 256),))
     limit = MatmulLimit()
     monkeypatch.setattr(limit.timed, "seconds", lambda: 0.001)
     assert limit.round() == pytest.approx(2 * 64 * 128 * 256 / 0.001 / 1e9)
@@ -119,7 +119,7 @@ def test_parts_of_a_step_make_up_the_step(cfg, monkeypatch):
 def test_inference_is_of_the_model_or_its_token_module(cfg, monkeypatch):
     monkeypatch.setattr(rounds, "ROUND_SECONDS", 0.0)
     outputs = []
-    monkeypatch.setattr("measure.infer.finished", outputs.append)
+    monkeypatch.setattr("t2t_vit.bench.infer.finished", outputs.append)
     pictures, cfg = training_pictures(cfg, True, 8)
     for token_module, shape in ((False, [8, 10]), (True, [8, 16, 128])):
         subject = eager(cfg, pictures, token_module)
@@ -144,7 +144,7 @@ class Dying:
 
 
 def test_a_process_that_dies_is_one_line():
-    from errors import UserError
+    from t2t_vit.common.errors import UserError
 
     with closing({}), pytest.raises(UserError, match="the process for x ended; if the memory ran out"):
         Subject(Dying, title="x", cfg=default_config(), threads=1)

@@ -16,8 +16,8 @@ import pytest
 from conftest import ROOT, error_line, tool
 from PIL import Image
 
-from config import load_config
-from data.dataset import load_data
+from t2t_vit.config import load_config
+from t2t_vit.data.dataset import load_data
 
 DIGIT = ROOT / "lit_data/val/3/0045.png"
 

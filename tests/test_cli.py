@@ -2,8 +2,8 @@
 
 import pytest
 
-import cli
 import predict
+from t2t_vit import cli
 
 
 def parsed(*words):

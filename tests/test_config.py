@@ -2,9 +2,9 @@
 
 import pytest
 
-import config
-from config import default_config, load_config, with_keys
-from errors import UserError
+from t2t_vit import config
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import default_config, load_config, with_keys
 
 
 def write(folder, text, name="x.yaml"):

@@ -13,11 +13,11 @@ import pytest
 from conftest import ROOT, error_line, tool
 
 import convert
-from engine import checkpoint
-from engine.logger import log
-from engine.pretrained import load_pretrained
-from errors import UserError
-from models import create_model
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.logger import log
+from t2t_vit.models.zoo import create_model
+from t2t_vit.weights import checkpoint
+from t2t_vit.weights.load import load_pretrained
 
 T2T, PIT = "T2T_paddle/t2t_vit_7", "PaddleViT/pit_ti_224"
 

@@ -10,14 +10,15 @@ import pytest
 from conftest import ROOT, error_line, few_digits, tool
 from test_train_step import steps
 
-from config import load_config
-from engine import microbatch
-from engine.microbatch import MicroBatches, inference
-from engine.threads import asked_threads
-from engine.train_step import TrainStep
-from errors import UserError
-from models import cpu, create_model
-from models.dropout import Dropout, drawing_from
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.threads import asked_threads
+from t2t_vit.config import load_config
+from t2t_vit.models import cpu_ops
+from t2t_vit.models.dropout import Dropout, drawing_from
+from t2t_vit.models.zoo import create_model
+from t2t_vit.training import microbatch
+from t2t_vit.training.microbatch import MicroBatches, inference
+from t2t_vit.training.train_step import TrainStep
 
 T2T = dict(image_size=32, num_classes=10, embed_dim=16, depth=2, num_heads=2, token_dim=8)
 PIT = dict(image_size=32, num_classes=10, patch_size=8, stride=4, base_dims=(8, 8), depth=(1, 2), heads=(1, 2))
@@ -31,8 +32,8 @@ MODELS = {
 
 @pytest.fixture
 def cpu_forms():
-    yield cpu.enable
-    cpu.enable(True)
+    yield cpu_ops.enable
+    cpu_ops.enable(True)
 
 
 def close(a, b, tolerance=1e-5):
@@ -49,17 +50,17 @@ def value_and_gradients(function, *arrays):
 
 
 FORMS = {
-    "linear": (lambda x, w, b: cpu.linear(x, w, b), [(2, 7, 5), (5, 3), (3,)]),
+    "linear": (lambda x, w, b: cpu_ops.linear(x, w, b), [(2, 7, 5), (5, 3), (3,)]),
     "normed linear": (
-        lambda x, scale, shift, w, b: cpu.normed_linear(x, Norm(scale, shift), w, b),
+        lambda x, scale, shift, w, b: cpu_ops.normed_linear(x, Norm(scale, shift), w, b),
         [(2, 7, 5), (5,), (5,), (5, 3), (3,)],
     ),
     "normed linear without bias": (
-        lambda x, scale, shift, w: cpu.normed_linear(x, Norm(scale, shift), w),
+        lambda x, scale, shift, w: cpu_ops.normed_linear(x, Norm(scale, shift), w),
         [(2, 7, 5), (5,), (5,), (5, 3)],
     ),
-    "softmax and logsumexp": (cpu.softmax_and_logsumexp, [(2, 7, 5)]),
-    "add to each": (cpu.add_to_each, [(2, 7, 5), (2, 1, 5)]),
+    "softmax and logsumexp": (cpu_ops.softmax_and_logsumexp, [(2, 7, 5)]),
+    "add to each": (cpu_ops.add_to_each, [(2, 7, 5), (2, 1, 5)]),
 }
 
 
@@ -89,7 +90,7 @@ def test_the_form_for_a_cpu_is_the_same_function_and_gradient(name, cpu_forms):
 
 def test_softmax_and_logsumexp_at_magnitudes_whose_exponentials_overflow():
     x = paddle.to_tensor([[-1000.0, -1001.0], [1000.0, 999.0]])
-    softmax, logsumexp = cpu.softmax_and_logsumexp(x)
+    softmax, logsumexp = cpu_ops.softmax_and_logsumexp(x)
     assert np.allclose(softmax.numpy(), [[0.731059, 0.268941]] * 2, atol=1e-6)
     assert np.allclose(logsumexp.numpy(), [[-999.686738], [1000.313262]])
 
@@ -146,11 +147,11 @@ def test_frozen_norms_let_the_right_gradient_through(kind, form, cpu_forms):
 
 def test_token_attention_in_pieces_is_the_whole(monkeypatch, cpu_forms):
     q, k, v = (paddle.randn([2, 50, 8]) for _ in range(3))
-    monkeypatch.setattr(cpu, "_LOGITS", 2 * 50 * 7)  # 7 rows at a time, 1 in the last piece
+    monkeypatch.setattr(cpu_ops, "_LOGITS", 2 * 50 * 7)  # 7 rows at a time, 1 in the last piece
     with paddle.no_grad():
-        pieces = cpu.attend(q, k, v)
+        pieces = cpu_ops.attend(q, k, v)
         cpu_forms(False)
-        assert close(pieces.numpy(), cpu.attend(q, k, v).numpy())
+        assert close(pieces.numpy(), cpu_ops.attend(q, k, v).numpy())
 
 
 # --- Parts of a batch ---
@@ -378,8 +379,8 @@ def test_what_changes_the_rounding_alone_may_change_at_a_resume(tmp_path):
 
 @pytest.mark.parametrize("kind", ["performer", "pit"])
 def test_fused_attention_is_the_same_function(kind, monkeypatch):
-    from models import layers
-    from models.layers import fuse_attention
+    from t2t_vit.models import layers
+    from t2t_vit.models.layers import fuse_attention
 
     monkeypatch.setattr(layers, "fits_flash_attention", lambda q: True)  # Paddle's own form for a CPU
     name, overrides = MODELS[kind]
@@ -405,7 +406,7 @@ def test_fused_attention_is_the_same_function(kind, monkeypatch):
     ],
 )
 def test_flash_attention_is_left_where_it_would_fail(monkeypatch, dtype, width, device, capability, fits):
-    from models.layers import Attention, F, fits_flash_attention
+    from t2t_vit.models.layers import Attention, F, fits_flash_attention
 
     monkeypatch.setattr(paddle, "get_device", lambda: device)
     monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda: capability)

@@ -10,12 +10,12 @@ from conftest import ROOT
 from PIL import Image, ImageCms
 from scipy import stats
 
-from config import load_config
-from data.batch import Normalize
-from data.dataset import load_data, read_classes
-from data.images import ImageError, PillowPicture, load_image, open_picture
-from data.transforms import EvalTransform, TrainTransform
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import load_config
+from t2t_vit.data.batch import Normalize
+from t2t_vit.data.dataset import load_data, read_classes
+from t2t_vit.data.images import ImageError, PillowPicture, load_image, open_picture
+from t2t_vit.data.transforms import EvalTransform, TrainTransform
 
 
 def settings(**keys):
@@ -297,7 +297,7 @@ def test_ends_of_a_very_long_image_are_cut_off_first(shape, monkeypatch):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8))
     transform = EvalTransform(load_config(ROOT / "configs/t2t_vit_7.yaml"))
     cut = transform(image)
-    monkeypatch.setattr("data.transforms._LONGEST", 1000)
+    monkeypatch.setattr("t2t_vit.data.transforms._LONGEST", 1000)
     assert np.abs(cut.astype(int) - transform(image)).max() <= 1
     monkeypatch.undo()
     assert transform(Image.new("RGB", (1, 65000))).shape == (224, 224, 3)  # 12 GB otherwise

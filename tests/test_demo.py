@@ -26,15 +26,15 @@ from conftest import ROOT, Page, command_of_readme, error_line, tool
 from PIL import Image
 
 import demo
-from config import load_config
-from data.images import to_image
-from engine.predictors import to_input
-from engine.serving import open_weights, predict_batch
-from errors import UserError
-from models.attention import attention_maps, on_grid, rollout, token_box
-from page import server, shelf
-from page.shelf import METHODS, Opened, Shelf
-from pictures.overlay import overlay
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import load_config
+from t2t_vit.data.images import to_image
+from t2t_vit.deploy.engines import to_input
+from t2t_vit.deploy.predictor import open_weights, predict_batch
+from t2t_vit.explain.attention import attention_maps, on_grid, rollout, token_box
+from t2t_vit.explain.overlay import overlay
+from t2t_vit.page import server, shelf
+from t2t_vit.page.shelf import METHODS, Opened, Shelf
 
 THREE, SEVEN = ROOT / "lit_data/val/3/0103.png", ROOT / "lit_data/val/7/0081.png"
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -480,7 +480,7 @@ def test_examples_are_pictures_that_can_be_read(split, tmp_path):
 
 def test_answers_are_drawn_by_the_model_that_gave_them():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
-    from page.layout import Actions
+    from t2t_vit.page.layout import Actions
 
     models = shelf_of()
     act = Actions(models)
@@ -531,7 +531,7 @@ def test_classes_of_one_name_are_told_apart():
 
 def test_exported_model_has_no_attention_and_says_so():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
-    from page.layout import Actions
+    from t2t_vit.page.layout import Actions
 
     predictor, cfg, _ = opened_run("lit_data")
     models = shelf_of()
@@ -549,7 +549,7 @@ def test_engine_is_that_of_the_option(tmp_path):
 
 def test_new_pictures_are_drawn_by_the_chosen_method():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
-    from page.layout import Actions
+    from t2t_vit.page.layout import Actions
 
     models, images = shelf_of(), []
     for method in METHODS:
@@ -562,7 +562,7 @@ def test_new_pictures_are_drawn_by_the_chosen_method():
 
 def test_too_many_pictures_are_told():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
-    from page.layout import MOST_PICTURES, Actions
+    from t2t_vit.page.layout import MOST_PICTURES, Actions
 
     paths = sorted(map(str, (ROOT / "lit_data/val").glob("*/*.png")))[: MOST_PICTURES + 3]
     _, answers, *_, notes = Actions(shelf_of("VAL.BATCH_SIZE", "5")).answer("lit_data", paths, "gradient")

@@ -8,14 +8,14 @@ import paddle
 import pytest
 from conftest import ROOT, error_line, few_digits, tool
 
-from config import load_config
-from data.dataset import load_data
-from data.loader import TrainLoader
-from engine import checkpoint
-from engine.losses import CrossEntropy, DistillationLoss, prediction
-from engine.teacher import Teacher
-from engine.train_step import TrainStep
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import load_config
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.loader import TrainLoader
+from t2t_vit.training.losses import CrossEntropy, DistillationLoss, prediction
+from t2t_vit.training.teacher import Teacher
+from t2t_vit.training.train_step import TrainStep
+from t2t_vit.weights import checkpoint
 
 SHIPPED = "output/pretrained/lit_data/config.yaml"
 SOFT = ("DISTILL.TYPE", "soft", "DISTILL.TEACHER", SHIPPED, "DISTILL.ALPHA", "0.9", "DISTILL.TAU", "2.0")

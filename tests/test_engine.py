@@ -12,23 +12,23 @@ import paddle.nn.functional as F
 import pytest
 from conftest import ROOT
 
-from config import load_config
-from data.batch import Normalize
-from data.dataset import load_data
-from data.loader import EvalLoader
-from engine import checkpoint
-from engine.build import build_model
-from engine.evaluator import evaluate
-from engine.losses import CrossEntropy
-from engine.optimizer import Optimizer, parameter_groups
-from engine.optimizer_state import load_optimizer_state, optimizer_state
-from engine.pretrained import load_pretrained
-from engine.run_folder import RunFolder
-from engine.scheduler import learning_rate, total_epochs
-from errors import UserError
-from files import write_text
-from models import create_model
-from models.t2t import T2TViT
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import write_text
+from t2t_vit.config import load_config
+from t2t_vit.data.batch import Normalize
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.loader import EvalLoader
+from t2t_vit.models.t2t import T2TViT
+from t2t_vit.models.zoo import create_model
+from t2t_vit.runs.run_folder import RunFolder
+from t2t_vit.training.evaluator import evaluate
+from t2t_vit.training.losses import CrossEntropy
+from t2t_vit.training.optimizer import Optimizer, parameter_groups
+from t2t_vit.training.optimizer_state import load_optimizer_state, optimizer_state
+from t2t_vit.training.schedule import learning_rate, total_epochs
+from t2t_vit.weights import checkpoint
+from t2t_vit.weights.build import build_model
+from t2t_vit.weights.load import load_pretrained
 
 
 def recipe(**keys):
@@ -330,7 +330,7 @@ def test_killed_while_writing_leaves_the_old_file(tmp_path):
     write_text(path, "old")
     code = f"""
 import os, sys; sys.path.insert(0, {str(ROOT / "tools")!r})
-from files import atomic_path
+from t2t_vit.common.files import atomic_path
 with atomic_path({str(path)!r}) as temporary:
     temporary.write_text("half of the n")
     os._exit(9)

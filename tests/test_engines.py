@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, few_digits, tool
 
-from engine.metadata import Metadata
-from engine.predictors import ENGINES, open_predictor
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.deploy.engines import ENGINES, open_predictor
+from t2t_vit.deploy.metadata import Metadata
 
 for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
     pytest.importorskip(library, reason="an optional library of the engines")

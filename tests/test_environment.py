@@ -9,9 +9,8 @@ import paddle
 import pytest
 from conftest import ROOT
 
-import wheels
-from engine import devices
-from errors import UserError
+from t2t_vit.common import devices, wheels
+from t2t_vit.common.errors import UserError
 
 INDEX = "https://www.paddlepaddle.org.cn/packages/stable"
 V100, T4, A100 = (("Tesla V100-SXM2-16GB", (7, 0)), ("Tesla T4", (7, 5)), ("NVIDIA A100-SXM4-40GB", (8, 0)))
@@ -206,8 +205,8 @@ class Clone:
     def __init__(self, folder):
         self.root = folder / "a clone"
         (self.root / "scripts").mkdir(parents=True)
-        (self.root / "tools").mkdir()
-        for name in ("scripts/env.sh", "tools/wheels.py", "requirements.txt"):
+        (self.root / "tools/t2t_vit/common").mkdir(parents=True)
+        for name in ("scripts/env.sh", "tools/t2t_vit/common/wheels.py", "requirements.txt"):
             shutil.copy(ROOT / name, self.root / name)
         self.standins, self.log, self.conda = folder / "bin", folder / "pip.log", folder / "conda envs"
         write_script(self.standins / "pip-python", PIP)

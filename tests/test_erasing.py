@@ -8,8 +8,8 @@ import pytest
 from scipy import integrate, stats
 from test_data import settings
 
-from data.batch import Batch, BatchDraws, TrainInput, channels_first, to_tensors
-from data.erasing import RandomErasing
+from t2t_vit.data.batch import Batch, BatchDraws, TrainInput, channels_first, to_tensors
+from t2t_vit.data.erasing import RandomErasing
 
 # Of the image, where the box's sides are sure to fit: 0.28 * 10 / 3 < 1.
 SMALLEST, SURE, LARGEST = 0.02, 0.28, 1 / 3

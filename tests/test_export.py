@@ -12,14 +12,14 @@ import pytest
 from conftest import ROOT, error_line, tool
 from test_lean import small_model
 
-from config import load_config, with_keys
-from data.dataset import ClassList
-from engine import export
-from engine.export import Samples, export_model
-from engine.metadata import Metadata
-from engine.predictors import open_predictor
-from errors import UserError
-from files import remove_temporary_files
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import remove_temporary_files
+from t2t_vit.config import load_config, with_keys
+from t2t_vit.data.dataset import ClassList
+from t2t_vit.deploy import exporter
+from t2t_vit.deploy.engines import open_predictor
+from t2t_vit.deploy.exporter import Samples, export_model
+from t2t_vit.deploy.metadata import Metadata
 
 for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
     pytest.importorskip(library, reason="an optional library of the engines")
@@ -48,12 +48,12 @@ def exported(tmp_path_factory):
 def outputs(model, path, form, count):
     """(logits of the file, logits of the model) of some images."""
     images = np.random.default_rng(1).normal(size=(count, model.in_chans, *model.image_size)).astype("float32")
-    predictor = open_predictor(export.ENGINE_OF[form], path, threads=1)
+    predictor = open_predictor(exporter.ENGINE_OF[form], path, threads=1)
     with paddle.no_grad():
         return predictor(images), model(paddle.to_tensor(images)).numpy()
 
 
-@pytest.mark.parametrize("form", export.FORMATS)
+@pytest.mark.parametrize("form", exporter.FORMATS)
 @pytest.mark.parametrize("kind", ["performer", "transformer", "convolution", "grey", "oblong", "pit", "distilled pit"])
 def test_every_kind_exports(exported, kind, form):
     model, path, comparison = exported(kind, form)
@@ -62,7 +62,7 @@ def test_every_kind_exports(exported, kind, form):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("form", export.FORMATS)
+@pytest.mark.parametrize("form", exporter.FORMATS)
 @pytest.mark.parametrize("batch_size", [0, 4])
 def test_any_number_of_images_is_answered(exported, form, batch_size):
     model, path, _ = exported("pit", form, batch_size=batch_size)
@@ -72,7 +72,7 @@ def test_any_number_of_images_is_answered(exported, form, batch_size):
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(export.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=r"x.onnx cannot be written: 0 MB free, about \d+ MB needed$"):
         export_model(small_model("pit"), CFG, tmp_path / "x.onnx", "onnx")
     assert not list(tmp_path.iterdir())
@@ -100,7 +100,7 @@ def test_bf16_and_int8_say_what_they_are_and_compute_it(exported):
         found, expected = outputs(model, path, form, 8)
         error = np.abs(found - expected).max() / np.abs(expected).max()
         assert (1e-3 if precision == "int8" or has_bf16 else 1e-5) < error < 0.2, (form, precision)
-        assert open_predictor(export.ENGINE_OF[form], path).metadata.precision == precision
+        assert open_predictor(exporter.ENGINE_OF[form], path).metadata.precision == precision
         assert path.name.endswith(f"-{precision}{path.suffix}")
     graph = onnx.load(path).graph
     eights = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2}
@@ -108,14 +108,14 @@ def test_bf16_and_int8_say_what_they_are_and_compute_it(exported):
     assert not any(name.startswith(("heads.", "stages.0.w", "stages.0.kqv")) for name in eights)
 
 
-@pytest.mark.parametrize("form", export.FORMATS)
+@pytest.mark.parametrize("form", exporter.FORMATS)
 def test_metadata_comes_back_whole(tmp_path, form):
     model = small_model("oblong")
     classes = ClassList(tuple("abcde"), ("甲", 'b"', "c d", "d\te", "e"), "list")
     cfg = with_keys(CFG, {"DATA.NAME": "2012"})
     metadata = Metadata.of(cfg, classes, "bf16", weights="0123")
-    path, _ = export_model(model, CFG, tmp_path / f"x{export.file_name('', form, 'fp32')}", form, metadata=metadata)
-    found = open_predictor(export.ENGINE_OF[form], path).metadata
+    path, _ = export_model(model, CFG, tmp_path / f"x{exporter.file_name('', form, 'fp32')}", form, metadata=metadata)
+    found = open_predictor(exporter.ENGINE_OF[form], path).metadata
     assert found.classes == ["甲", 'b"', "c d", "d\te", "e"] and found.folders == list("abcde")
     assert found.data == "2012"
     assert (found.mean, found.std) == (CFG.DATA.MEAN, CFG.DATA.STD)
@@ -126,7 +126,7 @@ def test_metadata_comes_back_whole(tmp_path, form):
 def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch):
     model, other = small_model("pit"), small_model("pit")
     other.head.bias.set_value(other.head.bias + 0.01)
-    monkeypatch.setattr(export, "lean", lambda _, lean=export.lean: lean(other))
+    monkeypatch.setattr(exporter, "lean", lambda _, lean=exporter.lean: lean(other))
     (tmp_path / "x.onnx").write_text("an earlier one")
     with pytest.raises(UserError, match="differ by .* nothing was written"):
         export_model(model, CFG, tmp_path / "x.onnx", "onnx")
@@ -137,7 +137,7 @@ def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch):
 def test_too_little_agreement_is_refused(tmp_path, monkeypatch, precision):
     model, other = small_model("pit"), small_model("pit")
     other.head.weight.set_value(-other.head.weight)
-    monkeypatch.setattr(export, "lean", lambda _, lean=export.lean: lean(other))
+    monkeypatch.setattr(exporter, "lean", lambda _, lean=exporter.lean: lean(other))
     pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
     with pytest.raises(UserError, match=f"of 20 images the model's class, {precision} must"):
         export_model(model, CFG, tmp_path, "openvino", precision, samples=Samples(pixels, calibration=pixels[:4]))
@@ -147,7 +147,7 @@ def test_too_little_agreement_is_refused(tmp_path, monkeypatch, precision):
 def test_parts_of_two_models_never_stand_together(tmp_path, monkeypatch):
     model = small_model("pit")
     path, _ = export_model(model, CFG, tmp_path, "openvino")
-    replace, moved = export.os.replace, []
+    replace, moved = exporter.os.replace, []
 
     def die_at_the_second(source, target):
         if moved:
@@ -155,7 +155,7 @@ def test_parts_of_two_models_never_stand_together(tmp_path, monkeypatch):
         moved.append(target)
         replace(source, target)
 
-    monkeypatch.setattr(export.os, "replace", die_at_the_second)
+    monkeypatch.setattr(exporter.os, "replace", die_at_the_second)
     with pytest.raises(OSError, match="cannot be written"):
         export_model(model, CFG, tmp_path, "openvino")
     assert [part.name for part in tmp_path.iterdir()] == [path.with_suffix(".bin").name]
@@ -168,7 +168,7 @@ def test_a_single_file_is_there_all_the_time(tmp_path, monkeypatch):
     def die(source, _):
         raise OSError(28, "No space left on device", str(source))
 
-    monkeypatch.setattr(export.os, "replace", die)
+    monkeypatch.setattr(exporter.os, "replace", die)
     with pytest.raises(OSError, match="cannot be written"):
         export_model(small_model("pit"), CFG, target, "onnx")
     assert [(part.name, part.read_text()) for part in tmp_path.iterdir()] == [("x.onnx", "an earlier one")]
@@ -255,14 +255,14 @@ def test_choices_of_the_command_are_those_of_the_machinery():
     import export as command
 
     options = {action.dest: action.choices for action in command.parser()._actions}
-    assert (options["format"], options["precision"]) == (export.FORMATS, export.PRECISIONS)
+    assert (options["format"], options["precision"]) == (exporter.FORMATS, exporter.PRECISIONS)
 
 
 def test_shipped_config_names_the_place_of_its_export(tmp_path):
     tool("export", "--format", "paddle", "--output", tmp_path, "--pretrained", SHIPPED,
          "--images", 20, "--batch-size", 5)  # fmt: skip
     folder = tmp_path / "lit_data/export"
-    assert {path.suffix for path in folder.iterdir()} == {export._PROGRAM, ".pdiparams", ".yml"}
+    assert {path.suffix for path in folder.iterdir()} == {exporter._PROGRAM, ".pdiparams", ".yml"}
     assert "batch_size: 5" in (folder / "lit_data.yml").read_text()
     assert "- three" in (folder / "lit_data.yml").read_text().splitlines()
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, tool
 
-from engine import checkpoint, fetch
-from engine.fetch import download, local_file
-from errors import UserError
-from models import create_model
+from t2t_vit.common.errors import UserError
+from t2t_vit.models.zoo import create_model
+from t2t_vit.weights import checkpoint
+from t2t_vit.weights import download as fetch
+from t2t_vit.weights.download import download, local_file
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -167,7 +168,7 @@ def test_without_a_net_the_line_says_what_to_do(server):
 
 def test_two_processes_fetch_once(server):
     code = (
-        "import sys; sys.path[0] = sys.argv[1]; from engine.fetch import download\n"
+        "import sys; sys.path[0] = sys.argv[1]; from t2t_vit.weights.download import download\n"
         "print('ready', flush=True); sys.stdin.readline(); print(download(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, str(ROOT / "tools"), f"{server.url}/slow.pth"]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from conftest import ROOT, error_line, tool
 
-from config import load_config
-from data.dataset import read_classes
-from engine import checkpoint, torch_file
-from engine.formats import read_weights
-from engine.unpickle import Refused, Unpickler
-from errors import UserError, one_line, printable
-from plain_yaml import load_yaml
+from t2t_vit.common.errors import UserError, one_line, printable
+from t2t_vit.common.plain_yaml import load_yaml
+from t2t_vit.config import load_config
+from t2t_vit.data.dataset import read_classes
+from t2t_vit.weights import checkpoint, torch_file
+from t2t_vit.weights.formats import read_weights
+from t2t_vit.weights.unpickle import Refused, Unpickler
 
 DIGIT = ROOT / "lit_data/val/3/0045.png"
 # Pickles by their opcodes: a dict of ten shared dicts, in another, and so on; a key of 300,000 nested tuples; a list
@@ -241,7 +241,7 @@ def test_names_of_classes_files_and_keys_cannot_forge_lines(tmp_path):
 
 
 def test_the_log_is_one_line_a_record(tmp_path, capsys):
-    from engine import logger
+    from t2t_vit.common import logger
 
     before = list(logger.log.handlers), logger.log.level, logger.log.propagate
     try:
@@ -261,7 +261,7 @@ def test_the_log_is_one_line_a_record(tmp_path, capsys):
 
 
 def metadata_entries():
-    from engine.metadata import Metadata
+    from t2t_vit.deploy.metadata import Metadata
 
     return Metadata(1, "pit_ti", "digits", [32, 32], 1, [0.5], [0.5], 0.9, "center", "bicubic", ["a", "b"], ["A", "B"],
                     "fp32", 0, "").to_entries()  # fmt: skip
@@ -279,7 +279,7 @@ def metadata_entries():
     ("std", None), ("classes", None), ("version", 3), ("mean", ["x"]), ("mean", "\ud800"),
 ])  # fmt: skip
 def test_odd_metadata_is_one_line(name, text):
-    from engine.metadata import Metadata
+    from t2t_vit.deploy.metadata import Metadata
 
     entries = metadata_entries()
     assert Metadata.from_entries(entries, "x.onnx").classes == ["A", "B"]
@@ -293,7 +293,7 @@ def test_odd_metadata_is_one_line(name, text):
 
 
 def test_odd_sidecars_are_one_line(tmp_path):
-    from engine.predictors import read_sidecar
+    from t2t_vit.deploy.engines import read_sidecar
 
     for text in (ALIASES, "files: [1]", "files: {.json: 1}", "a: " + "9" * 5000, "", "- 1", "files: {}",
                  "files: {}\nversion: 2",
@@ -307,7 +307,7 @@ def test_odd_graphs_are_one_line(tmp_path):
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper
 
-    from engine.predictors import open_predictor
+    from t2t_vit.deploy.engines import open_predictor
 
     def save(outputs, entries):
         value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
@@ -343,7 +343,7 @@ def test_odd_graphs_are_one_line(tmp_path):
     ("run.log", "Now training epoch " + "9" * 5000 + ". LR=1"), ("run.log", "\x1b]0;x\x07"),
 ])  # fmt: skip
 def test_odd_logs_are_one_line(tmp_path, name, text):
-    from pictures.run_logs import read_run
+    from t2t_vit.pictures.run_logs import read_run
 
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=name) as raised:

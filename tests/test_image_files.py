@@ -14,14 +14,14 @@ from PIL import Image, PngImagePlugin, features
 from test_data import settings
 from test_images import detailed, turbo
 
-from config import default_config, load_config
-from data import images
-from data.images import FORMATS, ImageError, load_image, open_picture, orientation, reading
-from data.index import EXTENSIONS
-from data.transforms import EvalTransform
-from engine.metadata import Metadata
-from engine.serving import read_images
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import default_config, load_config
+from t2t_vit.data import images
+from t2t_vit.data.images import FORMATS, ImageError, load_image, open_picture, orientation, reading
+from t2t_vit.data.index import EXTENSIONS
+from t2t_vit.data.transforms import EvalTransform
+from t2t_vit.deploy.metadata import Metadata
+from t2t_vit.deploy.predictor import read_images
 
 RAMP = np.arange(64 * 80).reshape(64, 80)
 
@@ -53,7 +53,9 @@ def test_no_other_program_is_started_by_a_picture(tmp_path):
     ghostscript.chmod(0o755)
     picture = tmp_path / "x.png"
     picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
-    script = "import sys; sys.path.insert(0, 'tools'); from data.images import load_image; load_image(sys.argv[1])"
+    script = (
+        "import sys; sys.path.insert(0, 'tools'); from t2t_vit.data.images import load_image as load; load(sys.argv[1])"
+    )
     env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
     done = subprocess.run([sys.executable, "-c", script, picture], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stderr.endswith(f"image {picture} cannot be read: not an image\n")
@@ -62,7 +64,7 @@ def test_no_other_program_is_started_by_a_picture(tmp_path):
 
 def test_images_are_opened_in_one_place_only():
     found = [path for path in (ROOT / "tools").rglob("*.py") if "Image.open(" in path.read_text(encoding="utf-8")]
-    assert found == [ROOT / "tools/data/images.py"]
+    assert found == [ROOT / "tools/t2t_vit/data/images.py"]
 
 
 def test_every_ending_has_a_format():
@@ -139,7 +141,7 @@ def test_memory_stays_below_the_limit(tmp_path):
     Image.new("P", (4000, 3000)).save(tmp_path / "p.png", transparency=0)
     Image.fromarray(np.full((3000, 4000), 60000, np.uint16)).save(tmp_path / "i.png")
     script = (
-        "import sys, resource; sys.path.insert(0, 'tools'); from data.images import load_image\n"
+        "import sys, resource; sys.path.insert(0, 'tools'); from t2t_vit.data.images import load_image\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
         "for path in sys.argv[1:]: load_image(path)\n"

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from test_data import settings
 
-from data import images
-from data.augment import build_augment
-from data.images import ImageError, JpegPicture, PillowPicture, load_image, open_picture, reader_name
-from data.transforms import EvalTransform, TrainTransform
+from t2t_vit.data import images
+from t2t_vit.data.augment import build_augment
+from t2t_vit.data.images import ImageError, JpegPicture, PillowPicture, load_image, open_picture, reader_name
+from t2t_vit.data.transforms import EvalTransform, TrainTransform
 
 turbo = pytest.mark.skipif(images.simplejpeg is None, reason="simplejpeg and cykooz.resizer are not installed")
 INTERPOLATIONS = ("bilinear", "bicubic")

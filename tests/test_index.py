@@ -9,10 +9,10 @@ import pytest
 from conftest import ROOT
 from test_data import settings
 
-from data import index
-from data.dataset import load_data
-from data.index import Paths, scan
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.data import index
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.index import Paths, scan
 
 
 @pytest.fixture

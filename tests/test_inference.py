@@ -10,11 +10,12 @@ from conftest import ENVIRONMENT, ROOT, tool
 from paddle import inference
 from test_lean import KINDS, small_model
 
-from config import load_config
-from engine import export
-from engine.export import export_model
-from errors import UserError
-from models import create_model, lean, list_models, pit, t2t
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import load_config
+from t2t_vit.deploy import exporter, fold
+from t2t_vit.deploy.exporter import export_model
+from t2t_vit.models import pit, t2t
+from t2t_vit.models.zoo import create_model, list_models
 
 CFG = load_config("configs/lit_data.yaml")
 SETTINGS = {
@@ -29,13 +30,13 @@ def differences(model, folder, batch, counts, settings):
     """{setting: largest difference of the logits over the largest} of a model's lean graph in Paddle Inference."""
     shape = [model.in_chans, *model.image_size]
     spec = paddle.static.InputSpec([batch, *shape], "float32", "images")
-    paddle.jit.save(lean.lean(model), str(folder / "x"), input_spec=[spec])
+    paddle.jit.save(fold.lean(model), str(folder / "x"), input_spec=[spec])
     images = [np.random.default_rng(1).normal(size=(count, *shape)).astype("float32") for count in counts]
     with paddle.no_grad():
         expected = [model(paddle.to_tensor(part)).numpy() for part in images]
     found = {}
     for name in settings:
-        config = inference.Config(str(folder / f"x{export._PROGRAM}"), str(folder / "x.pdiparams"))
+        config = inference.Config(str(folder / f"x{exporter._PROGRAM}"), str(folder / "x.pdiparams"))
         config.disable_glog_info()
         SETTINGS[name](config)
         predictor = inference.create_predictor(config)
@@ -82,13 +83,13 @@ def test_every_variant_is_answered_right(tmp_path, name):
 
 
 def test_a_graph_that_onednn_misreads_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "open_predictor", misread_with_onednn)
+    monkeypatch.setattr(exporter, "open_predictor", misread_with_onednn)
     with pytest.raises(UserError, match="differ by .* nothing was written"):
         export_model(small_model("pit"), CFG, tmp_path, "paddle")
     assert not list(tmp_path.iterdir())
 
 
-def misread_with_onednn(engine, path, onednn, open_predictor=export.open_predictor):
+def misread_with_onednn(engine, path, onednn, open_predictor=exporter.open_predictor):
     predictor = open_predictor(engine, path, onednn=onednn)
     run = predictor._run
     predictor._run = lambda images: run(images) + (0.01 if onednn else 0)
@@ -96,11 +97,11 @@ def misread_with_onednn(engine, path, onednn, open_predictor=export.open_predict
 
 
 def test_a_program_of_a_strangers_gets_the_shipped_digits_right(tmp_path):
-    tool("export", "--format", "paddle", "--file", tmp_path / f"x{export._PROGRAM}", "--images", 20)
+    tool("export", "--format", "paddle", "--file", tmp_path / f"x{exporter._PROGRAM}", "--images", 20)
     command = [
         sys.executable,
         ROOT / "tests/plain_inference.py",
-        tmp_path / f"x{export._PROGRAM}",
+        tmp_path / f"x{exporter._PROGRAM}",
         ROOT / "lit_data/val",
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)

@@ -9,10 +9,10 @@ from conftest import ROOT, error_line, tool
 from test_data import folder_config, make_folders
 from test_own_folder import TINY, divided, own_config
 
-from data.dataset import above_train, load_data
-from data.index import class_order
-from engine.resume import check_setting, setting
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.data.dataset import above_train, load_data
+from t2t_vit.data.index import class_order
+from t2t_vit.training.resume import check_setting, setting
 
 
 def names(root, **keys):

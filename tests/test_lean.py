@@ -3,8 +3,8 @@
 import paddle
 import pytest
 
-from models import create_model
-from models.lean import lean
+from t2t_vit.deploy.fold import lean
+from t2t_vit.models.zoo import create_model
 
 SMALL_T2T = dict(depth=2, embed_dim=24, num_heads=3, token_dim=8, num_classes=5)
 SMALL_PIT = dict(base_dims=(8, 8), depth=(1, 2), heads=(2, 4), patch_size=8, stride=4, num_classes=5)

@@ -6,8 +6,8 @@ import os
 import pytest
 from test_data import folder_config, make_folders
 
-from data.dataset import load_data, read_classes
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.data.dataset import load_data, read_classes
 
 
 def listed(root, content, name="val", **keys):

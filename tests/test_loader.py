@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from test_data import folder_config, make_folders, settings
 
-from data.batch import TrainInput
-from data.dataset import load_data
-from data.loader import EvalOrder, TrainCollate, TrainDataset, TrainLoader, TrainOrder
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.data.batch import TrainInput
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.loader import EvalOrder, TrainCollate, TrainDataset, TrainLoader, TrainOrder
 
 # The whole recipe on the digits.
 RECIPE = {

@@ -18,14 +18,15 @@ import time
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line
 
-import config
 import unpack
-from config import load_config
-from engine import fetch, threads
-from engine.run_folder import RunFolder
-from engine.watch import STOP_FOR_SIGNAL, Watch
-from errors import UserError
-from files import shown, write_text
+from t2t_vit import config
+from t2t_vit.common import threads
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import shown, write_text
+from t2t_vit.config import load_config
+from t2t_vit.runs.interruption import STOP_FOR_SIGNAL, Watch
+from t2t_vit.runs.run_folder import RunFolder
+from t2t_vit.weights import download
 
 
 def test_file_system_without_locks_and_flushes_of_folders_will_do(tmp_path, monkeypatch, told):
@@ -47,7 +48,7 @@ def test_file_system_without_locks_and_flushes_of_folders_will_do(tmp_path, monk
     run.save_state({"epoch": 1})
     assert run.latest.is_file()
     unpack.claim(tmp_path)
-    with fetch._only_one(tmp_path):
+    with download._only_one(tmp_path):
         pass
 
     def broken(*_):
@@ -108,10 +109,10 @@ def test_user_without_a_home_and_a_name(monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     assert str(config.resolve("~/x")) == f"{ROOT}/~/x"
     with pytest.raises(UserError, match="no home folder to keep downloads in; set T2T_CACHE"):
-        fetch.cache_folder()
+        download.cache_folder()
     monkeypatch.setenv("HOME", "/proc/home")
     with pytest.raises(UserError, match=r"/proc/home/.cache/t2t_vit/\w+ cannot be made .*; set T2T_CACHE to a folder"):
-        fetch.download("http://127.0.0.1:9/x.pdparams")
+        download.download("http://127.0.0.1:9/x.pdparams")
 
 
 def test_removed_current_folder_is_told(tmp_path, monkeypatch):
@@ -129,7 +130,7 @@ def test_removed_current_folder_is_told(tmp_path, monkeypatch):
 def test_curves_need_no_home(tmp_path, home):
     pytest.importorskip("visualdl")
     code = "import pwd, sys; pwd.getpwuid = {}.__getitem__; sys.path.insert(0, sys.argv[1]); from pathlib import Path; "
-    code += "from engine.scalars import Scalars; Scalars().open(Path('curves').absolute())"
+    code += "from t2t_vit.runs.visualdl import Scalars; Scalars().open(Path('curves').absolute())"
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "HOME"}
     environment |= {"HOME": home} if home else {}
     subprocess.run([sys.executable, "-c", code, ROOT / "tools"], check=True, cwd=tmp_path, env=environment)

@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 from test_data import settings
 
-from data.batch import Batch, BatchDraws, TrainInput, channels_first, to_tensors
-from data.mixup import Mixup
-from engine.losses import CrossEntropy
+from t2t_vit.data.batch import Batch, BatchDraws, TrainInput, channels_first, to_tensors
+from t2t_vit.data.mixup import Mixup
+from t2t_vit.training.losses import CrossEntropy
 
 MODES = ("batch", "pair", "elem")
 

@@ -6,9 +6,9 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from engine.optimizer import parameter_groups
-from models import create_model, list_models
-from models.t2t import T2TViT, TokenPerformer, split_grids
+from t2t_vit.models.t2t import T2TViT, TokenPerformer, split_grids
+from t2t_vit.models.zoo import create_model, list_models
+from t2t_vit.training.optimizer import parameter_groups
 
 VARIANTS = [name for name in official.FIGURES if not name.startswith("tiny_")]
 # Small enough to train in a test, whatever the token type.

@@ -15,8 +15,8 @@ from test_processes import free_port
 PROGRAM = """
 import ctypes, os, sys, time
 sys.path.insert(0, "tools")
-from engine.lifeline import Lifeline
-from errors import UserError
+from t2t_vit.parallel.lifeline import Lifeline
+from t2t_vit.common.errors import UserError
 Lifeline.limits = LIMITS
 with Lifeline(sys.argv[1]) as lifeline:
     lifeline.tell(hint="latest.pdparams is there")

@@ -8,16 +8,16 @@ import paddle
 import pytest
 from conftest import ROOT, tool
 
-from config import load_config
-from data.dataset import load_data
-from data.loader import TrainLoader
-from engine.freeze import freeze
-from engine.layer_rates import LayerRates
-from engine.optimizer_state import load_optimizer_state, optimizer_state
-from engine.scheduler import learning_rate
-from engine.train_step import TrainStep
-from errors import UserError
-from models import create_model
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import load_config
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.loader import TrainLoader
+from t2t_vit.models.zoo import create_model
+from t2t_vit.training.freeze import freeze
+from t2t_vit.training.layer_rates import LayerRates
+from t2t_vit.training.optimizer_state import load_optimizer_state, optimizer_state
+from t2t_vit.training.schedule import learning_rate
+from t2t_vit.training.train_step import TrainStep
 
 SMALL_PIT = [
     ("MODEL.NAME", "pit_ti_distilled"), ("MODEL.T2T.EMBED_DIM", "0"), ("MODEL.T2T.DEPTH", "0"),
@@ -127,10 +127,10 @@ def test_both_heads_of_a_distilled_model_are_the_head():
 
 
 def test_start_tells_the_rates(caplog, monkeypatch):
-    from engine.resume import setting
-    from engine.run_folder import RunFolder
-    from engine.trainer import Trainer
-    from engine.watch import Watch
+    from t2t_vit.runs.interruption import Watch
+    from t2t_vit.runs.run_folder import RunFolder
+    from t2t_vit.training.resume import setting
+    from t2t_vit.training.trainer import Trainer
 
     monkeypatch.setattr(logging.getLogger("t2t"), "propagate", True)
     cfg = lit_config(BACKBONE_LR=5e-4, LAYER_DECAY=0.75, BASE_LR=0.05, MIN_LR=2e-4, WARMUP_EPOCHS=0, EPOCHS=60,

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from conftest import ROOT, error_line, tool
 
-from errors import UserError
-from files import check_outputs
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import check_outputs
 
 DIGIT = ROOT / "lit_data/val/3/0045.png"
 SHIPPED = ROOT / "output/pretrained/lit_data"

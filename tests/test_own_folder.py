@@ -9,12 +9,12 @@ from conftest import ROOT, error_line, tool
 from test_data import make_folders, settings
 from test_index import age, walks  # noqa: F401
 
-from config import load_config
-from data import index
-from data.dataset import load_data
-from data.holdout import held_out
-from data.index import Paths
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import load_config
+from t2t_vit.data import index
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.holdout import held_out
+from t2t_vit.data.index import Paths
 
 # One small step of the shipped recipe for one's own pictures.
 TINY = ["MODEL.NAME", "t2t_vit_7", "MODEL.T2T.DEPTH", "1", "DATA.IMAGE_SIZE", "16", "DATA.NUM_WORKERS", "0",

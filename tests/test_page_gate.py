@@ -13,8 +13,8 @@ from conftest import ROOT, Page
 from test_demo import Recorder, shelf_of
 from test_image_files import png
 
-from page import gate, server
-from page.gate import Gate
+from t2t_vit.page import gate, server
+from t2t_vit.page.gate import Gate
 
 THREE = ROOT / "lit_data/val/3/0103.png"
 FILE = {"_type": "gradio.FileData"}
@@ -179,7 +179,7 @@ def test_gradio_itself_keeps_files_to_the_uploads(secret, tmp_path, monkeypatch)
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     from gradio.context import LocalContext
 
-    from page.layout import build_page
+    from t2t_vit.page.layout import build_page
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     page = build_page(shelf_of())
@@ -369,7 +369,7 @@ def memory(status):
 
 def test_queue_has_an_end():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
-    from page.layout import MOST_WAITING, build_page
+    from t2t_vit.page.layout import MOST_WAITING, build_page
 
     page = build_page(shelf_of())
     assert page._queue.max_size == MOST_WAITING and not page.api_open
@@ -377,7 +377,7 @@ def test_queue_has_an_end():
 
 def test_notes_and_names_say_no_more_than_they_should():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
-    from page.layout import _note
+    from t2t_vit.page.layout import _note
 
     lines = [
         "config /home/me/runs/x.yaml: MODEL.NAME is 'a' or/and https://x.example/a/b",

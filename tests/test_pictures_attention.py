@@ -10,17 +10,17 @@ import pytest
 from conftest import ROOT, tool
 from PIL import Image
 
-import cli
-from config import load_config
-from engine import checkpoint
-from errors import UserError
-from models import create_model
-from models.attention import attention_maps, gradient_maps, rollout, token_box
-from pictures import attention, features
-from pictures.cells import CELL, DPI, MARGIN, lines_of, paired, save_figure
-from pictures.features import principal_colours
-from pictures.model import open_model, read_images
-from pictures.overlay import SIDE, cell, coloured, enlarged, marked, overlay, scaled, stretched
+from t2t_vit import cli
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import load_config
+from t2t_vit.explain.attention import attention_maps, gradient_maps, rollout, token_box
+from t2t_vit.explain.overlay import SIDE, cell, coloured, enlarged, marked, overlay, scaled, stretched
+from t2t_vit.models.zoo import create_model
+from t2t_vit.pictures import attention, features
+from t2t_vit.pictures.cells import CELL, DPI, MARGIN, lines_of, paired, save_figure
+from t2t_vit.pictures.features import principal_colours
+from t2t_vit.pictures.model import open_model, read_images
+from t2t_vit.weights import checkpoint
 
 pytest.importorskip("matplotlib", reason="the sheets are drawn by matplotlib")
 

@@ -7,12 +7,24 @@ import pytest
 from conftest import ROOT, error_line, tool
 from PIL import Image
 
-from config import load_config
-from data.dataset import load_data
-from data.loader import TrainDataset
-from pictures import augment
-from pictures.augment import EPOCHS, MIXED_EPOCHS, PAIRS
-from pictures.sheet import CHINESE_FONTS, COLUMNS, GAP, MARGIN, SHADE, TILE, blank, load_font, thumbnail, tile, write
+from t2t_vit.config import load_config
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.loader import TrainDataset
+from t2t_vit.pictures import augment
+from t2t_vit.pictures.augment import EPOCHS, MIXED_EPOCHS, PAIRS
+from t2t_vit.pictures.sheet import (
+    CHINESE_FONTS,
+    COLUMNS,
+    GAP,
+    MARGIN,
+    SHADE,
+    TILE,
+    blank,
+    load_font,
+    thumbnail,
+    tile,
+    write,
+)
 
 FULL = ["AUG.AUTO_AUGMENT", "rand-m9-mstd0.5-inc1", "AUG.ERASE_PROB", "0.5", "AUG.MIXUP", "0.8", "AUG.CUTMIX", "1.0"]
 TOP = MARGIN + 78 + 26  # of the first row of images

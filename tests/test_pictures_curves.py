@@ -9,9 +9,9 @@ import sys
 import pytest
 from conftest import ROOT, error_line, tool
 
-from errors import UserError, one_line
-from pictures import curves
-from pictures.run_logs import read_run, read_runs
+from t2t_vit.common.errors import UserError, one_line
+from t2t_vit.pictures import curves
+from t2t_vit.pictures.run_logs import read_run, read_runs
 
 T2T_PADDLE = """\
 ----- Imagenet2012 image train list len = 1281000

@@ -12,14 +12,14 @@ import pytest
 from conftest import ROOT, few_digits, tool
 from PIL import Image
 
-import cli
-from config import load_config, with_classes
-from data.dataset import load_data
-from data.images import load_image
-from data.transforms import EvalTransform
-from engine.build import build_trained_model
-from pictures import predictions
-from pictures.sheet import COLUMNS, GAP, MARGIN, SHADE, TILE
+from t2t_vit import cli
+from t2t_vit.config import load_config, with_classes
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.images import load_image
+from t2t_vit.data.transforms import EvalTransform
+from t2t_vit.pictures import predictions
+from t2t_vit.pictures.sheet import COLUMNS, GAP, MARGIN, SHADE, TILE
+from t2t_vit.weights.build import build_trained_model
 
 CONFIG = ROOT / "configs/lit_data.yaml"
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -8,13 +8,13 @@ import paddle.nn.functional as F
 import pytest
 from conftest import few_digits, tool
 
-from config import load_config
-from engine import checkpoint
-from engine.build import build_model
-from engine.optimizer import parameter_groups
-from errors import UserError
-from models import create_model
-from models.pit import PoolingTransformer
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import load_config
+from t2t_vit.models.pit import PoolingTransformer
+from t2t_vit.models.zoo import create_model
+from t2t_vit.training.optimizer import parameter_groups
+from t2t_vit.weights import checkpoint
+from t2t_vit.weights.build import build_model
 
 SMALL = dict(image_size=20, patch_size=4, stride=2, base_dims=(4, 4), depth=(1, 2), heads=(2, 4), num_classes=5)
 

@@ -14,15 +14,16 @@ import peers
 import pytest
 from conftest import ROOT
 
-from config import load_config
-from engine import checkpoint, torch_file
-from engine.build import build_trained_model
-from engine.logger import log
-from engine.pretrained import load_pretrained
-from engine.train_step import TrainStep
-from errors import UserError
-from models import create_model, identify, likeliest
-from models.position import resize_map, sinusoid_table
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.logger import log
+from t2t_vit.config import load_config
+from t2t_vit.models.position import resize_map, sinusoid_table
+from t2t_vit.models.zoo import create_model
+from t2t_vit.training.train_step import TrainStep
+from t2t_vit.weights import checkpoint, torch_file
+from t2t_vit.weights.build import build_trained_model
+from t2t_vit.weights.identify import identify, likeliest
+from t2t_vit.weights.load import load_pretrained
 
 T2T, PIT = "T2T_paddle/t2t_vit_7", "PaddleViT/pit_ti_224"
 

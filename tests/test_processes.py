@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, tool
 
-from engine import checkpoint
+from t2t_vit.weights import checkpoint
 
 # A model without dropout, which differs between processes, and images without augmentation.
 PLAIN = [
@@ -302,9 +302,9 @@ def test_broken_image_of_one_process_stops_all(tmp_path):
     shutil.copytree(ROOT / "lit_data", tmp_path / "data")
     words = ["--device", "cpu", "--output", tmp_path, "--batch-size", 32, "--data-path", tmp_path / "data", *LONG]
     # An image that is left out of the first epoch and read by the second process in the second.
-    from config import load_config
-    from data.dataset import load_data
-    from data.loader import TrainOrder
+    from t2t_vit.config import load_config
+    from t2t_vit.data.dataset import load_data
+    from t2t_vit.data.loader import TrainOrder
 
     cfg = load_config(
         ROOT / "configs/lit_data.yaml", [("DATA.PATH", str(tmp_path / "data")), ("TRAIN.BATCH_SIZE", "32")]

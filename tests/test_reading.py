@@ -10,18 +10,18 @@ import types
 import pytest
 from conftest import ROOT, few_digits
 
-from data import reading
+from t2t_vit.data import reading
 
 BEGIN = """
 import multiprocessing, os, signal, sys
 sys.path.insert(0, "tools")
-from cli import import_paddle
+from t2t_vit.cli import import_paddle
 import_paddle("cpu")
-from config import load_config
-from data.dataset import load_data
-from data.loader import TrainLoader
-from data.reading import data_loader, read_all
-from errors import UserError
+from t2t_vit.config import load_config
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.loader import TrainLoader
+from t2t_vit.data.reading import data_loader, read_all
+from t2t_vit.common.errors import UserError
 import numpy as np
 def first_steps():
     cfg = load_config("configs/lit_data.yaml", [("DATA.NUM_WORKERS", "2")])

@@ -14,10 +14,10 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, Page
 from test_spellings import COMMANDS
 
-from config import all_keys, load_config
-from engine import checkpoint
-from models import create_model, list_models
-from spellings import KEYS, Advice
+from t2t_vit.config import all_keys, load_config
+from t2t_vit.models.zoo import create_model, list_models
+from t2t_vit.spellings import KEYS, Advice
+from t2t_vit.weights import checkpoint
 
 # Makes a training that would take days one step long.
 TINY = "--batch-size 8 DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0 VAL.EVERY 1"

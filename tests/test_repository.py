@@ -12,10 +12,10 @@ import sys
 import pytest
 from conftest import ENVIRONMENT, ROOT, SEARCHED, signalled
 
-from config import all_keys, load_config
-from models import list_models
-from models.pit import PoolingTransformer
-from models.t2t import T2TViT
+from t2t_vit.config import all_keys, load_config
+from t2t_vit.models.pit import PoolingTransformer
+from t2t_vit.models.t2t import T2TViT
+from t2t_vit.models.zoo import list_models
 
 FAMILIES = {"MODEL.T2T": T2TViT, "MODEL.PIT": PoolingTransformer}
 TOOLS = ROOT / "tools"
@@ -25,34 +25,41 @@ SOURCES = sorted(TOOLS.rglob("*.py"))
 def test_no_module_shadows_another():
     # `python tools/train.py` puts tools/ first on sys.path.
     elsewhere = [path for path in SEARCHED if path and not path.startswith((str(TOOLS), str(ROOT / "tests")))]
-    names = {path.stem for path in TOOLS.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert {"config", "data", "engine", "models"} <= names
-    for name in names:
-        assert importlib.machinery.PathFinder.find_spec(name, elsewhere) is None, name
-        assert name not in sys.builtin_module_names
+    for path in TOOLS.iterdir():
+        if path.suffix == ".py" or (path / "__init__.py").exists():
+            assert importlib.machinery.PathFinder.find_spec(path.stem, elsewhere) is None, path
+            assert path.stem not in sys.builtin_module_names
 
 
-def test_imports_go_one_way():
-    allowed = {
-        "models": {"models"},
-        "data": {"data", "config", "errors", "files", "allocator", "ranks"},
-        "engine": {"engine", "data", "models", "config", "errors", "files", "plain_yaml", "ranks", "wheels"},
-        "measure": {"measure", "engine", "data", "models", "config", "errors", "allocator", "files", "figures", "cli"},
-    }
-    own = {path.stem for path in TOOLS.iterdir()}
-    for path in SOURCES:
-        room = path.relative_to(TOOLS).parts[0]
-        imported = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                imported.add(node.module.split(".")[0])
-            elif isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
-        if room in allowed:
-            assert imported & own <= allowed[room], path
+# Each room imports itself and those before it.
+ROOMS = ["common", "spellings", "config", "models", "data", "parallel", "weights", "runs", "training", "deploy",
+         "explain", "pictures", "bench", "page"]  # fmt: skip
+
+
+def imported_rooms(path):
+    """Rooms of the package that a source file imports, and the other modules."""
+    rooms, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module if node.module != "t2t_vit" else f"t2t_vit.{alias.name}" for alias in node.names]
+        for name in names:
+            first, _, rest = name.partition(".")
+            (rooms if first == "t2t_vit" else others).add((rest if first == "t2t_vit" else name).split(".")[0])
+    return rooms, others
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_one_way(room):
+    package = TOOLS / "t2t_vit"
+    assert set(ROOMS) | {"__init__", "cli"} == {path.stem for path in package.iterdir() if path.stem != "__pycache__"}
+    for path in sorted((package / room).glob("*.py")) or [package / f"{room}.py"]:
+        rooms, others = imported_rooms(path)
+        allowed = set(ROOMS[: ROOMS.index(room) + 1]) | ({"cli"} if room in ("pictures", "bench", "page") else set())
+        assert rooms <= allowed, path
         if room == "models":
             # NumPy draws the random numbers of a thread (dropout.py).
-            assert imported - own <= {"paddle", "math", "difflib", "numpy", "threading", "contextlib"}, path
+            assert others <= {"paddle", "math", "difflib", "numpy", "threading", "contextlib"}, path
 
 
 def test_every_config_key_is_read():
@@ -71,7 +78,7 @@ def test_every_config_key_is_read():
 
 
 def test_every_model_argument_comes_from_a_key():
-    build = (TOOLS / "engine/build.py").read_text()
+    build = (TOOLS / "t2t_vit/weights/build.py").read_text()
     for section, model in FAMILIES.items():
         own = {key.split(".")[-1].lower() for key in all_keys() if key.startswith(f"{section}.")}
         for argument in inspect.signature(model).parameters:

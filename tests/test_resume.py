@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, few_digits
 
-from engine import checkpoint
+from t2t_vit.weights import checkpoint
 
 # All that could make a difference is on: augmentation, dropout, drop path, two data workers, accumulation, clipping.
 SMALL = [

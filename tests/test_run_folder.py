@@ -5,10 +5,10 @@ import os
 import pytest
 from conftest import ROOT, error_line
 
-from config import load_config
-from engine.run_folder import RunFolder
-from engine.serving import when_best
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import load_config
+from t2t_vit.deploy.predictor import when_best
+from t2t_vit.runs.run_folder import RunFolder
 
 SUMMARY = "x, 2026-01-01 00:00:00: PaddlePaddle 3.3.1 on cpu, float32, 1 process(es), Python 3.11.7\n"
 CONFIG = load_config(ROOT / "configs/lit_data.yaml").dump()

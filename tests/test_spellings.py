@@ -14,9 +14,9 @@ import export
 import predict
 import train
 import val
-from config import all_keys, load_config
-from errors import UserError
-from spellings import KEYS, OPTIONS, Advice, take_data_folder, translate
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import all_keys, load_config
+from t2t_vit.spellings import KEYS, OPTIONS, Advice, take_data_folder, translate
 
 COMMANDS = {module.__name__: module for module in (train, val, predict, export, benchmark)}
 

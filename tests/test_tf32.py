@@ -7,12 +7,12 @@ import paddle
 import pytest
 from test_lean import small_model
 
-from config import load_config, with_keys
-from engine import parallel
-from engine.evaluator import evaluate
-from engine.train_step import TrainStep
-from errors import UserError
-from models import tf32
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import load_config, with_keys
+from t2t_vit.models import tf32
+from t2t_vit.parallel import processes
+from t2t_vit.training.evaluator import evaluate
+from t2t_vit.training.train_step import TrainStep
 
 KEYS = {"MODEL.NUM_CLASSES": 10, "MODEL.T2T.DEPTH": 1, "DEVICE": "cpu", "CPU.MICRO_BATCH": 0}
 CFG = with_keys(load_config("configs/lit_data.yaml"), KEYS)
@@ -36,7 +36,7 @@ def _turn(state, name, on):
 
 @pytest.mark.parametrize(("wanted", "override"), [(False, "0"), (True, None)])
 def test_every_command_starts_without_it(switches, wanted, override):
-    parallel.setup(with_keys(CFG, {"TRAIN.TF32": wanted}))
+    processes.setup(with_keys(CFG, {"TRAIN.TF32": wanted}))
     assert switches == {"cublas": False, "cudnn": False}
     assert os.environ.pop("NVIDIA_TF32_OVERRIDE", None) == override
 

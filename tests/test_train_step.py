@@ -8,16 +8,17 @@ import paddle
 import pytest
 from conftest import ROOT
 
-from config import load_config, to_seconds
-from data.dataset import load_data
-from data.loader import TrainLoader
-from engine.ema import ModelEma
-from engine.flat import FlatWeights
-from engine.meter import EpochMeter, Reports
-from engine.scalars import Scalars
-from engine.train_step import TrainStep
-from engine.watch import GO_ON, SAVE, STOP_FOR_TIME, Watch
-from errors import UserError
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import load_config, to_seconds
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.loader import TrainLoader
+from t2t_vit.runs import interruption
+from t2t_vit.runs.interruption import GO_ON, SAVE, STOP_FOR_TIME, Watch
+from t2t_vit.runs.visualdl import Scalars
+from t2t_vit.training.ema import ModelEma
+from t2t_vit.training.flat import FlatWeights
+from t2t_vit.training.meter import EpochMeter, Reports
+from t2t_vit.training.train_step import TrainStep
 
 
 def lit_config(*pairs):
@@ -167,7 +168,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
 
 def test_a_save_is_no_reading(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("engine.meter.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("t2t_vit.training.meter.time.perf_counter", lambda: clock[0])
     cfg = lit_config()
     epoch = meter(cfg, 3)
     clock[0] += 100
@@ -207,11 +208,10 @@ def test_times_are_read():
 
 
 def test_room_for_the_save_is_measured(monkeypatch):
-    import engine.watch
 
     now = [1000.0]
-    monkeypatch.setattr(engine.watch.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(engine.watch, "_EXIT_SECONDS", 0.0)
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(interruption, "_EXIT_SECONDS", 0.0)
     watch = Watch(lit_config(("TRAIN.TIME_LIMIT", "10m"), ("TRAIN.SAVE_MINUTES", "3.0")).TRAIN, started=900.0)
 
     def after(seconds):
@@ -230,8 +230,8 @@ def test_room_for_the_save_is_measured(monkeypatch):
 
 
 def test_settings_of_the_state_are_all_config_keys():
-    from config import all_keys
-    from engine.resume import FREE_KEYS
+    from t2t_vit.config import all_keys
+    from t2t_vit.training.resume import FREE_KEYS
 
     assert set(all_keys()) >= FREE_KEYS
 
@@ -265,9 +265,9 @@ def test_visualdl_curves_hold_each_step_once(tmp_path):
 
 @pytest.mark.parametrize("epochs, told", [(1, "0.8"), (40, None)])
 def test_short_run_is_told_of_its_average(epochs, told, tmp_path, caplog):
-    from engine.resume import setting
-    from engine.run_folder import RunFolder
-    from engine.trainer import Trainer
+    from t2t_vit.runs.run_folder import RunFolder
+    from t2t_vit.training.resume import setting
+    from t2t_vit.training.trainer import Trainer
 
     pairs = [("TRAIN.EPOCHS", str(epochs)), ("TRAIN.WARMUP_EPOCHS", "0"), ("TRAIN.COOLDOWN_EPOCHS", "0")]
     cfg = lit_config(("TRAIN.BATCH_SIZE", "64"), ("TRAIN.EMA_DECAY", "0.99"), ("OUTPUT", str(tmp_path)), *pairs)

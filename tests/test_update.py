@@ -9,11 +9,11 @@ import pytest
 from conftest import ROOT
 from paddle import profiler
 
-from config import load_config
-from data.dataset import load_data
-from data.loader import TrainLoader
-from engine import checkpoint
-from engine.train_step import TrainStep
+from t2t_vit.config import load_config
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.loader import TrainLoader
+from t2t_vit.training.train_step import TrainStep
+from t2t_vit.weights import checkpoint
 
 
 def operations(run):

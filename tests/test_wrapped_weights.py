@@ -12,12 +12,13 @@ import pytest
 from conftest import error_line
 
 import convert
-from config import default_config, with_keys
-from engine import checkpoint, resume
-from engine.formats import read_weights
-from engine.pretrained import load_pretrained
-from errors import UserError
-from models import create_model
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import default_config, with_keys
+from t2t_vit.models.zoo import create_model
+from t2t_vit.training import resume
+from t2t_vit.weights import checkpoint
+from t2t_vit.weights.formats import read_weights
+from t2t_vit.weights.load import load_pretrained
 
 PIT = "PaddleViT/pit_ti_224"
 

@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import wheels
-from cli import absolute, check_pairs, exit_with, overrides
-from config import ROOT, default_config, find_config, load_config, resolve, to_seconds
-from errors import UserError
-from files import atomic_path, check_writable, shown
-from spellings import take_data_folder, translate
+from t2t_vit.cli import absolute, check_pairs, exit_with, overrides
+from t2t_vit.common import wheels
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import atomic_path, check_writable, shown
+from t2t_vit.config import ROOT, default_config, find_config, load_config, resolve, to_seconds
+from t2t_vit.spellings import take_data_folder, translate
 from train import parser as train_parser
 
 DEFAULT_CONFIG = "configs/t2t_vit_7.yaml"

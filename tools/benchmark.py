@@ -10,7 +10,7 @@ import itertools
 import json
 import sys
 
-from cli import common_parser, first_word, json_file, overrides, run
+from t2t_vit.cli import common_parser, first_word, json_file, overrides, run
 
 # What each benchmark measures, and the options that it has beside those of every command.
 BENCHMARKS = {
@@ -33,20 +33,20 @@ GROWTH_MODELS = ("t2t_vit_14", "t2t_vit_t_14")  # the same but for the T2T modul
 
 
 def main(args, cfg):
-    from engine import parallel
-    from engine.logger import log, setup_logging
-    from files import check_outputs, write_text
-    from measure.data import benchmark_data
-    from measure.growth import benchmark_growth
-    from measure.infer import benchmark_infer
-    from measure.machine import ENGINE_PACKAGES, describe_machine, machine_lines
-    from measure.model import benchmark_model
-    from measure.train import benchmark_train
+    from t2t_vit.bench.data import benchmark_data
+    from t2t_vit.bench.growth import benchmark_growth
+    from t2t_vit.bench.infer import benchmark_infer
+    from t2t_vit.bench.machine import ENGINE_PACKAGES, describe_machine, machine_lines
+    from t2t_vit.bench.model import benchmark_model
+    from t2t_vit.bench.train import benchmark_train
+    from t2t_vit.common.files import check_outputs, write_text
+    from t2t_vit.common.logger import log, setup_logging
+    from t2t_vit.parallel import processes
 
     kind, names = args.words
     check_options(args, kind)
     check_outputs([args.json, args.plot if kind == "growth" else None], args.inputs)
-    parallel.setup(cfg)
+    processes.setup(cfg)
     setup_logging()
     if kind == "data":
         report = benchmark_data(args, cfg)
@@ -68,7 +68,7 @@ def main(args, cfg):
 
 def check_options(args, kind):
     """Raise UserError for an option that the benchmark has not, or an impossible value; fill in the defaults."""
-    from errors import UserError
+    from t2t_vit.common.errors import UserError
 
     for name in {name for _, names in BENCHMARKS.values() for name in names}:
         value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
@@ -96,7 +96,7 @@ def check_options(args, kind):
 
 def default_threads(kind):
     """As many as this process has, which `run` has set; to see growth, doubling up to them."""
-    from engine.threads import asked_threads
+    from t2t_vit.common.threads import asked_threads
 
     most = asked_threads()
     return sorted({*(2**power for power in range(most.bit_length())), most}) if kind == "growth" else [most]
@@ -104,9 +104,9 @@ def default_threads(kind):
 
 def chosen_configs(args, cfg, kind, names):
     """The config of the command line, or those of the named models."""
-    from config import load_config
-    from errors import UserError
-    from models import list_models, model_family
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.config import load_config
+    from t2t_vit.models.zoo import list_models, model_family
 
     if names and args.config:
         raise UserError(f"give models ({' '.join(names)}) or --config, not both")
@@ -143,7 +143,7 @@ def one_of(choices):
 
 def split_words(words):
     """((benchmark, model names), KEY VALUE words)."""
-    from config import starts_like_a_key
+    from t2t_vit.config import starts_like_a_key
 
     kind, words = first_word("benchmark", BENCHMARKS)(words)
     named = 0 if kind == "data" else len(list(itertools.takewhile(lambda word: not starts_like_a_key(word), words)))

@@ -14,7 +14,7 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 
-import cli
+from t2t_vit import cli
 
 SHOWN = 10  # unreadable files of a split that are printed; --json has all
 # Without --config: what to start from, by the median of the shorter sides in pixels.
@@ -22,10 +22,10 @@ CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "co
 
 
 def main(args, cfg):
-    from config import all_keys, load_config, with_keys
-    from data.images import reading
-    from errors import UserError
-    from files import check_outputs, write_text
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.common.files import check_outputs, write_text
+    from t2t_vit.config import all_keys, load_config, with_keys
+    from t2t_vit.data.images import reading
 
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs} but must be 1 or more")
@@ -83,8 +83,8 @@ class SplitReport:
 
 def find_splits(cfg):
     """([SplitReport, ...], faults): the splits that data/dataset.py finds, whatever is wrong with their classes."""
-    from data.dataset import Layout
-    from errors import UserError
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.data.dataset import Layout
 
     layout = Layout(cfg)
     root = layout.root
@@ -114,8 +114,8 @@ def divided(split, cfg):
     """([train, val], faults): the images of a folder as DATA.VAL_SHARE divides them."""
     import numpy as np
 
-    from data.holdout import held_out
-    from errors import UserError
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.data.holdout import held_out
 
     class_of = split.class_of
     try:
@@ -130,7 +130,7 @@ def divided(split, cfg):
 
 
 def split_of_list(root, name, list_file, classes):
-    from data.dataset import read_list
+    from t2t_vit.data.dataset import read_list
 
     listed = read_list(root, name, list_file, classes, any_number=True)  # whether there are so many is judged later
     return SplitReport(name, listed.source, listed.paths, dict(Counter(map(int, listed.labels))))
@@ -139,8 +139,8 @@ def split_of_list(root, name, list_file, classes):
 def split_of_folders(name, folder):
     import numpy as np
 
-    from data.index import Paths, class_folders, composed, image_files
-    from errors import UserError, one_line
+    from t2t_vit.common.errors import UserError, one_line
+    from t2t_vit.data.index import Paths, class_folders, composed, image_files
 
     split, parts = SplitReport(name, str(folder)), []
     _, folders, names = next(os.walk(folder))
@@ -167,7 +167,7 @@ def split_of_folders(name, folder):
 
 def leave_out_ignored(folders, split):
     """Remove from the folders of a walk those that are not read, and count them."""
-    from data.index import is_ignored_folder
+    from t2t_vit.data.index import is_ignored_folder
 
     split.ignored.update(filter(is_ignored_folder, folders))
     folders[:] = [name for name in folders if not is_ignored_folder(name)]
@@ -175,7 +175,7 @@ def leave_out_ignored(folders, split):
 
 def unused_folders(cfg, splits):
     """A line for each folder that is named like a split and serves none."""
-    from data.dataset import SPLIT_FOLDERS, Layout, split_folders
+    from t2t_vit.data.dataset import SPLIT_FOLDERS, Layout, split_folders
 
     layout = Layout(cfg)
     if layout.given or any(layout.lists.values()):
@@ -191,7 +191,7 @@ def unused_folders(cfg, splits):
 
 def count_others(names, others):
     """Count the files that are no images by ending; returns how many images there are beside them."""
-    from data.index import is_image_name
+    from t2t_vit.data.index import is_image_name
 
     rest = [name for name in names if not is_image_name(name)]
     hidden = sum(name.startswith(".") for name in rest)
@@ -205,8 +205,8 @@ def count_others(names, others):
 
 def read_images(split, how, jobs):
     """Read all images of a split in `jobs` processes and add to it what they are."""
-    from data.looks import scan
-    from engine.logger import progress_bar
+    from t2t_vit.common.logger import progress_bar
+    from t2t_vit.data.looks import scan
 
     looks = scan(split.paths, how, jobs)
     bar = progress_bar(looks, total=len(split.paths), desc=f"check {split.name}", unit=" images")
@@ -238,9 +238,9 @@ class Findings:
 
 def suggest_share(cfg, findings, held_to):
     """DATA.VAL_SHARE where there is no validation split that training could use."""
-    from data.dataset import VAL_SHARE, Layout
-    from data.index import class_folders, image_files
-    from errors import UserError
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.data.dataset import VAL_SHARE, Layout
+    from t2t_vit.data.index import class_folders, image_files
 
     layout = Layout(cfg)
     if layout.shared or any(layout.lists.values()) or not layout.could_be_shared():
@@ -267,7 +267,7 @@ def suggest_share(cfg, findings, held_to):
 
 def judge_splits(splits, findings):
     """Splits without class folders or images."""
-    from data.dataset import SPLIT_FOLDERS
+    from t2t_vit.data.dataset import SPLIT_FOLDERS
 
     for split in splits:
         findings.faults += split.closed
@@ -289,7 +289,7 @@ def judge_splits(splits, findings):
 
 def judge_classes(cfg, splits, findings, held_to):
     """Classes against each other and, as far as the user asked for those keys, against the config's."""
-    from data.dataset import some
+    from t2t_vit.data.dataset import some
 
     classes, fault = class_list(cfg)
     if fault and fault not in findings.faults and any(split.classes for split in splits):
@@ -318,9 +318,9 @@ def judge_classes(cfg, splits, findings, held_to):
 
 def class_list(cfg, keys=()):
     """(ClassList of the config with {key: value} changed, or None, and why there is none)."""
-    from config import with_keys
-    from data.dataset import Layout, load_classes
-    from errors import UserError
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.config import with_keys
+    from t2t_vit.data.dataset import Layout, load_classes
 
     try:
         cfg = with_keys(cfg, keys)
@@ -359,7 +359,7 @@ def suggest_classes(cfg, classes, highest, findings, held_to):
 
 def judge_images(cfg, splits, findings):
     """Unreadable and grey images."""
-    from data.dataset import most_skipped
+    from t2t_vit.data.dataset import most_skipped
 
     for split in splits:
         bad, number = len(split.unreadable), len(split.paths)
@@ -472,7 +472,7 @@ def print_report(splits, findings):
 
 def show(line):
     """Print a line whose names may hold control characters."""
-    from errors import printable
+    from t2t_vit.common.errors import printable
 
     print(printable(line))
 
@@ -493,7 +493,7 @@ def to_json(splits, findings):
 
 
 def parser():
-    from engine.threads import cores
+    from t2t_vit.common.threads import cores
 
     parser = cli.common_parser("Check a data set before training.", batch_size_key="VAL.BATCH_SIZE")
     parser.add_argument(

@@ -7,8 +7,8 @@ is recognised by its content, and no code in it is run.
 import argparse
 from pathlib import Path
 
-from cli import absolute, exit_with, import_paddle, not_empty, require_packages
-from errors import UserError, printable
+from t2t_vit.cli import absolute, exit_with, import_paddle, not_empty, require_packages
+from t2t_vit.common.errors import UserError, printable
 
 SUFFIXES = {"paddle": (".pdparams",), "torch": (".pth", ".pt", ".bin", ".tar")}
 
@@ -16,12 +16,12 @@ SUFFIXES = {"paddle": (".pdparams",), "torch": (".pth", ".pt", ".bin", ".tar")}
 def main(args):
     require_packages()
     import_paddle("cpu")
-    from engine import checkpoint
-    from engine.fetch import local_file
-    from engine.formats import in_paddle_layout, read_weights
-    from engine.logger import setup_logging
-    from engine.pretrained import check_variant
-    from files import sha256, shown
+    from t2t_vit.common.files import sha256, shown
+    from t2t_vit.common.logger import setup_logging
+    from t2t_vit.weights import checkpoint
+    from t2t_vit.weights.download import local_file
+    from t2t_vit.weights.formats import in_paddle_layout, read_weights
+    from t2t_vit.weights.load import check_variant
 
     setup_logging()
     source = local_file(absolute(args.source), "give a weights file or a URL")
@@ -44,7 +44,7 @@ def main(args):
 
 def check_output(output, source, args):
     """Raise an error now if the output would overwrite the source or could not be written."""
-    from files import check_outputs
+    from t2t_vit.common.files import check_outputs
 
     suffixes = SUFFIXES[args.to]
     if output.suffix.lower() not in (*suffixes, ""):
@@ -57,7 +57,7 @@ def check_output(output, source, args):
 
 def build(args, weights):
     """(name, model with fresh weights) of --config, --model, the config beside the file, or else the file itself."""
-    from engine.build import build_model
+    from t2t_vit.weights.build import build_model
 
     cfg = load_own_config(args, weights)
     model = build_model(cfg) if cfg is not None else None
@@ -72,7 +72,7 @@ def shapes_of(model):
 
 def load_own_config(args, weights):
     """Config of --config, or of the run that the file is of if it lies beside it; None if there is none."""
-    from config import load_config
+    from t2t_vit.config import load_config
 
     beside = weights.path.with_name("config.yaml")
     if not args.config and not (weights.is_own and beside.is_file()):
@@ -93,7 +93,8 @@ def load_own_config(args, weights):
 
 def build_variant(name, weights):
     """(name, model) of a variant with the class count, channels and image size of the file."""
-    from models import create_model, identify, likeliest
+    from t2t_vit.models.zoo import create_model
+    from t2t_vit.weights.identify import identify, likeliest
 
     candidates = identify(weights.shapes)
     if name is None:
@@ -114,8 +115,8 @@ def build_variant(name, weights):
 
 def write(output, model, extra, target):
     """Write the weights of `model` and the `extra` tensors, complete or not at all."""
-    from engine import checkpoint
-    from engine.formats import write_torch
+    from t2t_vit.weights import checkpoint
+    from t2t_vit.weights.formats import write_torch
 
     if target == "torch":
         write_torch(output, model, extra)

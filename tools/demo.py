@@ -3,14 +3,14 @@
 import os
 import tempfile
 
-from cli import add_engine_option, common_parser, import_paddle, not_empty, run
+from t2t_vit.cli import add_engine_option, common_parser, import_paddle, not_empty, run
 
 
 def main(args, cfg):
-    from engine.logger import setup_logging
-    from engine.predictors import require
-    from page import server
-    from page.shelf import Shelf, look
+    from t2t_vit.common.logger import setup_logging
+    from t2t_vit.deploy.engines import require
+    from t2t_vit.page import server
+    from t2t_vit.page.shelf import Shelf, look
 
     setup_logging()
     host, port = address(args)
@@ -19,7 +19,7 @@ def main(args, cfg):
     with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, server.listen(host, port) as listener:
         server.set_environment(uploads)
         require("gradio", "the page")
-        from page.layout import build_page
+        from t2t_vit.page.layout import build_page
 
         shelf = Shelf(args, cfg)
         shelf.ask(shelf.names[0], look, [])  # a mistake in the command line is told here
@@ -32,7 +32,7 @@ def address(args):
 
     Raises UserError if GRADIO_SERVER_PORT is no number.
     """
-    from errors import UserError
+    from t2t_vit.common.errors import UserError
 
     host = args.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     port = os.environ.get("GRADIO_SERVER_PORT") or None

@@ -4,24 +4,24 @@ import dataclasses
 import signal
 import threading
 
-from cli import common_parser, not_empty, run
+from t2t_vit.cli import common_parser, not_empty, run
 
 
 def main(args, cfg):
-    from config import with_classes
-    from engine import parallel
-    from engine.build import build_trained_model, classes_of
-    from engine.export import check_offered, export_model, file_name, parts_of, size_of, target_of
-    from engine.logger import log, setup_logging
-    from engine.metadata import Metadata
-    from engine.predictors import engine_of
-    from engine.serving import export_folder, when_best
-    from errors import UserError
-    from files import check_outputs, sha256, shown
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.common.files import check_outputs, sha256, shown
+    from t2t_vit.common.logger import log, setup_logging
+    from t2t_vit.config import with_classes
+    from t2t_vit.deploy.engines import engine_of
+    from t2t_vit.deploy.exporter import check_offered, export_model, file_name, parts_of, size_of, target_of
+    from t2t_vit.deploy.metadata import Metadata
+    from t2t_vit.deploy.predictor import export_folder, when_best
+    from t2t_vit.parallel import processes
+    from t2t_vit.weights.build import build_trained_model, classes_of
 
     if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing half-written, as Ctrl-C does
-    parallel.setup(cfg)
+    processes.setup(cfg)
     setup_logging()
     for option in ("images", "calibration"):
         if getattr(args, option) < 1:
@@ -49,7 +49,7 @@ def main(args, cfg):
 
 def tell(comparison, source):
     """What the comparison has found."""
-    from engine.logger import log
+    from t2t_vit.common.logger import log
 
     found = dataclasses.asdict(comparison)
     line = "compared on {count} images of {source}: largest difference {difference:.1e} of the largest logit, "
@@ -69,11 +69,11 @@ def read_samples(args, cfg, weights):
 
     Raises UserError if the data has other classes than `weights`, or has no training images to calibrate int8 on.
     """
-    from config import load_config
-    from data.dataset import load_data
-    from engine.export import Samples
-    from errors import UserError
-    from files import shown
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.common.files import shown
+    from t2t_vit.config import load_config
+    from t2t_vit.data.dataset import load_data
+    from t2t_vit.deploy.exporter import Samples
 
     calibration = None
     if args.precision == "int8":
@@ -98,8 +98,8 @@ def read_images(split, cfg, count):
     """(uint8 (N, S, S, channels), labels (N,)) of N <= count images from all over a split."""
     import numpy as np
 
-    from data.images import load_image, reading
-    from data.transforms import EvalTransform
+    from t2t_vit.data.images import load_image, reading
+    from t2t_vit.data.transforms import EvalTransform
 
     transform = EvalTransform(cfg)
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)

@@ -12,8 +12,8 @@ import struct
 import sys
 from pathlib import Path
 
-from cli import exit_with, import_quietly
-from errors import UserError, one_line
+from t2t_vit.cli import exit_with, import_quietly
+from t2t_vit.common.errors import UserError, one_line
 
 _SEVERAL = ("train", "val")  # tools that run as several processes
 # Settings of Paddle's launcher that would silently replace the options below.
@@ -49,7 +49,7 @@ def main(args):
 def chosen_gpus(text):
     """GPUS, such as "0,1" or "all", as what Paddle's launcher takes; each must be a card that Paddle can use."""
     import_quietly()
-    from engine.parallel import require_gpu
+    from t2t_vit.parallel.processes import require_gpu
 
     count = require_gpu(f"GPUS is {text}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")

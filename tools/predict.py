@@ -6,17 +6,17 @@ import json
 import sys
 from pathlib import Path
 
-from cli import add_engine_option, common_parser, import_paddle, json_file, run
+from t2t_vit.cli import add_engine_option, common_parser, import_paddle, json_file, run
 
 DEFAULT_IMAGE = "lit_data/val/3/0045.png"
 
 
 def main(args, cfg):
-    from config import resolve
-    from engine.logger import above_progress_bars, progress_bar, setup_logging
-    from engine.serving import predict_batch
-    from errors import UserError, printable
-    from files import check_outputs, shown, write_text
+    from t2t_vit.common.errors import UserError, printable
+    from t2t_vit.common.files import check_outputs, shown, write_text
+    from t2t_vit.common.logger import above_progress_bars, progress_bar, setup_logging
+    from t2t_vit.config import resolve
+    from t2t_vit.deploy.predictor import predict_batch
 
     setup_logging(aside=True)  # stdout holds the answers
     if args.top_k < 1:
@@ -46,7 +46,7 @@ def main(args, cfg):
 
 def open_model(args, cfg):
     """(predictor, the config that fits it). Paddle is imported only where it computes."""
-    from engine.serving import choose_engine, open_engine
+    from t2t_vit.deploy.predictor import choose_engine, open_engine
 
     engine = choose_engine(args)
     if engine in ("paddle", "inference"):
@@ -62,8 +62,8 @@ def find_images(patterns):
 
     Raises UserError for a folder without images.
     """
-    from data.index import EXTENSIONS, image_files
-    from errors import UserError
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.data.index import EXTENSIONS, image_files
 
     paths = []
     for pattern in patterns:
@@ -81,7 +81,7 @@ def find_images(patterns):
 
 def print_results(results, single):
     """One line per image; for a single image the top classes and `class_id is: N`."""
-    from errors import printable
+    from t2t_vit.common.errors import printable
 
     for path, result in results.items():
         if "error" in result:
@@ -115,7 +115,7 @@ def parser():
 
 def split_arguments(words):
     """(images, KEY VALUE words): what starts like a config key and names no file is one, and takes the next word."""
-    from config import starts_like_a_key
+    from t2t_vit.config import starts_like_a_key
 
     images, pairs = [], []
     words = iter(words)

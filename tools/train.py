@@ -9,14 +9,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from cli import common_parser, import_paddle, not_empty, run
+from t2t_vit.cli import common_parser, import_paddle, not_empty, run
 
 
 def main(args, cfg):
-    import ranks
-    from config import resolve
-    from engine.lifeline import Lifeline
-    from errors import UserError
+    from t2t_vit.common import ranks
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.config import resolve
+    from t2t_vit.parallel.lifeline import Lifeline
 
     teacher = {"DISTILL.TEACHER", "DISTILL.WEIGHTS"}.intersection(args.opts[::2])
     if teacher and not cfg.DISTILL.TYPE:
@@ -28,15 +28,15 @@ def main(args, cfg):
 
 
 def _train(args, cfg, lifeline):
-    from data.dataset import above_train
-    from engine import parallel
-    from engine.logger import log, setup_logging, write_to_file_only
-    from engine.trainer import Stopped
-    from engine.watch import Watch
-    from errors import UserError, one_line
+    from t2t_vit.common.errors import UserError, one_line
+    from t2t_vit.common.logger import log, setup_logging, write_to_file_only
+    from t2t_vit.data.dataset import above_train
+    from t2t_vit.parallel import processes
+    from t2t_vit.runs.interruption import Watch
+    from t2t_vit.training.trainer import Stopped
 
-    parallel.setup(cfg)
-    setup_logging(main=parallel.is_main())
+    processes.setup(cfg)
+    setup_logging(main=processes.is_main())
     with Watch(cfg.TRAIN, args.started) as watch:
         trainer = _prepare(args, above_train(cfg), watch, lifeline)
         try:
@@ -51,31 +51,38 @@ def _train(args, cfg, lifeline):
         except Exception as error:
             write_to_file_only(f"error: {one_line(error)}; {trainer.how_to_continue()}")
             raise
-        parallel.barrier()
+        processes.barrier()
 
 
 def _prepare(args, cfg, watch, lifeline):
     """Trainer at the point where the run begins or goes on, with its files ready."""
-    from config import with_classes
-    from data.dataset import load_data
-    from engine import parallel
-    from engine.fetch import local_file
-    from engine.logger import log, log_to_file
-    from engine.resume import check_classes, check_same_everywhere, check_setting, find_state, setting, with_start_of
-    from engine.run_folder import RunFolder
-    from engine.trainer import Trainer
-    from files import shown
+    from t2t_vit.common.files import shown
+    from t2t_vit.common.logger import log, log_to_file
+    from t2t_vit.config import with_classes
+    from t2t_vit.data.dataset import load_data
+    from t2t_vit.parallel import processes
+    from t2t_vit.runs.run_folder import RunFolder
+    from t2t_vit.training.resume import (
+        check_classes,
+        check_same_everywhere,
+        check_setting,
+        find_state,
+        setting,
+        with_start_of,
+    )
+    from t2t_vit.training.trainer import Trainer
+    from t2t_vit.weights.download import local_file
 
     folder = RunFolder(cfg)
     path = state = None
-    if parallel.is_main():  # the others may run on a machine without these files
+    if processes.is_main():  # the others may run on a machine without these files
         folder.check_place(cfg)
         if folder.folder.exists():
             folder.lock()
         path, state = find_state(args.resume, folder)
         if not state or path.resolve().parent != folder.folder.resolve():
             folder.check_move(_files_read(cfg, path))
-    path, state = parallel.from_main((path, state))
+    path, state = processes.from_main((path, state))
     classes, splits = load_data(cfg)
     cfg = with_classes(cfg, len(classes))
     now = setting(cfg, splits)
@@ -87,7 +94,7 @@ def _prepare(args, cfg, watch, lifeline):
         trainer.resume(path, state)
     elif cfg.MODEL.PRETRAINED:
         trainer.start_from(local_file(cfg.MODEL.PRETRAINED))
-    if parallel.is_main():
+    if processes.is_main():
         folder.lock()
         if state:
             folder.continue_from(path, state["sizes"], with_start_of(cfg, state), classes)
@@ -99,14 +106,14 @@ def _prepare(args, cfg, watch, lifeline):
         lifeline.tell(log=str(path))
     trainer.tell_saved = lambda: lifeline.tell(hint=trainer.how_to_continue())
     trainer.tell_saved()
-    parallel.barrier()
+    processes.barrier()
     return trainer
 
 
 def _files_read(cfg, state):
     """Files that a run reads: those of the weights, and the state to go on from if there is one."""
-    from config import resolve
-    from files import is_url
+    from t2t_vit.common.files import is_url
+    from t2t_vit.config import resolve
 
     named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER if cfg.DISTILL.TYPE else ""]
     return [resolve(name) for name in named if name and not is_url(name)] + ([state] if state else [])

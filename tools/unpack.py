@@ -23,8 +23,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from cli import exit_with, not_empty
-from errors import UserError, one_line
+from t2t_vit.cli import exit_with, not_empty
+from t2t_vit.common.errors import UserError, one_line
 
 CLASS_LIST = "configs/imagenet1k_classes.tsv"
 MARKS = ".unpacked.json"  # in DIR: {archive name: [size, mtime in ns, "begun", "doubtful" or "done"]}
@@ -42,7 +42,7 @@ class ForeignFile(UserError):
 
 
 def main(args):
-    from files import check_not_shipped, shown
+    from t2t_vit.common.files import check_not_shipped, shown
 
     archives = [(Path(archive), Path(archive).stat()) for archive in args.archives]
     for archive, _ in archives:
@@ -86,16 +86,16 @@ def main(args):
 
 def read_val_list(path):
     """{image name: class folder} of a file of `val_classes_of` lines."""
-    from data.lists import read_lines
+    from t2t_vit.data.lists import read_lines
 
     return val_classes_of(read_lines(path, "list", "--val-list"), f"{path} (--val-list)")
 
 
 def val_classes_of(lines, source):
     """{image name: class folder} of "ILSVRC2012_val_00000001.JPEG 65" lines, or of Kaggle's LOC_val_solution.csv."""
-    from config import resolve
-    from data.dataset import read_classes
-    from data.lists import image_rows
+    from t2t_vit.config import resolve
+    from t2t_vit.data.dataset import read_classes
+    from t2t_vit.data.lists import image_rows
 
     folders = read_classes(resolve(CLASS_LIST)).folders
     known = {**{str(i): folder for i, folder in enumerate(folders)}, **{folder: folder for folder in folders}}
@@ -114,8 +114,8 @@ def val_classes_of(lines, source):
 
 def find_val_list(archives):
     """{image name: class folder} of the first list in `archives`, {} if there is none."""
-    from data.archives import entries
-    from data.lists import lines_of
+    from t2t_vit.data.archives import entries
+    from t2t_vit.data.lists import lines_of
 
     for path in archives:
         with open(path, "rb") as file:
@@ -130,7 +130,7 @@ def find_val_list(archives):
 
 def claim(folder):
     """Keep other processes from unpacking to the folder until this one ends."""
-    from files import lock
+    from t2t_vit.common.files import lock
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -147,7 +147,7 @@ def read_marks(folder):
 
 
 def write_marks(folder, marks, name, mark):
-    from files import write_text
+    from t2t_vit.common.files import write_text
 
     marks[name] = mark
     write_text(folder / MARKS, json.dumps(marks, indent=1) + "\n")
@@ -155,7 +155,7 @@ def write_marks(folder, marks, name, mark):
 
 def check_space(folder, archives, marks):
     """Raise UserError if archives that are not begun would not fit."""
-    from data.archives import unpacked_size
+    from t2t_vit.data.archives import unpacked_size
 
     try:
         needed = sum(unpacked_size(archive) for archive, _ in archives if archive.name not in marks)
@@ -194,7 +194,7 @@ class Unpacker:
 
     def add(self, entries, progress, prefix=""):
         """Unpack entries of an archive; their names count from `prefix`."""
-        from data.archives import tar_entries
+        from t2t_vit.data.archives import tar_entries
 
         for entry in entries:
             progress()
@@ -213,8 +213,8 @@ class Unpacker:
         """Unpack an archive of CIFAR-10 or CIFAR-100."""
         from PIL import Image
 
-        from data.cifar import read_archive
-        from engine.logger import progress_bar
+        from t2t_vit.common.logger import progress_bar
+        from t2t_vit.data.cifar import read_archive
 
         for name, pixels in progress_bar(read_archive(path, form), desc=path.name, unit=" images"):
             if self.trust and (self.folder / name).is_file():
@@ -229,7 +229,7 @@ class Unpacker:
 
         Raises UserError for a validation image whose class is not known.
         """
-        from data.index import is_ignored_folder, is_image_name
+        from t2t_vit.data.index import is_ignored_folder, is_image_name
 
         *parents, file = name.split("/")
         if any(map(is_ignored_folder, parents)):
@@ -300,7 +300,7 @@ class Unpacker:
 
 def split_of(name):
     """train, val or test for the folder of a split, None for any other."""
-    from data.dataset import SPLIT_FOLDERS
+    from t2t_vit.data.dataset import SPLIT_FOLDERS
 
     if name.lower() in SPLIT_FOLDERS["train"]:
         return "train"
@@ -346,7 +346,7 @@ def replacing(target):
 
 def unpack(path, unpacker):
     """Unpack one archive and say what was in it; UserError for a damaged one, of which all before the damage stays."""
-    from data.cifar import form_of
+    from t2t_vit.data.cifar import form_of
 
     try:
         if form := form_of(path):
@@ -380,8 +380,8 @@ def unpack(path, unpacker):
 
 
 def add_archive(path, unpacker):
-    from data.archives import entries
-    from engine.logger import progress_bar
+    from t2t_vit.common.logger import progress_bar
+    from t2t_vit.data.archives import entries
 
     inner = _CLASS_ARCHIVE.fullmatch(path.name)  # someone took the outer archive apart
     prefix = f"train/{inner.group(1)}/" if inner else ""
@@ -406,7 +406,7 @@ def print_result(folder):
 
 
 def counted(folder):
-    from data.index import class_folders, image_files
+    from t2t_vit.data.index import class_folders, image_files
 
     counts = [len(image_files(folder / name)) for name in class_folders(folder)]
     return f"{sum(counts):,} images in {len(counts):,} classes"
@@ -414,8 +414,8 @@ def counted(folder):
 
 def recipe(folder):
     """(config, keys) to train on the data set with."""
-    from data.dataset import split_folder
-    from data.index import class_folders, image_files
+    from t2t_vit.data.dataset import split_folder
+    from t2t_vit.data.index import class_folders, image_files
 
     splits = [split_folder(folder, split) for split in ("train", "val")]
     classes = set(class_folders(next(filter(None, splits), folder)))

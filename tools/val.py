@@ -1,12 +1,12 @@
 """Evaluate a model: python tools/val.py [--config configs/X.yaml] [--data-path DIR] [--pretrained FILE]."""
 
-from cli import add_engine_option, common_parser, import_paddle, run
+from t2t_vit.cli import add_engine_option, common_parser, import_paddle, run
 
 
 def main(args, cfg):
-    import ranks
-    from engine.lifeline import Lifeline
-    from errors import UserError
+    from t2t_vit.common import ranks
+    from t2t_vit.common.errors import UserError
+    from t2t_vit.parallel.lifeline import Lifeline
 
     try:
         ranks.check()
@@ -18,17 +18,17 @@ def main(args, cfg):
 
 
 def _validate(args, cfg):
-    from data.loader import EvalLoader
-    from engine import parallel
-    from engine.evaluator import evaluate
-    from engine.logger import log, setup_logging
-    from engine.serving import when_best
-    from files import shown
+    from t2t_vit.common.files import shown
+    from t2t_vit.common.logger import log, setup_logging
+    from t2t_vit.data.loader import EvalLoader
+    from t2t_vit.deploy.predictor import when_best
+    from t2t_vit.parallel import processes
+    from t2t_vit.training.evaluator import evaluate
 
-    parallel.setup(cfg)
-    setup_logging(main=parallel.is_main())
+    processes.setup(cfg)
+    setup_logging(main=processes.is_main())
     model, weights, cfg, _, split = open_model(args, cfg)
-    loader = EvalLoader(split, cfg, parallel.rank(), parallel.world_size())
+    loader = EvalLoader(split, cfg, processes.rank(), processes.world_size())
     source = f"{len(split)} images of {shown(split.source)}"
     log.info("%s with %s on %s%s", cfg.MODEL.NAME, shown(weights), source, when_best(weights))
     scores = evaluate(model, loader, cfg, cfg.VAL.LOG_EVERY)
@@ -38,13 +38,13 @@ def _validate(args, cfg):
 
 def open_model(args, cfg):
     """(model or what stands for it, its file, the config that fits it, the classes and the split to evaluate on)."""
-    from config import best_weights, with_classes
-    from data.dataset import ClassList, load_data
-    from engine.build import build_trained_model, classes_beside, first_difference, refuse_other_order
-    from engine.evaluator import PredictorModel
-    from engine.logger import log
-    from engine.serving import choose_engine, open_exported
-    from files import shown
+    from t2t_vit.common.files import shown
+    from t2t_vit.common.logger import log
+    from t2t_vit.config import best_weights, with_classes
+    from t2t_vit.data.dataset import ClassList, load_data
+    from t2t_vit.deploy.predictor import choose_engine, open_exported
+    from t2t_vit.training.evaluator import PredictorModel
+    from t2t_vit.weights.build import build_trained_model, classes_beside, first_difference, refuse_other_order
 
     engine = choose_engine(args)
     if engine == "paddle":

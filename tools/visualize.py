@@ -6,7 +6,7 @@ PICTURE is one of `PICTURES`; `visualize.py PICTURE --help` tells what it takes.
 import importlib
 import sys
 
-from cli import common_parser, exit_with, first_word, run
+from t2t_vit.cli import common_parser, exit_with, first_word, run
 
 PICTURES = {
     "augment": "what training sees of images",
@@ -18,7 +18,7 @@ PICTURES = {
 
 
 def main(args, _):
-    from errors import UserError
+    from t2t_vit.common.errors import UserError
 
     raise UserError(f"give {args.words} before the options: visualize.py {args.words} ...")
 
@@ -32,7 +32,7 @@ def parser():
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] in PICTURES:
-        picture = importlib.import_module(f"pictures.{sys.argv[1]}")
+        picture = importlib.import_module(f"t2t_vit.pictures.{sys.argv[1]}")
         if getattr(picture, "READS_CONFIG", True):
             run(picture.main, picture.parser(), sys.argv[2:], split_words=getattr(picture, "split_words", None))
         else:

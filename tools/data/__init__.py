@@ -1,1 +1,0 @@
-"""Images on disk to batches: PIL and NumPy; paddle only where a batch becomes a tensor."""

@@ -1,1 +1,0 @@
-"""Training and evaluation: where the config, the models and the data meet."""

@@ -1,0 +1,21 @@
+"""T2T-ViT and PiT in PaddlePaddle: `import t2t_vit; model = t2t_vit.create_model("t2t_vit_14", num_classes=10)`."""
+
+import importlib
+
+_PUBLIC = {  # name: its module
+    "create_model": "models.zoo",
+    "list_models": "models.zoo",
+    "load_config": "config",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name):
+    # Imported at first use: the commands read their options before paddle is imported, which takes a second.
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__():
+    return sorted({*globals(), *_PUBLIC})

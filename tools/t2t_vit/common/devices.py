@@ -1,0 +1,56 @@
+"""Whether PaddlePaddle computes on the card, and what to install where it does not."""
+
+import logging
+import os
+import re
+
+import paddle
+
+from t2t_vit.common import wheels
+from t2t_vit.common.errors import UserError, one_line
+
+log = logging.getLogger("t2t")
+
+
+def try_out():
+    """Compute one matrix product and one convolution on the current card, which load cuBLAS and cuDNN.
+
+    Raises UserError: the card is taken by others, or which wheel this machine needs.
+    """
+    capability = paddle.device.cuda.get_device_capability()
+    # Without code for the card, 3.3.1 raises below; 2.6.2 may abort the process in C++ (PaddlePaddle/Paddle#70902).
+    is_of_pypi = paddle.version.full_version.startswith("2.") and paddle.version.cuda() == "11.8"
+    if is_of_pypi and not wheels.runs_on(wheels.PYPI_ARCHS, capability):
+        name, version = paddle.device.cuda.get_device_name(), ".".join(map(str, capability))
+        raise _unusable(f"has no code for {name} (compute capability {version})")
+    try:
+        images = paddle.ones([1, 3, 4, 4])
+        filtered = paddle.nn.functional.conv2d(images, paddle.ones([1, 3, 2, 2]))
+        computed = float(paddle.matmul(images, images).sum() + filtered.sum())  # waits for the card
+    except Exception as error:  # of any type: RuntimeError, OSError, MemoryError
+        if re.search("out of memory|busy or unavailable", str(error), flags=re.IGNORECASE):
+            taken = f"{paddle.device.get_device()} is in use by other processes (nvidia-smi lists them)"
+            raise UserError(f"{taken}: {one_line(error)[:300]}") from error
+        raise _unusable(f"cannot compute on the GPU ({one_line(error)[:300]})") from error
+    if computed != 300.0:  # 48 products of 4, and 9 of 12
+        raise _unusable(f"computes wrong results on the GPU ({computed} instead of 300)")
+
+
+def _unusable(reason):
+    """UserError of this PaddlePaddle on this machine's cards."""
+    return UserError(f"this PaddlePaddle {paddle.__version__} {reason}; {wheels.advice()}")
+
+
+def warn_of_idle_cards():
+    """Warn where a run that names no device computes on the CPU although nvidia-smi lists cards."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return
+    machine = wheels.look()
+    if machine.cards:
+        build = "finds no GPU" if paddle.is_compiled_with_cuda() else "is a CPU build"
+        log.warning(
+            "warning: on the CPU, although nvidia-smi lists %s: this PaddlePaddle %s %s; %s (--device cpu: no warning)",
+            ", ".join(map(str, machine.cards)), paddle.__version__, build, wheels.advice(machine),
+        )  # fmt: skip
+    elif machine.trouble:
+        log.warning("warning: on the CPU: %s", machine.trouble)

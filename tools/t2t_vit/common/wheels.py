@@ -1,0 +1,155 @@
+"""Which PaddlePaddle wheel this machine's NVIDIA cards need; run as a program, prints it as words for pip install.
+
+Prints nothing where the CPU build is the one to install. Standard library only, as scripts/env.sh runs it first.
+"""
+
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple, Optional
+
+VERSION = "3.3.1"
+INDEX = "https://www.paddlepaddle.org.cn/packages/stable"
+
+
+class Build(NamedTuple):
+    """A row of BUILDS."""
+
+    name: str  # folder of Paddle's index
+    driver: tuple  # oldest NVIDIA driver
+    archs: tuple  # compute capabilities with machine code
+
+
+# The first row that fits is taken. All wheels bring CUDA and cuDNN, so a machine needs the driver only.
+# Drivers: Paddle asks for 450.80.02 (CUDA 11.8) and 550.54.14 (12.6): paddleocr.ai, paddlepaddle_installation. NVIDIA
+# runs any CUDA 12 from driver 525 on: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html.
+# Compute capabilities: cu118 of 3.0.0 lists 60 61 70 75 80 86 (PaddlePaddle/Paddle#74088), runs on a GTX 1080
+# (PaddleX#4682) and not on an H100 (PaddleHelix#369). CUDA 12 builds list 61 70 75 80 86 90 (PaddleMIX#836); cards of
+# 6.x and 7.0 get cu118 all the same, whose list is of a release. RTX 50 needs cu129 (Paddle#75016), which does not run
+# on 6.1 (PaddleX#4682).
+BUILDS = (
+    Build("cu126", (550, 54), ((7, 5), (8, 0), (8, 6), (9, 0))),
+    Build("cu118", (450, 80), ((6, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6))),
+    Build("cu126", (525, 60), ((6, 1), (7, 0), (7, 5), (8, 0), (8, 6), (9, 0))),
+    Build("cu129", (525, 60), ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0))),
+)
+# PyPI has no newer GPU wheel than 2.6.2, of CUDA 11.8, which it does not bring. Read from the machine code in it.
+PYPI_ARCHS = ((6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
+LAST_RESORT = (
+    'Last resort, from PyPI: PADDLE_PACKAGE="paddlepaddle-gpu==2.6.2", which needs CUDA 11.8 and cuDNN 8 installed on '
+    "the system and a card of compute capability 6.1, 7.0, 7.5, 8.0 or 8.6"
+)
+
+
+class Card(NamedTuple):
+    """A card of nvidia-smi."""
+
+    name: str
+    capability: Optional[tuple]  # (major, minor); None: not known
+
+    def __str__(self):
+        known = f" (compute capability {'.'.join(map(str, self.capability))})" if self.capability else ""
+        return f"{self.name}{known}"
+
+
+class Machine(NamedTuple):
+    """What nvidia-smi says."""
+
+    cards: list
+    driver: Optional[tuple]  # (550, 54); None: not known
+    trouble: str = ""  # why no card can be listed, where nvidia-smi exists
+
+
+def look():
+    """The Machine that this is."""
+    if not shutil.which("nvidia-smi"):
+        return Machine([], None)
+    # Drivers before 510 do not know compute_cap.
+    for fields in ("driver_version,compute_cap,name", "driver_version,name"):
+        command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return Machine([], None, f"nvidia-smi failed: {error}")
+        rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+        rows = [row for row in rows if len(row) == fields.count(",") + 1]
+        if done.returncode == 0 and rows:
+            cards = [Card(row[-1], _numbers(row[1]) if len(row) == 3 else _by_name(row[-1])) for row in rows]
+            return Machine(cards, _numbers(rows[0][0]))
+    said = " ".join((done.stdout + done.stderr).split()) or f"exit status {done.returncode}"
+    return Machine([], None, f"nvidia-smi lists no card: {said[:200]}")
+
+
+def _by_name(name):
+    """3.5 for a card of the Kepler generation, whose last driver, 470, does not know compute_cap; None for others."""
+    return (3, 5) if re.search(r"\b(Tesla|Quadro|GRID) K\d|\bGTX (6|7)\d\d(?<!750)\b|Titan (Black|Z)\b", name) else None
+
+
+def _numbers(text):
+    """The first two numbers of "550.54.14" or "8.6"; None if there are none."""
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def runs_on(archs, capability):
+    """Whether machine code for `archs` runs on a card: code for 8.6 runs on 8.9, but not on 8.0 or 9.0."""
+    return capability is None or any(major == capability[0] and minor <= capability[1] for major, minor in archs)
+
+
+def choose(machine):
+    """(Build or None: the CPU build, what a user has to know)."""
+    cards, driver = machine.cards, machine.driver
+    if machine.trouble:
+        return None, f"{machine.trouble}; the CPU build is taken"
+    if not cards:
+        return None, ""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return None, f"PaddlePaddle has GPU wheels for x86_64 only, not {platform.machine()}; the CPU build is taken"
+    builds = [build for build in BUILDS if driver is None or driver >= build.driver]
+    if not builds:
+        return (
+            None,
+            f"the NVIDIA driver {driver[0]}.{driver[1]} is older than 450.80; update it. The CPU build is taken",
+        )
+    # max takes the first of several.
+    best = max(builds, key=lambda build: sum(runs_on(build.archs, card.capability) for card in cards))
+    left = [card for card in cards if not runs_on(best.archs, card.capability)]
+    if len(left) == len(cards):
+        newer = any(runs_on(build.archs, card.capability) for build in BUILDS for card in cards)
+        reason = f"driver {driver[0]}.{driver[1]} is too old for" if newer else "no wheel of PaddlePaddle runs on"
+        return None, f"{reason} {', '.join(map(str, cards))}; the CPU build is taken"
+    note = f"the {best.name} build does not run on {', '.join(map(str, left))}; choose others with GPUS" if left else ""
+    return best, note
+
+
+def words(build):
+    """Words for `pip install`."""
+    return f"paddlepaddle-gpu=={VERSION} -i {INDEX}/{build.name}/"
+
+
+def advice(machine=None):
+    """What to do for the cards of a Machine, by default this one, as an end of a sentence."""
+    build, note = choose(machine or look())
+    if build is None:
+        return note or "nvidia-smi lists no card"
+    python = shlex.quote(sys.executable)
+    remove = f"{python} -m pip uninstall -y paddlepaddle paddlepaddle-gpu"
+    return f"install with: {remove} && {python} -m pip install {words(build)}"
+
+
+def main():
+    if sys.argv[1:] == ["--last-resort"]:
+        print(LAST_RESORT)
+        return
+    build, note = choose(look())
+    if note:
+        print(f"warning: {note}", file=sys.stderr)
+    if build:
+        print(words(build))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Files on disk to batches of images and labels."""

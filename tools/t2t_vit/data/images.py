@@ -1,0 +1,338 @@
+"""Image files to pixels.
+
+Pillow is the reference, and the only way of evaluation. In training, plain JPEG files go through libjpeg-turbo
+(simplejpeg) and a SIMD resizer (cykooz.resizer), where both are installed. Chosen by measuring, one core, 76 ImageNet
+files: decoding takes 1.4 ms with simplejpeg, 1.5 with OpenCV (61 MB), 1.9 with Pillow, 2.7 with pyvips, and PyTurboJPEG
+needs a library of the system; crop to 224x224 takes 0.3 ms with cykooz.resizer and 0.6 to 1.0 with Pillow, to which
+OpenCV's unfiltered resizing does not compare.
+"""
+
+import functools
+import io
+import logging
+import math
+import os
+import warnings
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from t2t_vit.common.errors import UserError
+
+try:
+    import cykooz_resizer
+    import simplejpeg
+except ImportError:
+    cykooz_resizer = simplejpeg = None
+
+log = logging.getLogger("t2t")
+# The only formats that are opened. Pillow knows more, of which EPS would start Ghostscript. AVIF: Pillow >= 11.3.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+MOST_BYTES = 512 << 20  # of a decoded image and its conversion; twice as much while EXIF rotates it
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # one PNG text may be as long as all together, 64 MB
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_PIL_MODES = {1: "L", 3: "RGB"}
+_JPEG_START = b"\xff\xd8\xff"
+_ORIENTATION, _ORIENTATION_SIGNS = 0x0112, (b"Exif\0\0", b"tiff:Orientation")  # EXIF tag; what a file with one holds
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_STRIP = 1 << 22  # pixels that are converted at a time
+_warned = []
+# Bytes per pixel that a decoder allocates beside the image: whole canvases, or the coefficients of a progressive JPEG.
+_DECODER_BYTES = {"WEBP": 8, "AVIF": 8, "progressive": 6}
+# A crop is decoded at a reduced scale while its shorter side stays 1.5 times the output's, and 240 pixels: then the
+# result is above 40 dB of the unreduced one. At half the scale and exactly the output's size it would be 28.
+_REDUCED_MARGIN, _SMALLEST_REDUCED = 1.5, 240
+
+
+class ImageError(UserError):
+    """An image file that cannot be read."""
+
+
+def reading(cfg, by_hand=False):
+    """Keyword arguments of `load_image` and `open_picture` that the config sets.
+
+    Args:
+        by_hand: for images that a user picks, not those of a data set: DATA.EXIF auto rotates them.
+    """
+    data = cfg.DATA
+    is_imagenet = os.path.basename(data.CLASSES) == "imagenet1k_classes.tsv"
+    upright = data.EXIF == "upright" or data.EXIF == "auto" and (by_hand or not is_imagenet)
+    return {"channels": data.CHANNELS, "upright": upright, "grey_bits": data.GREY_BITS}
+
+
+def load_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST_BYTES):
+    """Read an image file as an 8-bit RGB (3 channels) or grey (1) PIL image.
+
+    Transparent pixels are laid over white. Of an animation the first frame counts.
+
+    Args:
+        upright: rotate as EXIF says; the official evaluation does not.
+        grey_bits: that hold values in 16-bit grey images.
+        most_bytes: that the decoded image may take, checked before it is decoded.
+
+    Raises:
+        ImageError: naming the file and the reason.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
+        raise ImageError(f"image {path} cannot be read: it is no file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on palettes and large pictures
+            with open_image(path) as image:
+                _check_size(image, _PIL_MODES[channels], most_bytes)
+                image.load()
+                # Pillow turns TIFF files itself, whatever `upright` says.
+                turn = _UPRIGHT.get(orientation(image)) if upright and image.format != "TIFF" else None
+                if is_dim(image, grey_bits):
+                    _warn_of_dim(path, grey_bits)
+                image = _converted(image, _PIL_MODES[channels], grey_bits)
+                image = image if turn is None else image.transpose(turn)
+                image.info = {}  # an orientation in it would count again where the image is saved
+                return image
+    except FileNotFoundError:
+        raise ImageError(f"image {path} {'is a link to nothing' if os.path.islink(path) else 'not found'}") from None
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
+        reason = _format_of(path) if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)
+        raise ImageError(f"image {path} cannot be read: {reason}") from error
+
+
+def open_image(file):
+    """`Image.open`, of FORMATS only."""
+    return Image.open(file, formats=_formats())
+
+
+@functools.cache
+def _formats():
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _format_of(path):
+    """What to say of a file that is none of FORMATS."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if head[4:11] == b"ftypavi":
+        return "AVIF needs Pillow 11.3 or newer: pip install -U pillow"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+        return "HEIC is not supported: save it as JPEG"
+    return "not an image"
+
+
+def _check_size(image, mode, most_bytes):
+    """Raise ValueError if the image that `open_image` has opened would take too much memory."""
+    stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    final = 0 if _is_plain(image, mode) else {"L": 1, "RGB": 4}[mode]
+    decoder = _DECODER_BYTES.get("progressive" if "progressive" in image.info else image.format, 0)
+    size = image.width * image.height * (stored + final + decoder)
+    if size > most_bytes:
+        raise ValueError(
+            f"{image.width}x{image.height} pixels take {size >> 20} MB decoded, the limit is {most_bytes >> 20} MB; "
+            "resize it first"
+        )
+
+
+def orientation(image):
+    """EXIF orientation of an open image, 1 (upright) to 8."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data, on which Pillow raises as on any broken file
+        return 1
+
+
+def is_dim(image, grey_bits=16):
+    """Whether a loaded 16-bit grey image leaves its four highest bits unused, as 12-bit data does."""
+    return _has_16_bits(image) and 0 < _extrema(image)[1] < 1 << (grey_bits - 4)
+
+
+def _has_16_bits(image):
+    return image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG")  # Pillow before 11.3
+
+
+def _warn_of_dim(path, grey_bits):
+    """Warn of the first such image that this process reads."""
+    if not _warned:
+        _warned.append(path)
+        log.warning(
+            "warning: %s uses at most %d of %d bits and looks nearly black; set DATA.GREY_BITS to the bits that hold "
+            "values, often 12 (only the first such image is named)", path, grey_bits - 4, grey_bits
+        )  # fmt: skip
+
+
+def _is_plain(image, mode):
+    return image.mode == mode and "transparency" not in image.info
+
+
+def _strips(image):
+    """The image in strips of at most _STRIP pixels, top to bottom."""
+    rows = max(1, _STRIP // image.width)
+    if rows >= image.height:
+        yield image
+        return
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(image.height, top + rows)))
+
+
+def _converted(image, mode, grey_bits):
+    """The loaded image in mode L or RGB, converted strip by strip, which saves memory."""
+    if _is_plain(image, mode):
+        return image
+    white = _white(image, grey_bits)
+    if image.width * image.height <= _STRIP:
+        return _converted_strip(image, mode, white)
+    whole, top = Image.new(mode, image.size), 0
+    for strip in _strips(image):
+        whole.paste(_converted_strip(strip, mode, white), (0, top))
+        top += strip.height
+    return whole
+
+
+def _white(image, grey_bits):
+    """The value of white in a grey image of more than 8 bits; None for any other mode.
+
+    32-bit integers up to 255 count as 8-bit values. Raises ValueError where the range is unknown.
+    """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return None
+    low, high = _extrema(image)
+    if image.mode == "F":
+        if not (low >= 0 and high <= 1):  # or NaN
+            raise ValueError(f"its values are floats from {low:g} to {high:g}, only 0 to 1 can be read")
+        return 1.0
+    if image.format == "PPM":
+        return 65535  # Pillow has scaled it
+    if not _has_16_bits(image) and low >= 0 and high <= 255:
+        return 255
+    white = 2**grey_bits - 1
+    if low < 0 or high > white:
+        raise ValueError(f"its values run from {low} to {high}, but DATA.GREY_BITS {grey_bits} allows 0 to {white}")
+    return white
+
+
+def _extrema(image):
+    """(smallest, largest) value of a grey image; NaN if any is."""
+    ends = [(pixels.min(), pixels.max()) for pixels in map(np.asarray, _strips(image))]
+    return np.min([low for low, _ in ends]), np.max([high for _, high in ends])
+
+
+def _converted_strip(image, mode, white):
+    if white is not None:
+        image = Image.fromarray(np.rint(np.asarray(image) / (white / 255.0)).astype(np.uint8))
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def to_array(image):
+    """PIL image of mode L or RGB -> uint8 (H, W, channels)."""
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def to_image(pixels):
+    """uint8 (H, W, 1 or 3) -> PIL image of mode L or RGB."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def reader_name(reader):
+    """What DATA.READER means in this environment: "turbo" or "pillow"."""
+    return "turbo" if reader == "turbo" and simplejpeg else "pillow"
+
+
+def open_picture(path, channels, reader, upright=False, grey_bits=16):
+    """A picture that knows its `size` (width, height) and reads a crop of itself; arguments as of `load_image`.
+
+    Raises:
+        ImageError: naming the file and the reason.
+    """
+    if channels == 3 and reader_name(reader) == "turbo" and os.path.isfile(path):
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+            if data.startswith(_JPEG_START):
+                height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+                is_usual = colours in ("YCbCr", "Gray") and width * height <= Image.MAX_IMAGE_PIXELS
+                if is_usual and not (upright and _is_rotated(data)):
+                    return JpegPicture(path, data, (width, height))
+        except (OSError, ValueError, SyntaxError):
+            pass  # Pillow reads it, or says what is wrong
+    return PillowPicture(load_image(path, channels, upright, grey_bits))
+
+
+def _is_rotated(data):
+    """Whether the EXIF or XMP data of a JPEG file's bytes rotate it."""
+    if not any(sign in data for sign in _ORIENTATION_SIGNS):  # Pillow would take much longer to say so
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged EXIF data
+        with open_image(io.BytesIO(data)) as image:
+            return orientation(image) in _UPRIGHT
+
+
+class PillowPicture:
+    """A picture that Pillow has read."""
+
+    def __init__(self, image):
+        self.image = image
+        self.size = image.size
+
+    def crop(self, box, size, interpolation):
+        """Part within `box` (left, top, right, bottom) resized to `size` (width, height), uint8 (H, W, channels)."""
+        return to_array(self.image.crop(box).resize(size, RESAMPLING[interpolation]))
+
+
+class JpegPicture:
+    """A JPEG file in memory, decoded when its crop is known."""
+
+    def __init__(self, path, data, size):
+        self.path, self.data, self.size = path, data, size
+
+    def crop(self, box, size, interpolation):
+        """As `PillowPicture.crop`: within 2 of its values if bilinear, above 40 dB if bicubic or reduced."""
+        width, height = self.size
+        reduction = _reduction(box, min(size))
+        try:
+            # Asking for the rounded-up size at most reduces by exactly 1/1, 1/2, 1/4 or 1/8.
+            pixels = simplejpeg.decode_jpeg(
+                self.data, "RGB", min_height=-(-height // reduction), min_width=-(-width // reduction),
+                min_factor=reduction,
+            )  # fmt: skip
+        except ValueError:  # broken, or merely unusual: Pillow decides
+            return PillowPicture(load_image(self.path)).crop(box, size, interpolation)
+        return _crop_and_resize(pixels, [edge / reduction for edge in box], size, interpolation)
+
+
+def _reduction(box, side):
+    shorter = min(box[2] - box[0], box[3] - box[1])
+    smallest = max(_REDUCED_MARGIN * side, _SMALLEST_REDUCED)
+    return max(factor for factor in (1, 2, 4, 8) if factor == 1 or shorter >= factor * smallest)
+
+
+def _crop_and_resize(pixels, box, size, interpolation):
+    """Part within `box` (left, top, right, bottom; they may lie between pixels), anti-aliased like Pillow's resize."""
+    left, top, right, bottom = box
+    x, y, x_end, y_end = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+    rows = pixels.reshape(len(pixels), -1)[y:y_end, 3 * x : 3 * x_end]  # in one axis NumPy copies them 8 times faster
+    rgb = cykooz_resizer.PixelType.U8x3
+    part = cykooz_resizer.CropBox(left - x, top - y, right - left, bottom - top)
+    source = cykooz_resizer.ImageData(x_end - x, y_end - y, rgb, np.ascontiguousarray(rows).tobytes())
+    target = cykooz_resizer.ImageData(*size, rgb)
+    _resizer().resize(source, target, cykooz_resizer.ResizeOptions(_algorithm(interpolation), crop_box=part))
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
+
+
+@functools.cache
+def _resizer():
+    return cykooz_resizer.Resizer()
+
+
+@functools.cache
+def _algorithm(interpolation):
+    filters = cykooz_resizer.FilterType  # Pillow's bicubic is Catmull and Rom's
+    return cykooz_resizer.ResizeAlg.convolution(
+        {"bilinear": filters.bilinear, "bicubic": filters.catmull_rom}[interpolation]
+    )

@@ -1,0 +1,212 @@
+"""Batches: which images, in which order, read by which process.
+
+Order and augmentation of an image depend on SEED, the epoch and the image's index alone, so that the number of
+workers or processes changes nothing.
+"""
+
+import itertools
+
+import numpy as np
+import paddle
+
+from t2t_vit.common.errors import UserError, one_line
+from t2t_vit.data.batch import Batch, BatchDraws, pack, unpack
+from t2t_vit.data.erasing import RandomErasing
+from t2t_vit.data.images import ImageError, load_image, open_picture, reading
+from t2t_vit.data.reading import data_loader, read_all, shared_memory_fits
+from t2t_vit.data.seeding import ORDER, REPLACEMENT, TRANSFORM, generator
+from t2t_vit.data.transforms import EvalTransform, TrainTransform
+
+_REPLACEMENTS = 10  # unreadable images one after the other, with DATA.ON_ERROR skip, that end the run
+
+
+class TrainDataset(paddle.io.Dataset):
+    """Reads one image: sample (epoch, index, copy) -> (uint8 (S, S, channels), label, boxes, sample, skipped).
+
+    `skipped` says, a line each, which images DATA.ON_ERROR skip has replaced.
+    """
+
+    def __init__(self, split, cfg):
+        super().__init__()
+        self.split, self.seed = split, cfg.SEED
+        self.reading = {"reader": cfg.DATA.READER, **reading(cfg)}
+        self.tries = 1 + (_REPLACEMENTS if cfg.DATA.ON_ERROR == "skip" else 0)
+        self.transform, self.erasing = TrainTransform(cfg), RandomErasing(cfg)
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, sample):
+        skipped = []
+        for attempt in range(self.tries):
+            rng, index = self._draw(sample, attempt)
+            try:
+                picture = open_picture(self.split.paths[index], **self.reading)
+                image = self.transform(picture, rng)
+            except ImageError as error:
+                if attempt == self.tries - 1:
+                    raise
+                skipped.append(one_line(error))
+                continue
+            # The first alone, so that a sample counts once; others are named where it is their turn.
+            return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, "".join(skipped[:1])
+
+    def _draw(self, sample, attempt):
+        """Generator and index of the sample's image, or of the one that replaces it at a later attempt."""
+        if attempt == 0:
+            return generator(self.seed, TRANSFORM, sample), sample[1]
+        rng = generator(self.seed, REPLACEMENT, (*sample, attempt))
+        return rng, int(rng.integers(len(self.split)))
+
+
+class EvalDataset(paddle.io.Dataset):
+    """Reads one image: index -> (uint8 (S, S, channels), label)."""
+
+    def __init__(self, split, cfg):
+        super().__init__()
+        self.split, self.transform, self.reading = split, EvalTransform(cfg), reading(cfg)
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, index):
+        return self.transform(load_image(self.split.paths[index], **self.reading)), self.split.labels[index]
+
+
+class EvalOrder(paddle.io.BatchSampler):
+    """Batches of indices of one process: over all processes every image exactly once, without padding."""
+
+    def __init__(self, num_images, batch_size, rank=0, world_size=1):
+        self.mine, self.batch_size = range(rank, num_images, world_size), batch_size
+
+    def __len__(self):
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self):
+        for start in range(0, len(self.mine), self.batch_size):
+            yield list(self.mine[start : start + self.batch_size])
+
+
+class TrainOrder(paddle.io.BatchSampler):
+    """Batches of samples (epoch, index, copy) of one process, from `start` images into `epoch` to the end of `epochs`.
+
+    Each epoch is shuffled by (seed, epoch), its incomplete last step dropped. With AUG.REPEATS R, every image comes R
+    times and an epoch ends after the first 1/R of the images (Hoffer et al. 2020; DeiT's RASampler). A step's images
+    are dealt to the processes in turn, so that the copies of an image go to different processes.
+    """
+
+    def __init__(self, num_images, cfg, rank=0, world_size=1, epochs=1):
+        self.num_images, self.seed, self.batch_size = num_images, cfg.SEED, cfg.TRAIN.BATCH_SIZE
+        self.rank, self.world_size, self.passes = rank, world_size, cfg.TRAIN.ACCUM_STEPS
+        self.repeats, self.epochs = cfg.AUG.REPEATS, epochs
+        self.images_per_step = self.batch_size * world_size * self.passes
+        self.epoch = self.start = 0
+
+    def steps(self, start=0):
+        """Training steps of an epoch of which `start` images are done."""
+        return (self.num_images - start) // self.images_per_step
+
+    def __len__(self):
+        return self.steps(self.start) * self.passes
+
+    def __iter__(self):
+        # On into the next epoch, so that the loader processes read ahead while the main process validates.
+        for epoch in range(self.epoch, self.epochs):
+            yield from self._epoch(epoch, self.start if epoch == self.epoch else 0)
+
+    def _epoch(self, epoch, start):
+        order = generator(self.seed, ORDER, (epoch,)).permutation(self.num_images)
+        batches = self.steps(start) * self.passes
+        places = np.arange(start, start + batches * self.batch_size * self.world_size)
+        for mine in places.reshape(batches, self.batch_size, self.world_size)[:, :, self.rank]:
+            yield [(epoch, int(order[place // self.repeats]), int(place % self.repeats)) for place in mine]
+
+
+class EvalLoader:
+    """Iterates over the batches of a split: uint8 (B, S, S, channels) and int64 (B,) tensors.
+
+    Raises:
+        UserError: naming an image that cannot be read.
+    """
+
+    def __init__(self, split, cfg, rank=0, world_size=1):
+        self.num_images = len(split)
+        self.order = EvalOrder(len(split), cfg.VAL.BATCH_SIZE, rank, world_size)
+        fits = shared_memory_fits(cfg, cfg.VAL.BATCH_SIZE)
+        self.batches = data_loader(EvalDataset(split, cfg), self.order, collate_eval, cfg.DATA.NUM_WORKERS, fits)
+
+    def __len__(self):
+        return len(self.order)
+
+    def __iter__(self):
+        yield from read_all(self.batches)
+
+
+class TrainLoader:
+    """Training batches, epoch by epoch.
+
+    Args:
+        split: `Split` to train on.
+        cfg: config.
+        rank: of this process.
+        world_size: number of processes.
+        epochs: of the whole run, beyond which nothing is read ahead.
+    """
+
+    def __init__(self, split, cfg, rank=0, world_size=1, epochs=1):
+        self.num_images = len(split)
+        self.order = TrainOrder(len(split), cfg, rank, world_size, epochs)
+        if self.order.steps() == 0:
+            raise UserError(
+                f"{split.source} has {len(split)} images, fewer than one step of {self.order.images_per_step} on "
+                f"{world_size} process(es); lower TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
+            )
+        fits = shared_memory_fits(cfg, cfg.TRAIN.BATCH_SIZE, cfg.VAL.BATCH_SIZE)  # which is read meanwhile
+        self.batches = data_loader(TrainDataset(split, cfg), self.order, TrainCollate(cfg), cfg.DATA.NUM_WORKERS, fits)
+        self._next = None  # (epoch, start) at which `_reading` stands
+        self._reading = None
+
+    def steps(self, start=0):
+        """Training steps of an epoch of which `start` images are done."""
+        return self.order.steps(start)
+
+    def epoch_steps(self, epoch, start=0):
+        """Yield one list of `Batch` per training step of the given epoch, of which `start` images are done.
+
+        Raises:
+            UserError: naming an image that cannot be read.
+        """
+        if self._next != (epoch, start):
+            self.order.epoch, self.order.start = epoch, start
+            self._reading = read_all(self.batches)
+        self._next = None
+        for _ in range(self.steps(start)):
+            yield [to_batch(*fields) for fields in itertools.islice(self._reading, self.order.passes)]
+        self._next = (epoch + 1, 0)
+
+
+def collate_eval(samples):
+    """Items of `EvalDataset` -> (images, labels)."""
+    images, labels = zip(*samples)
+    return np.stack(images), np.array(labels, np.int64)
+
+
+class TrainCollate:
+    """Items of `TrainDataset` -> what `to_batch` makes a `Batch` of, with NumPy arrays in place of the tensors."""
+
+    def __init__(self, cfg):
+        self.draw = BatchDraws(cfg)
+
+    def __call__(self, samples):
+        images, labels, boxes, places, skipped = zip(*samples)
+        return (
+            np.stack(images),
+            np.array(labels, np.int64),
+            *pack(self.draw(np.stack(boxes), places[0])),
+            "\n".join(filter(None, skipped)),
+        )
+
+
+def to_batch(images, labels, drawn, places, skipped):
+    """`Batch` of what the loader gives."""
+    return Batch(images, labels, *unpack(drawn, places), tuple(filter(None, skipped.split("\n"))))

@@ -1,0 +1,128 @@
+"""A picture to uint8 pixels of the model's input size.
+
+Everything random is drawn from the NumPy generator that the caller passes.
+"""
+
+import math
+
+import numpy as np
+
+from t2t_vit.data.augment import build_augment
+from t2t_vit.data.images import RESAMPLING, to_array, to_image
+
+_LONGEST = 50  # sides; the ends beyond, which would be resized to gigabytes, are left out
+
+
+class TrainTransform:
+    """Random-resized or padded crop, horizontal flip, augmentation: picture -> uint8 (S, S, channels)."""
+
+    def __init__(self, cfg):
+        self.size = cfg.DATA.IMAGE_SIZE
+        self.scale = cfg.AUG.SCALE
+        self.log_ratio = [math.log(ratio) for ratio in cfg.AUG.RATIO]
+        self.padding = int(self.size * cfg.AUG.PADDED_CROP)
+        self.is_padded = cfg.AUG.PADDED_CROP > 0
+        self.interpolation = cfg.AUG.INTERPOLATION
+        self.hflip = cfg.AUG.HFLIP
+        self.augment = build_augment(cfg)
+
+    def __call__(self, picture, rng):
+        """Transform a `PillowPicture` or `JpegPicture`."""
+        pixels = self.crop(picture, rng)
+        if rng.random() < self.hflip:
+            pixels = mirrored(pixels)
+        if not self.augment:
+            return pixels
+        image = to_image(pixels)
+        for augment in self.augment:
+            image = augment(image, rng)
+        return to_array(image)
+
+    def crop(self, picture, rng):
+        """uint8 (S, S, channels) of the random crop that the config names."""
+        name = ("bilinear", "bicubic")[rng.integers(2)] if self.interpolation == "random" else self.interpolation
+        if self.is_padded:
+            return self._padded_crop(picture, name, rng)
+        return picture.crop(self.crop_box(picture.size, rng), (self.size, self.size), name)
+
+    def _padded_crop(self, picture, name, rng):
+        """The shorter side to S, a black border, any S x S of it: T2T-ViT's transfer to CIFAR, with torchvision's
+        Resize(S) and RandomCrop(S, padding)."""
+        box = _middle(picture.size, _LONGEST)
+        pixels = picture.crop(box, _resized((box[2] - box[0], box[3] - box[1]), self.size), name)
+        border = (self.padding, self.padding)
+        pixels = np.pad(pixels, (border, border, (0, 0)))
+        top, left = (int(rng.integers(length - self.size + 1)) for length in pixels.shape[:2])
+        return np.ascontiguousarray(pixels[top : top + self.size, left : left + self.size])
+
+    def crop_box(self, size, rng):
+        """(left, top, right, bottom) of a random crop, by timm's RandomResizedCropAndInterpolation: ten tries, then
+        the largest centred crop within the ratios."""
+        width, height = size
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(*self.log_ratio))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+                return left, top, left + w, top + h
+        low, high = (math.exp(value) for value in self.log_ratio)
+        w, h = width, height
+        if width / height < low:
+            h = max(1, round(width / low))
+        elif width / height > high:
+            w = max(1, round(height * high))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+
+def mirrored(pixels):
+    """uint8 (H, W, channels) from right to left."""
+    whole = pixels.view(f"V{pixels.shape[2]}")  # (H, W, 1) of whole pixels, which NumPy copies 2.4 times faster
+    return np.ascontiguousarray(whole[:, ::-1]).view(np.uint8)
+
+
+def _middle(size, ratio):
+    """(left, top, right, bottom) without the ends that make an image more than `ratio` times as long as wide."""
+    width, height = size
+    longest = ratio * min(width, height)
+    left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
+    return left, top, left + min(width, longest), top + min(height, longest)
+
+
+def _resized(size, shorter):
+    """(width, height) after the shorter side became `shorter`, rounded as torchvision's Resize does."""
+    width, height = size
+    if width <= height:
+        return shorter, max(shorter, int(shorter * height / width))
+    return max(shorter, int(shorter * width / height)), shorter
+
+
+class EvalTransform:
+    """Official evaluation: shorter side to floor(S / crop), centre crop; PIL image -> uint8 (S, S, channels).
+
+    VAL.CROP_MODE squash resizes to (S, S) whatever the shape, as zhl98/T2T_paddle evaluates.
+    """
+
+    def __init__(self, cfg):
+        self.size = cfg.DATA.IMAGE_SIZE
+        self.resize = math.floor(self.size / cfg.VAL.CROP_PCT)
+        self.resampling = RESAMPLING[cfg.VAL.INTERPOLATION]
+        self.squash = cfg.VAL.CROP_MODE == "squash"
+
+    def __call__(self, image):
+        if self.squash:
+            return to_array(image.resize((self.size, self.size), self.resampling))
+        box = _middle(image.size, _LONGEST)
+        if box != (0, 0, *image.size):
+            image = image.crop(box)
+        new_size = _resized(image.size, self.resize)
+        image = image.resize(new_size, self.resampling)
+        # Rounded as torchvision's CenterCrop does.
+        left, top = (int(round((length - self.size) / 2.0)) for length in new_size)
+        return to_array(image.crop((left, top, left + self.size, top + self.size)))
+
+
+def normalized(images, mean, std):
+    """uint8 (B, H, W, C) -> float32, (x / 255 - mean) / std; paddle tensors or NumPy arrays, all of one kind."""
+    return (images.astype("float32") / 255.0 - mean) / std

@@ -1,0 +1,1 @@
+"""Model families: PaddlePaddle layers that know no config, path or rank."""

@@ -1,0 +1,182 @@
+"""Layers shared by the model families.
+
+Parameter names and arithmetic of the block follow the official T2T-ViT code (yitu-opensource/T2T-ViT,
+models/transformer_block.py), which are those of timm's, on which the official PiT stands.
+Sizes: B images, N tokens, C channels, h heads.
+"""
+
+import math
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from paddle.nn.initializer import Assign, Constant, Normal, Uniform
+
+from t2t_vit.models.cpu_ops import linear, normed_linear
+from t2t_vit.models.dropout import Dropout, DropPath
+
+# timm's trunc_normal_(std=.02) cuts at +-2, i.e. at 100 standard deviations: a plain normal.
+LINEAR_STD = 0.02
+
+
+def in_head(name):
+    """Whether a parameter or layer, by its structured name, belongs to a classifier: as wide as there are classes."""
+    return name.split(".")[0] in ("head", "head_dist")
+
+
+def init_linear_and_norm(layer):
+    """Official initialisation of one layer, for `Layer.apply`: Linear N(0, 0.02) and zero bias, LayerNorm 1 and 0."""
+    if isinstance(layer, nn.Linear):
+        Normal(std=LINEAR_STD)(layer.weight)
+    if isinstance(layer, nn.LayerNorm):
+        Constant(1.0)(layer.weight)
+    if isinstance(layer, (nn.Linear, nn.LayerNorm)) and layer.bias is not None:
+        Constant(0.0)(layer.bias)
+
+
+def init_from_fan_in(layer):
+    """PyTorch's default initialisation of one layer, for `Layer.apply`, on which official code leans in places.
+
+    Weights and biases of Linear and Conv2D are uniform within 1 / sqrt(fan in), LayerNorm is 1 and 0.
+    """
+    if isinstance(layer, nn.LayerNorm):
+        init_linear_and_norm(layer)
+    if isinstance(layer, (nn.Linear, nn.Conv2D)):
+        # Linear (in, out), Conv2D (out, in / groups, kernel, kernel)
+        fan_in = layer.weight.shape[0] if isinstance(layer, nn.Linear) else math.prod(layer.weight.shape[1:])
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:
+                Uniform(-(fan_in**-0.5), fan_in**-0.5)(parameter)
+
+
+def check_images(x, in_chans, image_size):
+    """Raise ValueError unless `x` is (B, in_chans, H, W) with (H, W) = image_size."""
+    if tuple(x.shape[1:]) != (in_chans, *image_size):
+        raise ValueError(
+            f"the model takes images of {in_chans} channels and {image_size[0]}x{image_size[1]} pixels but got "
+            f"{' x '.join(map(str, x.shape[1:]))}; build it with another image_size or in_chans"
+        )
+
+
+def frozen_parameter(layer, value):
+    """A parameter of `layer` that holds `value` and is never trained."""
+    attr = paddle.ParamAttr(trainable=False)
+    return layer.create_parameter(value.shape, attr=attr, default_initializer=Assign(value))
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm with the right gradient of x where its scale is frozen.
+
+    Paddle's kernel for CPUs then leaves the scale out of it (2.6.2, 3.3.1).
+    """
+
+    def forward(self, x):
+        if not (self.weight.stop_gradient and paddle.is_grad_enabled()):
+            return F.layer_norm(x, self._normalized_shape, self.weight, self.bias, self._epsilon)
+        return F.layer_norm(x, self._normalized_shape, epsilon=self._epsilon) * self.weight + self.bias
+
+
+class Mlp(nn.Layer):
+    """Linear, GELU, Linear, on what `norm` makes of the input: (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, dim, hidden_dim, drop=0.0):
+        super().__init__()
+        if hidden_dim < 1:
+            raise ValueError(f"the MLP of width {dim} has a hidden width of {hidden_dim}: raise mlp_ratio")
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = Dropout(drop)
+
+    def forward(self, x, norm):
+        x = normed_linear(x, norm, self.fc1.weight, self.fc1.bias)  # (B, N, hidden_dim)
+        x = linear(self.drop(F.gelu(x)), self.fc2.weight, self.fc2.bias)  # (B, N, C)
+        return self.drop(x)
+
+
+class Attention(nn.Layer):
+    """Multi-head self-attention on what `norm` makes of the input: (B, N, C) -> (B, M, C) of its first M tokens."""
+
+    fused = False  # see fuse_attention
+
+    def __init__(self, dim, num_heads, qkv_bias=False, qk_scale=None, attn_drop=0.0, proj_drop=0.0):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"the width {dim} is not divisible by {num_heads} heads")
+        self.num_heads = num_heads
+        self.scale = qk_scale or (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, dim * 3, bias_attr=None if qkv_bias else False)
+        self.attn_drop = Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = Dropout(proj_drop)
+
+    def forward(self, x, norm, num_queries=None):
+        x = self._attend(*self._heads(x, norm, num_queries)).flatten(2)  # (B, M, C)
+        return self.proj_drop(linear(x, self.proj.weight, self.proj.bias))
+
+    def _heads(self, x, norm, num_queries):
+        """q of the first tokens, k and v of all: (B, M, h, C/h) and twice (B, N, h, C/h)."""
+        if num_queries is None:
+            return self._split(normed_linear(x, norm, self.qkv.weight, self.qkv.bias), 3)
+        C, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
+        q_bias, kv_bias = (None, None) if bias is None else (bias[:C], bias[C:])
+        q = self._split(normed_linear(x[:, :num_queries], norm, weight[:, :C], q_bias), 1)
+        return *q, *self._split(normed_linear(x, norm, weight[:, C:], kv_bias), 2)
+
+    def _split(self, x, parts):
+        """(B, N, parts * C) -> `parts` of (B, N, h, C/h)."""
+        return x.reshape([x.shape[0], x.shape[1], parts, self.num_heads, -1]).unbind(2)
+
+    def _attend(self, q, k, v):
+        """(B, M, h, C/h) and twice (B, N, h, C/h) -> (B, M, h, C/h)."""
+        if self.fused and fits_flash_attention(q):
+            # Paddle's own factor is (C/h) ** -0.5.
+            return F.scaled_dot_product_attention(q * (self.scale * q.shape[-1] ** 0.5), k, v)
+        q, k, v = (tensor.transpose([0, 2, 1, 3]) for tensor in (q, k, v))  # (B, h, M, C/h), (B, h, N, C/h)
+        attn = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)  # (B, h, M, N)
+        return paddle.matmul(self.attn_drop(attn), v).transpose([0, 2, 1, 3])
+
+
+def fits_flash_attention(q):
+    """Whether FlashAttention takes heads (B, N, h, C/h): 16-bit, on a GPU from Ampere on, of a width that it has.
+
+    2.6.2 (nn/functional/flash_attention.py, _select_sdp) takes it for everything on a GPU and fails there; 3.3.1
+    (nn/functional/sdpa.py, can_use_flash_attention) has these conditions itself.
+    """
+    if q.dtype not in (paddle.float16, paddle.bfloat16) or q.shape[-1] % 8 or q.shape[-1] > 256:
+        return False
+    return paddle.get_device().startswith("gpu") and paddle.device.cuda.get_device_capability() >= (8, 0)
+
+
+def fuse_attention(model):
+    """Let a model's blocks use Paddle's FlashAttention where it fits; it has no dropout here."""
+    for layer in model.sublayers():
+        if isinstance(layer, Attention):
+            layer.fused = True
+
+
+class Block(nn.Layer):
+    """Pre-norm transformer block: (B, N, C) -> (B, M, C) of the first M tokens, by default of all N."""
+
+    def __init__(
+        self,
+        dim,
+        num_heads,
+        mlp_ratio,
+        qkv_bias=False,
+        qk_scale=None,
+        drop=0.0,
+        attn_drop=0.0,
+        drop_path=0.0,
+        epsilon=1e-5,
+    ):
+        super().__init__()
+        self.norm1 = LayerNorm(dim, epsilon=epsilon)
+        self.attn = Attention(dim, num_heads, qkv_bias, qk_scale, attn_drop, drop)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = LayerNorm(dim, epsilon=epsilon)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+
+    def forward(self, x, num_queries=None):
+        residual = x if num_queries is None else x[:, :num_queries]
+        x = residual + self.drop_path(self.attn(x, self.norm1, num_queries))
+        return x + self.drop_path(self.mlp(x, self.norm2))

@@ -1,0 +1,212 @@
+"""Pooling-based Vision Transformer (Heo et al., ICCV 2021, arXiv:2103.16302).
+
+Parameter names, initialisation and arithmetic are those of the official code (naver-ai/pit, pit.py).
+
+Sizes: B images, Cin channels, H x W pixels, h x w patches or tokens of the map, T class tokens (2 if distilled, else
+1), C width of a stage.
+"""
+
+import paddle
+from paddle import nn
+from paddle.nn.initializer import Normal
+
+from t2t_vit.models.dropout import Dropout
+from t2t_vit.models.layers import Block, LayerNorm, check_images, init_from_fan_in
+from t2t_vit.models.position import resize_map
+from t2t_vit.models.recompute import recomputed
+
+# Patches, and width per head, depth and heads of the three stages: paper, table 2, and the official pit.py.
+_SIZES = {
+    "pit_ti": dict(patch_size=16, stride=8, base_dims=(32, 32, 32), depth=(2, 6, 4), heads=(2, 4, 8)),
+    "pit_xs": dict(patch_size=16, stride=8, base_dims=(48, 48, 48), depth=(2, 6, 4), heads=(2, 4, 8)),
+    "pit_s": dict(patch_size=16, stride=8, base_dims=(48, 48, 48), depth=(2, 6, 4), heads=(3, 6, 12)),
+    "pit_b": dict(patch_size=14, stride=7, base_dims=(64, 64, 64), depth=(3, 6, 4), heads=(4, 8, 16)),
+}
+VARIANTS = {
+    **{name: {**size, "distilled": False} for name, size in _SIZES.items()},
+    **{f"{name}_distilled": {**size, "distilled": True} for name, size in _SIZES.items()},
+}
+
+_EPSILON = 1e-6  # of every LayerNorm; T2T-ViT has 1e-5
+
+
+class PatchEmbedding(nn.Layer):
+    """Overlapping patches: (B, Cin, H, W) -> (B, C, h, w)."""
+
+    def __init__(self, in_chans, dim, patch_size, stride):
+        super().__init__()
+        self.conv = nn.Conv2D(in_chans, dim, patch_size, stride)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Transformer(nn.Layer):
+    """The blocks of a stage, on the map's tokens and the class tokens together: (B, C, h, w), (B, T, C) -> the same.
+
+    The last stage's map is read by nobody: with `class_tokens_only` it is None.
+    """
+
+    recompute = False  # see recompute_activations
+
+    def __init__(self, dim, num_heads, mlp_ratio, drop_path_rates, **options):
+        super().__init__()
+        self.blocks = nn.LayerList(
+            Block(dim, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, epsilon=_EPSILON, **options)
+            for rate in drop_path_rates
+        )
+
+    def forward(self, x, cls_tokens, class_tokens_only=False):
+        B, C, height, width = x.shape
+        num_cls_tokens = cls_tokens.shape[1]
+        x = paddle.concat([cls_tokens, x.flatten(2).transpose([0, 2, 1])], axis=1)  # (B, T + h*w, C)
+        for block in self.blocks[:-1] if class_tokens_only else self.blocks:
+            x = recomputed(block, x) if self.recompute else block(x)
+        if class_tokens_only:
+            return None, self.blocks[-1](x, num_queries=num_cls_tokens)
+        cls_tokens, x = x[:, :num_cls_tokens], x[:, num_cls_tokens:]
+        return x.transpose([0, 2, 1]).reshape([B, C, height, width]), cls_tokens
+
+
+class HeadPooling(nn.Layer):
+    """Halves the map, h and w rounded up, and widens all tokens from C to D (paper, section 3.2).
+
+    (B, C, h, w), (B, T, C) -> (B, D, h/2, w/2), (B, T, D): a depth-wise convolution pools the map, a linear layer
+    widens the class tokens.
+    """
+
+    def __init__(self, dim, out_dim, stride=2):
+        super().__init__()
+        if out_dim % dim:
+            raise ValueError(f"the width {dim} of a stage does not divide the next one's, {out_dim}")
+        self.conv = nn.Conv2D(dim, out_dim, stride + 1, stride, stride // 2, groups=dim)
+        self.fc = nn.Linear(dim, out_dim)
+
+    def forward(self, x, cls_tokens):
+        return self.conv(x), self.fc(cls_tokens)
+
+
+class PoolingTransformer(nn.Layer):
+    """Patches with learned positions, three stages of blocks with a pooling between each two, linear head.
+
+    Distilled, it has a second class token with a head of its own that learns from a teacher (Touvron et al., 2021).
+
+    Args:
+        image_size: pixels, one number or (height, width), at least patch_size.
+        in_chans: channels of the input.
+        num_classes: width of the logits.
+        patch_size, stride: of the patches, in pixels.
+        base_dims, depth, heads: width per head, number of blocks and of heads, one of each per stage.
+        mlp_ratio: hidden width of the blocks' MLP / width.
+        distilled: whether there is a distillation token.
+        qk_scale: scale of q.k; None for head_dim ** -0.5.
+        drop_rate, attn_drop_rate: dropout in the blocks and on their attention.
+        drop_path_rate: stochastic depth of block i of n is drop_path_rate * i / n, as officially: below it in the last.
+
+    Raises:
+        ValueError: for values that do not fit together, naming them.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size=224,
+        in_chans=3,
+        num_classes=1000,
+        patch_size,
+        stride,
+        base_dims,
+        depth,
+        heads,
+        mlp_ratio=4.0,
+        distilled=False,
+        qk_scale=None,
+        drop_rate=0.0,
+        attn_drop_rate=0.0,
+        drop_path_rate=0.0,
+    ):
+        super().__init__()
+        if not len(base_dims) == len(depth) == len(heads) >= 1:
+            raise ValueError(f"base_dims {base_dims}, depth {depth} and heads {heads} must have one number per stage")
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.in_chans = in_chans
+        self.distilled = distilled
+        dims = [base_dim * num_heads for base_dim, num_heads in zip(base_dims, heads)]
+        normal = Normal(std=0.02)
+        self.pos_embed = self.create_parameter(
+            [1, dims[0], *_patch_grid(self.image_size, patch_size, stride)], default_initializer=normal
+        )
+        self.patch_embed = PatchEmbedding(in_chans, dims[0], patch_size, stride)
+        self.cls_token = self.create_parameter([1, 2 if distilled else 1, dims[0]], default_initializer=normal)
+        self.pos_drop = Dropout(drop_rate)
+        drop_path_rates = [drop_path_rate * i / sum(depth) for i in range(sum(depth))]
+        self.first_blocks = [
+            sum(depth[:stage]) for stage in range(len(depth) + 1)
+        ]  # of the stages, and one past the last
+        self.transformers = nn.LayerList(
+            Transformer(
+                dim, num_heads, mlp_ratio, drop_path_rates[first:end],
+                qk_scale=qk_scale, drop=drop_rate, attn_drop=attn_drop_rate,
+            )
+            for dim, num_heads, first, end in zip(dims, heads, self.first_blocks, self.first_blocks[1:])
+        )  # fmt: skip
+        self.pools = nn.LayerList(HeadPooling(dim, next_dim) for dim, next_dim in zip(dims, dims[1:]))
+        self.norm = LayerNorm(dims[-1], epsilon=_EPSILON)
+        self.head = nn.Linear(dims[-1], num_classes)
+        if distilled:
+            self.head_dist = nn.Linear(dims[-1], num_classes)
+        self.apply(init_from_fan_in)
+
+    def fit_pos_embed(self, table, anew=False):
+        """A position map (1, C, h, w) of another image size resized bicubically, and what was done to it, in words.
+
+        `anew` means nothing here: the map is learned.
+        """
+        old_grid, grid = table.shape[2:], self.pos_embed.shape[2:]
+        words = f"resized bicubically from {old_grid[0]}x{old_grid[1]} to {grid[0]}x{grid[1]}"
+        return resize_map(table, grid), words
+
+    def layer_index(self, name):
+        """Place of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last.
+
+        A pooling counts with the block that follows it.
+        """
+        kind, *rest = name.split(".")
+        if kind == "transformers":
+            return self.first_blocks[int(rest[0])] + int(rest[2]) + 1
+        if kind == "pools":
+            return self.first_blocks[int(rest[0]) + 1] + 1
+        return 0 if kind in ("patch_embed", "pos_embed", "cls_token") else self.first_blocks[-1] + 1
+
+    def forward_tokens(self, x):
+        """Normalised class tokens: (B, Cin, H, W) -> (B, T, C of the last stage)."""
+        check_images(x, self.in_chans, self.image_size)
+        x = self.pos_drop(self.patch_embed(x) + self.pos_embed)  # (B, C, h, w)
+        cls_tokens = self.cls_token.expand([x.shape[0], -1, -1])  # (B, T, C)
+        for transformer, pool in zip(self.transformers, self.pools):
+            x, cls_tokens = pool(*transformer(x, cls_tokens))
+        _, cls_tokens = self.transformers[-1](x, cls_tokens, class_tokens_only=True)
+        return self.norm(cls_tokens)
+
+    def forward_features(self, x):
+        """Normalised class token: (B, Cin, H, W) -> (B, C of the last stage)."""
+        return self.forward_tokens(x)[:, 0]
+
+    def forward(self, x):
+        """Logits: (B, Cin, H, W) -> (B, num_classes).
+
+        In training, a distilled model gives those of both heads, (class, distillation); in evaluation their mean.
+        """
+        tokens = self.forward_tokens(x)  # (B, T, C)
+        logits = self.head(tokens[:, 0])
+        if not self.distilled:
+            return logits
+        distilled_logits = self.head_dist(tokens[:, 1])
+        return (logits, distilled_logits) if self.training else (logits + distilled_logits) / 2
+
+
+def _patch_grid(image_size, patch_size, stride):
+    """(rows, columns) of the patches of an (H, W) image."""
+    if min(image_size) < patch_size:
+        raise ValueError(f"an image of {image_size[0]}x{image_size[1]} pixels is smaller than a patch of {patch_size}")
+    return [(length - patch_size) // stride + 1 for length in image_size]

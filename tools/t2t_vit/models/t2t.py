@@ -1,0 +1,340 @@
+"""Tokens-to-Token ViT (Yuan et al., ICCV 2021, arXiv:2101.11986).
+
+Parameter names are those of the official code (yitu-opensource/T2T-ViT, models/t2t_vit.py, token_performer.py,
+token_transformer.py), and where that code departs from the paper the code wins, because the published weights were
+trained with it.
+
+Sizes: B images, Cin channels, H x W pixels, N tokens, C embedding width, E token width (64), m random features (32).
+"""
+
+import math
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from paddle.nn.initializer import Normal, Orthogonal
+
+from t2t_vit.models import tf32
+from t2t_vit.models.cpu_ops import add_to_each, attend, linear, normed_linear, softmax_and_logsumexp
+from t2t_vit.models.dropout import Dropout
+from t2t_vit.models.layers import (
+    Block,
+    LayerNorm,
+    Mlp,
+    check_images,
+    frozen_parameter,
+    init_from_fan_in,
+    init_linear_and_norm,
+)
+from t2t_vit.models.position import is_sinusoid, resize_tokens, sinusoid_table, square_grid
+from t2t_vit.models.recompute import recomputed
+
+# Width, depth and heads of the deep-narrow backbone: paper, table 1, and the official models/t2t_vit.py.
+VARIANTS = {
+    "t2t_vit_7": dict(embed_dim=256, depth=7, num_heads=4, mlp_ratio=2.0),
+    "t2t_vit_10": dict(embed_dim=256, depth=10, num_heads=4, mlp_ratio=2.0),
+    "t2t_vit_12": dict(embed_dim=256, depth=12, num_heads=4, mlp_ratio=2.0),
+    "t2t_vit_14": dict(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0),
+    "t2t_vit_14_384": dict(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0, image_size=384),
+    "t2t_vit_14_resnext": dict(embed_dim=384, depth=14, num_heads=32, mlp_ratio=3.0),
+    "t2t_vit_14_wide": dict(embed_dim=768, depth=4, num_heads=12, mlp_ratio=3.0),
+    "t2t_vit_19": dict(embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.0),
+    "t2t_vit_24": dict(embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.0),
+    "t2t_vit_t_14": dict(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0, tokens_type="transformer"),
+    "t2t_vit_t_19": dict(embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.0, tokens_type="transformer"),
+    "t2t_vit_t_24": dict(embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.0, tokens_type="transformer"),
+}
+
+# Kernel, stride and padding of each soft split.
+SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
+
+
+class TokenPerformer(nn.Layer):
+    """One performer layer of the T2T module: (B, N, dim) -> (B, N, E), linear in N.
+
+    Performer attention (Choromanski et al., 2021) with positive random features
+    phi(x) = exp(w x - |x|^2 / 2) / sqrt(m) is, in the official token_performer.py,
+
+        y_t = sum_n phi(q_t).phi(k_n) v_n / (D_t + eps),   D_t = sum_n phi(q_t).phi(k_n),   eps = 1e-8.
+
+    Written so, phi overflows float16, and where it underflows y becomes 0 / 0. In logarithms the same value is two
+    softmaxes, one over the tokens for every feature and one over the features for every token, so that y is a convex
+    mix of the v_n at any magnitude of q and k:
+
+        y_t = sigmoid(log D_t - log eps) * sum_i softmax_i(log phi_i(q_t) + L_i) sum_n softmax_n(log phi_i(k_n)) v_n,
+        L_i = logsumexp_n log phi_i(k_n),   log D_t = logsumexp_i(log phi_i(q_t) + L_i).
+
+    Args:
+        dim: width of the incoming tokens.
+        token_dim: E, width of the outgoing tokens.
+        kernel_ratio: m / E.
+        drop: dropout after the projection and in the MLP; the official code has 0.1 always on in training.
+    """
+
+    EPSILON = 1e-8
+
+    def __init__(self, dim, token_dim, kernel_ratio=0.5, drop=0.1):
+        super().__init__()
+        self.norm1 = LayerNorm(dim, epsilon=1e-5)
+        self.kqv = nn.Linear(dim, 3 * token_dim)
+        self.proj = nn.Linear(token_dim, token_dim)
+        self.dp = Dropout(drop)
+        self.norm2 = LayerNorm(token_dim, epsilon=1e-5)
+        self.mlp = nn.Sequential(
+            nn.Linear(token_dim, token_dim), nn.GELU(), nn.Linear(token_dim, token_dim), Dropout(drop)
+        )
+        num_features = int(token_dim * kernel_ratio)
+        if num_features < 1:
+            raise ValueError(f"the token width {token_dim} leaves no random features: it must be 2 or more")
+        self.w = self.create_parameter(
+            [num_features, token_dim],
+            attr=paddle.ParamAttr(trainable=False),
+            default_initializer=Orthogonal(gain=math.sqrt(num_features)),
+        )
+
+    def attend(self, k, q, v):
+        """Performer attention in at least float32: three (B, N, E) -> (B, N, E) of v's type."""
+        # Outside autocast: as float16, w.x would carry an error of 0.2 in the exponent at |x| = 100.
+        with paddle.amp.auto_cast(enable=False):
+            over_features, over_tokens = self.factors(k, q)
+            y = paddle.matmul(over_features, paddle.matmul(over_tokens, _at_least_float32(v)))
+            return y.astype(v.dtype)
+
+    def factors(self, k, q):
+        """(B, N, m) and (B, m, N), whose product is the attention (B, N, N) that `attend` never forms."""
+        k, q, w = (_at_least_float32(t) for t in (k, q, self.w))
+        log_k = _log_features(k, w).transpose([0, 2, 1])  # (B, m, N)
+        over_tokens, log_sum = softmax_and_logsumexp(log_k)  # (B, m, N), (B, m, 1)
+        log_q = add_to_each(_log_features(q, w), log_sum.transpose([0, 2, 1]))  # (B, N, m)
+        over_features, log_total = softmax_and_logsumexp(log_q)  # (B, N, m), (B, N, 1)
+        share = F.sigmoid(log_total - math.log(w.shape[0] * self.EPSILON))  # D / (D + eps); D = e^total / m
+        return over_features * share, over_tokens
+
+    def forward(self, x):
+        k, q, v = normed_linear(x, self.norm1, self.kqv.weight, self.kqv.bias).split(3, axis=-1)  # each (B, N, E)
+        # The input is wider than E, so the skip connection starts from v (paper, section 3.1).
+        x = v + self.dp(linear(self.attend(k, q, v), self.proj.weight, self.proj.bias))
+        first, gelu, second, drop = self.mlp
+        hidden = gelu(normed_linear(x, self.norm2, first.weight, first.bias))  # (B, N, E)
+        return x + drop(linear(hidden, second.weight, second.bias))
+
+
+def _at_least_float32(x):
+    return x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x
+
+
+def _log_features(x, w):
+    """log phi(x) + log(m) / 2: (B, N, E), (m, E) -> (B, N, m)."""
+    with tf32.FORBIDDEN:  # whose 10 bits are those of float16: see TokenPerformer.attend
+        product = paddle.matmul(x, w, transpose_y=True)
+    return product - 0.5 * x.square().sum(axis=-1, keepdim=True)
+
+
+class TokenAttention(nn.Layer):
+    """Single-head attention that narrows what `norm` makes of its tokens: (B, N, dim) -> (B, N, E)."""
+
+    def __init__(self, dim, token_dim):
+        super().__init__()
+        # Of the input width (147, 576), not of token_dim as usual; kept from the official token_transformer.py.
+        self.scale = dim**-0.5
+        self.qkv = nn.Linear(dim, 3 * token_dim, bias_attr=False)
+        self.proj = nn.Linear(token_dim, token_dim)
+
+    def forward(self, x, norm):
+        q, k, v = normed_linear(x, norm, self.qkv.weight).split(3, axis=-1)  # each (B, N, E)
+        y = attend(q * self.scale, k, v)  # (B, N, E)
+        return v + linear(y, self.proj.weight, self.proj.bias)  # v is the skip connection
+
+
+class TokenTransformer(nn.Layer):
+    """One transformer layer of the T2T module: (B, N, dim) -> (B, N, E), quadratic in N."""
+
+    def __init__(self, dim, token_dim):
+        super().__init__()
+        self.norm1 = LayerNorm(dim, epsilon=1e-5)
+        self.attn = TokenAttention(dim, token_dim)
+        self.norm2 = LayerNorm(token_dim, epsilon=1e-5)
+        self.mlp = Mlp(token_dim, token_dim)
+
+    def forward(self, x):
+        x = self.attn(x, self.norm1)  # (B, N, E)
+        return x + self.mlp(x, self.norm2)
+
+
+TOKEN_LAYERS = {"performer": TokenPerformer, "transformer": TokenTransformer}
+TOKENS_TYPES = (*TOKEN_LAYERS, "convolution")
+
+
+def split_grids(image_size, splits):
+    """(height, width) of the token grid after each soft split of an (H, W) image.
+
+    Raises ValueError where the image is too small for a split.
+    """
+    grids, size = [], tuple(image_size)
+    for kernel, stride, padding in splits:
+        size = tuple((length + 2 * padding - kernel) // stride + 1 for length in size)
+        if min(size) < 1:
+            raise ValueError(
+                f"an image of {image_size[0]}x{image_size[1]} pixels is too small for the soft splits {splits}"
+            )
+        grids.append(size)
+    return grids
+
+
+class T2TModule(nn.Layer):
+    """Tokens-to-Token module (paper, section 3.1): soft splits with a token layer between each two.
+
+    (B, Cin, H, W) -> (B, N, C), N = product of `self.grids[-1]`. With token type "convolution" (the paper's ablation)
+    the soft splits are plain convolutions of the same geometry and there is no token layer.
+    """
+
+    recompute = False  # see recompute_activations
+
+    def __init__(self, image_size, in_chans, embed_dim, tokens_type, token_dim, splits):
+        super().__init__()
+        if tokens_type not in TOKENS_TYPES:
+            raise ValueError(f"unknown token type {tokens_type!r}: choose one of {', '.join(TOKENS_TYPES)}")
+        self.splits = [tuple(split) for split in splits]
+        self.grids = split_grids(image_size, self.splits)
+        if tokens_type == "convolution":
+            self.stages = self._add_convolutions(in_chans, token_dim, embed_dim)
+            return
+        self.stages = []
+        width = in_chans
+        for i, (kernel, _, _) in enumerate(self.splits[:-1], start=1):
+            layer = TOKEN_LAYERS[tokens_type](width * kernel**2, token_dim)
+            self.stages.append(self.add_sublayer(f"attention{i}", layer))
+            width = token_dim
+        self.project = nn.Linear(width * self.splits[-1][0] ** 2, embed_dim)
+
+    def _add_convolutions(self, in_chans, token_dim, embed_dim):
+        names = [f"soft_split{i}" for i in range(len(self.splits) - 1)] + ["project"]
+        widths = [in_chans] + [token_dim] * (len(self.splits) - 1) + [embed_dim]
+        layers = []
+        for name, split, in_width, out_width in zip(names, self.splits, widths[:-1], widths[1:]):
+            layers.append(self.add_sublayer(name, nn.Conv2D(in_width, out_width, *split)))
+            init_from_fan_in(layers[-1])
+        return layers
+
+    def forward(self, x):
+        if not hasattr(self, "soft_split0"):
+            return self._soft_split_tokens(x)
+        for convolution in self.stages:
+            x = convolution(x)  # (B, E or C, h, w)
+        return x.flatten(2).transpose([0, 2, 1])  # (B, N, C)
+
+    def _soft_split_tokens(self, x):
+        # On a GPU unfold and its gradient start a kernel per image (unfold_kernel_impl.h, 2.6.2 and 3.3.1).
+        for stage, split, (height, width) in zip(self.stages, self.splits, self.grids):
+            x = F.unfold(x, *split).transpose([0, 2, 1])  # (B, h*w, Cin*k*k)
+            x = recomputed(stage, x) if self.recompute else stage(x)  # (B, h*w, E)
+            x = x.transpose([0, 2, 1]).reshape([x.shape[0], x.shape[2], height, width])  # (B, E, h, w)
+        x = F.unfold(x, *self.splits[-1]).transpose([0, 2, 1])  # (B, N, E*k*k)
+        return linear(x, self.project.weight, self.project.bias)  # (B, N, C)
+
+
+class T2TViT(nn.Layer):
+    """T2T module, class token, fixed sinusoidal positions, deep-narrow ViT backbone, linear head.
+
+    Args:
+        image_size: pixels, one number or (height, width); any size that the soft splits can cover.
+        in_chans: channels of the input.
+        num_classes: width of the logits.
+        embed_dim, depth, num_heads, mlp_ratio: the backbone.
+        tokens_type: "performer", "transformer" or "convolution".
+        token_dim: width inside the T2T module.
+        splits: (kernel, stride, padding) of each soft split, two or more.
+        qk_scale: scale of q.k in the backbone; None for head_dim ** -0.5.
+        drop_rate, attn_drop_rate: dropout in the backbone and on its attention.
+        drop_path_rate: stochastic depth, rising linearly from 0 in the first block to this in the last.
+
+    Raises:
+        ValueError: for values that do not fit together, naming them.
+    """
+
+    recompute = False  # see recompute_activations
+
+    def __init__(
+        self,
+        *,
+        image_size=224,
+        in_chans=3,
+        num_classes=1000,
+        embed_dim,
+        depth,
+        num_heads,
+        mlp_ratio,
+        tokens_type="performer",
+        token_dim=64,
+        splits=SPLITS,
+        qk_scale=None,
+        drop_rate=0.0,
+        attn_drop_rate=0.0,
+        drop_path_rate=0.0,
+    ):
+        super().__init__()
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.in_chans = in_chans
+        self.tokens_to_token = T2TModule(self.image_size, in_chans, embed_dim, tokens_type, token_dim, splits)
+        num_tokens = math.prod(self.tokens_to_token.grids[-1])
+        self.cls_token = self.create_parameter([1, 1, embed_dim], default_initializer=Normal(std=0.02))
+        self.pos_embed = frozen_parameter(self, sinusoid_table(num_tokens + 1, embed_dim))
+        self.pos_drop = Dropout(drop_rate)
+        drop_path_rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.LayerList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio,
+                qk_scale=qk_scale,
+                drop=drop_rate,
+                attn_drop=attn_drop_rate,
+                drop_path=rate,
+            )
+            for rate in drop_path_rates
+        )
+        self.norm = LayerNorm(embed_dim, epsilon=1e-5)
+        self.head = nn.Linear(embed_dim, num_classes)
+        self.apply(init_linear_and_norm)
+
+    def fit_pos_embed(self, table, anew=False):
+        """A position embedding (1, 1+M, C) of another image size, as one of this model, (1, 1+N, C).
+
+        The position of the class token is kept and the grid resized, as resize_pos_embed in the official utils.py
+        means to do; with `anew`, a table that is still the sinusoid becomes that of the new length.
+
+        Returns:
+            The table, and what was done to it, in words.
+
+        Raises:
+            ValueError: the M positions are of no square grid.
+        """
+        grid = self.tokens_to_token.grids[-1]
+        old_grid = square_grid(table.shape[1] - 1)
+        sizes = f"{old_grid[0]}x{old_grid[1]} to {grid[0]}x{grid[1]}"
+        if anew and is_sinusoid(table):
+            return sinusoid_table(1 + math.prod(grid), table.shape[2]), f"the sinusoid anew, from {sizes}"
+        return resize_tokens(table, old_grid, grid), f"resized bicubically from {sizes}"
+
+    def layer_index(self, name):
+        """Place of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last."""
+        kind, *rest = name.split(".")
+        if kind == "blocks":
+            return int(rest[0]) + 1
+        return 0 if kind in ("tokens_to_token", "pos_embed", "cls_token") else len(self.blocks) + 1
+
+    def forward_features(self, x):
+        """Normalised class token: (B, Cin, H, W) -> (B, C)."""
+        check_images(x, self.in_chans, self.image_size)
+        x = self.tokens_to_token(x)  # (B, N, C)
+        cls_token = self.cls_token.expand([x.shape[0], -1, -1])  # (B, 1, C)
+        x = paddle.concat([cls_token, x], axis=1) + self.pos_embed  # (B, 1 + N, C)
+        x = self.pos_drop(x)
+        for block in self.blocks[:-1]:
+            x = recomputed(block, x) if self.recompute else block(x)
+        # Of the last block only the class token is read: 8 % of t2t_vit_7's multiplications need not be done.
+        return self.norm(self.blocks[-1](x, num_queries=1))[:, 0]  # (B, C)
+
+    def forward(self, x):
+        """Logits: (B, Cin, H, W) -> (B, num_classes)."""
+        return self.head(self.forward_features(x))

@@ -1,0 +1,121 @@
+"""When to save and when to stop: signals, SAVE_MINUTES, TIME_LIMIT."""
+
+import math
+import signal
+import threading
+import time
+
+from t2t_vit.common.interrupts import ignore_interrupts
+from t2t_vit.common.logger import leave_terminal, write_from_handler
+from t2t_vit.config import to_seconds
+from t2t_vit.parallel import processes
+
+GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes agree on the largest
+STOPS = (STOP_FOR_TIME, STOP_FOR_SIGNAL)
+_AGREE_SECONDS = 5.0  # between two agreements of several processes, which wait for the devices
+_EXIT_SECONDS = 5.0  # for the process to end after its last save
+_FIRST_SAVE_SECONDS = 30.0  # allowed for the first save, before one was measured
+_REPEAT_SECONDS = 2.0  # in which Ctrl-C, pressed again, still means to save
+
+
+def _is_main_thread():
+    return threading.current_thread() is threading.main_thread()
+
+
+class Watch:
+    """Asked after each step whether to go on. As a context it takes over SIGTERM, SIGINT and SIGHUP.
+
+    The first of these signals only makes a note, as does SIGINT again within `_REPEAT_SECONDS`; a later SIGINT
+    interrupts at once. Under nohup SIGHUP stays ignored. In another thread than the main one nothing is taken over,
+    as Python cannot.
+
+    Args:
+        train: the TRAIN section of the config.
+        started: `time.monotonic()` when the command started, from which TIME_LIMIT counts.
+    """
+
+    def __init__(self, train, started):
+        self.limit = to_seconds(train.TIME_LIMIT) or math.inf
+        self.interval = 60 * train.SAVE_MINUTES or math.inf
+        self.started = started
+        self.signal = self.signalled_at = None
+        self.slowest_save = None
+        self.last_save = time.monotonic()
+        self.steps = 0  # since the command started
+        self.seconds_between = 0.0  # the last two questions
+        self.epoch_starts()
+
+    def __enter__(self):
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        self._earlier = {number: signal.getsignal(number) for number in numbers if _is_main_thread()}
+        for number, handler in self._earlier.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._earlier.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+        if self.signal:
+            ignore_interrupts()
+
+    def _note(self, number, _frame):
+        if number == signal.SIGHUP:
+            leave_terminal()
+        if not self.signal:
+            self.signal, self.signalled_at = signal.Signals(number).name, time.monotonic()
+            if number == signal.SIGINT:
+                how = f"Ctrl-C after {_REPEAT_SECONDS:.0f} seconds or later gives up what is not saved"
+                write_from_handler(f"\nsaving after this step; {how}\n")
+        elif number == signal.SIGINT and time.monotonic() > self.signalled_at + _REPEAT_SECONDS:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends; once is enough
+            raise KeyboardInterrupt
+
+    def epoch_starts(self):
+        """Leave out the validation before when the time between two questions is measured."""
+        self.asked, self.asked_at, self.next_question = time.monotonic(), self.steps, self.steps + 1
+
+    def after_step(self):
+        """GO_ON, SAVE, STOP_FOR_TIME or STOP_FOR_SIGNAL, the same in every process."""
+        self.steps += 1
+        if self.steps < self.next_question:
+            return GO_ON
+        now = time.monotonic()
+        wish, self.seconds_between = processes.max_over_processes([self._wish(), now - self.asked])
+        steps = 1
+        if processes.world_size() > 1:
+            steps = int(_AGREE_SECONDS * (self.steps - self.asked_at) / max(self.seconds_between, 1e-3))
+        self.asked, self.asked_at, self.next_question = now, self.steps, self.steps + max(1, steps)
+        return int(wish)
+
+    def before_validation(self, seconds):
+        """The same, where the next question comes only after a validation that takes about `seconds`."""
+        return int(processes.max_over_processes([self._wish(seconds)])[0])
+
+    def _wish(self, seconds_ahead=0.0):
+        if self.signal:
+            return STOP_FOR_SIGNAL
+        now = time.monotonic()
+        if now + seconds_ahead > self.started + self.limit - self._room():
+            return STOP_FOR_TIME
+        return SAVE if now > self.last_save + self.interval else GO_ON
+
+    def _room(self):
+        """Seconds before the limit at which to save: for the way to the next question, and twice the slowest save."""
+        save = self.slowest_save if self.slowest_save is not None else min(_FIRST_SAVE_SECONDS, self.limit / 10)
+        return 2 * save + self.seconds_between + min(_EXIT_SECONDS, self.limit / 10)
+
+    def must_stop(self):
+        """Whether this process alone would stop now."""
+        return self._wish() in STOPS
+
+    def saved(self, seconds):
+        """Note that a save ended now and took so long."""
+        self.last_save = time.monotonic()
+        self.slowest_save = max(seconds, self.slowest_save or 0.0)
+
+    def reason(self, wish):
+        """Why to stop, in words."""
+        if wish == STOP_FOR_SIGNAL:
+            return self.signal or "a signal to another process"
+        return "TRAIN.TIME_LIMIT"

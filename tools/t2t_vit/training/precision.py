@@ -1,0 +1,59 @@
+"""Mixed precision through paddle.amp, where the device has it."""
+
+import contextlib
+import copy
+
+import paddle
+
+from t2t_vit.common.logger import log
+
+
+class MixedPrecision:
+    """What TRAIN.AMP and TRAIN.AMP_DTYPE ask for, or plain float32 with a warning where the device cannot.
+
+    Args:
+        train: the TRAIN section of the config.
+    """
+
+    def __init__(self, train):
+        reason = _why_not(train.AMP_DTYPE) if train.AMP else ""
+        if reason:
+            log.warning(
+                "warning: TRAIN.AMP %s %s does nothing here (%s): training in float32",
+                train.AMP,
+                train.AMP_DTYPE,
+                reason,
+            )
+        self.level = "" if reason else train.AMP
+        self.dtype = train.AMP_DTYPE
+        # bfloat16 has the range of float32 and needs no loss scale.
+        self.scaler = paddle.amp.GradScaler(
+            enable=bool(self.level) and self.dtype == "float16", init_loss_scaling=65536.0
+        )
+
+    def __str__(self):
+        return f"{self.level} {self.dtype}" if self.level else "float32"
+
+    def live_model(self, model):
+        """The model that computes the gradients: `model`, under O2 a copy with weights of 16 bits.
+
+        LayerNorm stays float32 in one of float16. Paddle's float32 copies of the weights (`master_weight`) are not
+        used: the optimizer updates `model`, and has no copy of what stays float32 (2.6.2 and 3.3.1).
+        """
+        if self.level != "O2":
+            return model
+        return paddle.amp.decorate(copy.deepcopy(model), level="O2", dtype=self.dtype)
+
+    def autocast(self):
+        """Context of the forward pass."""
+        if not self.level:
+            return contextlib.nullcontext()
+        return paddle.amp.auto_cast(level=self.level, dtype=self.dtype)
+
+
+def _why_not(dtype):
+    device = paddle.device.get_device()
+    if not device.startswith("gpu"):
+        return f"the device is {device}"
+    supported = paddle.amp.is_float16_supported if dtype == "float16" else paddle.amp.is_bfloat16_supported
+    return "" if supported(device) else f"{device} has no {dtype}"

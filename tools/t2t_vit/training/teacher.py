@@ -1,0 +1,106 @@
+"""The model that a distillation learns from."""
+
+import difflib
+from pathlib import Path
+
+import paddle
+
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import sha256, shown
+from t2t_vit.config import default_config, load_config, resolve
+from t2t_vit.models.zoo import list_models
+from t2t_vit.weights.build import build_model
+from t2t_vit.weights.download import local_file
+from t2t_vit.weights.load import load_pretrained
+
+_VISION_MODELS = [name for name in paddle.vision.models.__all__ if name.islower()]
+
+
+class Teacher:
+    """Model of DISTILL.*, frozen and always in eval mode, for the student's images and classes.
+
+    Its `weights` are the file that they were read from.
+
+    Raises UserError for an unknown model, weights that are missing or do not fit, or another normalisation.
+    """
+
+    def __init__(self, cfg):
+        distill, data = cfg.DISTILL, cfg.DATA
+        name = shown(distill.TEACHER) if _is_config(distill.TEACHER) else distill.TEACHER
+        self.weights = weights_path(cfg)
+        self.model = _build(cfg)
+        try:
+            load_pretrained(self.model, self.weights, pos_resize=cfg.MODEL.POS_RESIZE)
+        except UserError as error:
+            classes = f"it must be for the student's {cfg.MODEL.NUM_CLASSES} classes"
+            raise UserError(f"DISTILL.TEACHER {name}, {classes}: {error}") from error
+        self.model.eval()
+        try:
+            self(paddle.zeros([1, data.CHANNELS, data.IMAGE_SIZE, data.IMAGE_SIZE]))
+        except ValueError as error:
+            size = f"{data.IMAGE_SIZE}x{data.IMAGE_SIZE}"
+            raise UserError(f"DISTILL.TEACHER {name} cannot take images of {size} pixels") from error
+        tau = f", temperature {distill.TAU:g}" if distill.TYPE == "soft" else ""
+        self.summary = f"teacher {name} with {shown(self.weights)}: {distill.TYPE}, {distill.ALPHA:g} of the loss{tau}"
+
+    @paddle.no_grad()
+    def __call__(self, images):
+        """Logits: (B, C, H, W) -> (B, K), without gradient."""
+        outputs = self.model(images)
+        return outputs[0] if isinstance(outputs, (list, tuple)) else outputs  # GoogLeNet gives two more
+
+
+def weights_path(cfg):
+    """File of the teacher's weights. Raises UserError if there is none, or no such teacher."""
+    distill = cfg.DISTILL
+    _check_name(distill.TEACHER)
+    if not distill.WEIGHTS and not _is_config(distill.TEACHER):
+        raise UserError(f"DISTILL.TEACHER is {distill.TEACHER}: set DISTILL.WEIGHTS to the file of its weights")
+    choice = distill.WEIGHTS or Path(distill.TEACHER).with_name("best.pdparams")
+    return local_file(choice, "set DISTILL.WEIGHTS to the file of the teacher's weights")
+
+
+def checksum(cfg):
+    """What tells the teacher's weights from any others; "" without a teacher."""
+    return sha256(weights_path(cfg))[:16] if cfg.DISTILL.TYPE else ""
+
+
+def _is_config(teacher):
+    return teacher.endswith((".yaml", ".yml"))
+
+
+def _check_name(teacher):
+    if _is_config(teacher):
+        if not resolve(teacher).is_file():
+            raise UserError(f"DISTILL.TEACHER: config {resolve(teacher)} not found")
+        return
+    known = list_models() + _VISION_MODELS
+    if teacher not in known:
+        near = difflib.get_close_matches(teacher, known, n=3) or ["t2t_vit_24", "resnet50"]
+        hint = f"did you mean {', '.join(near)}? A run is named by its config.yaml"
+        raise UserError(f"DISTILL.TEACHER: unknown model {teacher}; {hint}")
+
+
+def _build(cfg):
+    teacher = cfg.DISTILL.TEACHER
+    if _is_config(teacher) or teacher in list_models():
+        return build_model(_own_config(cfg))
+    if cfg.DATA.CHANNELS != 3:
+        raise UserError(f"DISTILL.TEACHER {teacher} takes RGB images, but DATA.CHANNELS is {cfg.DATA.CHANNELS}")
+    return getattr(paddle.vision.models, teacher)(num_classes=cfg.MODEL.NUM_CLASSES)
+
+
+def _own_config(cfg):
+    """Settings of a teacher from this repository: a MODEL section of its own, the student's images and classes."""
+    teacher, data = cfg.DISTILL.TEACHER, cfg.DATA
+    # As the weights beside it, and the paths in any YAML file: from the repository, not from the current folder.
+    own = (load_config(resolve(teacher)) if _is_config(teacher) else default_config()).clone()
+    own.defrost()
+    if _is_config(teacher):
+        for key in ("CHANNELS", "MEAN", "STD"):
+            if own.DATA[key] != data[key]:
+                raise UserError(f"DISTILL.TEACHER {teacher} has DATA.{key} {own.DATA[key]}, the student {data[key]}")
+    else:
+        own.MODEL.NAME, own.DATA.CHANNELS = teacher, data.CHANNELS
+    own.MODEL.NUM_CLASSES, own.DATA.IMAGE_SIZE = cfg.MODEL.NUM_CLASSES, data.IMAGE_SIZE
+    return own

@@ -1,0 +1,114 @@
+"""The model that a config names, with or without weights from a file."""
+
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import best_weights, resolve, with_classes
+from t2t_vit.data.dataset import ClassList, read_classes
+from t2t_vit.models.layers import fuse_attention
+from t2t_vit.models.zoo import create_model, model_family
+from t2t_vit.weights.download import local_file
+from t2t_vit.weights.load import count_classes, load_pretrained
+
+
+def build_model(cfg):
+    """Model of MODEL.* and the DATA keys that shape its input, with fresh weights.
+
+    Raises UserError for an unknown name or settings that do not fit together.
+    """
+    model = cfg.MODEL
+    if not model.NUM_CLASSES:
+        raise UserError(
+            "MODEL.NUM_CLASSES is 0, as many as the data set or the weights have, but there are neither; set it"
+        )
+    try:
+        overrides = _family_overrides(model)
+        network = create_model(
+            model.NAME,
+            image_size=cfg.DATA.IMAGE_SIZE,
+            in_chans=cfg.DATA.CHANNELS,
+            num_classes=model.NUM_CLASSES,
+            drop_rate=model.DROP_RATE,
+            attn_drop_rate=model.ATTN_DROP_RATE,
+            drop_path_rate=model.DROP_PATH_RATE,
+            qk_scale=model.QK_SCALE or None,
+            **overrides,
+        )
+        if model.FUSED_ATTENTION:
+            fuse_attention(network)
+        return network
+    except ValueError as error:
+        raise UserError(f"MODEL.NAME {model.NAME}: {error}") from error
+
+
+def _family_overrides(model):
+    """Constructor arguments from the section of the model's family; the other's must be as it is by default."""
+    family = model_family(model.NAME)
+    for other in {"T2T", "PIT"} - {family}:
+        for key, value in model[other].items():
+            if value:
+                raise UserError(f"MODEL.{other}.{key} is {value!r}, but MODEL.NAME {model.NAME} is of MODEL.{family}")
+    return {key.lower(): value for key, value in model[family].items() if value}
+
+
+def build_trained_model(cfg, chosen):
+    """Model of `cfg` in eval mode, and the file that its weights are from.
+
+    That is `chosen` (from the command line) if given, else best.pdparams of the config's run, the user's own or the
+    shipped one, else MODEL.PRETRAINED, from which a training of this config would start.
+
+    Raises UserError if there is none, or it does not fit.
+    """
+    model = build_model(cfg) if cfg.MODEL.NUM_CLASSES else None
+    best = best_weights(cfg)
+    path = local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
+    model = model or build_model(with_classes(cfg, count_classes(path)))
+    load_pretrained(model, path, pos_resize=cfg.MODEL.POS_RESIZE)
+    model.eval()
+    return model, path
+
+
+def classes_of(cfg, weights):
+    """`ClassList` of the model: the class list beside its weights, else that of the data set, else numbers.
+
+    Raises UserError if the list is of another number of classes.
+    """
+    candidates = [weights.with_name("classes.txt"), resolve(cfg.DATA.PATH) / "classes.txt"]
+    if cfg.DATA.CLASSES:
+        candidates.insert(1, resolve(cfg.DATA.CLASSES))
+    for path in candidates:
+        if path.is_file():
+            classes = read_classes(path)
+            if len(classes) != cfg.MODEL.NUM_CLASSES:
+                raise UserError(f"{path} lists {len(classes)} classes but MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}")
+            return classes
+    numbers = tuple(str(i) for i in range(cfg.MODEL.NUM_CLASSES))
+    return ClassList(numbers, numbers, "MODEL.NUM_CLASSES")
+
+
+def first_other_class(classes, weights):
+    """The first class that the list beside the weights names otherwise than the data, in words; None if none."""
+    theirs = classes_beside(weights)
+    return first_difference(classes, theirs) if theirs else None
+
+
+def classes_beside(weights):
+    """`ClassList` beside a file of weights, or None."""
+    path = weights.with_name("classes.txt")
+    return read_classes(path) if path.is_file() else None
+
+
+def refuse_other_order(classes, others):
+    """Raise UserError if two `ClassList`s hold the same classes in different orders, so that ids would be swapped."""
+    if (other := first_difference(classes, others)) and sorted(classes.folders) == sorted(others.folders):
+        raise UserError(
+            f"{other}: the same classes in another order; set DATA.CLASSES to the classes.txt of the model's run"
+        )
+
+
+def first_difference(classes, others):
+    """The first class that two `ClassList`s name otherwise, in words; None if none, or where one has only numbers."""
+    if "MODEL.NUM_CLASSES" in (classes.source, others.source):
+        return None
+    for number, (ours, theirs) in enumerate(zip(classes.folders, others.folders)):
+        if ours != theirs:
+            return f"class {number} is {ours} in {classes.source} but {theirs} in {others.source}"
+    return None

@@ -1,0 +1,154 @@
+"""Weights and training state on disk.
+
+Files are in the format of `paddle.save` with a checksum behind it, which `paddle.load` does not look at, and are
+replaced whole or not at all. They are read without `paddle.load`, which unpickles them and so runs any code that a
+stranger put into a .pdparams file: see unpickle.py.
+"""
+
+import errno
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import atomic_path, flush_to_disk
+from t2t_vit.models.layers import in_head
+from t2t_vit.weights.unpickle import MAKERS, MOST_OBJECTS, Array, Maker, Refused, Unpickler
+
+_SEAL = b"\nsha256:"  # before the 32 bytes of the checksum at the end of a file
+
+
+def save(path, tree):
+    """Write nested dicts of tensors, arrays, numbers and strings; plain `paddle.load` reads them.
+
+    The file is read back before it takes the place of an earlier one. Raises OSError naming it.
+    """
+    buffer = io.BytesIO()
+    paddle.save(_to_numpy(tree), buffer)
+    data = buffer.getbuffer()
+    checksum = hashlib.sha256(data).digest()
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            file.writelines([data, _SEAL, checksum])
+            flush_to_disk(file)
+        if hashlib.sha256(Path(temporary).read_bytes()[: len(data)]).digest() != checksum:
+            raise OSError(errno.EIO, "what was written is not what the disk gives back", str(path))
+
+
+def read(path):
+    """Read a .pdparams or .pdopt file into nested dicts of NumPy arrays, numbers and strings, running no code of it.
+
+    Raises:
+        UserError: the file is missing, torn, no Paddle file, or holds anything but such data (which is named).
+    """
+    try:
+        data = Path(path).read_bytes()
+        _check_seal(memoryview(data))
+        tree = _plain(Unpickler(data, _MAKERS).load(), [MOST_OBJECTS])
+    except FileNotFoundError:
+        raise UserError(f"{path} not found") from None
+    except Refused as error:
+        raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
+    except OSError:
+        raise
+    except Exception as error:  # a torn or crafted pickle raises nearly anything
+        raise UserError(f"{path} is damaged or no Paddle weights file ({type(error).__name__}: {error})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no state dict")
+    return tree
+
+
+def _check_seal(data):
+    """Raise ValueError if `data` ends in a checksum that is not its own; files of other programs end in none."""
+    content, end = data[: -len(_SEAL) - 32], data[-len(_SEAL) - 32 :]
+    if bytes(end).startswith(_SEAL) and not bytes(end).endswith(hashlib.sha256(content).digest()):
+        raise ValueError("its checksum is not that of its content")
+
+
+def is_own(path):
+    """True for a file that `save` wrote, by the checksum at its end."""
+    with open(path, "rb") as file:
+        file.seek(-min(os.path.getsize(path), len(_SEAL) + 32), os.SEEK_END)
+        return file.read().startswith(_SEAL)
+
+
+def load_state(model, weights, path):
+    """Copy `weights`, arrays by name, into `model`: every tensor once, and none left over.
+
+    Raises:
+        UserError: tensors are missing, left over or of another shape, naming them and what to set.
+    """
+    own = model.state_dict()
+    wrong = [f"no {name}" for name in own if name not in weights]
+    wrong += [f"{name} is unknown to the model" for name in weights if name not in own]
+    for name in own:
+        value = weights.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, np.ndarray):
+            wrong.append(f"{name} is no array")
+        elif list(value.shape) != list(own[name].shape):
+            wrong.append(f"{name} is {list(value.shape)}, the model's is {list(own[name].shape)}")
+    if wrong:
+        rest = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        head, own_head = np.shape(weights.get("head.bias")), own.get("head.bias")
+        other = len(head) == 1 and own_head is not None and list(head) != list(own_head.shape)
+        other = other and all(in_head(line) for line in wrong)  # each begins with a name
+        classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
+        raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")
+    with paddle.no_grad():
+        for name, tensor in own.items():
+            tensor.set_value(paddle.to_tensor(to_float32(weights[name], name, path)).astype(tensor.dtype))
+
+
+def to_float32(value, name, path):
+    """A finite array of any floating-point type, Paddle's bfloat16 too; UserError for any other."""
+    if value.dtype == np.uint16:  # how Paddle stores bfloat16: the upper half of a float32
+        value = (value.astype(np.uint32) << 16).view(np.float32)
+    if value.dtype.kind != "f":
+        raise UserError(f"{path} does not fit the model: {name} holds {value.dtype}, not floating-point numbers")
+    if not np.isfinite(value).all():
+        raise UserError(f"{path} is of no use: {name} holds numbers that are not finite (NaN or infinity)")
+    return value.astype(np.float32)
+
+
+def _to_numpy(tree):
+    if isinstance(tree, dict):
+        return {key: _to_numpy(value) for key, value in tree.items()}
+    return to_array(tree) if isinstance(tree, paddle.Tensor) else tree
+
+
+def to_array(tensor):
+    """A tensor as an array of its own. numpy() of a slice (flat.py) copies all that it is a slice of (2.6.2, 3.3.1)."""
+    return tensor.clone().numpy()
+
+
+def _make_pair(pair):
+    """The (name, array) pair that paddle.save makes of a nested tensor."""
+    if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], Array):
+        raise Refused("a tuple that is no named array")
+    return pair[1]
+
+
+_MAKERS = {**MAKERS, ("builtins", "tuple"): Maker(_make_pair, "tuple")}
+
+
+def _plain(tree, left):
+    """Check types all the way down and unwrap the arrays; `left`, in a list: values that there may still be.
+
+    A dict that a file holds many times, perhaps within itself, could stand for endlessly many.
+    """
+    left[0] -= 1
+    if left[0] < 0:
+        raise Refused(f"more than {MOST_OBJECTS:,} objects")
+    if type(tree) is dict and all(isinstance(key, str) for key in tree):
+        return {key: _plain(value, left) for key, value in tree.items()}
+    if isinstance(tree, Array) and tree.value is not None:
+        return tree.value
+    if tree is None or type(tree) in (bool, int, float, str):
+        return tree
+    raise Refused(f"a {type(tree).__name__}")

@@ -1,0 +1,296 @@
+"""Weights files of other programs: read without running code of theirs, and brought to our names and layout.
+
+Our names are those of the official PyTorch code, and our arrays are Paddle's: Linear weights [in, out], which PyTorch
+stores as [out, in].
+"""
+
+import errno
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from t2t_vit.common.errors import UserError, one_line
+from t2t_vit.common.files import atomic_path, is_web_page, read_text
+from t2t_vit.common.plain_yaml import load_yaml
+from t2t_vit.data.dataset import some
+from t2t_vit.models.layers import in_head
+from t2t_vit.models.zoo import list_models
+from t2t_vit.weights import checkpoint, torch_file
+from t2t_vit.weights.unpickle import Namespace, Refused
+
+# Where the weights of a larger file are; of several, the moving average first, as the programs themselves do. Our own
+# training states give the raw model: their average is best.pdparams.
+_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
+EXTRA = ("aux_head.weight", "aux_head.bias")  # of Token Labeling, unused at inference
+_ANCHOR = "cls_token"  # which every model here has, outside all its parts
+_COUNTERS = ("total_ops", "total_params")  # which thop adds to every layer
+_LFS = b"version https://git-lfs.github.com/"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds, by official names, in the layout of the file."""
+
+    path: Path
+    tensors: dict  # {name: array}
+    extra: dict  # the same of tensors that no model here has
+    form: str  # for the log: "PaddleViT T2T-ViT, entry model_ema, Paddle file"
+    is_torch: bool  # written by PyTorch or safetensors, whose Linear weights are [out, in]
+    variant: str = ""  # which the file, or the config of its run, says that it is of
+
+    @property
+    def is_own(self):
+        return checkpoint.is_own(self.path)
+
+    @property
+    def shapes(self):
+        return {name: value.shape for name, value in self.tensors.items()}
+
+
+def read_weights(path):
+    """Recognise a weights file by its content and read it.
+
+    Raises UserError: missing, damaged, of an unknown kind, or holding anything but data.
+    """
+    path = Path(path)
+    kind, tree = read_tree(path)
+    entry, tensors = _weights_of(tree, path)
+    tensors, left_out = _without_wrappers(tensors, path)
+    tensors, program = _official_names(tensors)
+    extra = {name: tensors.pop(name) for name in EXTRA if name in tensors}
+    others = f"{some(left_out, 2)} left out" if left_out else ""
+    form = ", ".join(part for part in (program, entry and f"entry {entry}", f"{kind} file", others) if part)
+    return Weights(path, tensors, extra, form, kind != "Paddle", _variant_of(tree) or _variant_of_run(path))
+
+
+# --- Containers ---
+
+
+def read_tree(path):
+    """("PyTorch", "safetensors" or "Paddle", the dict in the file). Raises UserError like `read_weights`."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except FileNotFoundError:
+        raise UserError(f"{path} not found") from None
+    if not start:
+        raise UserError(f"{path} is empty")
+    if start.startswith(_LFS):
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository")
+    if is_web_page(start):
+        raise UserError(f"{path} is a web page, not weights: the link leads to a page; download the file behind it")
+    if start.startswith((torch_file.ZIP, torch_file.LEGACY)):
+        return "PyTorch", _read_with(torch_file.read, path, "PyTorch")
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return "safetensors", _read_with(_read_safetensors, path, "safetensors")
+    return "Paddle", checkpoint.read(path)
+
+
+def _read_with(read, path, program):
+    """`read(path)`; whatever it raises at a torn or crafted file becomes one line."""
+    try:
+        tree = read(path)
+    except Refused as error:
+        raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
+    except UserError:
+        raise
+    except Exception as error:  # each reader has exceptions of its own, which share no other base
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the disk; EINVAL is a place before the file
+            raise
+        raise UserError(f"{path} is damaged or no {program} weights file ({_first_sentence(error)})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds a {type(tree).__name__}, not a state dict")
+    return tree
+
+
+def _first_sentence(error):
+    return one_line(error).split(". ")[0][:200]
+
+
+def _read_safetensors(path):
+    try:
+        from safetensors import deserialize
+    except ImportError:
+        raise UserError(f"{path} is a safetensors file, which needs a package: pip install safetensors") from None
+    types = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # as Paddle stores bfloat16
+    types |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+    arrays = {}
+    for name, entry in deserialize(path.read_bytes()):
+        if entry["dtype"] not in types:
+            raise UserError(f"{path}: {name} holds {entry['dtype']}, not floating-point numbers")
+        arrays[name] = np.frombuffer(entry["data"], types[entry["dtype"]]).reshape(entry["shape"])
+    return arrays
+
+
+# --- Names ---
+
+
+def _weights_of(tree, path):
+    """(name of the entry that holds the weights or None, the arrays in it). Raises UserError if that is not clear."""
+    held = {}
+    for entry, inner in [*tree.items(), (None, tree)]:
+        if isinstance(inner, dict):
+            arrays = {name: value for name, value in inner.items() if isinstance(value, np.ndarray)}
+            held |= {entry: arrays} if arrays else {}
+    if any(str(key).endswith("_moment1_0") or key == "LR_Scheduler" for key in tree):
+        raise UserError(f"{path} is the state of an optimizer (.pdopt): give the .pdparams beside it, the weights")
+    if not held:
+        found = f"only {', '.join(list(tree)[:3])}" if tree else "nothing"
+        raise UserError(f"{path} holds no weights: no tensors, {found}")
+    models = [entry for entry, arrays in held.items() if any(_is_anchor(name) for name in arrays)] or list(held)
+    known = [entry for entry in (*_ENTRIES, None) if entry in models]
+    if not known and len(models) > 1:
+        raise UserError(f"{path} holds several models, {some(models)}: keep one of them")
+    entry = (known or models)[0]
+    return entry, held[entry]
+
+
+def _is_anchor(name):
+    return name.split(".")[-1] == _ANCHOR
+
+
+def _without_wrappers(tensors, path):
+    """({name in the model: array}, names of what is no part of it).
+
+    Programs wrap a model in others, each of which puts its name for it before all names: module., model., backbone.
+    What stands before "cls_token" is therefore no part of any name. The names that wrappers put inside, such as
+    _orig_mod of torch.compile, begin with an underscore. A head may lie outside the wrapper.
+
+    Raises UserError if there are several models in `tensors`.
+    """
+    if not any(map(_is_anchor, tensors)):
+        return tensors, []  # a teacher of another family, in which _mean and _variance are names
+    plain = {}
+    for name, value in tensors.items():
+        short = ".".join(part for part in name.split(".") if not part.startswith("_"))
+        if short in plain:
+            raise UserError(f"{path} holds {short} twice: keep one of them")
+        plain[short] = value
+    prefixes = sorted(name[: -len(_ANCHOR)] for name in plain if _is_anchor(name))
+    if len(prefixes) > 1:
+        found = some([prefix or "one without a prefix" for prefix in prefixes])
+        raise UserError(f"{path} holds several models, {found}: keep one of them")
+    prefix = prefixes[0] if prefixes else ""
+    parts = {name[len(prefix) :]: value for name, value in plain.items() if name.startswith(prefix)}
+    parts |= {name: value for name, value in plain.items() if in_head(name) and name not in parts}
+    parts = {name: value for name, value in parts.items() if name.split(".")[-1] not in _COUNTERS}
+    left_out = [name for name in plain if name not in parts and name[len(prefix) :] not in parts]
+    return parts, left_out
+
+
+def _variant_of(tree):
+    """The variant that a PyTorch training says that its file is of, "" if none here: its `arch` or `args.model`."""
+    args = tree.get("args")
+    args = args.values if isinstance(args, Namespace) else args if isinstance(args, dict) else {}
+    for name in (tree.get("arch"), args.get("model"), args.get("arch")):
+        if isinstance(name, str):
+            name = name.lower().partition(".")[0]
+            name = name[: -len("_224")] if name.endswith("_224") else name  # timm's PiT
+            if name in list_models():
+                return name
+    return ""
+
+
+def _variant_of_run(path):
+    """The variant of the run that a file of ours is of, by the config beside it; "" if unknown or with other heads."""
+    beside = path.with_name("config.yaml")
+    is_of_run = re.fullmatch(r"(best|latest(\.\d+)?)\.pdparams", path.name)
+    if not is_of_run or not checkpoint.is_own(path) or not beside.is_file():
+        return ""
+    try:
+        model = load_yaml(read_text(beside, 2**20), fast=True)["MODEL"]
+        name, heads = model["NAME"], model["T2T"]["NUM_HEADS"] or model["PIT"]["HEADS"]
+    except (ValueError, KeyError, TypeError):  # some other program's
+        return ""
+    return name if name in list_models() and not heads else ""
+
+
+def _official_names(tensors):
+    """({official name: array}, which program's names they had)."""
+    if any(name.startswith("patch_embed.attn1.") for name in tensors):
+        return {_from_paddlevit(name): value for name, value in tensors.items()}, "PaddleViT T2T-ViT"
+    pools = sorted({match.group(1) for name in tensors if (match := _TIMM_POOL.match(name))})
+    if pools:
+        # Old timm counts a pool with the stage before it (from 0), new timm with the one after it (from 1).
+        names = {name: _TIMM_POOL.sub(lambda m: f"pools.{pools.index(m.group(1))}.", name) for name in tensors}
+        return {names[name]: value for name, value in tensors.items()}, "timm PiT"
+    for start, program in (("tokens_to_token.", "T2T-ViT, official names"), ("transformers.", "PiT, official names")):
+        if any(name.startswith(start) for name in tensors):
+            return tensors, program
+    return tensors, ""
+
+
+_TIMM_POOL = re.compile(r"transformers\.(\d)\.pool\.")
+_PADDLEVIT = (
+    (r"^patch_embed\.attn(\d)\.", r"tokens_to_token.attention\1."),
+    (r"^patch_embed\.proj\.", "tokens_to_token.project."),
+)
+
+
+def _from_paddlevit(name):
+    for pattern, replacement in _PADDLEVIT:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+# --- Layout ---
+
+
+def linear_weights(model):
+    """Names of the 2-D weights whose layouts differ: Paddle's are [in, out], PyTorch's [out, in]."""
+    layers = model.named_sublayers()
+    return [f"{name}.weight" for name, layer in layers if isinstance(layer, paddle.nn.Linear)]
+
+
+def in_paddle_layout(weights, model):
+    """Tensors and extra ones of a file as Paddle stores them, and which layout the file has: "PyTorch" or "Paddle".
+
+    The file's own non-square Linear weights decide, whatever program wrote it: their shapes are those of the model's
+    weights, or those transposed. Only where none says anything does the kind of the file decide.
+
+    Raises UserError naming weights that contradict each other.
+    """
+    own, names = model.state_dict(), linear_weights(model)
+    votes = {True: [], False: []}  # PyTorch's layout: names
+    for name in names:
+        shape, expected = list(np.shape(weights.tensors.get(name))), list(own[name].shape)
+        if expected[0] != expected[1] and shape in (expected, expected[::-1]):
+            votes[shape != expected].append(name)
+    if votes[True] and votes[False]:
+        raise UserError(
+            f"{weights.path} mixes two layouts: {votes[True][0]} is transposed ([out, in]) but {votes[False][0]} is not"
+        )
+    is_torch = bool(votes[True]) if votes[True] or votes[False] else weights.is_torch
+    extra = {name: checkpoint.to_float32(value, name, weights.path) for name, value in weights.extra.items()}
+    return transposed(weights.tensors, names, is_torch), transposed(extra, EXTRA, is_torch), is_torch
+
+
+def transposed(tensors, names, wanted=True):
+    """`tensors` with the 2-D ones among `names` transposed, if `wanted`."""
+    return {
+        name: np.ascontiguousarray(value.T) if wanted and name in names and value.ndim == 2 else value
+        for name, value in tensors.items()
+    }
+
+
+def write_torch(path, model, extra):
+    """Write the weights of `model`, and `extra` tensors, as the official code of its family reads them.
+
+    Raises UserError without PyTorch.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError("PyTorch writes its files: pip install torch (its CPU build will do)") from None
+    tensors = transposed(
+        {name: checkpoint.to_array(tensor) for name, tensor in model.state_dict().items()}, linear_weights(model)
+    )
+    tensors.update(transposed(extra, EXTRA))
+    tree = {name: torch.tensor(value) for name, value in tensors.items()}
+    if any(name.startswith("tokens_to_token.") for name in tree):
+        tree = {"state_dict": tree, "state_dict_ema": tree}  # main.py and transfer_learning.py take either
+    with atomic_path(path) as temporary:
+        torch.save(tree, temporary)

@@ -1,0 +1,103 @@
+"""Weights of any known file brought into a model: names, layout, another number of classes, another image size."""
+
+import numpy as np
+import paddle
+
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import shown
+from t2t_vit.common.logger import log
+from t2t_vit.models.layers import in_head
+from t2t_vit.weights import checkpoint
+from t2t_vit.weights.formats import in_paddle_layout, read_weights
+from t2t_vit.weights.identify import has_heads_of, identify
+
+
+def load_pretrained(model, path, head="same", pos_resize="bicubic"):
+    """Put the weights of a file into `model`; see `fit_weights`."""
+    weights = read_weights(path)
+    try:
+        checkpoint.load_state(model, fit_weights(model, weights, head, pos_resize), path)
+    except UserError as error:
+        beside = weights.path.with_name("config.yaml")
+        hint = f"; {shown(beside)} says of which model it is" if beside.is_file() else ""
+        raise UserError(f"{error}{hint}") from error
+
+
+def count_classes(path):
+    """Number of classes that the weights of a file are for. Raises UserError if it has no head."""
+    head = read_weights(path).shapes.get("head.bias", ())
+    if len(head) != 1:
+        raise UserError(f"{path} has no head.bias to tell the number of classes by; set MODEL.NUM_CLASSES")
+    return head[0]
+
+
+def fit_weights(model, weights, head="same", pos_resize="bicubic"):
+    """The state dict of arrays that `checkpoint.load_state` puts into `model`; the log says what was adapted.
+
+    Args:
+        model: one of ours, with fresh weights.
+        weights: `formats.Weights`.
+        head: "same": a head for another number of classes is an error; "fit": it is left out and the model's own kept;
+            "new": the model's own is kept in any case.
+        pos_resize: of a position embedding for another image size: "bicubic", or "sinusoid" to compute it anew where
+            it is still the sinusoid.
+
+    Raises:
+        UserError: the file is of another model, which is named if it is known.
+    """
+    tensors, extra, is_torch = in_paddle_layout(weights, model)
+    if not weights.is_own:
+        log.info("%s: %s, %s's layout", shown(weights.path), weights.form, "PyTorch" if is_torch else "Paddle")
+    if extra:
+        log.info("%s: left out %s, which no model here has", shown(weights.path), ", ".join(extra))
+    own = model.state_dict()
+    check_variant(model, weights)
+    if head != "same":
+        tensors = _with_own_head(own, tensors, weights.path, always=head == "new")
+    shapes = [tuple(side["pos_embed"].shape) for side in (tensors, own) if "pos_embed" in side]
+    if len(set(shapes)) == 2:
+        tensors = {**tensors, "pos_embed": _fit_pos_embed(model, tensors["pos_embed"], weights.path, pos_resize)}
+    return tensors
+
+
+def check_variant(model, weights):
+    """Raise UserError with the right names if the file is of other variants than the model."""
+    fitting = identify(weights.shapes)
+    mine = identify({name: tensor.shape for name, tensor in model.state_dict().items()})
+    if fitting and not set(fitting) & set(mine):
+        mine = " or ".join(mine) or "the model that the section MODEL describes"
+        raise UserError(
+            f"{weights.path} holds weights of {' or '.join(fitting)}, not of {mine}: change the model (MODEL.NAME) or "
+            "the file"
+        )
+    if weights.variant in fitting and not has_heads_of(weights.variant, model):
+        raise UserError(
+            f"{weights.path} is of {weights.variant} by its own account, but the model has another number of heads: "
+            f"set MODEL.NAME {weights.variant} (convert.py: --model), or give the weights of the model"
+        )
+
+
+def _with_own_head(own, tensors, path, always):
+    """`tensors` with the model's own head, `always` or if theirs is for another number of classes."""
+    heads = [name for name in own if in_head(name)]
+    if not always and all(np.shape(tensors.get(name)) == tuple(own[name].shape) for name in heads):
+        return tensors
+    before, after = np.shape(tensors.get("head.bias")), own["head.bias"].shape[0]
+    there = "other classes" if always else f"{before[0] if before else 'no'} classes"
+    log.info("%s: all but the head, which is new: %s there, %d here", shown(path), there, after)
+    kept = {name: value for name, value in tensors.items() if not in_head(name)}
+    return {**kept, **{name: checkpoint.to_array(own[name]) for name in heads}}
+
+
+def _fit_pos_embed(model, table, path, pos_resize):
+    expected = model.state_dict()["pos_embed"].shape
+    channels = 1 if len(expected) == 4 else -1  # of (1, C, h, w) or (1, N, C)
+    if table.ndim != len(expected) or table.shape[channels] != expected[channels]:
+        return table  # of another model: load_state names it
+    try:
+        table = paddle.to_tensor(checkpoint.to_float32(table, "pos_embed", path))
+        fitted, how = model.fit_pos_embed(table, anew=pos_resize == "sinusoid")
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    log.info("%s: position embedding %s", shown(path), how)
+    return fitted.numpy()
