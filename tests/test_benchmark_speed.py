@@ -13,7 +13,7 @@ from t2t_vit.bench.infer import eager
 from t2t_vit.bench.machine import MatmulLimit
 from t2t_vit.bench.pictures import training_pictures
 from t2t_vit.bench.process import Subject, closing
-from t2t_vit.bench.rounds import Timed, by_turns, summary
+from t2t_vit.bench.rounds import Timed, interleave, summary
 from t2t_vit.bench.sweep import Member, described
 from t2t_vit.bench.train import PARTS, Training
 from t2t_vit.config import default_config, load_config
@@ -62,7 +62,7 @@ def test_those_that_are_compared_take_turns(monkeypatch):
     monkeypatch.setattr(rounds, "PAUSE", 0.0)
     order = []
     subjects = {name: lambda method, name=name: order.append((name, method)) or len(order) for name in "ab"}
-    assert by_turns(subjects, 2) == {"a": [1, 3], "b": [2, 4]}
+    assert interleave(subjects, 2) == {"a": [1, 3], "b": [2, 4]}
     assert order == 2 * [("a", "round"), ("b", "round")]
 
 

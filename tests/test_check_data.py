@@ -268,8 +268,8 @@ def test_own_folder_of_class_folders_is_divided(tmp_path):
     root = make(tmp_path / "my pictures", {"ant": 12, "bee": 8})
     done, report = check("--data-path", root)
     overrides, cfg = settings_of(done)
-    assert "has class folders and no train/ and val/: DATA.VAL_SHARE 0.2 trains on a part of them" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("python tools/train.py ") and overrides["DATA.VAL_SHARE"] == "0.2"
+    assert "has class folders and no train/ and val/: DATA.VAL_FRACTION 0.2 trains on a part of them" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("python tools/train.py ") and overrides["DATA.VAL_FRACTION"] == "0.2"
     splits = load_data(cfg)[1]
     for name in ("train", "val"):
         assert report["splits"][name]["files"] == len(splits[name])
@@ -281,7 +281,8 @@ def test_own_folder_of_class_folders_is_divided(tmp_path):
     make(root, {"fly": 1})
     report = check("--config", "configs/finetune.yaml", "--data-path", root, status=1)[1]
     assert (
-        "fewer than the 2 images that DATA.VAL_SHARE needs" in report["faults"][0] and "fly (1)" in report["faults"][0]
+        "fewer than the 2 images that DATA.VAL_FRACTION needs" in report["faults"][0]
+        and "fly (1)" in report["faults"][0]
     )
     assert report["splits"]["train"]["files"] == 21
 
@@ -290,8 +291,8 @@ def test_training_folder_without_validation(tmp_path):
     root = make(tmp_path / "set", {"train/ant": 6, "train/bee": 6})
     done, report = check("--data-path", root)
     overrides, cfg = settings_of(done)
-    assert overrides["DATA.VAL_SHARE"] == "0.2" and len(load_data(cfg)[1]["val"]) == report["splits"]["val"]["files"]
-    line = f"{root}/train has no validation folder beside it: DATA.VAL_SHARE 0.2 validates on a part of it"
+    assert overrides["DATA.VAL_FRACTION"] == "0.2" and len(load_data(cfg)[1]["val"]) == report["splits"]["val"]["files"]
+    line = f"{root}/train has no validation folder beside it: DATA.VAL_FRACTION 0.2 validates on a part of it"
     assert line in report["notes"]
     words = ["--config", "configs/lit_data.yaml", "--data-path", root, "MODEL.NUM_CLASSES", 2]
     assert check(*words, status=1)[1]["faults"] == [line]

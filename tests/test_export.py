@@ -126,7 +126,7 @@ def test_metadata_comes_back_whole(tmp_path, form):
 def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch):
     model, other = small_model("pit"), small_model("pit")
     other.head.bias.set_value(other.head.bias + 0.01)
-    monkeypatch.setattr(exporter, "lean", lambda _, lean=exporter.lean: lean(other))
+    monkeypatch.setattr(exporter, "fold", lambda _, fold=exporter.fold: fold(other))
     (tmp_path / "x.onnx").write_text("an earlier one")
     with pytest.raises(UserError, match="differ by .* nothing was written"):
         export_model(model, CFG, tmp_path / "x.onnx", "onnx")
@@ -137,7 +137,7 @@ def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch):
 def test_too_little_agreement_is_refused(tmp_path, monkeypatch, precision):
     model, other = small_model("pit"), small_model("pit")
     other.head.weight.set_value(-other.head.weight)
-    monkeypatch.setattr(exporter, "lean", lambda _, lean=exporter.lean: lean(other))
+    monkeypatch.setattr(exporter, "fold", lambda _, fold=exporter.fold: fold(other))
     pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
     with pytest.raises(UserError, match=f"of 20 images the model's class, {precision} must"):
         export_model(model, CFG, tmp_path, "openvino", precision, samples=Samples(pixels, calibration=pixels[:4]))

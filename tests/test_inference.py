@@ -30,7 +30,7 @@ def differences(model, folder, batch, counts, settings):
     """{setting: largest difference of the logits over the largest} of a model's lean graph in Paddle Inference."""
     shape = [model.in_chans, *model.image_size]
     spec = paddle.static.InputSpec([batch, *shape], "float32", "images")
-    paddle.jit.save(fold.lean(model), str(folder / "x"), input_spec=[spec])
+    paddle.jit.save(fold.fold(model), str(folder / "x"), input_spec=[spec])
     images = [np.random.default_rng(1).normal(size=(count, *shape)).astype("float32") for count in counts]
     with paddle.no_grad():
         expected = [model(paddle.to_tensor(part)).numpy() for part in images]

@@ -16,7 +16,7 @@ from t2t_vit.training.resume import check_setting, setting
 
 
 def names(root, **keys):
-    """{split: set of paths relative to the data folder}, as found without DATA.VAL_SHARE."""
+    """{split: set of paths relative to the data folder}, as found without DATA.VAL_FRACTION."""
     return divided(root, "0.0", **keys)
 
 
@@ -51,7 +51,7 @@ def test_valid_comes_before_test(tmp_path):
 @pytest.mark.parametrize("flat", ["test", "test/test"])
 def test_pictures_without_classes_validate_nothing(tmp_path, flat):
     make_folders(tmp_path, {"train/ant": 4, "train/bee": 4, flat: 3})
-    with pytest.raises(UserError, match="has no val/ folder; DATA.VAL_SHARE 0.2 takes a part of train/ for it"):
+    with pytest.raises(UserError, match="has no val/ folder; DATA.VAL_FRACTION 0.2 takes a part of train/ for it"):
         names(tmp_path)
     for root in (tmp_path, tmp_path / "train"):
         parts = divided(root)

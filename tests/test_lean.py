@@ -3,7 +3,7 @@
 import paddle
 import pytest
 
-from t2t_vit.deploy.fold import lean
+from t2t_vit.deploy.fold import fold
 from t2t_vit.models.zoo import create_model
 
 SMALL_T2T = dict(depth=2, embed_dim=24, num_heads=3, token_dim=8, num_classes=5)
@@ -46,7 +46,7 @@ def test_lean_model_computes_the_same(kind):
     model = small_model(kind)
     images = paddle.randn([3, model.in_chans, *model.image_size])
     before = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
-    assert largest_difference(model, lean(model), images) < 5e-6
+    assert largest_difference(model, fold(model), images) < 5e-6
     assert all((tensor.numpy() == before[name]).all() for name, tensor in model.state_dict().items())
 
 
@@ -56,7 +56,7 @@ def test_lean_model_computes_the_same_of_flat_colours(kind):
     model = small_model(kind)
     images = paddle.full([2, model.in_chans, *model.image_size], 2.2)
     images[1, :, :, 16:] = -1.7
-    assert largest_difference(model, lean(model), images) < 5e-5  # E[x^2] - E[x]^2 would be off by 1e-3
+    assert largest_difference(model, fold(model), images) < 5e-5  # E[x^2] - E[x]^2 would be off by 1e-3
 
 
 def test_performer_neither_overflows_nor_underflows():
@@ -65,12 +65,12 @@ def test_performer_neither_overflows_nor_underflows():
     kqv.weight.set_value(kqv.weight * 60)  # |k|^2 / 2 beyond what exp can take
     images = paddle.randn([2, 3, 32, 32])
     with paddle.no_grad():
-        assert paddle.isfinite(lean(model)(images)).all()
-    assert largest_difference(model, lean(model), images) < 1e-4
+        assert paddle.isfinite(fold(model)(images)).all()
+    assert largest_difference(model, fold(model), images) < 1e-4
 
 
 def test_last_block_leaves_out_what_is_not_read():
-    layer = lean(small_model("distilled pit"))
+    layer = fold(small_model("distilled pit"))
     tokens = paddle.randn([2, 2 + 15, 32])
     last = layer.blocks[-1]
     with paddle.no_grad():

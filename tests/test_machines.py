@@ -22,9 +22,9 @@ import unpack
 from t2t_vit import config
 from t2t_vit.common import threads
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import shown, write_text
+from t2t_vit.common.files import display_path, write_text
 from t2t_vit.config import load_config
-from t2t_vit.runs.interruption import STOP_FOR_SIGNAL, Watch
+from t2t_vit.runs.interruption import STOP_FOR_SIGNAL, InterruptHandler
 from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.weights import download
 
@@ -123,7 +123,7 @@ def test_removed_current_folder_is_told(tmp_path, monkeypatch):
     (tmp_path / "y").mkdir()
     monkeypatch.chdir(tmp_path / "y")
     (tmp_path / "y").rmdir()
-    assert str(shown(tmp_path / "latest.pdparams")) == f"{tmp_path}/latest.pdparams"  # a run goes on
+    assert str(display_path(tmp_path / "latest.pdparams")) == f"{tmp_path}/latest.pdparams"  # a run goes on
 
 
 @pytest.mark.parametrize("home", [None, "/proc/home"])
@@ -169,7 +169,7 @@ def test_five_interrupts_in_a_notebook_save_once(tmp_path):
 
 
 def test_interrupt_again_later_gives_up(capfd):
-    with Watch(load_config(ROOT / "configs/lit_data.yaml").TRAIN, time.monotonic()) as watch:
+    with InterruptHandler(load_config(ROOT / "configs/lit_data.yaml").TRAIN, time.monotonic()) as watch:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
         assert watch.after_step() == STOP_FOR_SIGNAL
@@ -185,7 +185,7 @@ def test_watch_in_another_thread_takes_no_signals():
     before, watches = signal.getsignal(signal.SIGTERM), []
 
     def work():
-        with Watch(load_config(ROOT / "configs/lit_data.yaml").TRAIN, time.monotonic()) as watch:
+        with InterruptHandler(load_config(ROOT / "configs/lit_data.yaml").TRAIN, time.monotonic()) as watch:
             watches.append(watch)
 
     thread = threading.Thread(target=work)

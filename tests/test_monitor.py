@@ -15,10 +15,10 @@ from test_processes import free_port
 PROGRAM = """
 import ctypes, os, sys, time
 sys.path.insert(0, "tools")
-from t2t_vit.parallel.lifeline import Lifeline
+from t2t_vit.parallel.lifeline import FailureMonitor
 from t2t_vit.common.errors import UserError
-Lifeline.limits = LIMITS
-with Lifeline(sys.argv[1]) as lifeline:
+FailureMonitor.limits = LIMITS
+with FailureMonitor(sys.argv[1]) as lifeline:
     lifeline.tell(hint="latest.pdparams is there")
     print("begun", flush=True)
     {}

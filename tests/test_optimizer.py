@@ -127,7 +127,7 @@ def test_both_heads_of_a_distilled_model_are_the_head():
 
 
 def test_start_tells_the_rates(caplog, monkeypatch):
-    from t2t_vit.runs.interruption import Watch
+    from t2t_vit.runs.interruption import InterruptHandler
     from t2t_vit.runs.run_folder import RunFolder
     from t2t_vit.training.resume import setting
     from t2t_vit.training.trainer import Trainer
@@ -137,7 +137,7 @@ def test_start_tells_the_rates(caplog, monkeypatch):
                      COOLDOWN_EPOCHS=0, FREEZE=["norm.*", "cls_token"])  # fmt: skip
     classes, splits = load_data(cfg)
     with caplog.at_level(logging.INFO, logger="t2t"):
-        trainer = Trainer(cfg, classes, splits, RunFolder(cfg), Watch(cfg.TRAIN, 0.0), setting(cfg, splits))
+        trainer = Trainer(cfg, classes, splits, RunFolder(cfg), InterruptHandler(cfg.TRAIN, 0.0), setting(cfg, splits))
         trainer._log_summary()
     assert ("lr: 0.05 in epoch 1, 0.000234125 in epoch 60; backbone 0.0005 in epoch 1, 0.000200206 in epoch 60; "
             "layer decay 0.75: 0.422 x in layer 0 to 1 x in layer 3") in caplog.text  # fmt: skip

@@ -1,4 +1,4 @@
-"""A folder of class folders, without train/ and val/: DATA.VAL_SHARE divides it, MODEL.NUM_CLASSES 0 counts it."""
+"""A folder of class folders, without train/ and val/: DATA.VAL_FRACTION divides it, MODEL.NUM_CLASSES 0 counts it."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ TINY = ["MODEL.NAME", "t2t_vit_7", "MODEL.T2T.DEPTH", "1", "DATA.IMAGE_SIZE", "1
 
 
 def own_config(root, share="0.2", **keys):
-    return settings(DATA__PATH=str(root), MODEL__NUM_CLASSES="0", DATA__VAL_SHARE=share, **keys)
+    return settings(DATA__PATH=str(root), MODEL__NUM_CLASSES="0", DATA__VAL_FRACTION=share, **keys)
 
 
 def divided(root, *args, **keys):
@@ -145,7 +145,7 @@ def test_a_list_that_trains_leaves_nothing_to_divide_and_nothing_to_validate_on(
     # Else the whole folder, with the images of the list, would validate.
     make_folders(tmp_path, {"ant": 4, "bee": 4})
     (tmp_path / "t.txt").write_text("ant/0.png 0\nbee/0.png 1\n")
-    with pytest.raises(UserError, match="DATA.VAL_SHARE is 0.2 but must be 0.0 with DATA.TRAIN_LIST"):
+    with pytest.raises(UserError, match="DATA.VAL_FRACTION is 0.2 but must be 0.0 with DATA.TRAIN_LIST"):
         own_config(tmp_path, DATA__TRAIN_LIST="t.txt")
     with pytest.raises(UserError, match="has no val/ folder$"):
         load_data(settings(DATA__PATH=str(tmp_path), MODEL__NUM_CLASSES="2", DATA__TRAIN_LIST="t.txt"))
@@ -153,10 +153,10 @@ def test_a_list_that_trains_leaves_nothing_to_divide_and_nothing_to_validate_on(
 
 def test_what_would_help_is_suggested(tmp_path):
     make_folders(tmp_path / "a", {"ant": 2, "bee": 2})
-    with pytest.raises(UserError, match=r"a has no train/ folder; DATA.VAL_SHARE 0.2 takes a part of each class"):
+    with pytest.raises(UserError, match=r"a has no train/ folder; DATA.VAL_FRACTION 0.2 takes a part of each class"):
         load_data(own_config(tmp_path / "a", "0.0"))
     make_folders(tmp_path / "b", {"train/ant": 2, "train/bee": 2})
-    with pytest.raises(UserError, match=r"b has no val/ folder; DATA.VAL_SHARE 0.2 takes a part of train/ for it"):
+    with pytest.raises(UserError, match=r"b has no val/ folder; DATA.VAL_FRACTION 0.2 takes a part of train/ for it"):
         load_data(own_config(tmp_path / "b", "0.0"))
     make_folders(tmp_path / "c", {"val/ant": 2, "val/bee": 2})
     with pytest.raises(UserError, match=r"c has no train/ folder$"):

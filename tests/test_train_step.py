@@ -13,7 +13,7 @@ from t2t_vit.config import load_config, to_seconds
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.runs import interruption
-from t2t_vit.runs.interruption import GO_ON, SAVE, STOP_FOR_TIME, Watch
+from t2t_vit.runs.interruption import GO_ON, SAVE, STOP_FOR_TIME, InterruptHandler
 from t2t_vit.runs.visualdl import Scalars
 from t2t_vit.training.ema import ModelEma
 from t2t_vit.training.flat import FlatWeights
@@ -212,7 +212,9 @@ def test_room_for_the_save_is_measured(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(interruption, "_EXIT_SECONDS", 0.0)
-    watch = Watch(lit_config(("TRAIN.TIME_LIMIT", "10m"), ("TRAIN.SAVE_MINUTES", "3.0")).TRAIN, started=900.0)
+    watch = InterruptHandler(
+        lit_config(("TRAIN.TIME_LIMIT", "10m"), ("TRAIN.SAVE_MINUTES", "3.0")).TRAIN, started=900.0
+    )
 
     def after(seconds):
         now[0] += seconds
@@ -272,7 +274,7 @@ def test_short_run_is_told_of_its_average(epochs, told, tmp_path, caplog):
     pairs = [("TRAIN.EPOCHS", str(epochs)), ("TRAIN.WARMUP_EPOCHS", "0"), ("TRAIN.COOLDOWN_EPOCHS", "0")]
     cfg = lit_config(("TRAIN.BATCH_SIZE", "64"), ("TRAIN.EMA_DECAY", "0.99"), ("OUTPUT", str(tmp_path)), *pairs)
     classes, splits = load_data(cfg)
-    Trainer(cfg, classes, splits, RunFolder(cfg), Watch(cfg.TRAIN, 0.0), setting(cfg, splits))._log_summary()
+    Trainer(cfg, classes, splits, RunFolder(cfg), InterruptHandler(cfg.TRAIN, 0.0), setting(cfg, splits))._log_summary()
     warnings = [record.getMessage() for record in caplog.records if "EMA_DECAY" in record.getMessage()]
     assert bool(warnings) == bool(told)
     assert not told or f"set TRAIN.EMA_DECAY {told} or VAL.BEST raw" in warnings[0]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from t2t_vit.cli import absolute, check_pairs, exit_with, overrides
 from t2t_vit.common import wheels
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import atomic_path, check_writable, shown
+from t2t_vit.common.files import atomic_path, check_writable, display_path
 from t2t_vit.config import ROOT, default_config, find_config, load_config, resolve, to_seconds
 from t2t_vit.spellings import take_data_folder, translate
 from train import parser as train_parser
@@ -300,13 +300,13 @@ def keep_best(cfg, kept):
     """Copy the best model of the run, what belongs to it and the log; each file is the old one or the new one."""
     folder, log = resolve(cfg.OUTPUT) / cfg.NAME, resolve(cfg.LOG) / f"{cfg.NAME}.log"
     if not (folder / KEPT_FILES[0]).is_file():
-        print(f"no best model yet in {shown(folder)}: it comes with the first validation")
+        print(f"no best model yet in {display_path(folder)}: it comes with the first validation")
         return
     for source in [*(folder / name for name in KEPT_FILES), log]:
         if source.is_file():
             with atomic_path(kept / source.name) as temporary:
                 shutil.copyfile(source, temporary)
-    print(f"best model: {shown(kept / KEPT_FILES[0])}")
+    print(f"best model: {display_path(kept / KEPT_FILES[0])}")
 
 
 # --- Command ---

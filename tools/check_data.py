@@ -111,7 +111,7 @@ def find_splits(cfg):
 
 
 def divided(split, cfg):
-    """([train, val], faults): the images of a folder as DATA.VAL_SHARE divides them."""
+    """([train, val], faults): the images of a folder as DATA.VAL_FRACTION divides them."""
     import numpy as np
 
     from t2t_vit.common.errors import UserError
@@ -119,7 +119,7 @@ def divided(split, cfg):
 
     class_of = split.class_of
     try:
-        validates = held_out(split.paths, class_of, list(split.classes), split.source, cfg.DATA.VAL_SHARE, cfg.SEED)
+        validates = held_out(split.paths, class_of, list(split.classes), split.source, cfg.DATA.VAL_FRACTION, cfg.SEED)
     except UserError as error:
         return [split], [str(error)]
     val = SplitReport("val", split.source, split.paths.where(validates))
@@ -237,9 +237,9 @@ class Findings:
 
 
 def suggest_share(cfg, findings, held_to):
-    """DATA.VAL_SHARE where there is no validation split that training could use."""
+    """DATA.VAL_FRACTION where there is no validation split that training could use."""
     from t2t_vit.common.errors import UserError
-    from t2t_vit.data.dataset import VAL_SHARE, Layout
+    from t2t_vit.data.dataset import VAL_FRACTION, Layout
     from t2t_vit.data.index import class_folders, image_files
 
     layout = Layout(cfg)
@@ -252,17 +252,19 @@ def suggest_share(cfg, findings, held_to):
     except UserError:  # a folder that cannot be listed, which is told of as a fault later
         return
     if training:
-        line = f"{training} has no validation folder beside it: DATA.VAL_SHARE {VAL_SHARE} validates on a part of it"
+        line = (
+            f"{training} has no validation folder beside it: DATA.VAL_FRACTION {VAL_FRACTION} validates on a part of it"
+        )
     else:
         line = (
-            f"{folder} has class folders and no train/ and val/: DATA.VAL_SHARE {VAL_SHARE} trains on a part of them "
-            "and validates on the rest, and configs/finetune.yaml starts from weights that you have"
+            f"{folder} has class folders and no train/ and val/: DATA.VAL_FRACTION {VAL_FRACTION} trains on a part of "
+            "them and validates on the rest, and configs/finetune.yaml starts from weights that you have"
         )
     if too_small:
         findings.notes.append(f"{line}, once each class has 2 images")
         return
-    (findings.faults if training and "DATA.VAL_SHARE" in held_to else findings.notes).append(line)
-    findings.settings["DATA.VAL_SHARE"] = VAL_SHARE
+    (findings.faults if training and "DATA.VAL_FRACTION" in held_to else findings.notes).append(line)
+    findings.settings["DATA.VAL_FRACTION"] = VAL_FRACTION
 
 
 def judge_splits(splits, findings):

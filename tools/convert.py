@@ -16,7 +16,7 @@ SUFFIXES = {"paddle": (".pdparams",), "torch": (".pth", ".pt", ".bin", ".tar")}
 def main(args):
     require_packages()
     import_paddle("cpu")
-    from t2t_vit.common.files import sha256, shown
+    from t2t_vit.common.files import display_path, sha256
     from t2t_vit.common.logger import setup_logging
     from t2t_vit.weights import checkpoint
     from t2t_vit.weights.download import local_file
@@ -32,7 +32,7 @@ def main(args):
     tensors, extra, is_torch = in_paddle_layout(weights, model)
     check_variant(model, weights)
     checkpoint.load_state(model, tensors, source)
-    print(printable(f"{shown(source)}: {weights.form}, {'PyTorch' if is_torch else 'Paddle'}'s layout"))
+    print(printable(f"{display_path(source)}: {weights.form}, {'PyTorch' if is_torch else 'Paddle'}'s layout"))
     print(f"{name}: {len(tensors)} of {len(model.state_dict())} tensors placed")
     if extra:
         kept = "kept" if args.keep_aux_head else "left out (--keep-aux-head keeps it)"

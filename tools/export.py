@@ -9,7 +9,7 @@ from t2t_vit.cli import common_parser, not_empty, run
 
 def main(args, cfg):
     from t2t_vit.common.errors import UserError
-    from t2t_vit.common.files import check_outputs, sha256, shown
+    from t2t_vit.common.files import check_outputs, display_path, sha256
     from t2t_vit.common.logger import log, setup_logging
     from t2t_vit.config import with_classes
     from t2t_vit.deploy.engines import engine_of
@@ -36,14 +36,14 @@ def main(args, cfg):
     target = target_of(target, cfg.NAME, args.format, args.precision)
     check_outputs(parts_of(target, args.format), args.inputs)
     model, weights = build_trained_model(cfg, args.pretrained)
-    log.info("%s with %s%s", cfg.MODEL.NAME, shown(weights), when_best(weights))
+    log.info("%s with %s%s", cfg.MODEL.NAME, display_path(weights), when_best(weights))
     cfg = with_classes(cfg, model.head.bias.shape[0])
     metadata = Metadata.of(cfg, classes_of(cfg, weights), args.precision, weights=sha256(weights))
-    samples, source = read_samples(args, cfg, shown(weights))
+    samples, source = read_samples(args, cfg, display_path(weights))
     batch_size = 0 if args.dynamic_batch else cfg.VAL.BATCH_SIZE if batch_size_given(args) else 1
     path, comparison = export_model(model, cfg, target, args.format, args.precision, batch_size, metadata, samples)
     size, batch = size_of(path, args.format) / 1e6, batch_size or "any size"
-    log.info("%s: %s, %s, %.1f MB", shown(path), args.precision, f"batches of {batch}", size)
+    log.info("%s: %s, %s, %.1f MB", display_path(path), args.precision, f"batches of {batch}", size)
     tell(comparison, source)
 
 
@@ -70,7 +70,7 @@ def read_samples(args, cfg, weights):
     Raises UserError if the data has other classes than `weights`, or has no training images to calibrate int8 on.
     """
     from t2t_vit.common.errors import UserError
-    from t2t_vit.common.files import shown
+    from t2t_vit.common.files import display_path
     from t2t_vit.config import load_config
     from t2t_vit.data.dataset import load_data
     from t2t_vit.deploy.exporter import Samples
@@ -82,7 +82,7 @@ def read_samples(args, cfg, weights):
     try:
         _, splits = load_data(cfg, ["val"], model_file=weights)
         images, labels = read_images(splits["val"], cfg, args.images)
-        return Samples(images, labels, calibration), shown(splits["val"].source)
+        return Samples(images, labels, calibration), display_path(splits["val"].source)
     except UserError:
         if args.data_path or "DATA.PATH" in args.opts[::2]:
             raise
@@ -91,7 +91,7 @@ def read_samples(args, cfg, weights):
     images, _ = read_images(splits["val"], cfg, args.images)
     return Samples(
         images, None, calibration
-    ), f"{shown(splits['val'].source)} (no validation images at {cfg.DATA.PATH})"
+    ), f"{display_path(splits['val'].source)} (no validation images at {cfg.DATA.PATH})"
 
 
 def read_images(split, cfg, count):

@@ -13,7 +13,7 @@ DEFAULT_IMAGE = "lit_data/val/3/0045.png"
 
 def main(args, cfg):
     from t2t_vit.common.errors import UserError, printable
-    from t2t_vit.common.files import check_outputs, shown, write_text
+    from t2t_vit.common.files import check_outputs, display_path, write_text
     from t2t_vit.common.logger import above_progress_bars, progress_bar, setup_logging
     from t2t_vit.config import resolve
     from t2t_vit.deploy.predictor import predict_batch
@@ -21,7 +21,7 @@ def main(args, cfg):
     setup_logging(aside=True)  # stdout holds the answers
     if args.top_k < 1:
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
-    paths = find_images(args.words or [str(shown(resolve(DEFAULT_IMAGE)))])
+    paths = find_images(args.words or [str(display_path(resolve(DEFAULT_IMAGE)))])
     check_outputs((args.json, args.json_ids), [*args.inputs, *paths])
     predictor, cfg = open_model(args, cfg)
     batches = [paths[i : i + cfg.VAL.BATCH_SIZE] for i in range(0, len(paths), cfg.VAL.BATCH_SIZE)]

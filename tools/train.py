@@ -16,13 +16,13 @@ def main(args, cfg):
     from t2t_vit.common import ranks
     from t2t_vit.common.errors import UserError
     from t2t_vit.config import resolve
-    from t2t_vit.parallel.lifeline import Lifeline
+    from t2t_vit.parallel.lifeline import FailureMonitor
 
     teacher = {"DISTILL.TEACHER", "DISTILL.WEIGHTS"}.intersection(args.opts[::2])
     if teacher and not cfg.DISTILL.TYPE:
         raise UserError(f"{min(teacher)} is given, but DISTILL.TYPE '' listens to no teacher; set hard or soft")
     ranks.check()
-    with Lifeline(resolve(cfg.LOG) / f"{cfg.NAME}.log") as lifeline:
+    with FailureMonitor(resolve(cfg.LOG) / f"{cfg.NAME}.log") as lifeline:
         import_paddle(cfg.DEVICE, several=True)
         _train(args, cfg, lifeline)
 
@@ -32,12 +32,12 @@ def _train(args, cfg, lifeline):
     from t2t_vit.common.logger import log, setup_logging, write_to_file_only
     from t2t_vit.data.dataset import above_train
     from t2t_vit.parallel import processes
-    from t2t_vit.runs.interruption import Watch
+    from t2t_vit.runs.interruption import InterruptHandler
     from t2t_vit.training.trainer import Stopped
 
     processes.setup(cfg)
     setup_logging(main=processes.is_main())
-    with Watch(cfg.TRAIN, args.started) as watch:
+    with InterruptHandler(cfg.TRAIN, args.started) as watch:
         trainer = _prepare(args, above_train(cfg), watch, lifeline)
         try:
             trainer.fit()
@@ -56,7 +56,7 @@ def _train(args, cfg, lifeline):
 
 def _prepare(args, cfg, watch, lifeline):
     """Trainer at the point where the run begins or goes on, with its files ready."""
-    from t2t_vit.common.files import shown
+    from t2t_vit.common.files import display_path
     from t2t_vit.common.logger import log, log_to_file
     from t2t_vit.config import with_classes
     from t2t_vit.data.dataset import load_data
@@ -100,7 +100,9 @@ def _prepare(args, cfg, watch, lifeline):
             folder.continue_from(path, state["sizes"], with_start_of(cfg, state), classes)
             trainer.scalars.open(folder.scalars)
             if trainer.best_epoch and not folder.best.is_file():
-                log.warning("warning: %s is missing; the next better validation writes it again", shown(folder.best))
+                log.warning(
+                    "warning: %s is missing; the next better validation writes it again", display_path(folder.best)
+                )
         path = folder.log if state else folder.log_until_begun()
         log_to_file(path)
         lifeline.tell(log=str(path))

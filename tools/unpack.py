@@ -42,7 +42,7 @@ class ForeignFile(UserError):
 
 
 def main(args):
-    from t2t_vit.common.files import check_not_shipped, shown
+    from t2t_vit.common.files import check_not_shipped, display_path
 
     archives = [(Path(archive), Path(archive).stat()) for archive in args.archives]
     for archive, _ in archives:
@@ -59,7 +59,7 @@ def main(args):
     for archive, status in archives:
         stamp = [status.st_size, status.st_mtime_ns]
         if marks.get(archive.name) == [*stamp, "done"]:
-            print(f"{archive}: unpacked before ({shown(folder / MARKS)} says so)")
+            print(f"{archive}: unpacked before ({display_path(folder / MARKS)} says so)")
             continue
         # Images of another archive of this name, or of a .gz with a wrong checksum, may be wrong whatever their size.
         before = marks.get(archive.name)
@@ -78,7 +78,7 @@ def main(args):
             raise
         os.sync()  # or a power cut might leave the mark and take the images
         write_marks(folder, marks, archive.name, [*stamp, "done"])
-    print_result(shown(folder))
+    print_result(display_path(folder))
 
 
 # --- What is known beforehand ---

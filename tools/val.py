@@ -6,19 +6,19 @@ from t2t_vit.cli import add_engine_option, common_parser, import_paddle, run
 def main(args, cfg):
     from t2t_vit.common import ranks
     from t2t_vit.common.errors import UserError
-    from t2t_vit.parallel.lifeline import Lifeline
+    from t2t_vit.parallel.lifeline import FailureMonitor
 
     try:
         ranks.check()
     except UserError:  # variables that are left from something else
         ranks.forget()
-    with Lifeline():
+    with FailureMonitor():
         import_paddle(cfg.DEVICE, several=True)
         _validate(args, cfg)
 
 
 def _validate(args, cfg):
-    from t2t_vit.common.files import shown
+    from t2t_vit.common.files import display_path
     from t2t_vit.common.logger import log, setup_logging
     from t2t_vit.data.loader import EvalLoader
     from t2t_vit.deploy.predictor import when_best
@@ -29,8 +29,8 @@ def _validate(args, cfg):
     setup_logging(main=processes.is_main())
     model, weights, cfg, _, split = open_model(args, cfg)
     loader = EvalLoader(split, cfg, processes.rank(), processes.world_size())
-    source = f"{len(split)} images of {shown(split.source)}"
-    log.info("%s with %s on %s%s", cfg.MODEL.NAME, shown(weights), source, when_best(weights))
+    source = f"{len(split)} images of {display_path(split.source)}"
+    log.info("%s with %s on %s%s", cfg.MODEL.NAME, display_path(weights), source, when_best(weights))
     scores = evaluate(model, loader, cfg, cfg.VAL.LOG_EVERY)
     log.info(scores.line())
     log.info("%s final val acc is:%.4f", cfg.DATA.NAME, scores.top1)
@@ -38,7 +38,7 @@ def _validate(args, cfg):
 
 def open_model(args, cfg):
     """(model or what stands for it, its file, the config that fits it, the classes and the split to evaluate on)."""
-    from t2t_vit.common.files import shown
+    from t2t_vit.common.files import display_path
     from t2t_vit.common.logger import log
     from t2t_vit.config import best_weights, with_classes
     from t2t_vit.data.dataset import ClassList, load_data
@@ -48,14 +48,14 @@ def open_model(args, cfg):
 
     engine = choose_engine(args)
     if engine == "paddle":
-        weights = None if "MODEL.NUM_CLASSES" in args.opts[::2] else shown(args.pretrained or best_weights(cfg))
+        weights = None if "MODEL.NUM_CLASSES" in args.opts[::2] else display_path(args.pretrained or best_weights(cfg))
         classes, splits = load_data(cfg, [args.split], model_file=weights)
         cfg = with_classes(cfg, len(classes))
         model, path = build_trained_model(cfg, args.pretrained)
         theirs = classes_beside(path)
     else:
         predictor, cfg, path = open_exported(args, cfg, engine)
-        classes, splits = load_data(cfg, [args.split], model_file=shown(path))
+        classes, splits = load_data(cfg, [args.split], model_file=display_path(path))
         model, metadata = PredictorModel(predictor), predictor.metadata
         theirs = ClassList(metadata.folders, metadata.classes, str(path))
     if theirs and (other := first_difference(classes, theirs)):

@@ -55,7 +55,7 @@ def common_parser(description, batch_size_key):
         "--data-path",
         type=not_empty,
         metavar="DIR",
-        help="folder with train/ and val/, or of class folders with DATA.VAL_SHARE (DATA.PATH)",
+        help="folder with train/ and val/, or of class folders with DATA.VAL_FRACTION (DATA.PATH)",
     )
     parser.add_argument("--batch-size", metavar="N", help=f"images per process and step ({batch_size_key})")
     parser.add_argument(

@@ -71,7 +71,7 @@ _C.DISTILL.TAU = 1.0  # temperature of soft
 _C.DATA = CN()
 _C.DATA.NAME = "ImageNet"  # as printed with the accuracies
 _C.DATA.PATH = "datasets/imagenet"  # folder with train/ and val/
-_C.DATA.VAL_SHARE = 0.0  # share of each class that validates where PATH has no val/ (nor, maybe, train/); 0.0 = none
+_C.DATA.VAL_FRACTION = 0.0  # share of each class that validates where PATH has no val/ (nor, maybe, train/); 0.0 = none
 _C.DATA.TRAIN_LIST = ""  # file of "relative/path label" lines, itself relative to PATH; "" = the class folders
 _C.DATA.VAL_LIST = ""
 _C.DATA.CLASSES = "configs/imagenet1k_classes.tsv"  # class list; "" = classes.txt in PATH or the names of the folders
@@ -347,8 +347,8 @@ def _check(cfg):
         ("DISTILL.TEACHER", distill.TEACHER or not distill.TYPE, f"a model or config with DISTILL.TYPE {distill.TYPE}"),
         ("DISTILL.ALPHA", 0 <= distill.ALPHA <= 1, "0.0 to 1.0"),
         ("DISTILL.TAU", distill.TAU > 0, "above 0.0"),
-        ("DATA.VAL_SHARE", 0 <= data.VAL_SHARE < 1, "0.0 to below 1.0"),
-        ("DATA.VAL_SHARE", not data.VAL_SHARE or not (data.TRAIN_LIST or data.VAL_LIST),
+        ("DATA.VAL_FRACTION", 0 <= data.VAL_FRACTION < 1, "0.0 to below 1.0"),
+        ("DATA.VAL_FRACTION", not data.VAL_FRACTION or not (data.TRAIN_LIST or data.VAL_LIST),
          "0.0 with DATA.TRAIN_LIST or DATA.VAL_LIST: it divides folders, lists are taken as they are"),
         ("DATA.CHANNELS", data.CHANNELS in (1, 3), "1 or 3"),
         ("DATA.IMAGE_SIZE", 1 <= data.IMAGE_SIZE <= 4096, "1 to 4096 pixels"),

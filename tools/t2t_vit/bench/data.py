@@ -12,7 +12,7 @@ from t2t_vit.bench.one_core import core_lines, measure_core, measure_stages, sta
 from t2t_vit.bench.pictures import choose_pictures, read_all, repeated
 from t2t_vit.bench.process import on_one_core
 from t2t_vit.bench.rounds import finished, spread, summary
-from t2t_vit.common.files import shown
+from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log
 from t2t_vit.config import with_classes, with_keys
 from t2t_vit.data.batch import BatchDraws, TrainInput, to_tensors
@@ -59,7 +59,7 @@ def describe_pictures(cfg, pictures, rounds):
     width, height = (int(statistics.median(lengths)) for lengths in zip(*sizes))
     return {
         "config": cfg.NAME,
-        "source": str(shown(pictures.source)),
+        "source": str(display_path(pictures.source)),
         "files": len(sizes),
         "images": len(pictures),
         "rounds": rounds,

@@ -48,7 +48,7 @@ class Stopwatch:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-def by_turns(subjects, rounds):
+def interleave(subjects, rounds):
     """{key: what `round` gave each time} of {key: Subject} that take turns.
 
     Where a machine drifts or does other work too, only figures of one such run can be compared.

@@ -8,7 +8,7 @@ from t2t_vit.bench.counts import count
 from t2t_vit.bench.machine import MatmulLimit
 from t2t_vit.bench.pictures import training_pictures
 from t2t_vit.bench.process import Subject, closing
-from t2t_vit.bench.rounds import by_turns, spread, summary
+from t2t_vit.bench.rounds import interleave, spread, summary
 from t2t_vit.common.logger import progress_bar
 from t2t_vit.config import with_keys
 
@@ -63,7 +63,7 @@ def measure_together(members, limits, passes, rounds):
         for place, (cfg, threads, _, build, args) in enumerate(members):
             title = f"{cfg.NAME} at {cfg.DATA.IMAGE_SIZE} pixels in batches of {cfg.TRAIN.BATCH_SIZE}"
             subjects["member", place] = Subject(build, *args, title=title, cfg=cfg, threads=threads)
-        turns = by_turns({**limits, **subjects}, rounds)
+        turns = interleave({**limits, **subjects}, rounds)
         for member, (key, subject) in zip(members, subjects.items()):
             figures = described(member, turns[key], turns[member.threads], passes)
             rows.append({**figures, "peak_mb": subject("memory")})

@@ -129,7 +129,9 @@ def check_not_shipped(path):
     """Raise UserError for a path among the runs that come with the repository, which no command changes."""
     for folder in _SHIPPED:
         if holds(folder, path):
-            raise UserError(f"{shown(path)} lies in {shown(folder)}, which is kept as it came; give another place")
+            raise UserError(
+                f"{display_path(path)} lies in {display_path(folder)}, which is kept as it came; give another place"
+            )
 
 
 def holds(folder, path):
@@ -173,7 +175,7 @@ def is_url(text):
     return str(text).startswith(("http://", "https://", "file://"))
 
 
-def shown(path):
+def display_path(path):
     """`path` as a user would type it: relative where it lies below the current folder."""
     try:
         here = Path.cwd()

@@ -22,7 +22,7 @@ SPLIT_FOLDERS = {
     "train": ("train", "training", "train_set", "training_set", "seg_train"),
     "val": ("val", "valid", "validation", "val_set", "validation_set", "test", "testing", "test_set", "seg_test"),
 }
-VAL_SHARE = 0.2  # of DATA.VAL_SHARE, as it is suggested
+VAL_FRACTION = 0.2  # of DATA.VAL_FRACTION, as it is suggested
 _SIZES = 1000  # files whose sizes are compared when a run is resumed: enough to notice pictures that were resized
 
 
@@ -103,7 +103,7 @@ def load_data(cfg, splits=("train", "val"), model_file=None):
 
     Raises:
         UserError: for a missing or empty folder, a class that the class list does not know, a label out of range,
-            a class count that is not MODEL.NUM_CLASSES (unless that is 0), a class too small for DATA.VAL_SHARE.
+            a class count that is not MODEL.NUM_CLASSES (unless that is 0), a class too small for DATA.VAL_FRACTION.
             Classes without images in one split are logged as a warning.
     """
     layout = Layout(cfg)
@@ -190,7 +190,7 @@ class Layout:
     """Where the splits of the data set lie that DATA.PATH names.
 
     root: folder above the splits; lists: {split: list file or ""}; shared: folder of class folders of which
-    DATA.VAL_SHARE validates and the rest trains, None where each split has its own.
+    DATA.VAL_FRACTION validates and the rest trains, None where each split has its own.
     """
 
     def __init__(self, cfg):
@@ -206,7 +206,7 @@ class Layout:
         if self._given_folder != self.root or not any(self.own(split) for split in SPLIT_FOLDERS):
             self.given = _split_named(self.root.name)
         self.root = self.root.parent if self.given else self.root
-        self.shared, self.wants_share = None, cfg.DATA.VAL_SHARE > 0
+        self.shared, self.wants_share = None, cfg.DATA.VAL_FRACTION > 0
         if self.wants_share and not any(self.lists.values()) and self.could_be_shared():
             self.shared, self.given = self.folder("train") or self.root, None
 
@@ -240,7 +240,8 @@ class Layout:
             raise UserError(f"data folder {self.root} has no folders with pictures; make one for each class")
         hint = ""
         if not any(self.lists.values()) and self.could_be_shared():
-            hint = f"; DATA.VAL_SHARE {VAL_SHARE} takes a part of {'train/' if split == 'val' else 'each class'} for it"
+            place = "train/" if split == "val" else "each class"
+            hint = f"; DATA.VAL_FRACTION {VAL_FRACTION} takes a part of {place} for it"
         raise UserError(f"data folder {self.root} has no {split}/ folder{hint}")
 
 
@@ -284,8 +285,8 @@ def _scan_splits(layout, name, classes, cfg):
     labels = np.array([ids[composed(class_folder)] for class_folder in found], np.int32)[class_of]
     if not layout.shared:
         return {name: Split(name, str(folder), paths, labels)}
-    validates = held_out(paths, class_of, found, folder, cfg.DATA.VAL_SHARE, cfg.SEED)
-    source = f"{folder} (DATA.VAL_SHARE {cfg.DATA.VAL_SHARE:g})"
+    validates = held_out(paths, class_of, found, folder, cfg.DATA.VAL_FRACTION, cfg.SEED)
+    source = f"{folder} (DATA.VAL_FRACTION {cfg.DATA.VAL_FRACTION:g})"
     parts = {"train": ~validates, "val": validates}
     return {split: Split(split, source, paths.where(chosen), labels[chosen]) for split, chosen in parts.items()}
 

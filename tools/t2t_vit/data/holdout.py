@@ -35,7 +35,7 @@ def held_out(paths, class_of, names, folder, share, seed):
     if few:
         shown = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
         raise UserError(
-            f"{folder} has classes with fewer than the 2 images that DATA.VAL_SHARE needs, one to train and one to "
+            f"{folder} has classes with fewer than the 2 images that DATA.VAL_FRACTION needs, one to train and one to "
             f"validate on: {shown}; add some, or take the folder away"
         )
     draws = _draws(paths, folder, seed)

@@ -15,7 +15,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_writable, flush_to_disk, naming, temporary_path
 from t2t_vit.data.dataset import ClassList
 from t2t_vit.deploy.engines import CHECKSUM, EagerPredictor, checksum, is_paddle_2, open_predictor, require, to_input
-from t2t_vit.deploy.fold import lean
+from t2t_vit.deploy.fold import fold
 from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 from t2t_vit.training.microbatch import inference
 
@@ -221,7 +221,7 @@ def compare(predictor, eager, samples):
 
 def _save_paddle(model, metadata, path):
     """Program and parameters; {name of a parameter in them: structured name}."""
-    layer = lean(model)
+    layer = fold(model)
     shape = [metadata.batch_size or None, metadata.channels, *metadata.image_size]
     paddle.jit.save(layer, str(path.with_suffix("")), input_spec=[paddle.static.InputSpec(shape, "float32", "images")])
     named = [*layer.named_parameters(), *layer.named_buffers()]

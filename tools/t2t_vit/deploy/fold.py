@@ -19,7 +19,7 @@ from t2t_vit.models.t2t import T2TViT, TokenPerformer
 
 
 @paddle.no_grad()
-def lean(model):
+def fold(model):
     """A layer that computes what `model` does in eval mode, to rounding: (B, Cin, H, W) -> (B, num_classes)."""
     layer = {T2TViT: LeanT2TViT, PoolingTransformer: LeanPiT}[type(model)](model)
     layer.eval()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import is_url, sha256, shown
+from t2t_vit.common.files import display_path, is_url, sha256
 from t2t_vit.config import load_config, resolve, with_classes
 from t2t_vit.data.images import MOST_BYTES, ImageError, load_image, reading
 from t2t_vit.data.transforms import EvalTransform
@@ -26,7 +26,7 @@ def choose_engine(args):
     Raises UserError if the two do not fit.
     """
     if args.weights_named and (whole := file_beside_part(args.pretrained)):
-        raise UserError(f"{args.pretrained} is a part of an exported model: give --pretrained {shown(whole)}")
+        raise UserError(f"{args.pretrained} is a part of an exported model: give --pretrained {display_path(whole)}")
     found = engine_of(args.pretrained)
     engine = args.engine or found
     named_weights = args.weights_named and found == "paddle"
@@ -47,7 +47,7 @@ def open_engine(args, cfg, engine):
         return open_weights(cfg, args.pretrained, args.weights_named)
     predictor, cfg, path = open_exported(args, cfg, engine)
     if not args.weights_named:
-        log.info("note: %s with %s", cfg.MODEL.NAME, shown(path))
+        log.info("note: %s with %s", cfg.MODEL.NAME, display_path(path))
     return predictor, cfg, None
 
 
@@ -63,7 +63,7 @@ def open_weights(cfg, chosen, named=True):
     processes.setup(cfg)
     model, weights = build_trained_model(cfg, chosen)
     if not named:
-        log.info("note: %s with %s%s", cfg.MODEL.NAME, shown(weights), when_best(weights))
+        log.info("note: %s with %s%s", cfg.MODEL.NAME, display_path(weights), when_best(weights))
     cfg = with_classes(cfg, model.head.bias.shape[0])
     metadata = Metadata.of(cfg, classes_of(cfg, weights), "fp32", batch_size=0)
     return EagerPredictor(inference(model, cfg), metadata), cfg, model
@@ -100,7 +100,7 @@ def open_exported(args, cfg, engine):
     predictor = open_predictor(engine, path, device=cfg.DEVICE or "cpu")
     if not args.weights_named:
         _warn_if_stale(args, cfg, predictor.metadata, path)
-    return predictor, predictor.metadata.settle(cfg, args.opts[::2], shown(path)), path
+    return predictor, predictor.metadata.settle(cfg, args.opts[::2], display_path(path)), path
 
 
 def export_folder(cfg):
@@ -114,14 +114,20 @@ def _of_the_run(args, cfg, engine):
         if path.is_file():
             return path
     command = f"python tools/export.py{f' --config {args.config}' if args.config else ''} --format {_FORMATS[engine]}"
-    raise UserError(f"no {shown(names[0])} for --engine {engine}: `{command}` makes it, or name a file by --pretrained")
+    raise UserError(
+        f"no {display_path(names[0])} for --engine {engine}: `{command}` makes it, or name a file by --pretrained"
+    )
 
 
 def _warn_if_stale(args, cfg, metadata, path):
     """Warn where the run's weights are no longer those that were exported."""
     best = Path(args.pretrained) if args.pretrained else export_folder(cfg).parent / "best.pdparams"
     if metadata.weights and best.is_file() and sha256(best) != metadata.weights:
-        log.warning("warning: %s was made from other weights than %s now holds; export again", shown(path), shown(best))
+        log.warning(
+            "warning: %s was made from other weights than %s now holds; export again",
+            display_path(path),
+            display_path(best),
+        )
 
 
 # --- Answers ---

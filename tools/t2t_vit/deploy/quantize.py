@@ -7,7 +7,7 @@ import re
 
 from t2t_vit.deploy.engines import require
 
-# By their names in models/lean.py. The convolutions stay in float32, of which the first see the pixels and the features
+# By their names in deploy/fold.py. The convolutions stay in float32, of which the first see the pixels and the features
 # of a performer are exponentials (the last too: 0.1 % of CIFAR-10's images), and so do the pooling and the head.
 _QUANTIZED = re.compile(r"(blocks\.\d+\.(q|k|v|proj|mlp\.fc[12])|stages\.\d+\.(proj|mlp\.fc[12]))\.weight")
 

@@ -20,7 +20,7 @@ _LAST_WORD_SECONDS = 5  # for the monitor to end this process because of another
 _DONE_SECONDS = 70  # for the monitor of rank 0 to hear that all are done, which it awaits for 60 s
 
 
-class Lifeline:
+class FailureMonitor:
     """Context of what several processes do together; alone it does nothing.
 
     If a process leaves it by an exception, is stopped, or dies, the log of the main process tells why, and all end

@@ -49,12 +49,12 @@ def setup(cfg):
     return name
 
 
-def require_gpu(wish):
-    """Number of GPUs that can be used; UserError, which begins with `wish`, if there is none."""
+def require_gpu(action):
+    """Number of GPUs that can be used; UserError, which begins with `action`, if there is none."""
     count = _gpus()
     if not count:
         build = "finds none" if paddle.is_compiled_with_cuda() else f"is a CPU build; {wheels.advice()}"
-        raise UserError(f"{wish} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}")
+        raise UserError(f"{action} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}")
     return count
 
 

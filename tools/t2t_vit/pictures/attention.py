@@ -17,7 +17,7 @@ FUSED = ("mean", "max", "min")
 
 def main(args, cfg):
     from t2t_vit.common.errors import UserError
-    from t2t_vit.common.files import check_writable, shown
+    from t2t_vit.common.files import check_writable, display_path
     from t2t_vit.common.logger import log, progress_bar, setup_logging
     from t2t_vit.explain.overlay import enlarged
     from t2t_vit.pictures.cells import check_figure, lines_of, save_figure
@@ -42,7 +42,7 @@ def main(args, cfg):
         if args.overlays:
             save_overlays(args.overlays, f"{number:03d}-{Path(path).stem}", rows)
     save_figure(args.sheet, f"{cfg.NAME}: where the model looks", look.explanations(), lines)
-    log.info("%s written", shown(args.sheet))
+    log.info("%s written", display_path(args.sheet))
     return 1 if failed else 0
 
 

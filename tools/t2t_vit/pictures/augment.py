@@ -32,7 +32,7 @@ PAIRS = 5  # mixed images that are shown of a batch of twice as many
 
 def main(args, cfg):
     from t2t_vit.common.errors import UserError
-    from t2t_vit.common.files import check_outputs, shown
+    from t2t_vit.common.files import check_outputs, display_path
     from t2t_vit.common.logger import log, setup_logging
     from t2t_vit.parallel import processes
 
@@ -43,7 +43,7 @@ def main(args, cfg):
     processes.setup(cfg)
     setup_logging()
     save(augment_sheet(args, cfg), args.sheet)
-    log.info("%s written", shown(args.sheet))
+    log.info("%s written", display_path(args.sheet))
 
 
 def parser():

@@ -21,7 +21,7 @@ def main(args):
 
     from t2t_vit.common.errors import UserError, printable
     from t2t_vit.common.figures import check_suffix, figure_to, require_matplotlib
-    from t2t_vit.common.files import check_outputs, shown, write_text
+    from t2t_vit.common.files import check_outputs, display_path, write_text
     from t2t_vit.pictures.run_logs import read_runs
 
     check_suffix(args.sheet, "--sheet")
@@ -35,12 +35,12 @@ def main(args):
     with figure_to(args.sheet, (6 * columns, 3.6 * rows + 0.5)) as figure:
         draw(figure, list(figure.subplots(rows, columns, squeeze=False).flat), runs, panels)
     if args.json:
-        told = [{"name": run.name, "source": str(shown(run.source)), "epochs": epochs_of(run)} for run in runs]
+        told = [{"name": run.name, "source": str(display_path(run.source)), "epochs": epochs_of(run)} for run in runs]
         write_text(args.json, json.dumps(told, indent=1) + "\n")
     for run in runs:
         print(printable(summary(run)))
     for path in filter(None, (args.sheet, args.json)):
-        print(f"{printable(shown(path))} written")
+        print(f"{printable(display_path(path))} written")
 
 
 def parser():

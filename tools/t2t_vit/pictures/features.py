@@ -17,7 +17,7 @@ CAPTIONS["norm"] = CAPTIONS["mean"] = "rows x columns of tokens, numbers in each
 
 
 def main(args, cfg):
-    from t2t_vit.common.files import shown
+    from t2t_vit.common.files import display_path
     from t2t_vit.common.logger import log, setup_logging
     from t2t_vit.explain.features import features
     from t2t_vit.explain.overlay import enlarged
@@ -36,7 +36,7 @@ def main(args, cfg):
         lines += lines_of((enlarged(image), f"{shown_name(path)}\n"), [row])
     explanations = [EXPLAINED[args.show], CAPTIONS[args.show]]
     save_figure(args.sheet, f"{cfg.NAME}: what its layers make of a picture", explanations, lines)
-    log.info("%s written", shown(args.sheet))
+    log.info("%s written", display_path(args.sheet))
     return 1 if failed else 0
 
 

@@ -25,13 +25,13 @@ def chosen_paths(args):
     """--count of the images that the command line names, as predict.py finds them, evenly from first to last."""
     from predict import DEFAULT_IMAGE, find_images
     from t2t_vit.common.errors import UserError
-    from t2t_vit.common.files import shown
+    from t2t_vit.common.files import display_path
     from t2t_vit.common.logger import log
     from t2t_vit.config import resolve
 
     if args.count < 1:
         raise UserError(f"--count is {args.count} but must be 1 or more")
-    paths = find_images(args.words or [str(shown(resolve(DEFAULT_IMAGE)))])
+    paths = find_images(args.words or [str(display_path(resolve(DEFAULT_IMAGE)))])
     if len(paths) <= args.count:
         return paths
     log.info("%d of %d images are drawn, evenly from first to last: --count takes more", args.count, len(paths))

@@ -29,7 +29,7 @@ _LONGEST_NAME = 20  # letters beside the matrix
 
 
 def main(args, cfg):
-    from t2t_vit.common.files import check_outputs, shown, write_text
+    from t2t_vit.common.files import check_outputs, display_path, write_text
     from t2t_vit.common.logger import log, setup_logging
     from t2t_vit.data.loader import EvalLoader
     from t2t_vit.parallel import processes
@@ -51,10 +51,10 @@ def main(args, cfg):
         draw_confusion(outcomes.label, outcomes.predicted, classes.names, title, args.confusion)
     if args.json:
         write_text(args.json, json.dumps(told(outcomes, split, classes, scores), indent=1) + "\n")
-    log.info("%s with %s on %s", cfg.MODEL.NAME, shown(weights), shown(split.source))
+    log.info("%s with %s on %s", cfg.MODEL.NAME, display_path(weights), display_path(split.source))
     log.info(scores.line())
     for path in filter(None, (args.sheet, args.confusion, args.json)):
-        log.info("%s written", shown(path))
+        log.info("%s written", display_path(path))
 
 
 def parser():
@@ -136,11 +136,11 @@ def told(outcomes, split, classes, scores):
     import dataclasses
     import math
 
-    from t2t_vit.common.files import shown
+    from t2t_vit.common.files import display_path
 
     results = [
         {
-            "path": str(shown(path)),
+            "path": str(display_path(path)),
             "label": int(label),
             "name": classes.names[label],
             "predicted": int(predicted),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import shown
+from t2t_vit.common.files import display_path
 
 # What a run may tell of an epoch: shares are 0 to 1, "val" is of the raw weights, "val_ema" of their average.
 KEYS = (
@@ -46,7 +46,9 @@ def read_runs(paths):
     """
     runs = list({run.source.resolve(): run for run in map(read_run, paths)}.values())
     names = [run.name for run in runs]
-    return [run if names.count(run.name) == 1 else Run(str(shown(run.source)), run.source, run.rows) for run in runs]
+    return [
+        run if names.count(run.name) == 1 else Run(str(display_path(run.source)), run.source, run.rows) for run in runs
+    ]
 
 
 def read_run(path):

@@ -22,7 +22,7 @@ def _is_main_thread():
     return threading.current_thread() is threading.main_thread()
 
 
-class Watch:
+class InterruptHandler:
     """Asked after each step whether to go on. As a context it takes over SIGTERM, SIGINT and SIGHUP.
 
     The first of these signals only makes a note, as does SIGINT again within `_REPEAT_SECONDS`; a later SIGINT
@@ -81,12 +81,12 @@ class Watch:
         if self.steps < self.next_question:
             return GO_ON
         now = time.monotonic()
-        wish, self.seconds_between = processes.max_over_processes([self._wish(), now - self.asked])
+        action, self.seconds_between = processes.max_over_processes([self._wish(), now - self.asked])
         steps = 1
         if processes.world_size() > 1:
             steps = int(_AGREE_SECONDS * (self.steps - self.asked_at) / max(self.seconds_between, 1e-3))
         self.asked, self.asked_at, self.next_question = now, self.steps, self.steps + max(1, steps)
-        return int(wish)
+        return int(action)
 
     def before_validation(self, seconds):
         """The same, where the next question comes only after a validation that takes about `seconds`."""
@@ -114,8 +114,8 @@ class Watch:
         self.last_save = time.monotonic()
         self.slowest_save = max(seconds, self.slowest_save or 0.0)
 
-    def reason(self, wish):
+    def reason(self, action):
         """Why to stop, in words."""
-        if wish == STOP_FOR_SIGNAL:
+        if action == STOP_FOR_SIGNAL:
             return self.signal or "a signal to another process"
         return "TRAIN.TIME_LIMIT"

@@ -13,12 +13,12 @@ from t2t_vit.common.files import (
     atomic_path,
     check_not_shipped,
     check_writable,
+    display_path,
     flush_to_disk,
     holds,
     lock,
     naming,
     remove_temporary_files,
-    shown,
     write_text,
 )
 from t2t_vit.common.logger import log
@@ -52,31 +52,33 @@ class RunFolder:
         """Raise UserError where this run would write to, or move aside, files that no run made or that it reads."""
         for key, parent in (("OUTPUT", self.folder.parent), ("LOG", self.log.parent)):
             if os.path.lexists(parent) and not parent.is_dir():
-                raise UserError(f"{shown(parent)} is not a folder (--output, {key})")
+                raise UserError(f"{display_path(parent)} is not a folder (--output, {key})")
         check_not_shipped(self.folder)
         check_not_shipped(self.log)
         for what, path in (("the repository", ROOT), ("the data", resolve(cfg.DATA.PATH))):
             if holds(self.folder, path):
-                raise UserError(f"the run folder {shown(self.folder)} would hold {what}; {_OTHER_PLACE}")
+                raise UserError(f"the run folder {display_path(self.folder)} would hold {what}; {_OTHER_PLACE}")
         if self.folder.is_dir():
             found = sorted(path.name for path in self.folder.iterdir())
             if not self.is_run() and not _has_room(found):
                 names = ", ".join(found[:3] + ["..."] * (len(found) > 3))
-                raise UserError(f"{shown(self.folder)} is not the folder of a run, it holds {names}; {_OTHER_PLACE}")
+                raise UserError(
+                    f"{display_path(self.folder)} is not the folder of a run, it holds {names}; {_OTHER_PLACE}"
+                )
             for path in (self.latest, self.best, self.metrics, self.times, self.folder / "config.yaml"):
                 if os.path.lexists(path) and not path.is_file():
-                    raise UserError(f"{shown(path)} is not a file; remove it, or {_OTHER_PLACE}")
+                    raise UserError(f"{display_path(path)} is not a file; remove it, or {_OTHER_PLACE}")
         elif os.path.lexists(self.folder):
-            raise UserError(f"{shown(self.folder)} is not a folder; {_OTHER_PLACE}")
+            raise UserError(f"{display_path(self.folder)} is not a folder; {_OTHER_PLACE}")
         for path, is_own in ((self.log, _is_log), (self._new_log(), _is_log), (self.scalars, _is_scalars)):
             if os.path.lexists(path) and not is_own(path):
-                raise UserError(f"{shown(path)} is not of a run; {_OTHER_PLACE} (or LOG)")
+                raise UserError(f"{display_path(path)} is not of a run; {_OTHER_PLACE} (or LOG)")
 
     def check_move(self, files):
         """Raise UserError if a new run would move aside an earlier one that holds one of `files`, which it reads."""
         for path in files:
             if self.is_run() and holds(self.folder, path):
-                raise UserError(f"{shown(path)} lies in the run that would be moved aside; give this run a NAME")
+                raise UserError(f"{display_path(path)} lies in the run that would be moved aside; give this run a NAME")
 
     def is_run(self):
         """Whether the folder holds a state, or a config that a run wrote."""
@@ -156,7 +158,7 @@ class RunFolder:
         if self.is_run():
             target = _free_name(self.folder)
             os.replace(self.folder, target)
-            log.info("an earlier run was moved to %s", shown(target))
+            log.info("an earlier run was moved to %s", display_path(target))
         new_log = self._new_log()
         for path in (self.log, self.scalars) if new_log.exists() else (self.scalars,):
             if path.exists():
@@ -208,7 +210,7 @@ class RunFolder:
         for name, target in self._growing().items():
             size, found = sizes.get(name, 0), target.stat().st_size if target.is_file() else 0
             if found < size and target in (self.metrics, self.times):
-                log.warning("warning: %s has lost lines: %d bytes of %d are left", shown(target), found, size)
+                log.warning("warning: %s has lost lines: %d bytes of %d are left", display_path(target), found, size)
                 size = target.read_bytes().rfind(b"\n") + 1 if found else 0
             if found > size:
                 _cut(target, size, keep=("error: ", "warning: ", "stopped by ") if name == "log" else ())

@@ -6,7 +6,7 @@ from pathlib import Path
 import paddle
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import sha256, shown
+from t2t_vit.common.files import display_path, sha256
 from t2t_vit.config import default_config, load_config, resolve
 from t2t_vit.models.zoo import list_models
 from t2t_vit.weights.build import build_model
@@ -26,7 +26,7 @@ class Teacher:
 
     def __init__(self, cfg):
         distill, data = cfg.DISTILL, cfg.DATA
-        name = shown(distill.TEACHER) if _is_config(distill.TEACHER) else distill.TEACHER
+        name = display_path(distill.TEACHER) if _is_config(distill.TEACHER) else distill.TEACHER
         self.weights = weights_path(cfg)
         self.model = _build(cfg)
         try:
@@ -41,7 +41,9 @@ class Teacher:
             size = f"{data.IMAGE_SIZE}x{data.IMAGE_SIZE}"
             raise UserError(f"DISTILL.TEACHER {name} cannot take images of {size} pixels") from error
         tau = f", temperature {distill.TAU:g}" if distill.TYPE == "soft" else ""
-        self.summary = f"teacher {name} with {shown(self.weights)}: {distill.TYPE}, {distill.ALPHA:g} of the loss{tau}"
+        self.summary = (
+            f"teacher {name} with {display_path(self.weights)}: {distill.TYPE}, {distill.ALPHA:g} of the loss{tau}"
+        )
 
     @paddle.no_grad()
     def __call__(self, images):

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import shown
+from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log, progress_bar
 from t2t_vit.data.loader import EvalLoader, TrainLoader
 from t2t_vit.parallel import processes
@@ -36,7 +36,7 @@ class Trainer:
         classes: `ClassList` of the data set.
         splits: {"train": Split, "val": Split}.
         run: `RunFolder` to write to.
-        watch: `Watch` that says when to save and to stop.
+        watch: `InterruptHandler` that says when to save and to stop.
         setting: `resume.setting` of this run.
     """
 
@@ -72,7 +72,7 @@ class Trainer:
         if theirs := classes_beside(path):
             refuse_other_order(self.classes, theirs)
         self.train_step.start_from(path, "new" if first_other_class(self.classes, path) else "fit")
-        log.info("weights from %s", shown(path))
+        log.info("weights from %s", display_path(path))
 
     def resume(self, path, state):
         """Continue from a state that `resume.find_state` found in `path`."""
@@ -86,7 +86,7 @@ class Trainer:
             self.meter.load_state(state["meter"])
         self.begun, self.saved = True, self._position()
         best = f"best {self.best_top1:.4f} at epoch {self.best_epoch}"
-        log.info("resumed %s: %s done, %s", shown(path), self.saved, best)
+        log.info("resumed %s: %s done, %s", display_path(path), self.saved, best)
 
     def _new_meter(self, steps_done=0):
         steps = self.train_loader.steps(self.images)
@@ -116,9 +116,9 @@ class Trainer:
         best = f"best {self.cfg.DATA.NAME} val acc {self.best_top1:.4f} at epoch {self.best_epoch}"
         log.info(
             "done: %s; latest %s in %s",
-            f"{best} in {shown(self.run.best)}" if self.best_epoch else "no validation had a finite loss",
+            f"{best} in {display_path(self.run.best)}" if self.best_epoch else "no validation had a finite loss",
             ", ".join(f"{which} {top1:.4f}" for which, top1 in self.scores.items()),
-            shown(self.run.latest),
+            display_path(self.run.latest),
         )
 
     def _train_epoch(self):
@@ -135,23 +135,23 @@ class Trainer:
             self.images += self.train_loader.order.images_per_step
             self.meter.step_done(result)
             self.streak = self.meter.streak
-            wish = self.watch.after_step()
-            if wish != GO_ON:
+            action = self.watch.after_step()
+            if action != GO_ON:
                 self._save()
                 self.meter.saved()
-            if wish in STOPS:
-                self._stop(wish)
+            if action in STOPS:
+                self._stop(action)
 
     def _validate(self):
         """{"raw": Scores, "ema": Scores}; {} in an epoch without validation."""
         if (self.epoch + 1) % self.cfg.VAL.EVERY and self.epoch + 1 < self.total_epochs:
             return {}
-        wish = self.watch.before_validation(self.validation_seconds)
-        stop = wish in STOPS
+        action = self.watch.before_validation(self.validation_seconds)
+        stop = action in STOPS
         if stop or processes.world_size() > 1:  # a validation of several processes cannot be cut short
             self._save()
         if stop:
-            self._stop(wish)
+            self._stop(action)
         start, scores = time.monotonic(), {}
         # Several processes would have to agree on it in the middle; they finish the validation.
         must_stop = self.watch.must_stop if processes.world_size() == 1 else None
@@ -241,16 +241,16 @@ class Trainer:
         within = f" and {self.meter.step} steps" if self.meter else ""
         return f"{self.epoch} epochs{within}"
 
-    def _stop(self, wish):
-        latest, position = shown(self.run.latest), self._position()
+    def _stop(self, action):
+        latest, position = display_path(self.run.latest), self._position()
         kept = f", saved in {latest}" if self.saved == position else f"; {latest} holds {self.saved}"
-        raise Stopped(f"stopped by {self.watch.reason(wish)} after {position}{kept}")
+        raise Stopped(f"stopped by {self.watch.reason(action)} after {position}{kept}")
 
     def how_to_continue(self):
         """What is safe if the run ends now, in words."""
         if not self.saved:
             return "nothing was saved yet"
-        return f"{shown(self.run.latest)} holds {self.saved}, --resume auto continues after them"
+        return f"{display_path(self.run.latest)} holds {self.saved}, --resume auto continues after them"
 
     # --- Summary ---
 

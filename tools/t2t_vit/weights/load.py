@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import shown
+from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log
 from t2t_vit.models.layers import in_head
 from t2t_vit.weights import checkpoint
@@ -19,7 +19,7 @@ def load_pretrained(model, path, head="same", pos_resize="bicubic"):
         checkpoint.load_state(model, fit_weights(model, weights, head, pos_resize), path)
     except UserError as error:
         beside = weights.path.with_name("config.yaml")
-        hint = f"; {shown(beside)} says of which model it is" if beside.is_file() else ""
+        hint = f"; {display_path(beside)} says of which model it is" if beside.is_file() else ""
         raise UserError(f"{error}{hint}") from error
 
 
@@ -47,9 +47,9 @@ def fit_weights(model, weights, head="same", pos_resize="bicubic"):
     """
     tensors, extra, is_torch = in_paddle_layout(weights, model)
     if not weights.is_own:
-        log.info("%s: %s, %s's layout", shown(weights.path), weights.form, "PyTorch" if is_torch else "Paddle")
+        log.info("%s: %s, %s's layout", display_path(weights.path), weights.form, "PyTorch" if is_torch else "Paddle")
     if extra:
-        log.info("%s: left out %s, which no model here has", shown(weights.path), ", ".join(extra))
+        log.info("%s: left out %s, which no model here has", display_path(weights.path), ", ".join(extra))
     own = model.state_dict()
     check_variant(model, weights)
     if head != "same":
@@ -84,7 +84,7 @@ def _with_own_head(own, tensors, path, always):
         return tensors
     before, after = np.shape(tensors.get("head.bias")), own["head.bias"].shape[0]
     there = "other classes" if always else f"{before[0] if before else 'no'} classes"
-    log.info("%s: all but the head, which is new: %s there, %d here", shown(path), there, after)
+    log.info("%s: all but the head, which is new: %s there, %d here", display_path(path), there, after)
     kept = {name: value for name, value in tensors.items() if not in_head(name)}
     return {**kept, **{name: checkpoint.to_array(own[name]) for name in heads}}
 
@@ -99,5 +99,5 @@ def _fit_pos_embed(model, table, path, pos_resize):
         fitted, how = model.fit_pos_embed(table, anew=pos_resize == "sinusoid")
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    log.info("%s: position embedding %s", shown(path), how)
+    log.info("%s: position embedding %s", display_path(path), how)
     return fitted.numpy()
