@@ -10,7 +10,6 @@ import threading
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 _thread = threading.local()
@@ -56,20 +55,13 @@ def _kept(shape, keep):
     return paddle.to_tensor((numbers >= dropped) * np.float32(65536 / (65536 - dropped)))
 
 
-class Dropout(nn.Layer):
-    """Zeroes elements at a rate and rescales the others."""
-
-    def __init__(self, rate):
-        super().__init__()
-        self.rate = rate
+class Dropout(nn.Dropout):
+    """nn.Dropout that draws from this thread's own generator inside `drawing_from`."""
 
     def forward(self, x):
-        if not self.training or self.rate == 0.0:
+        if not self.training or self.p == 0.0:
             return x
-        return x * _kept(x.shape, 1 - self.rate) if _generator() else F.dropout(x, self.rate)
-
-    def extra_repr(self):
-        return f"rate={self.rate}"
+        return x * _kept(x.shape, 1 - self.p) if _generator() else super().forward(x)
 
 
 class DropPath(nn.Layer):

@@ -39,7 +39,7 @@ def setup(cfg):
         devices.try_out()
     elif not device:
         devices.warn_of_idle_cards()
-    cpu_ops.enable(cfg.CPU.FAST_OPS and name == "cpu")
+    cpu_ops.enable(cfg.CPU.FAST_OPS)
     if world_size() > 1:
         # gloo aborts the process when it loses another one: as its handler, sleep(SIGABRT) leaves six seconds in which
         # the monitor of that one (lifeline.py) tells why. Python's own handlers would come too late.
