@@ -367,10 +367,13 @@ def judge_images(cfg, splits, findings):
         bad, number = len(split.unreadable), len(split.paths)
         if bad:
             findings.faults.append(f"{bad:,} of {number:,} images of {split.name} cannot be read")
-        step = cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUM_STEPS
+        step = cfg.TRAIN.GLOBAL_BATCH or cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUM_STEPS
         if split.name == "train" and 0 < number < step:
-            batch = findings.settings["TRAIN.BATCH_SIZE"] = max(1, number // cfg.TRAIN.ACCUM_STEPS // 4)
+            batch = min(cfg.TRAIN.BATCH_SIZE, max(1, number // cfg.TRAIN.ACCUM_STEPS // 4))
+            findings.settings["TRAIN.BATCH_SIZE"] = batch
             step = batch * cfg.TRAIN.ACCUM_STEPS
+            if cfg.TRAIN.GLOBAL_BATCH:
+                findings.settings["TRAIN.GLOBAL_BATCH"] = step
         # Training holds them against the images of an epoch, which drops the incomplete last step.
         if bad and split.name == "train" and bad <= most_skipped(number // step * step):
             findings.settings["DATA.ON_ERROR"] = "skip"

@@ -54,7 +54,7 @@ def _prepare(args, cfg, watch, monitor):
     """Trainer at the point where the run begins or goes on, with its files ready."""
     from t2t_vit.common.files import display_path
     from t2t_vit.common.logger import log, log_to_file
-    from t2t_vit.config import with_classes
+    from t2t_vit.config import accumulation, with_classes, with_keys
     from t2t_vit.data.dataset import load_data
     from t2t_vit.parallel import processes
     from t2t_vit.runs.run_folder import RunFolder
@@ -69,6 +69,7 @@ def _prepare(args, cfg, watch, monitor):
     from t2t_vit.training.trainer import Trainer
     from t2t_vit.weights.download import local_file
 
+    cfg = with_keys(cfg, {"TRAIN.ACCUM_STEPS": accumulation(cfg, processes.world_size())})
     folder = RunFolder(cfg)
     path = state = None
     if processes.is_main():  # the others may run on a machine without these files
