@@ -18,7 +18,8 @@ from test_unpack import CATS, DIGITS, DOGS, make_tar, tar_bytes
 import aistudio_job
 from t2t_vit.common import wheels
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import load_config, to_seconds
+from t2t_vit.config import load_config
+from t2t_vit.config_values import to_seconds
 
 NOTEBOOK = ROOT / "scripts/aistudio.ipynb"
 TINY = ["DATA.IMAGE_SIZE", "32", "DATA.NUM_WORKERS", "0", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0"]

@@ -14,7 +14,7 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, Page
 from test_spellings import COMMANDS
 
-from t2t_vit.config import all_keys, load_config
+from t2t_vit.config import CLASS_LISTS, all_keys, load_config
 from t2t_vit.models.zoo import create_model, list_models
 from t2t_vit.spellings import KEYS, Advice
 from t2t_vit.weights import checkpoint
@@ -54,7 +54,7 @@ def place(tmp_path_factory):
     """A folder that stands in for the clone's parent: tiny ImageNet, weights, pictures."""
     folder = tmp_path_factory.mktemp("readme")
     digits = sorted((ROOT / "lit_data/val").glob("*/*.png"))
-    wnids = [line.split("\t")[1] for line in (ROOT / "configs/imagenet1k_classes.tsv").read_text().splitlines()[1:]]
+    wnids = [line.split("\t")[1] for line in CLASS_LISTS["imagenet1k"].read_text().splitlines()[1:]]
     for i, digit in enumerate(digits[::20]):
         for split in ("train", "val"):
             target = folder / "imagenet" / split / wnids[i]

@@ -19,7 +19,7 @@ from t2t_vit.common.runtime import ignore_interrupts, import_paddle, missing_pac
 if set(missing_packages()) - {"PaddlePaddle"}:
     sys.exit(f"error: {not_installed(missing_packages())}")
 
-from t2t_vit.config import best_weights, find_config, load_config, resolve  # noqa: E402
+from t2t_vit.config import CLASS_LISTS, best_weights, class_list, find_config, load_config, resolve  # noqa: E402
 from t2t_vit.parallel.failure_monitor import FailureMonitor  # noqa: E402
 from t2t_vit.spellings import take_data_folder, translate  # noqa: E402
 
@@ -225,7 +225,7 @@ def _config_path(args):
 
 def _files_read(config, cfg):
     """Files that the config and the command line name as inputs, whether they exist or not."""
-    named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, cfg.DATA.CLASSES]
+    named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, class_list(cfg)]
     lists = [os.path.join(cfg.DATA.PATH, name) for name in (cfg.DATA.TRAIN_LIST, cfg.DATA.VAL_LIST, "classes.txt")]
     best = best_weights(cfg)
     weights = [cfg.MODEL.PRETRAINED + ".pdparams", best, best.with_name("classes.txt"), best.with_name("config.yaml")]
@@ -252,7 +252,8 @@ def overrides(args):
     for key, value in zip(args.opts[::2], args.opts[1::2]):
         is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED", "DISTILL.WEIGHTS")
         is_path = is_path or key == "DISTILL.TEACHER" and value.endswith((".yaml", ".yml"))
-        pairs.append((key, absolute(value) if is_path and value else value))
+        is_path = is_path and value and value not in CLASS_LISTS
+        pairs.append((key, absolute(value) if is_path else value))
     return pairs
 
 

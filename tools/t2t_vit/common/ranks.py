@@ -13,6 +13,11 @@ def rank():
     return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 
 
+def is_main():
+    """True in the one process that prints and writes files."""
+    return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
+
+
 def world_size():
     """How many processes train together."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))

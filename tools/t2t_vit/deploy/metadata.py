@@ -6,7 +6,8 @@ import textwrap
 from dataclasses import dataclass
 
 from t2t_vit.common.errors import UserError, one_line
-from t2t_vit.config import CROP_MODES, EXIF, INTERPOLATIONS, with_keys
+from t2t_vit.config import with_keys
+from t2t_vit.config_values import CROP_MODES, EXIF, INTERPOLATIONS
 
 VERSION = 1
 NAMESPACE = "t2t_vit"  # of the entries in OpenVINO's rt_info

@@ -14,7 +14,7 @@ import paddle
 from paddle import distributed
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.ranks import rank, world_size
+from t2t_vit.common.ranks import is_main, rank, world_size  # noqa: F401 (callers use processes.rank)
 from t2t_vit.models import cpu_ops, tf32
 from t2t_vit.parallel import gpu
 
@@ -47,11 +47,6 @@ def setup(cfg):
         libc.signal(signal.SIGABRT, libc.sleep)
         distributed.init_parallel_env()
     return name
-
-
-def is_main():
-    """True in the one process that prints and writes files."""
-    return rank() == 0
 
 
 def barrier():
