@@ -127,7 +127,7 @@ def test_names_of_earlier_versions_are_accepted(tmp_path, capsys, old, new):
     section, leaf = old.split(".")
     path = write(tmp_path, f"{section}: {{{leaf}: 0.25}}\n")
     assert config_values.value_of(load_config(path), new) == 0.25
-    assert config_values.value_of(load_config(write(tmp_path, "SEED: 1"), [(old, "0.25")]), new) == 0.25
+    assert config_values.value_of(load_config(write(tmp_path, "SEED: 1", "y.yaml"), [(old, "0.25")]), new) == 0.25
     assert capsys.readouterr().err == f"note: {old} is now called {new}\n"  # once in a process
     assert config.stored_values(path.read_text())[new] == 0.25  # of a state
 

@@ -32,8 +32,8 @@ def test_no_module_shadows_another():
 
 
 # Each room imports itself and those before it.
-ROOMS = ["common", "spellings", "config_values", "config", "models", "data", "parallel", "weights", "runs", "training", "deploy",
-         "explain", "pictures", "bench", "page"]  # fmt: skip
+ROOMS = ["common", "spellings", "config_values", "config", "models", "data", "parallel", "weights", "runs", "training",
+         "deploy", "explain", "pictures", "bench", "page"]  # fmt: skip
 
 
 def imported_rooms(path):
