@@ -125,7 +125,8 @@ def test_a_config_of_another_repository_is_refused_with_our_keys(tmp_path):
     line = error_line("val", "--config", path)
     assert line == (
         f"error: {path} has keys of another program, which must be renamed or removed: "
-        "DATA_PATH.TRAIN_DATASET_LABEL_PATH (here: DATA.TRAIN_LIST), TRAIN.VAL_BATCH_SIZE (here: VAL.BATCH_SIZE), SCHEDULER.END_LR (here: TRAIN.MIN_LR)"
+        "DATA_PATH.TRAIN_DATASET_LABEL_PATH (here: DATA.TRAIN_LIST), TRAIN.VAL_BATCH_SIZE (here: VAL.BATCH_SIZE), "
+        "SCHEDULER.END_LR (here: TRAIN.MIN_LR)"
     )
     path.write_text("SCHEDULER: {NUM_EPOCHS: 300}\nTRAIN: {NUM_EPOCHS: 300}\nepochs: 310\n")
     with pytest.raises(UserError) as error:
