@@ -1,4 +1,4 @@
-"""scripts/env.sh with a pip that only writes down what it is asked, and the choice of a wheel for the cards."""
+"""scripts/env.sh with stand-ins for pip and nvidia-smi, the choice of a wheel, and what the scripts start."""
 
 import os
 import shutil
@@ -191,6 +191,7 @@ esac
 BASE = """case "$*" in
 "-m venv"*)
   for folder; do :; done
+  case "$*" in *--clear*) rm -rf "$folder";; esac
   mkdir -p "$folder/bin"; touch "$folder/pyvenv.cfg"; cp "$STANDINS/pip-python" "$folder/bin/python";;
 *) exec "$REAL" "$@";;
 esac
@@ -290,8 +291,10 @@ def test_environment_is_made_once_and_by_its_own_settings_of_pip(clone):
         file.write("more\n")
     clone.run()
     assert len(clone.asked()) == 2
+    (clone.root / ".venv/old").touch()
     clone.run(PADDLE_PACKAGE="paddlepaddle-gpu==3.0.0 -i mirror")
     assert " install paddlepaddle-gpu==3.0.0 -i mirror |" in clone.asked()[0]
+    assert not (clone.root / ".venv/old").exists()  # another PaddlePaddle does not go beside the first
     assert clone.run(PADDLE_PACKAGE="paddlepaddle-gpu==3.0.0 -i mirror").stderr == "" and clone.asked() == []
 
 
@@ -303,6 +306,7 @@ def test_wheel_for_the_cards_of_this_machine(clone):
     assert done.stdout == f"environment: {clone.root}/.venv\npython: {clone.standins}/python3.11\n{install}"
     assert clone.asked() == [] and not (clone.root / ".venv").exists()
     done = clone.run(PIP_SAYS="ReadTimeoutError", status=1)
+    assert f" install paddlepaddle-gpu==3.3.1 -i {INDEX}/cu118/ |" in clone.asked()[0]
     assert "a download of about 4 GB" in done.stderr
     assert "the package index is not reached" in done.stderr and "needs CUDA 11.8 and cuDNN 8" in done.stderr
     write_script(clone.standins / "nvidia-smi", 'echo "NVIDIA-SMI has failed"; exit 9\n')
@@ -423,3 +427,30 @@ def test_other_shells(clone):
         else:
             done = clone.run(". scripts/env.sh", shell=shell, status=1)
             assert done.stderr.startswith("error: this shell is neither bash nor zsh: run scripts with bash")
+
+
+# --- What the scripts start ---
+
+
+@pytest.mark.parametrize(
+    "line, started",
+    [
+        ("bash scripts/train.sh configs/x.yaml --output 'a b'", "train.py --config configs/x.yaml --output|a b"),
+        ("GPUS=0,1 bash scripts/train.sh x.yml", "launch.py train.py --config x.yml"),
+        ("NNODES=2 MASTER=h:1 NODE_RANK=0 bash scripts/train.sh", "launch.py train.py"),
+        ("GPUS=0 NNODES=2 bash scripts/val.sh", "launch.py val.py"),
+        ("NNODES=2 bash scripts/eval.sh --split train", "launch.py val.py --split train"),
+        ("GPUS= bash scripts/predict.sh -cfg=x.yaml a.png", "predict.py -cfg=x.yaml a.png"),
+        ("GPUS=0 bash scripts/unpack.sh a.tar --output d", "launch.py unpack.py a.tar --output d"),
+    ],
+)
+def test_script_starts_its_tool_or_the_launcher(clone, line, started):
+    for path in (ROOT / "scripts").glob("*.sh"):
+        shutil.copy(path, clone.root / "scripts")
+    clone.run()  # makes the environment, whose python then prints its words
+    write_script(clone.root / ".venv/bin/python", """test "$1" = -c || printf '%s\\n' "$T2T_COMMAND" "$@"\n""")
+    command, *words = clone.run(line, T2T_COMMAND="").stdout.splitlines()
+    names = [word.removeprefix(f"{clone.root}/tools/") for word in words]
+    assert " ".join(names) == started.replace("|", " ") and ("a b" in words) == ("a b" in line)
+    if "train.sh" in line:  # printed at the end of a training
+        assert command == line.replace("'a b'", r"a\ b")

@@ -4,7 +4,7 @@ import unicodedata
 
 
 class UserError(Exception):
-    """A mistake of the user or a problem outside the program. Its message is one line and names the file, key or value."""
+    """A mistake of the user or a problem outside the program. The message, one line, names the file, key or value."""
 
 
 def one_line(error):
