@@ -106,7 +106,7 @@ def test_name_that_is_a_loopback_address_here_becomes_that_of_the_route_outside(
 def test_other_machines_are_told_their_address_on_the_route_to_the_first(monkeypatch):
     named(monkeypatch, "10.1.2.3", own="10.1.9.9")
     assert launch.addresses("first", 1) == ("10.1.2.3", "10.1.9.9")
-    with pytest.raises(UserError, match=r"^NODE_RANK is 0 here, but MASTER first \(10.1.2.3\) is no address of this"):
+    with pytest.raises(UserError, match=r"^NODE_RANK is 0 here, but MASTER first \(10.1.2.3\) is not an address of"):
         launch.addresses("first", 0)
 
 
