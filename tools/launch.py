@@ -92,8 +92,8 @@ def nodes(environment):
 def addresses(host, node_rank):
     """IPv4 addresses of the first machine and of this one, at which they can reach each other.
 
-    Paddle's launcher uses the address of this machine's name, which Debian maps to 127.0.1.1, and serves the others only
-    if it equals the text of MASTER (launch/context/node.py and controllers/master.py, paddle 2.6.2 and 3.3.1).
+    Paddle's launcher uses the address of this machine's name, which Debian maps to 127.0.1.1, and serves the others
+    only if it equals the text of MASTER (launch/context/node.py and controllers/master.py, paddle 2.6.2 and 3.3.1).
     """
     try:
         first = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
