@@ -1,4 +1,4 @@
-"""scripts/aistudio.sh on tiny archives, in folders that stand in for AI Studio's, and the notebook beside it."""
+"""scripts/aistudio.sh with tiny archives, in stand-ins for the folders of AI Studio, and the notebook."""
 
 import base64
 import io
@@ -82,7 +82,7 @@ def decided(monkeypatch, *words):
 # --- A job ---
 
 
-def test_job_is_cut_goes_on_and_copies_the_best_each_time(folders):
+def test_interrupted_job_continues_and_copies_the_best_model(folders):
     words = ["configs/t2t_vit_7.yaml", *STEP, *SMALL, "TRAIN.EPOCHS", "9999", "NAME", "cut"]
     first = job(folders, *words, cut_at="Epoch [3/9999], avg")
     assert f"{folders}/mounts/data79807/ILSVRC2012_w.tar: 12 images written, 0 there before" in first[0]
@@ -107,7 +107,7 @@ def test_job_is_cut_goes_on_and_copies_the_best_each_time(folders):
     assert sorted(path.name for path in best.iterdir()) == names
 
 
-def test_job_on_imagenets_own_archives_to_the_end(folders):
+def test_job_with_the_original_archives_of_imagenet(folders):
     shutil.rmtree(folders / "mounts/data79807")
     classes = {f"{w}.tar": tar_bytes({f"{w}_{i}.JPEG": DIGITS[i] for i in range(2)}) for w in (CATS, DOGS)}
     make_tar(folders / "mounts/ILSVRC2012_img_train.tar", classes)
@@ -121,7 +121,7 @@ def test_job_on_imagenets_own_archives_to_the_end(folders):
     assert (folders / "best/t2t_vit_7/best.pdparams").is_file()
 
 
-def test_training_that_fails_before_a_validation_says_that_nothing_is_copied(folders):
+def test_job_without_a_best_model_copies_nothing(folders):
     errors = job(folders, "--data-path", folders, *STEP, *SMALL, status=1)
     assert len(errors) == 1 and "train" in errors[0]
     assert not list((folders / "best/t2t_vit_7").iterdir())
@@ -143,7 +143,7 @@ def test_best_is_copied_however_the_training_ends(folders, monkeypatch):
     assert sorted(path.name for path in (folders / "best/t2t_vit_7").iterdir()) == ["best.pdparams", "t2t_vit_7.log"]
 
 
-def test_status_of_a_killed_script_is_that_of_the_job(monkeypatch, tmp_path):
+def test_exit_status_of_a_killed_script(monkeypatch, tmp_path):
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts/train.sh").write_text("kill -KILL $$")
     (tmp_path / "scripts/val.sh").write_text("kill -TERM $PPID; sleep 600")
@@ -154,7 +154,7 @@ def test_status_of_a_killed_script_is_that_of_the_job(monkeypatch, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_unpacking_that_fails_ends_the_job_with_one_line(folders):
+def test_failed_unpacking_is_one_line(folders):
     (folders / "broken.tar").write_bytes(b"no archive" * 100)
     errors = job(folders, JOB_ARCHIVES=str(folders / "broken.tar"), status=1)
     assert len(errors) == 1 and f"{folders}/broken.tar is damaged, incomplete or no tar or zip archive" in errors[0]
@@ -209,12 +209,12 @@ def test_notebook_and_submitted_job_keep_different_folders(platform, tmp_path, m
     assert platform("home/aistudio/work/runs")[2:] == [f"{home}/work/runs", f"{home}/work/best"]
 
 
-def test_elsewhere_nothing_is_taken_for_the_platform(platform):
+def test_other_machines_are_not_taken_for_the_platform(platform):
     assert platform() == list(aistudio_job.ELSEWHERE)
 
 
 @pytest.mark.usefixtures("folders")
-def test_job_without_cards_is_not_paid_for(platform, tmp_path, monkeypatch, capsys):
+def test_job_without_a_gpu_stops_at_once(platform, tmp_path, monkeypatch, capsys):
     platform("home/aistudio/output")
     monkeypatch.setenv("JOB_RUNS", str(tmp_path / "runs"))
     for look in (wheels.Machine([], None), wheels.Machine([], None, "nvidia-smi failed")):
@@ -265,7 +265,7 @@ def test_archives_are_found_by_name(tmp_path, names, found):
     assert aistudio_job.find_archives(place) == [tmp_path / name for name in found]
 
 
-def test_what_cannot_be_found_is_told(tmp_path, monkeypatch):
+def test_missing_archives_are_named(tmp_path, monkeypatch):
     place = aistudio_job.Place(f"{tmp_path}/a:{tmp_path}/b", f"{tmp_path}/data", "", "")
     with pytest.raises(UserError, match=f"no ImageNet archive in {tmp_path}/a, {tmp_path}/b: mount data set 79807"):
         aistudio_job.find_archives(place)
@@ -314,7 +314,7 @@ def test_user_decides_about_cards_and_batch(monkeypatch):
 
 
 @pytest.mark.usefixtures("folders")
-def test_time_limit_is_that_of_the_whole_job(monkeypatch):
+def test_time_limit_includes_unpacking(monkeypatch):
     assert 255_590 <= to_seconds(decided(monkeypatch)[0][-1]) <= 255_600
     monkeypatch.setenv("JOB_STARTED", str(time.time() - 3600))
     assert 251_990 <= to_seconds(decided(monkeypatch)[0][-1]) <= 252_000
@@ -339,14 +339,14 @@ def test_old_spellings_are_read(folders, monkeypatch, capsys):
     assert "unrecognized arguments: -eval" in capsys.readouterr().err
 
 
-def test_place_of_the_best_model_is_tried_first(folders, monkeypatch):
+def test_folder_of_the_best_model_is_checked_first(folders, monkeypatch):
     (folders / "file").touch()
     monkeypatch.setenv("JOB_BEST", str(folders / "file"))
     with pytest.raises(OSError, match="file"):
         decided(monkeypatch)
 
 
-def test_unpacking_is_given_the_validation_classes_and_no_cards(folders, monkeypatch):
+def test_unpacking_gets_the_validation_list_and_no_gpus(folders, monkeypatch):
     calls = []
     monkeypatch.setattr(aistudio_job, "run_script", lambda _name, words, env: calls.append([*words, "GPUS" in env]))
     monkeypatch.setenv("GPUS", "0,1")

@@ -58,7 +58,7 @@ def test_wheel_of_a_machine(driver, cards, build):
 
 
 @pytest.mark.parametrize("name", ["Tesla K80", "Quadro K620", "GRID K520", "GeForce GTX 780 Ti", "GTX Titan Black"])
-def test_kepler_is_known_by_name_where_its_driver_does_not_say(name, tmp_path, monkeypatch):
+def test_kepler_cards_are_recognised_by_name(name, tmp_path, monkeypatch):
     script = f'case "$1" in *compute_cap*) exit 1;; esac\necho "470.223.02, {name}"\n'
     write_script(tmp_path / "nvidia-smi", script)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -66,7 +66,7 @@ def test_kepler_is_known_by_name_where_its_driver_does_not_say(name, tmp_path, m
     assert build is None and f"{name} (compute capability 3.5); the CPU build is taken" in note
 
 
-def test_machines_without_a_wheel_say_why(monkeypatch):
+def test_reason_without_a_wheel(monkeypatch):
     def said(driver, *cards, trouble=""):
         build, note = wheels.choose(wheels.Machine([wheels.Card(*card) for card in cards], driver, trouble))
         assert build is None
@@ -83,7 +83,7 @@ def test_machines_without_a_wheel_say_why(monkeypatch):
     assert "for x86_64 only, not aarch64" in said((550, 90), H100)
 
 
-def test_card_that_a_wheel_leaves_out_is_named():
+def test_card_without_machine_code_is_named():
     cards = [wheels.Card("GTX 1080", (6, 1)), wheels.Card(*RTX_5090), wheels.Card(*RTX_5090)]
     build, note = wheels.choose(wheels.Machine(cards, (575, 57)))
     assert build.name == "cu129" and "does not run on GTX 1080 (compute capability 6.1)" in note
@@ -111,7 +111,7 @@ def nvidia_smi(tmp_path, monkeypatch):
     return put
 
 
-def test_what_nvidia_smi_says_is_read(nvidia_smi):
+def test_output_of_nvidia_smi(nvidia_smi):
     assert nvidia_smi("550.54.14, 7.0, Tesla V100\\n550.54.14, 9.0, NVIDIA H100\\n") == wheels.Machine(
         [wheels.Card("Tesla V100", (7, 0)), wheels.Card("NVIDIA H100", (9, 0))], (550, 54)
     )
@@ -135,7 +135,7 @@ def card(monkeypatch):
 
 
 @pytest.mark.usefixtures("card")
-def test_card_is_tried_before_it_is_used(monkeypatch):
+def test_gpu_is_tried_before_use(monkeypatch):
     gpu.try_out()
     monkeypatch.setattr(paddle.version, "full_version", "2.6.2")
     monkeypatch.setattr(paddle.version, "cuda", lambda: "12.0")  # a build that is not PyPI's
@@ -164,7 +164,7 @@ def test_card_is_tried_before_it_is_used(monkeypatch):
 
 
 @pytest.mark.usefixtures("card")
-def test_run_on_the_cpu_beside_a_card_warns(told, monkeypatch):
+def test_run_on_the_cpu_warns_if_there_is_a_gpu(told, monkeypatch):
     for value in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
         gpu.warn_of_idle_cards()
@@ -272,7 +272,7 @@ def clone(tmp_path):
     return Clone(tmp_path)
 
 
-def test_environment_is_made_once_and_by_its_own_settings_of_pip(clone):
+def test_environment_is_created_once_with_its_own_pip_settings(clone):
     hostile = {"PIP_USER": "1", "PIP_TARGET": "/elsewhere", "PIP_REQUIRE_VIRTUALENV": "1"}
     done = clone.run(**hostile)
     assert done.stdout == f"python: {clone.root}/.venv/bin/python\n"
@@ -323,7 +323,7 @@ def test_wheel_for_the_cards_of_this_machine(clone):
         ("ERROR: No matching distribution found for x", "ERROR: No matching distribution found for x"),
     ],
 )
-def test_install_that_fails_is_one_line_and_can_be_given_again(clone, said, why):
+def test_failed_installation_is_one_line_and_can_be_repeated(clone, said, why):
     done = clone.run(PIP_SAYS=said, status=1)
     assert done.stdout == ""
     assert done.stderr.splitlines()[1:] == [
@@ -335,7 +335,7 @@ def test_install_that_fails_is_one_line_and_can_be_given_again(clone, said, why)
     assert clone.run().stdout.startswith("python: ")
 
 
-def test_no_room_and_no_place_for_an_environment(clone, tmp_path):
+def test_no_space_and_no_place_for_an_environment(clone, tmp_path):
     write_script(clone.standins / "df", "echo; echo '/dev/x 9999999 9000000 500000 95% /'\n")
     message = f"error: {clone.root}/.venv has 488 MB free of the 1500 MB that the environment needs; set T2T_ENV=FOLDER"
     assert clone.run(status=1).stderr.startswith(message)
@@ -403,7 +403,7 @@ def test_environments_of_ai_studio(clone, tmp_path):
     assert clone.run(**home).stdout == f"python: {clone.conda}/b/bin/python\n" and clone.asked() == []
 
 
-def test_read_only_repository_has_its_environment_in_the_cache(clone):
+def test_environment_of_a_read_only_repository_is_in_the_cache(clone):
     if os.getuid():
         pytest.skip("mounts the repository read-only, which only root may")
     mount = f"mount --bind '{clone.root}' '{clone.root}' && mount -o remount,ro,bind '{clone.root}'"
@@ -444,7 +444,7 @@ def test_other_shells(clone):
         ("GPUS=0 bash scripts/unpack.sh a.tar --output d", "launch.py unpack.py a.tar --output d"),
     ],
 )
-def test_script_starts_its_tool_or_the_launcher(clone, line, started):
+def test_script_starts_its_command_or_the_launcher(clone, line, started):
     for path in (ROOT / "scripts").glob("*.sh"):
         shutil.copy(path, clone.root / "scripts")
     clone.run()  # makes the environment, whose python then prints its words

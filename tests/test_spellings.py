@@ -138,7 +138,7 @@ def test_a_config_of_another_repository_is_refused_with_our_keys(tmp_path):
         load_config(path)
 
 
-def test_every_key_of_paddlevits_pit_is_named(tmp_path):
+def test_keys_of_paddlevits_pit_are_named(tmp_path):
     path = tmp_path / "pit_ti.yaml"
     path.write_text(
         "DATA: {IMAGE_SIZE: 224}\nMODEL: {NAME: pit_ti, PATCH_SIZE: 16, STRIDE: 8, BASE_DIMS: [32, 32, 32], "
@@ -187,7 +187,7 @@ def test_training_takes_the_folder_of_its_split(tmp_path):
     assert "train is no val folder; give the folder above it" in line
 
 
-def test_a_training_by_official_options_is_ours(tmp_path):
+def test_training_with_official_options_is_the_same(tmp_path):
     ours = ["--config", "configs/lit_data.yaml", "--data-path", "lit_data", "--batch-size", 50, "TRAIN.BASE_LR", 2e-3,
             "TRAIN.WEIGHT_DECAY", 0.1]  # fmt: skip
     theirs = ["lit_data", "--model", "lit_data", "-b", 50, "--lr", 2e-3, "--weight-decay", ".1"]
@@ -197,7 +197,7 @@ def test_a_training_by_official_options_is_ours(tmp_path):
     assert (tmp_path / "ours/metrics.jsonl").read_text() == (tmp_path / "theirs/metrics.jsonl").read_text()
 
 
-def test_predict_writes_mindspores_form(tmp_path):
+def test_predict_writes_the_format_of_mindspore(tmp_path):
     for name in ("a", "b"):
         shutil.copy(ROOT / "lit_data/val/3/0045.png", tmp_path / f"{name}.png")
     (tmp_path / "c.png").write_text("no image")
@@ -213,6 +213,6 @@ def test_predict_writes_mindspores_form(tmp_path):
     assert json.loads(target.read_text()) == {f"{tmp_path}/a.png": 3}
 
 
-def test_a_data_folder_that_is_not_there_is_told():
+def test_missing_data_folder_is_an_error():
     done = tool("train", "/absent/imagenet", "--model", "t2t_vit_7", "--lr", "1e-3", status=1)
     assert done.stderr.splitlines()[-1].startswith("error: data folder /absent/imagenet not found")
