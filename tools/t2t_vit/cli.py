@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import itertools
 import os
 import re
 import shutil
@@ -70,7 +71,7 @@ def common_parser(description, batch_size_key):
     parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override config keys")
-    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False)
+    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False, engine=None)
     return parser
 
 
@@ -82,6 +83,17 @@ def add_engine_option(parser):
         choices=("paddle", "inference", "onnxruntime", "openvino"),
         help="paddle: the model itself; inference (Paddle Inference), onnxruntime, openvino: a file of export.py, the "
         "run's own if --pretrained names none; default: what reads the file of --pretrained",
+    )
+
+
+def add_evaluation_options(parser):
+    """--engine and --split, of the commands that evaluate."""
+    add_engine_option(parser)
+    parser.add_argument(
+        "--split",
+        choices=("val", "train"),
+        default="val",
+        help="images to evaluate on; train: the training images under the evaluation transform",
     )
 
 
@@ -109,6 +121,20 @@ def first_word(kind, choices):
         return words[0], words[1:]
 
     return split_words
+
+
+def split_images(words):
+    """`split_words` of `run` for images among KEY VALUE pairs: a KEY starts like a config key and is not a file."""
+    from t2t_vit.config import starts_like_a_key
+
+    images, pairs = [], []
+    words = iter(words)
+    for word in words:
+        if starts_like_a_key(word) and not os.path.exists(word):
+            pairs += [word, *itertools.islice(words, 1)]
+        else:
+            images.append(word)
+    return images, pairs
 
 
 def run(main, parser, argv=None, split_words=None, needs_paddle=True, imports_paddle=True):
