@@ -1,13 +1,9 @@
 """Classify images: python tools/predict.py [IMAGE|FOLDER|GLOB ...] [--top-k K] [--json FILE] [KEY VALUE ...]."""
 
-from t2t_vit.cli import add_engine_option, common_parser, import_paddle, json_file, run, split_images
+from t2t_vit.cli import add_engine_option, common_parser, json_file, run, split_images
 
 
 def main(args, cfg):
-    from t2t_vit.deploy.open_model import choose_engine
-
-    if choose_engine(args) in ("paddle", "inference"):
-        import_paddle(cfg.DEVICE)
     from t2t_vit.deploy.predict import predict
 
     return predict(args, cfg)
@@ -29,4 +25,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    run(main, parser(), split_words=split_images, needs_paddle=False)
+    run(main, parser(), split_words=split_images, paddle=False)

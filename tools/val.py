@@ -1,22 +1,12 @@
 """Evaluate a model: python tools/val.py [--config configs/X.yaml] [--data-path DIR] [--pretrained FILE]."""
 
-from t2t_vit.cli import add_evaluation_options, common_parser, import_paddle, run
+from t2t_vit.cli import add_evaluation_options, common_parser, run
 
 
 def main(args, cfg):
-    from t2t_vit.common import ranks
-    from t2t_vit.common.errors import UserError
-    from t2t_vit.parallel.lifeline import FailureMonitor
+    from t2t_vit.deploy.validate import validate
 
-    try:
-        ranks.check()
-    except UserError:  # variables that are left from something else
-        ranks.forget()
-    with FailureMonitor():
-        import_paddle(cfg.DEVICE, several=True)
-        from t2t_vit.deploy.validate import validate
-
-        validate(args, cfg)
+    validate(args, cfg)
 
 
 def parser():
@@ -26,4 +16,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    run(main, parser(), imports_paddle=False)
+    run(main, parser(), processes="several")

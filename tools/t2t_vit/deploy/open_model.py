@@ -4,12 +4,14 @@ Paddle is imported only if it computes the answer: prediction with onnxruntime o
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import display_path, is_url, sha256
 from t2t_vit.common.logger import log
+from t2t_vit.common.runtime import import_paddle
 from t2t_vit.config import load_config, resolve, with_classes
 from t2t_vit.data.dataset import ClassList
 from t2t_vit.deploy.engines import SUFFIXES, EagerPredictor, engine_of, file_beside_part, open_predictor
@@ -52,9 +54,10 @@ def open_model(args, cfg, weights_only=False):
             f"{args.pretrained} is an exported model: give the weights that it was made from with --pretrained"
         )
     engine = choose_engine(args)
+    if engine in ("paddle", "inference") and "paddle" not in sys.modules:
+        import_paddle(cfg.DEVICE)
     if engine == "paddle":
-        # Here because it imports Paddle.
-        from t2t_vit.parallel import processes
+        from t2t_vit.parallel import processes  # here because it imports Paddle
 
         processes.setup(cfg)
         return open_weights(cfg, args.pretrained)
