@@ -16,8 +16,8 @@ import paddle
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import atomic_path, flush_to_disk
+from t2t_vit.common.unpickle import Refused, Unpickler
 from t2t_vit.models.layers import in_head
-from t2t_vit.weights.unpickle import MAKERS, MOST_OBJECTS, Array, Maker, Refused, Unpickler
 
 _SEAL = b"\nsha256:"  # before the 32 bytes of the checksum at the end of a file
 
@@ -48,7 +48,8 @@ def read(path):
     try:
         data = Path(path).read_bytes()
         _check_seal(memoryview(data))
-        tree = _plain(Unpickler(data, _MAKERS).load(), [MOST_OBJECTS])
+        tree = Unpickler(data).load()
+        _check(tree)
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
     except Refused as error:
@@ -127,28 +128,14 @@ def to_array(tensor):
     return tensor.clone().numpy()
 
 
-def _make_pair(pair):
-    """The (name, array) pair that paddle.save makes of a nested tensor."""
-    if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], Array):
-        raise Refused("a tuple that is no named array")
-    return pair[1]
-
-
-_MAKERS = {**MAKERS, ("builtins", "tuple"): Maker(_make_pair, "tuple")}
-
-
-def _plain(tree, left):
-    """Check types all the way down and unwrap the arrays; `left`, in a list: values that there may still be.
-
-    A dict that a file holds many times, perhaps within itself, could stand for endlessly many.
-    """
-    left[0] -= 1
-    if left[0] < 0:
-        raise Refused(f"more than {MOST_OBJECTS:,} objects")
-    if type(tree) is dict and all(isinstance(key, str) for key in tree):
-        return {key: _plain(value, left) for key, value in tree.items()}
-    if isinstance(tree, Array) and tree.value is not None:
-        return tree.value
-    if tree is None or type(tree) in (bool, int, float, str):
-        return tree
-    raise Refused(f"a {type(tree).__name__}")
+def _check(tree):
+    """Raise Refused if nested dicts hold anything but arrays, numbers and strings."""
+    rest, seen = [tree], set()
+    while rest:
+        value = rest.pop()
+        if type(value) is dict and all(isinstance(key, str) for key in value):
+            if id(value) not in seen:
+                seen.add(id(value))
+                rest.extend(value.values())
+        elif not isinstance(value, (np.ndarray, bool, int, float, str, type(None))):
+            raise Refused(f"a {type(value).__name__}")

@@ -15,11 +15,11 @@ import paddle
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.files import atomic_path, is_web_page, read_text
 from t2t_vit.common.plain_yaml import load_yaml
+from t2t_vit.common.unpickle import Refused
 from t2t_vit.data.dataset import some
 from t2t_vit.models.layers import in_head
 from t2t_vit.models.zoo import list_models
 from t2t_vit.weights import checkpoint, torch_file
-from t2t_vit.weights.unpickle import Namespace, Refused
 
 # Where the weights of a larger file are; of several, the moving average first, as the programs themselves do. Our own
 # training states give the raw model: their average is best.pdparams.
@@ -133,12 +133,12 @@ def _weights_of(tree, path):
     held = {}
     for entry, inner in [*tree.items(), (None, tree)]:
         if isinstance(inner, dict):
-            arrays = {name: value for name, value in inner.items() if isinstance(value, np.ndarray)}
+            arrays = {str(name): value for name, value in inner.items() if isinstance(value, np.ndarray)}
             held |= {entry: arrays} if arrays else {}
     if any(str(key).endswith("_moment1_0") or key == "LR_Scheduler" for key in tree):
         raise UserError(f"{path} is the state of an optimizer (.pdopt): give the .pdparams beside it, the weights")
     if not held:
-        found = f"only {', '.join(list(tree)[:3])}" if tree else "nothing"
+        found = f"only {', '.join(map(str, list(tree)[:3]))}" if tree else "nothing"
         raise UserError(f"{path} holds no weights: no tensors, {found}")
     models = [entry for entry, arrays in held.items() if any(_is_anchor(name) for name in arrays)] or list(held)
     known = [entry for entry in (*_ENTRIES, None) if entry in models]
@@ -184,7 +184,7 @@ def _without_wrappers(tensors, path):
 def _variant_of(tree):
     """The variant that a PyTorch training says that its file is of, "" if none here: its `arch` or `args.model`."""
     args = tree.get("args")
-    args = args.values if isinstance(args, Namespace) else args if isinstance(args, dict) else {}
+    args = args if isinstance(args, dict) else {}
     for name in (tree.get("arch"), args.get("model"), args.get("arch")):
         if isinstance(name, str):
             name = name.lower().partition(".")[0]
