@@ -292,9 +292,7 @@ def test_odd_metadata_is_one_line(name, text):
 def test_odd_sidecars_are_one_line(tmp_path):
     from t2t_vit.deploy.engines import read_sidecar
 
-    for text in (ALIASES, "files: [1]", "files: {.json: 1}", "a: " + "9" * 5000, "", "- 1", "files: {}",
-                 "files: {}\nversion: 2",
-                 "files: {\"\\0\": x}", "files: {}\nversion: 1\nmean: 2012-01-01"):  # fmt: skip
+    for text in (ALIASES, "a: " + "9" * 5000, "", "- 1", "version: 2", "version: 1\nmean: 2012-01-01"):
         (tmp_path / "x.yml").write_text(text)
         with pytest.raises(UserError):
             read_sidecar(tmp_path / "x.json")
@@ -319,7 +317,7 @@ def test_odd_graphs_are_one_line(tmp_path):
         for engine in ("onnxruntime", "openvino"):
             pytest.importorskip(engine)
             with pytest.raises(UserError, match="x.onnx"):
-                open_predictor(engine, tmp_path / "x.onnx")
+                open_predictor(engine, tmp_path / "x.onnx")(np.zeros((1, 1, 32, 32), np.float32))
     for text in ("<a", '<?xml version="1.0" encoding="none"?><net/>', "<net/>", "\xff\xfe"):
         (tmp_path / "x.xml").write_text(text, encoding="latin-1")
         with pytest.raises(UserError, match="x.xml"):
