@@ -445,7 +445,7 @@ def test_state_of_another_folder_brings_its_best_along(short_run, tmp_path):
         (lambda state: state.update(optimizer={}), "no AdamW state of the 28 trained tensors|no AdamW state"),
         (lambda state: state["optimizer"].popitem(), "no AdamW state"),
         (lambda state: state["optimizer"].update({"cls_token/moment1_0": np.zeros(3)}), "cls_token/moment1_0"),
-        (lambda state: state["model"].update({"head.bias": 3.0}), "head.bias is no array"),
+        (lambda state: state["model"].update({"head.bias": 3.0}), "head.bias is not an array"),
         (lambda state: state["ema"].update({"head.bias": np.zeros(7)}), "head.bias is .7., the model's is .10."),
     ],
 )

@@ -187,11 +187,12 @@ def stored_values(text):
 
 
 def with_keys(cfg, values):
-    """A frozen copy of the config with {key: value} changed."""
+    """A frozen copy of the config with {key: value} changed. Raises ValueError for a wrong type, else UserError."""
     cfg = cfg.clone()
     cfg.defrost()
-    for key, value in dict(values).items():
+    for key, value in values.items():
         put(cfg, key, value)
+    check(cfg)
     cfg.freeze()
     return cfg
 

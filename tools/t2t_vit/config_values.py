@@ -9,10 +9,6 @@ import sys
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError
 
-INTERPOLATIONS = ("bilinear", "bicubic")
-EXIF = ("auto", "upright", "ignore")
-CROP_MODES = ("center", "squash")
-
 # Names of earlier versions: accepted in YAML files, run folders, states and on the command line.
 RENAMED = {"DATA.VAL_SHARE": "DATA.VAL_FRACTION"}
 _OLD_CLASS_LIST = "configs/imagenet1k_classes.tsv"
@@ -46,13 +42,22 @@ _INTERVALS = {
     "[0, 2147483647]": "SEED",
 }  # fmt: skip
 _CHOICES = {
-    "MODEL.POS_RESIZE": ("bicubic", "sinusoid"), "DISTILL.TYPE": ("hard", "soft", ""), "DATA.CHANNELS": (1, 3),
-    "DATA.EXIF": EXIF, "DATA.READER": ("turbo", "pillow"), "DATA.ON_ERROR": ("raise", "skip"),
-    "AUG.INTERPOLATION": (*INTERPOLATIONS, "random"), "AUG.ERASE_MODE": ("pixel", "rand", "const"),
-    "AUG.MIX_MODE": ("batch", "pair", "elem"), "TRAIN.OPTIMIZER": ("adamw", "sgd"), "TRAIN.AMP": ("O1", "O2", ""),
-    "TRAIN.AMP_DTYPE": ("float16", "bfloat16"), "VAL.INTERPOLATION": INTERPOLATIONS, "VAL.CROP_MODE": CROP_MODES,
+    "MODEL.POS_RESIZE": ("bicubic", "sinusoid"),
+    "DISTILL.TYPE": ("hard", "soft", ""),
+    "DATA.CHANNELS": (1, 3),
+    "DATA.EXIF": ("auto", "upright", "ignore"),
+    "DATA.READER": ("turbo", "pillow"),
+    "DATA.ON_ERROR": ("raise", "skip"),
+    "AUG.INTERPOLATION": ("bilinear", "bicubic", "random"),
+    "AUG.ERASE_MODE": ("pixel", "rand", "const"),
+    "AUG.MIX_MODE": ("batch", "pair", "elem"),
+    "TRAIN.OPTIMIZER": ("adamw", "sgd"),
+    "TRAIN.AMP": ("O1", "O2", ""),
+    "TRAIN.AMP_DTYPE": ("float16", "bfloat16"),
+    "VAL.INTERPOLATION": ("bilinear", "bicubic"),
+    "VAL.CROP_MODE": ("center", "squash"),
     "VAL.BEST": ("ema", "raw"),
-}  # fmt: skip
+}
 
 
 def leaves(tree, prefix=""):
