@@ -7,8 +7,8 @@ import argparse
 import re
 from pathlib import Path
 
-from predict import split_arguments as split_words  # noqa: F401  visualize.py takes it from here
 from t2t_vit.cli import common_parser, not_empty
+from t2t_vit.cli import split_images as split_words  # noqa: F401  visualize.py takes it from here
 from t2t_vit.pictures.model import add_image_options
 
 METHODS = ("attention", "rollout", "gradient")

@@ -1,7 +1,7 @@
 """The picture `features`: what the soft splits and the layers of a model make of images."""
 
-from predict import split_arguments as split_words  # noqa: F401  visualize.py takes it from here
 from t2t_vit.cli import common_parser
+from t2t_vit.cli import split_images as split_words  # noqa: F401  visualize.py takes it from here
 from t2t_vit.pictures.attention import number_or, shown_name
 from t2t_vit.pictures.model import add_image_options
 

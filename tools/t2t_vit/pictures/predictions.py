@@ -3,7 +3,7 @@
 import json
 import os
 
-from t2t_vit.cli import common_parser, json_file, not_empty
+from t2t_vit.cli import add_evaluation_options, common_parser, json_file, not_empty
 from t2t_vit.pictures.augment import short_name
 from t2t_vit.pictures.sheet import (
     COLUMNS,
@@ -18,7 +18,6 @@ from t2t_vit.pictures.sheet import (
     thumbnail,
     write,
 )
-from val import add_evaluation_options, open_model
 
 ORDERS = {"worst": "the largest loss first", "best": "the smallest loss first", "random": "drawn from SEED"}
 MOST = 5000  # images on a sheet, 425 MB in memory
@@ -31,17 +30,15 @@ _LONGEST_NAME = 20  # letters beside the matrix
 def main(args, cfg):
     from t2t_vit.common.files import check_outputs, display_path, write_text
     from t2t_vit.common.logger import log, setup_logging
-    from t2t_vit.data.loader import EvalLoader
-    from t2t_vit.parallel import processes
-    from t2t_vit.training.evaluator import evaluate
+    from t2t_vit.deploy.validate import evaluate_split, open_evaluation
 
     check_options(args)
-    processes.setup(cfg)
     setup_logging()
-    model, weights, cfg, classes, split = open_model(args, cfg)
+    opened, classes, split = open_evaluation(args, cfg)
+    cfg = opened.cfg
     check_outputs((args.sheet, args.confusion), pictures=split.paths)
     outcomes = Outcomes()
-    scores = evaluate(model, EvalLoader(split, cfg), cfg, each_batch=outcomes.add)
+    scores = evaluate_split(opened, split, each_batch=outcomes.add)
     outcomes.join()
     title = f"{cfg.DATA.NAME}: top-1 {scores.top1:.4f}, top-5 {scores.top5:.4f} of {len(split)} images"
     chosen = outcomes.order(args.order, cfg.SEED)[: args.count]
@@ -51,7 +48,7 @@ def main(args, cfg):
         draw_confusion(outcomes.label, outcomes.predicted, classes.names, title, args.confusion)
     if args.json:
         write_text(args.json, json.dumps(told(outcomes, split, classes, scores), indent=1) + "\n")
-    log.info("%s with %s on %s", cfg.MODEL.NAME, display_path(weights), display_path(split.source))
+    log.info("%s on %s", opened, display_path(split.source))
     log.info(scores.line())
     for path in filter(None, (args.sheet, args.confusion, args.json)):
         log.info("%s written", display_path(path))
