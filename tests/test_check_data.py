@@ -207,10 +207,13 @@ def test_part_of_imagenet_keeps_its_ids(imagenet_sample, tmp_path):
     shutil.copytree(imagenet_sample / "train", tmp_path / "set/train")
     (tmp_path / "set/val").symlink_to(tmp_path / "set/train")
     done, report = check("--data-path", tmp_path / "set")
-    assert report["settings"] == {"TRAIN.BATCH_SIZE": 4}  # 16 images are less than a step of 64
+    assert report["settings"] == {
+        "TRAIN.BATCH_SIZE": 4,
+        "TRAIN.GLOBAL_BATCH": 4,
+    }  # of 16 images
     assert "984 of 1000 classes have no image in train: n01440764" in done.stdout
     assert done.stdout.splitlines()[-1].endswith(
-        f"--config configs/t2t_vit_7.yaml --data-path {tmp_path}/set TRAIN.BATCH_SIZE 4"
+        f"--config configs/t2t_vit_7.yaml --data-path {tmp_path}/set TRAIN.BATCH_SIZE 4 TRAIN.GLOBAL_BATCH 4"
     )
 
 

@@ -20,7 +20,7 @@ from t2t_vit.spellings import KEYS, Advice
 from t2t_vit.weights import checkpoint
 
 # Makes a training that would take days one step long.
-TINY = "--batch-size 8 DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0 VAL.EVERY 1"
+TINY = "--batch-size 8 TRAIN.GLOBAL_BATCH 8 DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0 VAL.EVERY 1"
 TINY += " TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 TRAIN.COOLDOWN_EPOCHS 0"
 
 

@@ -109,6 +109,7 @@ _C.AUG.REPEATS = 1  # repeated augmentation: copies of an image in an epoch, whi
 _C.TRAIN = CN()
 _C.TRAIN.BATCH_SIZE = 64  # images per process and pass through the model
 _C.TRAIN.ACCUM_STEPS = 1  # passes whose gradients are averaged into one step, for a batch larger than the memory
+_C.TRAIN.GLOBAL_BATCH = 0  # images of one step over all processes, which sets ACCUM_STEPS; 0 = ACCUM_STEPS decides
 _C.TRAIN.EPOCHS = 300  # of warm-up and cosine
 _C.TRAIN.COOLDOWN_EPOCHS = 10  # at MIN_LR, after EPOCHS
 _C.TRAIN.WARMUP_EPOCHS = 10
@@ -166,6 +167,9 @@ def load_config(path, overrides=()):
         _set(cfg, key, value, path)
     for key, value in overrides:
         _set(cfg, key, value, "command line")
+    given = [key for key, _ in overrides]
+    if "TRAIN.ACCUM_STEPS" in given and "TRAIN.GLOBAL_BATCH" not in given:
+        cfg.TRAIN.GLOBAL_BATCH = 0  # the command line wins over the file
     cfg.NAME = cfg.NAME or path.stem
     _check(cfg)
     cfg.freeze()
@@ -175,6 +179,25 @@ def load_config(path, overrides=()):
 def with_classes(cfg, number):
     """The config with MODEL.NUM_CLASSES 0, "as many as there are", settled to `number`; any other is left as it is."""
     return cfg if cfg.MODEL.NUM_CLASSES else with_keys(cfg, {"MODEL.NUM_CLASSES": number})
+
+
+def accumulation(cfg, processes):
+    """Passes through the model in one training step: ACCUM_STEPS, or as many as make GLOBAL_BATCH images.
+
+    Raises UserError, naming values that work, if GLOBAL_BATCH is not a multiple of BATCH_SIZE times `processes`.
+    """
+    batch, total = cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.GLOBAL_BATCH
+    if not total:
+        return cfg.TRAIN.ACCUM_STEPS
+    images = batch * processes
+    if total % images:
+        fitting = [size for size in range(1, batch + 1) if total % (size * processes) == 0]
+        hint = f"set TRAIN.BATCH_SIZE {fitting[-1]}" if fitting else "set another number of processes"
+        raise UserError(
+            f"TRAIN.GLOBAL_BATCH {total} is not a multiple of TRAIN.BATCH_SIZE {batch} x {processes} process(es); "
+            f"{hint}, or TRAIN.GLOBAL_BATCH {-(-total // images) * images}"
+        )
+    return total // images
 
 
 def with_keys(cfg, values):
@@ -380,6 +403,7 @@ def _check(cfg):
         ("AUG.REPEATS", 1 <= aug.REPEATS <= 100, "1 to 100"),
         ("TRAIN.BATCH_SIZE", train.BATCH_SIZE >= 1, "1 or more"),
         ("TRAIN.ACCUM_STEPS", train.ACCUM_STEPS >= 1, "1 or more"),
+        ("TRAIN.GLOBAL_BATCH", train.GLOBAL_BATCH >= 0, "0 or more"),
         ("TRAIN.EPOCHS", train.EPOCHS >= 1, "1 or more"),
         ("TRAIN.COOLDOWN_EPOCHS", train.COOLDOWN_EPOCHS >= 0, "0 or more"),
         ("TRAIN.WARMUP_EPOCHS", 0 <= train.WARMUP_EPOCHS < train.EPOCHS, f"0 to below TRAIN.EPOCHS {train.EPOCHS}"),
