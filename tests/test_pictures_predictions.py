@@ -159,12 +159,12 @@ def test_orders(monkeypatch):
     logits = paddle.to_tensor([[2.0, 1.0], [1.0, 9.0], [float("nan"), 0.0], [5.0, 5.0]])
     labels = paddle.to_tensor([0, 0, 1, 0])
 
-    def evaluate(*_, each_batch):
+    def evaluate_split(*_, each_batch):
         each_batch(logits[:3], labels[:3])
         each_batch(logits[3:], labels[3:])
 
-    monkeypatch.setattr(predictions, "evaluate", evaluate)
-    _, outcomes = predictions.evaluate_images(None, None, None)
+    monkeypatch.setattr(predictions, "evaluate_split", evaluate_split)
+    _, outcomes = predictions.evaluate_images(None, None)
     loss = outcomes.loss
     assert loss[[0, 1, 3]] == pytest.approx([math.log(1 + math.exp(-1)), 8.000335, math.log(2)])
     assert outcomes.predicted[:2].tolist() == [0, 1]

@@ -7,7 +7,7 @@ from conftest import ROOT, error_line
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
-from t2t_vit.deploy.predictor import when_best
+from t2t_vit.deploy.open_model import best_epoch
 from t2t_vit.runs.run_folder import RunFolder
 
 SUMMARY = "x, 2026-01-01 00:00:00: PaddlePaddle 3.3.1 on cpu, float32, 1 process(es), Python 3.11.7\n"
@@ -130,5 +130,5 @@ def test_run_that_reads_what_it_would_move_aside_is_refused(tmp_path):
 )  # fmt: skip
 def test_epoch_and_accuracy_of_the_best_weights_are_told_where_they_are_known(tmp_path, rows, words):
     fill(tmp_path, config_yaml=CONFIG, metrics_jsonl=rows)
-    assert when_best(tmp_path / "best.pdparams") == words
-    assert when_best(tmp_path / "latest.pdparams") == when_best(tmp_path / "absent/best.pdparams") == ""
+    assert best_epoch(tmp_path / "best.pdparams") == words
+    assert best_epoch(tmp_path / "latest.pdparams") == best_epoch(tmp_path / "absent/best.pdparams") == ""

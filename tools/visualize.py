@@ -3,8 +3,7 @@
 import argparse
 import sys
 
-from predict import split_arguments
-from t2t_vit.cli import exit_with, run
+from t2t_vit.cli import exit_with, run, split_images
 from t2t_vit.pictures import options
 
 PICTURES = {
@@ -52,7 +51,7 @@ def main(words):
         exit_with(lambda: picture_parser.parse_args(words), draw_curves)
     picture_parser.set_defaults(picture=picture)
     takes_images = picture in ("attention", "features")
-    run(draw, picture_parser, words, split_words=split_arguments if takes_images else None)
+    run(draw, picture_parser, words, split_words=split_images if takes_images else None)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ A command calls `run(main, parser())`. `run` parses the options, loads the confi
 """
 
 import argparse
+import itertools
 import os
 import re
 import sys
@@ -19,7 +20,7 @@ from t2t_vit.common.runtime import ignore_interrupts, import_paddle, missing_pac
 if set(missing_packages()) - {"PaddlePaddle"}:
     sys.exit(f"error: {not_installed(missing_packages())}")
 
-from t2t_vit.config import best_weights, find_config, load_config, resolve  # noqa: E402
+from t2t_vit.config import best_weights, find_config, load_config, resolve, starts_like_a_key  # noqa: E402
 from t2t_vit.parallel.failure_monitor import FailureMonitor  # noqa: E402
 from t2t_vit.spellings import take_data_folder, translate  # noqa: E402
 
@@ -64,7 +65,7 @@ def common_parser(description, batch_size_key):
     parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override config keys")
-    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False)
+    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False, engine=None)
     return parser
 
 
@@ -76,6 +77,17 @@ def add_engine_option(parser):
         choices=("paddle", "inference", "onnxruntime", "openvino"),
         help="paddle: the model itself; inference (Paddle Inference), onnxruntime, openvino: an exported file, by "
         "default the one of the run; default: the engine that reads the file of --pretrained",
+    )
+
+
+def add_evaluation_options(parser):
+    """--engine and --split, of the commands that evaluate."""
+    add_engine_option(parser)
+    parser.add_argument(
+        "--split",
+        choices=("val", "train"),
+        default="val",
+        help="images to evaluate on; train: the training images under the evaluation transform",
     )
 
 
@@ -103,6 +115,18 @@ def first_word(kind, choices):
         return words[0], words[1:]
 
     return split_words
+
+
+def split_images(words):
+    """`split_words` of `run` for images among KEY VALUE pairs: a KEY starts like a config key and is not a file."""
+    images, pairs = [], []
+    words = iter(words)
+    for word in words:
+        if starts_like_a_key(word) and not os.path.exists(word):
+            pairs += [word, *itertools.islice(words, 1)]
+        else:
+            images.append(word)
+    return images, pairs
 
 
 def run(main, parser, argv=None, split_words=None, paddle=True, processes="one"):

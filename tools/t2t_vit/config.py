@@ -201,11 +201,12 @@ def accumulation(cfg, processes):
 
 
 def with_keys(cfg, values):
-    """The config with the {key: value} of `values`, frozen."""
+    """The config with the {key: value} of `values`, frozen. Raises ValueError for a wrong type, else UserError."""
     cfg = cfg.clone()
     cfg.defrost()
     for key, value in dict(values).items():
         _put(cfg, key, value)
+    _check(cfg)
     cfg.freeze()
     return cfg
 

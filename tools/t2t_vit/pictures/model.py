@@ -10,30 +10,24 @@ def open_model(args, cfg):
 
     Raises UserError for an exported model: of that only the answer can be had.
     """
-    from t2t_vit.common.errors import UserError
-    from t2t_vit.deploy.engines import engine_of, file_beside_part
-    from t2t_vit.deploy.predictor import open_weights
+    from t2t_vit.common.logger import log
+    from t2t_vit.deploy.open_model import open_model
 
-    if args.weights_named and (engine_of(args.pretrained) != "paddle" or file_beside_part(args.pretrained)):
-        raise UserError(
-            f"{args.pretrained} is an exported model, whose inside cannot be looked at: give the weights that it was "
-            "made from by --pretrained"
-        )
-    predictor, cfg, model = open_weights(cfg, args.pretrained, args.weights_named)
-    return model, cfg, predictor.metadata
+    opened = open_model(args, cfg, weights_only=True)
+    if not args.weights_named:
+        log.info("note: %s", opened)
+    return opened.model, opened.cfg, opened.predictor.metadata
 
 
 def chosen_paths(args):
     """--count of the images that the command line names, as predict.py finds them, evenly from first to last."""
-    from predict import DEFAULT_IMAGE, find_images
     from t2t_vit.common.errors import UserError
-    from t2t_vit.common.files import display_path
     from t2t_vit.common.logger import log
-    from t2t_vit.config import resolve
+    from t2t_vit.deploy.predict import find_images
 
     if args.count < 1:
         raise UserError(f"--count is {args.count} but must be 1 or more")
-    paths = find_images(args.words or [str(display_path(resolve(DEFAULT_IMAGE)))])
+    paths = find_images(args.words)
     if len(paths) <= args.count:
         return paths
     log.info("%d of %d images are drawn, evenly from first to last: --count takes more", args.count, len(paths))

@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from t2t_vit.cli import add_engine_option, common_parser, json_file, not_empty
+from t2t_vit.cli import add_evaluation_options, common_parser, json_file, not_empty
 
 METHODS = ("attention", "rollout", "gradient")
 FUSIONS = ("mean", "max", "min")
@@ -50,9 +50,8 @@ def features_parser():
 
 def predictions_parser():
     parser = _parser("predictions", "Draw images with their predictions, and the confusion of the classes.")
-    add_engine_option(parser)
+    add_evaluation_options(parser)
     add = parser.add_argument
-    add("--split", choices=("val", "train"), default="val", help="images to evaluate on; train: without augmentation")
     add("--order", choices=ORDERS, default="worst", help="images with the largest loss (worst, the default) or the "
         "smallest (best), or random ones")  # fmt: skip
     _add_sheet(parser, "predictions", count=32)

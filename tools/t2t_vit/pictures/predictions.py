@@ -15,13 +15,11 @@ from t2t_vit.common.figures import check_suffix, require_matplotlib
 from t2t_vit.common.files import check_outputs, display_path, write_text
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.data.images import load_image, reading
-from t2t_vit.data.loader import EvalLoader
-from t2t_vit.parallel import processes
+from t2t_vit.deploy.validate import evaluate_split, open_evaluation
 from t2t_vit.pictures.confusion import draw_confusion
 from t2t_vit.pictures.options import ORDERS
 from t2t_vit.pictures.sheet import FAINT, Cell, Heading, check_sheet, save_sheet, short_name
-from t2t_vit.training.evaluator import evaluate, likeliest
-from val import open_model
+from t2t_vit.training.evaluator import likeliest
 
 COLUMNS = 16
 MAX_COUNT = 5000  # images on a sheet, 430 MB in memory
@@ -41,12 +39,12 @@ class Outcomes:
 def draw_predictions(args, cfg):
     """Evaluate a model and write the files that the options name. Raises UserError."""
     check_options(args)
-    processes.setup(cfg)
     setup_logging()
-    model, weights, cfg, classes, split = open_model(args, cfg)
+    opened, classes, split = open_evaluation(args, cfg)
+    cfg = opened.cfg
     check_outputs((args.sheet, args.confusion), pictures=split.paths)
-    scores, outcomes = evaluate_images(model, EvalLoader(split, cfg), cfg)
-    log.info("%s with %s on %s", cfg.MODEL.NAME, display_path(weights), display_path(split.source))
+    scores, outcomes = evaluate_images(opened, split)
+    log.info("%s on %s", opened, display_path(split.source))
     log.info(scores.line())
     title = f"{cfg.DATA.NAME}: top-1 {scores.top1:.4f}, top-5 {scores.top5:.4f} of {len(split)} images"
     chosen = order_images(outcomes.loss, args.order, cfg.SEED)[: args.count]
@@ -73,8 +71,8 @@ def check_options(args):
     check_outputs((args.sheet, args.confusion, args.json), args.inputs)
 
 
-def evaluate_images(model, loader, cfg):
-    """(`Scores`, `Outcomes`) of a model on the images of a loader."""
+def evaluate_images(opened, split):
+    """(`Scores`, `Outcomes`) of an `OpenedModel` on a `Split`."""
     batches = []
 
     def add(logits, labels):
@@ -83,7 +81,7 @@ def evaluate_images(model, loader, cfg):
         of = (paddle.take_along_axis(losses, classes.unsqueeze(1), 1)[:, 0].numpy() for classes in (predicted, labels))
         batches.append((labels.numpy(), predicted.numpy(), *of))
 
-    scores = evaluate(model, loader, cfg, each_batch=add)
+    scores = evaluate_split(opened, split, each_batch=add)
     labels, predicted, losses_of_predicted, losses = map(np.concatenate, zip(*batches))
     return scores, Outcomes(labels, predicted, np.exp(-losses_of_predicted), losses)
 
