@@ -1,9 +1,6 @@
 """The picture `features`: what the soft splits and the layers of a model make of images."""
 
-from t2t_vit.cli import common_parser
-from t2t_vit.cli import split_images as split_words  # noqa: F401  visualize.py takes it from here
-from t2t_vit.pictures.attention import number_or, shown_name
-from t2t_vit.pictures.model import add_image_options
+from t2t_vit.pictures.attention import shown_name
 
 EXPLAINED = {
     "pca": "each token coloured by the first three principal components of its layer, over all pictures of the sheet: "
@@ -16,39 +13,28 @@ CAPTIONS = {"pca": "rows x columns of tokens, numbers in each, share of the vari
 CAPTIONS["norm"] = CAPTIONS["mean"] = "rows x columns of tokens, numbers in each, least and largest value"
 
 
-def main(args, cfg):
-    from t2t_vit.common.files import display_path
-    from t2t_vit.common.logger import log, setup_logging
+def draw_features(args, cfg):
+    """Write the sheet that the options describe; 1 if an image could not be read. Raises UserError."""
+    from t2t_vit.common.logger import setup_logging
     from t2t_vit.explain.features import features
     from t2t_vit.explain.overlay import enlarged
-    from t2t_vit.pictures.cells import check_figure, lines_of, save_figure
-    from t2t_vit.pictures.model import chosen_paths, open_model, read_images
+    from t2t_vit.pictures.model import OVERLAY_TILE, chosen_paths, open_model, read_images
+    from t2t_vit.pictures.sheet import Cell, Heading, check_sheet, lines_of, paired, save_sheet
 
     setup_logging()
     paths = chosen_paths(args)
-    check_figure(args.sheet, [*args.inputs, *paths])
+    check_sheet(args.sheet, [*args.inputs, *paths])
     model, cfg, metadata = open_model(args, cfg)
     images, failed = read_images(paths, cfg, metadata)
     found = [features(model, pixels) for _, _, pixels in images]
     columns = [column(layers, args.show) for layers in chosen(list(zip(*found)), args.block)]
     lines = []
     for (path, image, _), row in zip(images, zip(*columns)):
-        lines += lines_of((enlarged(image), f"{shown_name(path)}\n"), [row])
-    explanations = [EXPLAINED[args.show], CAPTIONS[args.show]]
-    save_figure(args.sheet, f"{cfg.NAME}: what its layers make of a picture", explanations, lines)
-    log.info("%s written", display_path(args.sheet))
+        lines += lines_of(Cell(enlarged(image), (shown_name(path),)), [row])
+    notes = (EXPLAINED[args.show], CAPTIONS[args.show])
+    heading = Heading(f"{cfg.NAME}: what its layers make of a picture", notes)
+    save_sheet([heading, *paired(lines)], args.sheet, OVERLAY_TILE)
     return 1 if failed else 0
-
-
-def parser():
-    parser = common_parser("Draw what the layers of a model make of images.", batch_size_key="VAL.BATCH_SIZE")
-    add_image_options(parser, "features")
-    add = parser.add_argument
-    add("--show", choices=tuple(EXPLAINED), default="pca",
-        help="of each token its principal components, length or mean; default pca")  # fmt: skip
-    add("--block", type=number_or("all"), metavar="N|all",
-        help="block, from 1, after the T2T module or the patches; default the first, middle and last")  # fmt: skip
-    return parser
 
 
 def chosen(layers, block):
@@ -70,6 +56,7 @@ def column(layers, show):
     import numpy as np
 
     from t2t_vit.explain.overlay import coloured
+    from t2t_vit.pictures.sheet import Cell
 
     name, tokens, (rows, columns) = layers[0]
     values = np.concatenate([tokens.numpy() for _, tokens, _ in layers]).astype(np.float64)  # (pictures, N, C)
@@ -81,7 +68,7 @@ def column(layers, show):
         one = np.linalg.norm(values, axis=-1) if show == "norm" else values.mean(-1)
         caption += f", {one.min():.2g} to {one.max():.2g}"
         colours = coloured((one - one.min()) / ((one.max() - one.min()) or 1))
-    return [(each, caption) for each in colours.reshape(len(layers), rows, columns, 3)]
+    return [Cell(each, tuple(caption.split("\n"))) for each in colours.reshape(len(layers), rows, columns, 3)]
 
 
 def principal_colours(tokens):

@@ -2,6 +2,8 @@
 
 import sys
 
+OVERLAY_TILE = 192  # pixels: side of a picture on the sheets
+
 
 def open_model(args, cfg):
     """(model in eval mode, the config that fits it, `Metadata` of its input and classes).
@@ -57,18 +59,3 @@ def read_images(paths, cfg, metadata):
     for error in failed:
         print(f"error: {printable(error)}", file=sys.stderr)
     return found, len(failed)
-
-
-def add_image_options(parser, picture):
-    """The options of a sheet of images, and its usage."""
-    from t2t_vit.cli import not_empty
-
-    parser.usage = f"visualize.py {picture} [options] [IMAGE|FOLDER|GLOB ...] [KEY VALUE ...]"
-    parser.set_defaults(opens_run=True)
-    sheet = f"{picture}.png"
-    parser.add_argument(
-        "--sheet", type=not_empty, default=sheet, metavar="FILE", help=f".png, .pdf or .jpg; default {sheet}"
-    )
-    parser.add_argument(
-        "--count", type=int, default=8, metavar="N", help="images drawn at most, evenly of those given; default 8"
-    )
