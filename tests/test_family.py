@@ -95,7 +95,7 @@ def test_it_trains_and_validates(run, config):
     assert "lit_data final val acc is:0." in done.stdout
 
 
-@pytest.mark.parametrize("form, engine", [("paddle", "inference"), ("onnx", "onnx")])
+@pytest.mark.parametrize("form, engine", [("paddle", "inference"), ("onnx", "onnxruntime")])
 def test_the_exported_model_has_the_same_logits(run, form, engine, tmp_path):
     if form == "onnx":
         pytest.importorskip("paddle2onnx", reason="writes ONNX files")
