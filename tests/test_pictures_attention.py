@@ -362,4 +362,4 @@ def test_what_is_no_number_is_a_matter_of_usage(words):
 def test_an_exported_model_cannot_be_looked_into(tmp_path):
     for name in ("x.onnx", "x.json"):
         said = mistake("attention", "--pretrained", tmp_path / name, "--sheet", tmp_path / "x.png")
-        assert said.startswith(f"error: {tmp_path / name} is an exported model, whose inside cannot be looked at")
+        assert said.startswith(f"error: {tmp_path / name} is an exported model: give the weights")
