@@ -367,10 +367,13 @@ def judge_images(cfg, splits, findings):
         bad, number = len(split.unreadable), len(split.paths)
         if bad:
             findings.faults.append(f"{bad:,} of {number:,} images of {split.name} cannot be read")
-        step = cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUM_STEPS
+        step = cfg.TRAIN.GLOBAL_BATCH or cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUM_STEPS
         if split.name == "train" and 0 < number < step:
-            batch = findings.settings["TRAIN.BATCH_SIZE"] = max(1, number // cfg.TRAIN.ACCUM_STEPS // 4)
+            batch = min(cfg.TRAIN.BATCH_SIZE, max(1, number // cfg.TRAIN.ACCUM_STEPS // 4))
+            findings.settings["TRAIN.BATCH_SIZE"] = batch
             step = batch * cfg.TRAIN.ACCUM_STEPS
+            if cfg.TRAIN.GLOBAL_BATCH:
+                findings.settings["TRAIN.GLOBAL_BATCH"] = step
         # Training holds them against the images of an epoch, which drops the incomplete last step.
         if bad and split.name == "train" and bad <= most_skipped(number // step * step):
             findings.settings["DATA.ON_ERROR"] = "skip"
@@ -495,7 +498,7 @@ def to_json(splits, findings):
 
 
 def parser():
-    from t2t_vit.common.threads import cores
+    from t2t_vit.common.runtime import cores
 
     parser = cli.common_parser("Check a data set before training.", batch_size_key="VAL.BATCH_SIZE")
     parser.add_argument(
@@ -508,4 +511,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    cli.run(main, parser(), needs_paddle=False)
+    cli.run(main, parser(), paddle=False)

@@ -124,6 +124,11 @@ class Attention(nn.Layer):
         self.proj = Linear(dim, dim)
         self.proj_drop = Dropout(proj_drop)
 
+    def token_products(self, N):
+        """(count, rows, inner, columns) of the matrix products between N tokens: q k and (q k) v."""
+        h, width = self.num_heads, self.proj.weight.shape[0] // self.num_heads
+        return [(h, N, width, N), (h, N, N, width)]
+
     def forward(self, x, num_queries=None):
         B, N, _ = x.shape
         q, k, v = self.qkv(x).reshape([B, N, 3, self.num_heads, -1]).unbind(2)  # each (B, N, h, C/h)
@@ -161,6 +166,8 @@ def fuse_attention(model):
 class Block(nn.Layer):
     """Pre-norm transformer block: (B, N, C) -> (B, M, C) of the first M tokens, by default of all N."""
 
+    all_tokens = False  # compute all N in any case; see recording.all_tokens
+
     def __init__(
         self,
         dim,
@@ -181,5 +188,6 @@ class Block(nn.Layer):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x, num_queries=None):
+        num_queries = None if self.all_tokens else num_queries
         x = x[:, :num_queries] + self.drop_path(self.attn(self.norm1(x), num_queries))
         return x + self.drop_path(self.mlp(self.norm2(x)))
