@@ -17,9 +17,9 @@ from test_train_step import steps
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.runtime import asked_threads
 from t2t_vit.config import load_config
-from t2t_vit.models import cpu_ops
+from t2t_vit.models import cpu_ops, layers
 from t2t_vit.models.dropout import Dropout, drawing_from
-from t2t_vit.models.layers import LayerNorm, Linear
+from t2t_vit.models.layers import Block, LayerNorm, Linear
 from t2t_vit.models.t2t import TokenPerformer
 from t2t_vit.models.zoo import create_model
 from t2t_vit.training import microbatch
@@ -72,7 +72,7 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-14)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-6), ("float64", 1e-12)])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_equal_paddles_in_value_and_gradient(name, dtype, tolerance):
     function, paddles, shapes = OPERATIONS[name]
@@ -397,12 +397,29 @@ def test_dropout_of_a_thread_keeps_the_rate_and_the_mean():
 # --- Recomputing, compiling, fusing ---
 
 
+@pytest.fixture
+def block_calls(monkeypatch):
+    """Counter of the forward passes of blocks in training: {num_queries: passes}, None for all tokens."""
+    calls, forward = collections.Counter(), Block.forward
+
+    def counted(block, x, num_queries=None):
+        calls[num_queries] += block.training
+        return forward(block, x, num_queries)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    return calls
+
+
 @pytest.mark.parametrize("size", ["0", "4"])
 @pytest.mark.parametrize("config", ["lit_data", "lit_data_pit"])
-def test_recomputing_is_exact(config, size):
+def test_recomputing_is_exact(config, size, block_calls):
     pairs = ("CPU.MICRO_BATCH", size, "MODEL.DROP_RATE", "0.1")
     plain = losses(*pairs, count=2, config=config)
+    passes = dict(block_calls)
+    block_calls.clear()
     again = losses(*pairs, "TRAIN.RECOMPUTE", "True", count=2, config=config)
+    # Every block makes a second pass, except the last one, which computes only the class token.
+    assert passes[1] > 0 and block_calls == {None: 2 * passes[None], 1: passes[1]}
     assert plain[0] == again[0]
     assert all((again[1][name] == value).all() for name, value in plain[1].items())
 
@@ -439,17 +456,20 @@ def test_what_changes_the_rounding_alone_may_change_at_a_resume(tmp_path):
 
 @pytest.mark.parametrize("kind", ["performer", "pit"])
 def test_fused_attention_is_the_same_function(kind, monkeypatch):
-    from t2t_vit.models import layers
-    from t2t_vit.models.layers import fuse_attention
-
     monkeypatch.setattr(layers, "fits_flash_attention", lambda q: True)  # Paddle's own form for a CPU
+    fused_calls, attention = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        layers.F, "scaled_dot_product_attention", lambda *heads: fused_calls.append(1) or attention(*heads)
+    )
     name, overrides = MODELS[kind]
     model = create_model(name, **overrides, qk_scale=0.3)
     model.eval()
     images = paddle.randn([2, 3, 32, 32])
     plain = gradients(model, images)
-    fuse_attention(model)
+    assert not fused_calls
+    layers.fuse_attention(model)
     fused = gradients(model, images)
+    assert len(fused_calls) == len(model.backbone())
     assert close(fused[0], plain[0])
     assert all(close(fused[1][name], value, 1e-4) for name, value in plain[1].items())
 
@@ -466,15 +486,13 @@ def test_fused_attention_is_the_same_function(kind, monkeypatch):
     ],
 )
 def test_flash_attention_is_left_where_it_would_fail(monkeypatch, dtype, width, device, capability, fits):
-    from t2t_vit.models.layers import Attention, F, fits_flash_attention
-
     monkeypatch.setattr(paddle, "get_device", lambda: device)
     monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda: capability)
     q = paddle.ones([1, 2, 1, width]).astype(dtype)
-    assert fits_flash_attention(q) == fits
+    assert layers.fits_flash_attention(q) == fits
     taken = []
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: taken.append(q.dtype) or v)
-    layer = Attention(width, 1)
+    monkeypatch.setattr(layers.F, "scaled_dot_product_attention", lambda q, k, v: taken.append(q.dtype) or v)
+    layer = layers.Attention(width, 1)
     layer.fused = True
     if fits or dtype == "float32":  # a CPU has no float16 products
         layer._attend(q, q, q)

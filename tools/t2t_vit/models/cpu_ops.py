@@ -14,7 +14,7 @@ from paddle.autograd import PyLayer
 from paddle.base import core, framework
 
 _LOGITS = 2**20  # of attention at a time: 4 MB, which stay in the cache
-_MAX_SHIFT = 32  # see _LayerNorm
+_MAX_SHIFT = 16  # see _LayerNorm
 
 _enabled = True
 
