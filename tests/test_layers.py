@@ -7,7 +7,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from t2t_vit.models import pit, t2t
+from t2t_vit.models import pit, t2t, t2t_module
 from t2t_vit.models.dropout import DropPath
 from t2t_vit.models.layers import Attention, Linear
 from t2t_vit.models.zoo import create_model, list_models
@@ -147,9 +147,9 @@ def test_a_model_learns_through_lora_layers(kind):
     for parameter in model.parameters():
         parameter.stop_gradient = True
     for layer in model.sublayers():
-        if isinstance(layer, (Attention, t2t.TokenAttention)):
+        if isinstance(layer, (Attention, t2t_module.TokenAttention)):
             layer.qkv = Lora(layer.qkv)
-        if isinstance(layer, t2t.TokenPerformer):
+        if isinstance(layer, t2t_module.TokenPerformer):
             layer.kqv = Lora(layer.kqv)
     logits = model(paddle.randn([2, 3, 32, 32]))
     (sum(logits) if isinstance(logits, tuple) else logits).square().sum().backward()

@@ -383,7 +383,7 @@ def test_the_same_size_leaves_positions_as_they_are(tmp_path):
 
 def test_positions_of_no_square_are_refused(tmp_path):
     path = t2t_file(tmp_path / "w.pdparams", np.zeros([1, 200, 256], "float32"))
-    with pytest.raises(UserError, match="position embedding has 199 positions, which is no square grid"):
+    with pytest.raises(UserError, match="position embedding has 199 positions, which do not form a square grid"):
         load_pretrained(create_model("t2t_vit_7"), path)
 
 

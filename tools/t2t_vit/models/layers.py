@@ -1,7 +1,7 @@
 """Layers shared by the model families.
 
 Parameter names and arithmetic of the block follow the official T2T-ViT code (yitu-opensource/T2T-ViT,
-models/transformer_block.py), which are those of timm's, on which the official PiT stands.
+models/transformer_block.py). They are those of timm, which the official PiT uses.
 Sizes: B images, N tokens, C channels, h heads.
 """
 
@@ -21,7 +21,7 @@ LINEAR_STD = 0.02
 
 
 def in_head(name):
-    """Whether a parameter or layer, by its structured name, belongs to a classifier: as wide as there are classes."""
+    """Whether a parameter or layer, by its structured name, belongs to a classification head."""
     return name.split(".")[0] in ("head", "head_dist")
 
 
@@ -36,7 +36,7 @@ def init_linear_and_norm(layer):
 
 
 def init_from_fan_in(layer):
-    """PyTorch's default initialisation of one layer, for `Layer.apply`, on which official code leans in places.
+    """PyTorch's default initialisation of one layer, for `Layer.apply`. Official code relies on it in places.
 
     Weights and biases of Linear and Conv2D are uniform within 1 / sqrt(fan in), LayerNorm is 1 and 0.
     """
@@ -146,10 +146,10 @@ class Attention(nn.Layer):
 
 
 def fits_flash_attention(q):
-    """Whether FlashAttention takes heads (B, N, h, C/h): 16-bit, on a GPU from Ampere on, of a width that it has.
+    """Whether FlashAttention supports heads (B, N, h, C/h): 16 bits, a GPU from Ampere on, a width up to 256.
 
-    2.6.2 (nn/functional/flash_attention.py, _select_sdp) takes it for everything on a GPU and fails there; 3.3.1
-    (nn/functional/sdpa.py, can_use_flash_attention) has these conditions itself.
+    3.3.1 has these conditions (nn/functional/sdpa.py, can_use_flash_attention). 2.6.2 does not check the GPU
+    (nn/functional/flash_attention.py, _select_sdp) and fails.
     """
     if q.dtype not in (paddle.float16, paddle.bfloat16) or q.shape[-1] % 8 or q.shape[-1] > 256:
         return False
@@ -157,16 +157,16 @@ def fits_flash_attention(q):
 
 
 def fuse_attention(model):
-    """Let a model's blocks use Paddle's FlashAttention where it fits; it has no dropout here."""
+    """Let a model's blocks use Paddle's FlashAttention if it supports them. It does not apply attn_drop."""
     for layer in model.sublayers():
         if isinstance(layer, Attention):
             layer.fused = True
 
 
 class Block(nn.Layer):
-    """Pre-norm transformer block: (B, N, C) -> (B, M, C) of the first M tokens, by default of all N."""
+    """Pre-norm transformer block: (B, N, C) -> (B, M, C), the first M = num_queries tokens or all N."""
 
-    all_tokens = False  # compute all N in any case; see recording.all_tokens
+    all_tokens = False  # ignore num_queries; see recording.all_tokens
 
     def __init__(
         self,

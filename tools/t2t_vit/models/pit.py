@@ -45,7 +45,7 @@ class PatchEmbedding(nn.Layer):
 class Transformer(nn.Layer):
     """The blocks of a stage, on the map's tokens and the class tokens together: (B, C, h, w), (B, T, C) -> the same.
 
-    The last stage's map is read by nobody: with `class_tokens_only` it is None.
+    With `class_tokens_only`, for the last stage, the map is not computed and returned as None.
     """
 
     recompute = False  # see recompute_activations
@@ -90,19 +90,19 @@ class HeadPooling(nn.Layer):
 class PoolingTransformer(VisionTransformer):
     """Patches with learned positions, three stages of blocks with a pooling between each two, linear head.
 
-    Distilled, it has a second class token with a head of its own that learns from a teacher (Touvron et al., 2021).
+    If distilled, a second class token with its own head learns from a teacher (Touvron et al., 2021).
 
     Args:
         image_size: pixels, one number or (height, width), at least patch_size.
         in_chans: channels of the input.
         num_classes: width of the logits; 0 for a model that returns its features.
         patch_size, stride: of the patches, in pixels.
-        base_dims, depth, heads: width per head, number of blocks and of heads, one of each per stage.
+        base_dims, depth, heads: width per head, number of blocks and of heads, one number per stage.
         mlp_ratio: hidden width of the blocks' MLP / width.
         distilled: whether there is a distillation token.
         qk_scale: scale of q.k; None for head_dim ** -0.5.
         drop_rate, attn_drop_rate: dropout in the blocks and on their attention.
-        drop_path_rate: stochastic depth of block i of n is drop_path_rate * i / n, as officially: below it in the last.
+        drop_path_rate: stochastic depth of block i of n is drop_path_rate * i / n, as in the official code.
 
     Raises:
         ValueError: for values that do not fit together, naming them.
@@ -141,15 +141,13 @@ class PoolingTransformer(VisionTransformer):
         self.cls_token = self.create_parameter([1, 2 if distilled else 1, dims[0]], default_initializer=normal)
         self.pos_drop = Dropout(drop_rate)
         drop_path_rates = [drop_path_rate * i / sum(depth) for i in range(sum(depth))]
-        self.first_blocks = [
-            sum(depth[:stage]) for stage in range(len(depth) + 1)
-        ]  # of the stages, and one past the last
+        first_blocks = [sum(depth[:stage]) for stage in range(len(depth) + 1)]  # of each stage, and the end
         self.transformers = nn.LayerList(
             Transformer(
                 dim, num_heads, mlp_ratio, drop_path_rates[first:end],
                 qk_scale=qk_scale, drop=drop_rate, attn_drop=attn_drop_rate,
             )
-            for dim, num_heads, first, end in zip(dims, heads, self.first_blocks, self.first_blocks[1:])
+            for dim, num_heads, first, end in zip(dims, heads, first_blocks, first_blocks[1:])
         )  # fmt: skip
         self.pools = nn.LayerList(HeadPooling(dim, next_dim) for dim, next_dim in zip(dims, dims[1:]))
         self.norm = LayerNorm(dims[-1], epsilon=_EPSILON)
@@ -159,10 +157,8 @@ class PoolingTransformer(VisionTransformer):
         self.apply(init_from_fan_in)
 
     def fit_pos_embed(self, table, anew=False):
-        """A position map (1, C, h, w) of another image size resized bicubically, and what was done to it, in words.
-
-        `anew` means nothing here: the map is learned.
-        """
+        """A position map (1, C, h, w) resized bicubically, and a description of this. The map is learned, so `anew`
+        has no effect."""
         old_grid, grid = table.shape[2:], self.pos_embed.shape[2:]
         words = f"resized bicubically from {old_grid[0]}x{old_grid[1]} to {grid[0]}x{grid[1]}"
         return resize_map(table, grid), words
@@ -199,7 +195,7 @@ class PoolingTransformer(VisionTransformer):
     def forward(self, x):
         """Logits: (B, Cin, H, W) -> (B, num_classes).
 
-        In training, a distilled model gives those of both heads, (class, distillation); in evaluation their mean.
+        A distilled model returns (class, distillation) logits in training and their mean in evaluation.
         """
         tokens = self.forward_tokens(x)  # (B, T, C)
         logits = self.head(tokens[:, 0])

@@ -1,6 +1,6 @@
-"""Position embeddings: the sinusoid table, and tables for another grid of tokens.
+"""Position embeddings: the sinusoid table, and resizing a table to another grid of tokens.
 
-Sizes: N tokens, C channels, P positions before those of the grid (1 for a class token's).
+Sizes: N tokens, C channels, P positions before those of the grid (1 for a class token).
 """
 
 import math
@@ -19,7 +19,7 @@ def sinusoid_table(length, dim):
 
 
 def is_sinusoid(table):
-    """True if a (1, length, dim) table is `sinusoid_table`, to the precision that bfloat16 leaves of it."""
+    """True if a (1, length, dim) table is `sinusoid_table`, to the precision of bfloat16."""
     return (table - sinusoid_table(*table.shape[1:])).abs().max().item() < 4e-3
 
 
@@ -31,7 +31,7 @@ def resize_map(table, grid):
 
 
 def resize_tokens(table, old_grid, grid, prefix=1):
-    """`resize_map` of the last positions of a table; its first `prefix` stay: (1, P + h*w, C) -> (1, P + N, C)."""
+    """Resize a table without its first `prefix` positions: (1, P + h*w, C) -> (1, P + N, C)."""
     first, tokens = table[:, :prefix], table[:, prefix:]  # (1, P, C), (1, h*w, C)
     as_map = tokens.transpose([0, 2, 1]).reshape([1, table.shape[2], *old_grid])  # (1, C, h, w)
     resized = resize_map(as_map, grid).flatten(2).transpose([0, 2, 1])  # (1, N, C)
@@ -41,9 +41,9 @@ def resize_tokens(table, old_grid, grid, prefix=1):
 def square_grid(count):
     """(side, side) of `count` tokens in a square.
 
-    Raises ValueError if they make none.
+    Raises ValueError if the count is not a square.
     """
     side = math.isqrt(count)
     if side < 1 or side * side != count:
-        raise ValueError(f"the position embedding has {count} positions, which is no square grid")
+        raise ValueError(f"the position embedding has {count} positions, which do not form a square grid")
     return side, side
