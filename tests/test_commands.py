@@ -261,7 +261,7 @@ def test_without_paddle_one_line_says_how_to_get_it():
     command = [sys.executable, "-S", str(ROOT / "tools/train.py")]  # -S: no site-packages
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert re.fullmatch(r"error: PaddlePaddle, .* not installed in \S+; `source scripts/env.sh` .*\n", done.stderr)
+    assert re.fullmatch(r"error: .*yacs, .* not installed in \S+; `source scripts/env.sh` .*\n", done.stderr)
 
 
 # --- Real pictures ---

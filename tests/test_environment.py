@@ -9,8 +9,9 @@ import paddle
 import pytest
 from conftest import ROOT
 
-from t2t_vit.common import devices, wheels
+from t2t_vit.common import wheels
 from t2t_vit.common.errors import UserError
+from t2t_vit.parallel import gpu
 
 INDEX = "https://www.paddlepaddle.org.cn/packages/stable"
 V100, T4, A100 = (("Tesla V100-SXM2-16GB", (7, 0)), ("Tesla T4", (7, 5)), ("NVIDIA A100-SXM4-40GB", (8, 0)))
@@ -135,14 +136,14 @@ def card(monkeypatch):
 
 @pytest.mark.usefixtures("card")
 def test_card_is_tried_before_it_is_used(monkeypatch):
-    devices.try_out()
+    gpu.try_out()
     monkeypatch.setattr(paddle.version, "full_version", "2.6.2")
     monkeypatch.setattr(paddle.version, "cuda", lambda: "12.0")  # a build that is not PyPI's
-    devices.try_out()
+    gpu.try_out()
     monkeypatch.setattr(paddle.version, "cuda", lambda: "11.8")
     install = f"-m pip install paddlepaddle-gpu==3.3.1 -i {INDEX}/cu126/$"
     with pytest.raises(UserError, match=rf"has no code for NVIDIA H100 .compute capability 9.0.; .*{install}"):
-        devices.try_out()
+        gpu.try_out()
     monkeypatch.setattr(paddle.version, "full_version", "3.3.1")
 
     error = RuntimeError("Cannot load cudnn\nshared library")
@@ -153,28 +154,28 @@ def test_card_is_tried_before_it_is_used(monkeypatch):
     monkeypatch.setattr(paddle.nn.functional, "conv2d", broken)
     message = f"cannot compute on the GPU .RuntimeError: Cannot load cudnn shared library.; .*{install}"
     with pytest.raises(UserError, match=message):
-        devices.try_out()
+        gpu.try_out()
     error = MemoryError("ResourceExhaustedError: Out of memory error on GPU 0.")
     with pytest.raises(UserError, match=r"^cpu is in use by other processes .nvidia-smi lists them.: .*Out of memory"):
-        devices.try_out()
+        gpu.try_out()
     monkeypatch.setattr(paddle.nn.functional, "conv2d", lambda *_: paddle.zeros([1]))
     with pytest.raises(UserError, match="computes wrong results on the GPU .192.0 instead of 300."):
-        devices.try_out()
+        gpu.try_out()
 
 
 @pytest.mark.usefixtures("card")
 def test_run_on_the_cpu_beside_a_card_warns(told, monkeypatch):
     for value in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-        devices.warn_of_idle_cards()
+        gpu.warn_of_idle_cards()
     assert not told.messages
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    devices.warn_of_idle_cards()
+    gpu.warn_of_idle_cards()
     assert "although nvidia-smi lists NVIDIA H100 80GB HBM3 (compute capability 9.0): this PaddlePaddle" in told.text
     assert f"is a CPU build; install with: {sys.executable} -m pip uninstall" in told.text and "/cu126/" in told.text
     told.clear()
     monkeypatch.setattr(wheels, "look", lambda: wheels.Machine([], None, "nvidia-smi lists no card: no driver"))
-    devices.warn_of_idle_cards()
+    gpu.warn_of_idle_cards()
     assert told.messages == ["warning: on the CPU: nvidia-smi lists no card: no driver"]
 
 

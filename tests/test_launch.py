@@ -15,7 +15,7 @@ from test_processes import PLAIN
 import launch
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError
-from t2t_vit.parallel import processes
+from t2t_vit.parallel import gpu
 
 
 def script(name, *words, **variables):
@@ -30,7 +30,7 @@ def script(name, *words, **variables):
 @pytest.fixture
 def four_cards(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(processes, "_gpus", lambda: 4)
+    monkeypatch.setattr(gpu, "count", lambda: 4)
 
 
 @pytest.mark.usefixtures("four_cards")
@@ -49,7 +49,7 @@ def test_cards_that_do_not_exist_are_one_line(text):
 @pytest.mark.usefixtures("four_cards")
 def test_cards_are_those_that_are_visible(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    monkeypatch.setattr(processes, "_gpus", lambda: 2)
+    monkeypatch.setattr(gpu, "count", lambda: 2)
     assert launch.chosen_gpus("5") == "5" and launch.chosen_gpus("all") == "2,5"
     with pytest.raises(UserError, match="some of 2,5"):
         launch.chosen_gpus("0")

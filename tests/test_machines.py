@@ -20,7 +20,7 @@ from conftest import ENVIRONMENT, ROOT, error_line
 
 import unpack
 from t2t_vit import config
-from t2t_vit.common import threads
+from t2t_vit.common import runtime
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import display_path, write_text
 from t2t_vit.config import load_config
@@ -92,12 +92,12 @@ def test_quota_of_a_container_counts_as_its_cores(tmp_path, monkeypatch, cgroup,
     for name, text in {"proc/self/cgroup": cgroup, **{f"sys/fs/cgroup/{name}": files[name] for name in files}}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
-    assert threads._quota(tmp_path) == cores
-    monkeypatch.setattr(threads, "_quota", lambda _: cores)
+    assert runtime._quota(tmp_path) == cores
+    monkeypatch.setattr(runtime, "_quota", lambda _: cores)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
-    assert threads.cores() == max(1, int(min(8, cores)))
+    assert runtime.cores() == max(1, int(min(8, cores)))
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
-    assert 1 <= threads.cores() <= os.cpu_count()
+    assert 1 <= runtime.cores() <= os.cpu_count()
 
 
 def test_user_without_a_home_and_a_name(monkeypatch):

@@ -15,11 +15,11 @@ from test_processes import free_port
 PROGRAM = """
 import ctypes, os, sys, time
 sys.path.insert(0, "tools")
-from t2t_vit.parallel.lifeline import FailureMonitor
+from t2t_vit.parallel.failure_monitor import FailureMonitor
 from t2t_vit.common.errors import UserError
 FailureMonitor.limits = LIMITS
-with FailureMonitor(sys.argv[1]) as lifeline:
-    lifeline.tell(hint="latest.pdparams is there")
+with FailureMonitor() as monitor:
+    monitor.send(log=sys.argv[1], hint="latest.pdparams is there")
     print("begun", flush=True)
     {}
 """

@@ -96,7 +96,7 @@ def check_options(args, kind):
 
 def default_threads(kind):
     """As many as this process has, which `run` has set; to see growth, doubling up to them."""
-    from t2t_vit.common.threads import asked_threads
+    from t2t_vit.common.runtime import asked_threads
 
     most = asked_threads()
     return sorted({*(2**power for power in range(most.bit_length())), most}) if kind == "growth" else [most]

@@ -498,7 +498,7 @@ def to_json(splits, findings):
 
 
 def parser():
-    from t2t_vit.common.threads import cores
+    from t2t_vit.common.runtime import cores
 
     parser = cli.common_parser("Check a data set before training.", batch_size_key="VAL.BATCH_SIZE")
     parser.add_argument(
@@ -511,4 +511,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    cli.run(main, parser(), needs_paddle=False)
+    cli.run(main, parser(), paddle=False)

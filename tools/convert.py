@@ -7,14 +7,13 @@ is recognised by its content, and no code in it is run.
 import argparse
 from pathlib import Path
 
-from t2t_vit.cli import absolute, exit_with, import_paddle, not_empty, require_packages
+from t2t_vit.cli import absolute, exit_with, import_paddle, not_empty
 from t2t_vit.common.errors import UserError, printable
 
 SUFFIXES = {"paddle": (".pdparams",), "torch": (".pth", ".pt", ".bin", ".tar")}
 
 
 def main(args):
-    require_packages()
     import_paddle("cpu")
     from t2t_vit.common.files import display_path, sha256
     from t2t_vit.common.logger import setup_logging

@@ -12,8 +12,9 @@ import struct
 import sys
 from pathlib import Path
 
-from t2t_vit.cli import exit_with, import_quietly
+from t2t_vit.cli import exit_with
 from t2t_vit.common.errors import UserError, one_line
+from t2t_vit.common.runtime import import_quietly
 
 _SEVERAL = ("train", "val")  # tools that run as several processes
 # Settings of Paddle's launcher that would silently replace the options below.
@@ -49,9 +50,9 @@ def main(args):
 def chosen_gpus(text):
     """GPUS, such as "0,1" or "all", as what Paddle's launcher takes; each must be a card that Paddle can use."""
     import_quietly()
-    from t2t_vit.parallel.processes import require_gpu
+    from t2t_vit.parallel import gpu
 
-    count = require_gpu(f"GPUS is {text}")
+    count = gpu.require(f"GPUS is {text}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     cards = [str(card) for card in range(count)] if visible == "all" else [card.strip() for card in visible.split(",")]
     named = cards if text.strip() == "all" else [card.strip() for card in text.split(",")]

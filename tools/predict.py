@@ -128,4 +128,4 @@ def split_arguments(words):
 
 
 if __name__ == "__main__":
-    run(main, parser(), split_words=split_arguments, needs_paddle=False)
+    run(main, parser(), split_words=split_arguments, paddle=False)

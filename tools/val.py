@@ -1,23 +1,9 @@
 """Evaluate a model: python tools/val.py [--config configs/X.yaml] [--data-path DIR] [--pretrained FILE]."""
 
-from t2t_vit.cli import add_engine_option, common_parser, import_paddle, run
+from t2t_vit.cli import add_engine_option, common_parser, run
 
 
 def main(args, cfg):
-    from t2t_vit.common import ranks
-    from t2t_vit.common.errors import UserError
-    from t2t_vit.parallel.lifeline import FailureMonitor
-
-    try:
-        ranks.check()
-    except UserError:  # variables that are left from something else
-        ranks.forget()
-    with FailureMonitor():
-        import_paddle(cfg.DEVICE, several=True)
-        _validate(args, cfg)
-
-
-def _validate(args, cfg):
     from t2t_vit.common.files import display_path
     from t2t_vit.common.logger import log, setup_logging
     from t2t_vit.data.loader import EvalLoader
@@ -82,4 +68,4 @@ def add_evaluation_options(parser):
 
 
 if __name__ == "__main__":
-    run(main, parser(), imports_paddle=False)
+    run(main, parser(), processes="several")

@@ -16,7 +16,7 @@ import numpy as np
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.files import read_text, sha256
 from t2t_vit.common.plain_yaml import load_yaml
-from t2t_vit.common.threads import asked_threads, cores
+from t2t_vit.common.runtime import asked_threads, cores
 from t2t_vit.data.transforms import normalized
 from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 

@@ -1,4 +1,4 @@
-"""Processes and devices: everything that asks for a rank goes through here.
+"""The device of a process, and the collective operations between processes.
 
 One process trains on one device. `python -m paddle.distributed.launch` starts several, on one or more machines, and
 sets what `paddle.distributed.ParallelEnv` reads; without it there is one.
@@ -13,10 +13,10 @@ import numpy as np
 import paddle
 from paddle import distributed
 
-from t2t_vit.common import devices, wheels
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.ranks import rank, world_size
 from t2t_vit.models import cpu_ops, tf32
+from t2t_vit.parallel import gpu
 
 
 def setup(cfg):
@@ -25,7 +25,7 @@ def setup(cfg):
     Returns the device's name.
     """
     device = cfg.DEVICE
-    gpus = require_gpu(f"DEVICE is {device}") if device.startswith("gpu") else _gpus()
+    gpus = gpu.require(f"DEVICE is {device}") if device.startswith("gpu") else gpu.count()
     name = device or ("gpu" if gpus else "cpu")
     if name == "gpu" and gpus:
         name = f"gpu:{distributed.ParallelEnv().device_id}"
@@ -36,30 +36,17 @@ def setup(cfg):
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # read by cuBLAS and cuDNN when they are loaded
     paddle.set_device(name)
     if name.startswith("gpu"):
-        devices.try_out()
+        gpu.try_out()
     elif not device:
-        devices.warn_of_idle_cards()
+        gpu.warn_of_idle_cards()
     cpu_ops.enable(cfg.CPU.FAST_OPS and name == "cpu")
     if world_size() > 1:
         # gloo aborts the process when it loses another one: as its handler, sleep(SIGABRT) leaves six seconds in which
-        # the monitor of that one (lifeline.py) tells why. Python's own handlers would come too late.
+        # the monitor of that one (failure_monitor.py) tells why. Python's own handlers would come too late.
         libc = ctypes.CDLL(None)
         libc.signal(signal.SIGABRT, libc.sleep)
         distributed.init_parallel_env()
     return name
-
-
-def require_gpu(action):
-    """Number of GPUs that can be used; UserError, which begins with `action`, if there is none."""
-    count = _gpus()
-    if not count:
-        build = "finds none" if paddle.is_compiled_with_cuda() else f"is a CPU build; {wheels.advice()}"
-        raise UserError(f"{action} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}")
-    return count
-
-
-def _gpus():
-    return paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
 
 
 def is_main():

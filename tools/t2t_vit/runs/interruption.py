@@ -5,8 +5,8 @@ import signal
 import threading
 import time
 
-from t2t_vit.common.interrupts import ignore_interrupts
 from t2t_vit.common.logger import leave_terminal, write_from_handler
+from t2t_vit.common.runtime import ignore_interrupts
 from t2t_vit.config import to_seconds
 from t2t_vit.parallel import processes
 

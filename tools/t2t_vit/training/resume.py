@@ -10,7 +10,7 @@ import paddle
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import log
 from t2t_vit.common.plain_yaml import load_yaml
-from t2t_vit.common.threads import asked_threads
+from t2t_vit.common.runtime import asked_threads
 from t2t_vit.config import ROOT, all_keys, default_config, with_keys
 from t2t_vit.data.images import reader_name, reading
 from t2t_vit.parallel import processes

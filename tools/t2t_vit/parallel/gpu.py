@@ -1,4 +1,4 @@
-"""Whether PaddlePaddle computes on the card, and what to install where it does not."""
+"""The GPUs that Paddle can use, and what to install if it cannot use them."""
 
 import logging
 import os
@@ -10,6 +10,20 @@ from t2t_vit.common import wheels
 from t2t_vit.common.errors import UserError, one_line
 
 log = logging.getLogger("t2t")
+
+
+def count():
+    """Number of GPUs that this PaddlePaddle can use."""
+    return paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+
+
+def require(action):
+    """`count()`. Raises UserError, which begins with `action`, if it is 0."""
+    found = count()
+    if not found:
+        build = "finds none" if paddle.is_compiled_with_cuda() else f"is a CPU build; {wheels.advice()}"
+        raise UserError(f"{action} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}")
+    return found
 
 
 def try_out():
