@@ -107,7 +107,7 @@ def test_weights_average_and_state_are_those_after_the_last_step(dtype):
     for which, model in step.models().items():
         assert all(tensor.dtype == paddle.float32 for tensor in model.state_dict().values())
         assert_same(model.state_dict(), plain.models()[which].state_dict(), but=2e-3)
-        for name in step.optimizer.rates.trained:
+        for name in step.optimizer.rates.decays:
             assert (model.state_dict()[name].numpy() != initial[name]).any(), (which, name)
     state, state_of_plain = step.state(), plain.state()
     for part in ("model", "ema", "optimizer"):

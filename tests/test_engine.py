@@ -23,8 +23,8 @@ from t2t_vit.models.zoo import create_model
 from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.training.evaluator import evaluate
 from t2t_vit.training.losses import CrossEntropy
-from t2t_vit.training.optimizer import Optimizer, parameter_groups
-from t2t_vit.training.optimizer_state import load_optimizer_state, optimizer_state
+from t2t_vit.training.optimizer import Optimizer
+from t2t_vit.training.parameters import parameter_groups
 from t2t_vit.training.schedule import learning_rate, total_epochs
 from t2t_vit.weights import checkpoint
 from t2t_vit.weights.build import build_model
@@ -120,9 +120,9 @@ def test_optimizer_state_moves_to_another_instance():
         model.eval()
     step(models[0], optimizers[0])
     checkpoint.load_state(models[1], {k: v.numpy() for k, v in models[0].state_dict().items()}, "memory")
-    state = {key: value.numpy() for key, value in optimizer_state(optimizers[0]).items()}
+    state = {key: value.numpy() for key, value in optimizers[0].state().items()}
     assert len(state) == 4 * (len(list(models[0].parameters())) - 3)  # two moments and two powers of each trained one
-    load_optimizer_state(optimizers[1], state, "memory")
+    optimizers[1].load_state(state, "memory")
     for model, optimizer in zip(models, optimizers):
         step(model, optimizer)
     for a, b in zip(models[0].parameters(), models[1].parameters()):

@@ -13,10 +13,8 @@ from t2t_vit.config import load_config
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.models.zoo import create_model
-from t2t_vit.training.freeze import freeze
-from t2t_vit.training.layer_rates import LayerRates
-from t2t_vit.training.optimizer_state import load_optimizer_state, optimizer_state
-from t2t_vit.training.schedule import learning_rate
+from t2t_vit.training.parameters import freeze
+from t2t_vit.training.schedule import LayerRates, learning_rate
 from t2t_vit.training.train_step import TrainStep
 
 SMALL_PIT = [
@@ -312,7 +310,7 @@ def test_dropout_stays_on_where_something_learns():
 
 
 def state_of(step):
-    return {key: value.numpy() for key, value in optimizer_state(step.optimizer).items()}
+    return {key: value.numpy() for key, value in step.optimizer.state().items()}
 
 
 def test_momentum_moves_to_another_instance():
@@ -320,7 +318,7 @@ def test_momentum_moves_to_another_instance():
     steps, first = batches(cfg), make_step(cfg)
     first(next(steps), 0.1, 0, 0)
     state = first.state()
-    assert set(state["optimizer"]) == {f"{name}/velocity_0" for name in first.optimizer.rates.trained}
+    assert set(state["optimizer"]) == {f"{name}/velocity_0" for name in first.optimizer.rates.decays}
     as_read = {
         **state,
         **{part: {k: v.numpy() for k, v in state[part].items()} for part in ("model", "ema", "optimizer")},
@@ -339,7 +337,7 @@ def test_momentum_moves_to_another_instance():
     "keys, message",
     [
         (dict(OPTIMIZER="sgd"), "x.pdparams holds no SGD state of the 53 trained tensors of this model, but one of "
-         "AdamW for 53 tensors .TRAIN.OPTIMIZER, TRAIN.FREEZE.; its weights alone can be a start: --resume none MODEL"),
+         "AdamW for 53 tensors .TRAIN.OPTIMIZER, TRAIN.FREEZE.; to start from its weights alone: --resume none MODEL"),
         (dict(FREEZE=["*", "!head*"]), "no AdamW state of the 2 trained tensors of this model, but one of AdamW for "),
     ],
 )  # fmt: skip
@@ -348,4 +346,4 @@ def test_state_of_another_optimizer_is_named(keys, message):
     step(next(batches(lit_config())), 1e-3, 0, 0)
     other = make_step(lit_config(**keys))
     with pytest.raises(UserError, match=message):
-        load_optimizer_state(other.optimizer, state_of(step), "x.pdparams")
+        other.optimizer.load_state(state_of(step), "x.pdparams")

@@ -114,7 +114,7 @@ class Memory:
 
     def peak_mb(self):
         """MB of the highest point so far above that of the start; on a GPU, of the GPU's memory."""
-        from t2t_vit.training.meter import memory_mb
+        from t2t_vit.training.train_log import memory_mb
 
         return memory_mb() - self.before
 
@@ -122,7 +122,7 @@ class Memory:
 def _resident_mb():
     import paddle
 
-    from t2t_vit.training.meter import memory_mb
+    from t2t_vit.training.train_log import memory_mb
 
     statm = Path("/proc/self/statm")
     if paddle.get_device() != "cpu" or not statm.exists():

@@ -133,7 +133,9 @@ class Optimizer:
 def _group(live, rates, decayed):
     """Lists of names of trained parameters with the same type in `live`, weight decay and learning rate."""
     named = dict(live.named_parameters())
-    keys = {name: (named[name].dtype == paddle.float32, name in decayed, rates.group_key(name)) for name in rates.decays}
+    keys = {
+        name: (named[name].dtype == paddle.float32, name in decayed, rates.group_key(name)) for name in rates.decays
+    }
     return [[name for name in keys if keys[name] == key] for key in sorted(set(keys.values()))]
 
 
@@ -183,7 +185,7 @@ def _check(state, shapes, kind, path):
 
 
 def _describe(state):
-    """", but ..." of a state that does not fit."""
+    """ ", but ..." of a state that does not fit."""
     for kind, slots in _SLOTS.items():
         names = {key.rpartition("/")[0] for key in state if key.endswith(slots)}
         if names:

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 
 from t2t_vit.common.logger import log
-from t2t_vit.common.threads import cores
+from t2t_vit.common.runtime import cores
 from t2t_vit.parallel import processes
 from t2t_vit.runs.visualdl import Scalars
 
@@ -85,7 +85,7 @@ class TrainLog:
             self.add_skipped(reasons)
 
     def check_reading(self, lap):
-        """Warn once if more than a tenth of the time goes into reading. The first lap, with a cold start, is ignored."""
+        """Warn once if more than a tenth of the time goes into reading. The first lap, a cold start, is ignored."""
         if self._judged is None:
             self._judged = np.zeros(2)
             return

@@ -88,7 +88,7 @@ class TrainStep:
             is_last = number == passes - 1  # DataParallel averages the gradients in the last backward pass only
             with contextlib.nullcontext() if is_last else processes.local_gradients(self.parallel_model):
                 seed_key = [self.cfg.SEED, processes.rank(), epoch, step, number]
-                loss, logits = self._forward_backward(images, targets, 1 / passes, seed_key)
+                loss, logits = self._backward(images, targets, 1 / passes, seed_key)
             labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
             losses.append(loss)
             correct.append((logits.argmax(axis=-1) == labels).astype("float32").sum())
@@ -97,21 +97,21 @@ class TrainStep:
         skipped = tuple(line for batch in batches for line in batch.skipped)
         return StepResult(paddle.stack(losses).mean(), paddle.stack(correct).sum(), images, skipped, norm, ok)
 
-    def _forward_backward(self, images, targets, weight, seed_key):
+    def _backward(self, images, targets, weight, seed_key):
         """Add `weight` times the gradients of a batch; return (mean loss, logits (B, K))."""
         _seed_dropout(seed_key)
         batch = images, targets, self._teacher_logits(images)
         if not self.micro_batches:
-            return self._forward_backward_part(self.parallel_model, batch, weight)
+            return self._backward_part(self.parallel_model, batch, weight)
 
         def run(model, part, fraction):
-            loss, logits = self._forward_backward_part(model, part, fraction * weight)
+            loss, logits = self._backward_part(model, part, fraction * weight)
             return loss * fraction, logits
 
         losses, logits = zip(*self.micro_batches.backward(self.live_model, run, batch, seed_key))
         return sum(losses), paddle.concat(logits)
 
-    def _forward_backward_part(self, model, part, weight):
+    def _backward_part(self, model, part, weight):
         images, targets, teacher_logits = part
         with self.precision.autocast():
             outputs = model(images)
