@@ -22,7 +22,7 @@ from t2t_vit.models.zoo import create_model
 from t2t_vit.training.train_step import TrainStep
 from t2t_vit.weights import checkpoint, torch_file
 from t2t_vit.weights.build import build_trained_model
-from t2t_vit.weights.identify import identify, likeliest
+from t2t_vit.weights.identify import closest, identify
 from t2t_vit.weights.load import load_pretrained
 
 T2T, PIT = "T2T_paddle/t2t_vit_7", "PaddleViT/pit_ti_224"
@@ -188,7 +188,7 @@ def test_extra_head_of_token_labeling_is_left_out_and_said_so(tmp_path, lines):
 def test_variants_are_recognised_by_their_shapes(name, also):
     found = identify({key: value.shape for key, value in create_model(name, num_classes=7).state_dict().items()})
     assert found[name] == {"num_classes": 7, "in_chans": 3, "image_size": 384 if "384" in name else 224}
-    assert likeliest(found) == [name, *also]
+    assert closest(found) == [name, *also]
 
 
 # --- Files that do not fit, or that are no weights ---

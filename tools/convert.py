@@ -93,11 +93,11 @@ def load_own_config(args, weights):
 def build_variant(name, weights):
     """(name, model) of a variant with the class count, channels and image size of the file."""
     from t2t_vit.models.zoo import create_model
-    from t2t_vit.weights.identify import identify, likeliest
+    from t2t_vit.weights.identify import closest, identify
 
     candidates = identify(weights.shapes)
     if name is None:
-        names = [weights.variant] if weights.variant in candidates else likeliest(candidates)
+        names = [weights.variant] if weights.variant in candidates else closest(candidates)
         if len(names) != 1:
             fits = f"fits {' and '.join(names)}: give --model" if names else "fits no variant: give its --config"
             raise UserError(f"{weights.path} ({weights.form}) {fits}")
