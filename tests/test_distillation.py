@@ -200,13 +200,13 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
     classes = tmp_path / "classes.txt"
     classes.write_text(classes.read_text().replace("0\t0\t", "0\tnought\t"))
     words = ("--output", tmp_path, "DISTILL.TYPE", "hard", "DISTILL.TEACHER", tmp_path / "config.yaml")
-    assert "the teacher knows other classes than the data: class 0 is 0 in" in error_line("train", *words)
+    assert "the teacher has other classes than the data: class 0 is 0 in" in error_line("train", *words)
 
 
-def test_a_teacher_that_nobody_listens_to_is_told(tmp_path):
+def test_a_teacher_without_a_type_is_an_error(tmp_path):
     for key in ("DISTILL.WEIGHTS", "DISTILL.TEACHER"):
         line = error_line("train", "--output", tmp_path, key, SHIPPED)
-        assert line == f"error: {key} is given, but DISTILL.TYPE '' listens to no teacher; set hard or soft"
+        assert line == f"error: {key} is given, but DISTILL.TYPE '' uses no teacher; set hard or soft"
 
 
 def test_a_teachers_config_and_weights_come_from_one_place(tmp_path):

@@ -21,7 +21,7 @@ from t2t_vit.data.loader import EvalLoader
 from t2t_vit.models.t2t import T2TViT
 from t2t_vit.models.zoo import create_model
 from t2t_vit.runs.run_folder import RunFolder
-from t2t_vit.training.evaluator import evaluate
+from t2t_vit.training.evaluator import evaluate, evaluate_all
 from t2t_vit.training.losses import CrossEntropy
 from t2t_vit.training.optimizer import Optimizer
 from t2t_vit.training.parameters import parameter_groups
@@ -168,6 +168,25 @@ def test_evaluation_is_exact_whatever_the_batch(batch_size):
     assert scores.loss == pytest.approx(-log_p[range(360), labels].mean(), rel=1e-5)
     assert scores.top1 == (order[:, 0] == labels).mean()
     assert scores.top5 == (order[:, :5] == labels[:, None]).any(1).mean()
+
+
+def test_several_models_are_evaluated_in_one_pass_with_the_same_scores():
+    cfg = lit_config(("VAL.BATCH_SIZE", "100"))
+    loader, passes = EvalLoader(load_data(cfg, ["val"])[1]["val"], cfg), []
+    models = {"raw": build_model(cfg), "ema": build_model(cfg)}
+    alone = {name: evaluate(model, loader, cfg) for name, model in models.items()}
+    assert alone["raw"] != alone["ema"]
+
+    class Counted:
+        def __len__(self):
+            return len(loader)
+
+        def __iter__(self):
+            passes.append("images are read")
+            return iter(loader)
+
+    assert evaluate_all(models, Counted(), cfg) == alone and len(passes) == 1
+    assert evaluate_all(models, loader, cfg, must_stop=lambda: True) is None
 
 
 # --- Checkpoints ---

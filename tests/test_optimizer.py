@@ -1,6 +1,5 @@
 """SGD and AdamW, rates that differ by layer, and parameters that are not trained."""
 
-import logging
 import math
 
 import numpy as np
@@ -124,23 +123,13 @@ def test_both_heads_of_a_distilled_model_are_the_head():
         "head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}  # fmt: skip
 
 
-def test_start_tells_the_rates(caplog, monkeypatch):
-    from t2t_vit.runs.interruption import InterruptHandler
-    from t2t_vit.runs.run_folder import RunFolder
-    from t2t_vit.training.resume import setting
-    from t2t_vit.training.trainer import Trainer
-
-    monkeypatch.setattr(logging.getLogger("t2t"), "propagate", True)
-    cfg = lit_config(BACKBONE_LR=5e-4, LAYER_DECAY=0.75, BASE_LR=0.05, MIN_LR=2e-4, WARMUP_EPOCHS=0, EPOCHS=60,
-                     COOLDOWN_EPOCHS=0, FREEZE=["norm.*", "cls_token"])  # fmt: skip
-    classes, splits = load_data(cfg)
-    with caplog.at_level(logging.INFO, logger="t2t"):
-        trainer = Trainer(cfg, classes, splits, RunFolder(cfg), InterruptHandler(cfg.TRAIN, 0.0), setting(cfg, splits))
-        trainer._log_summary()
-    assert ("lr: 0.05 in epoch 1, 0.000234125 in epoch 60; backbone 0.0005 in epoch 1, 0.000200206 in epoch 60; "
-            "layer decay 0.75: 0.422 x in layer 0 to 1 x in layer 3") in caplog.text  # fmt: skip
-    assert "in 6 tensors" in caplog.text  # frozen: those three, pos_embed and w of two performers
-    assert trainer._new_meter().lr == 0.05
+def test_summary_states_the_rates():
+    model, keys = create_model("t2t_vit_7"), dict(WARMUP_EPOCHS=0, EPOCHS=60, COOLDOWN_EPOCHS=0)
+    train = lit_config(BACKBONE_LR=5e-4, LAYER_DECAY=0.75, BASE_LR=0.05, MIN_LR=2e-4, **keys).TRAIN
+    assert LayerRates(model, train).summary([0, 59]) == (
+        "0.05 in epoch 1, 0.000234125 in epoch 60; backbone 0.0005 in epoch 1, 0.000200206 in epoch 60; "
+        "layer decay 0.75: 0.1 x in layer 0 to 1 x in layer 8"
+    )
 
 
 # --- Steps, against NumPy ---

@@ -108,9 +108,9 @@ class Outcomes:
         import paddle
         import paddle.nn.functional as F
 
-        from t2t_vit.training.evaluator import likeliest
+        from t2t_vit.training.evaluator import top_classes
 
-        predicted = likeliest(logits)[:, 0]
+        predicted = top_classes(logits)[:, 0]
         losses = -F.log_softmax(logits)
         of = (paddle.take_along_axis(losses, classes.unsqueeze(1), 1)[:, 0].numpy() for classes in (predicted, labels))
         self.batches.append((labels.numpy(), predicted.numpy(), *of))
