@@ -62,8 +62,6 @@ class RunFolder:
                 log.warning("warning: %s cannot be locked on this file system; do not train this run twice", path)
         except BlockingIOError:
             raise UserError(f"{self.folder} is being trained by another process; give this run a NAME") from None
-        if self.folder.exists():
-            remove_temporary_files(self.folder)
 
     # --- Begin ---
 
@@ -89,8 +87,9 @@ class RunFolder:
         return any(path.is_file() for path in found) or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
 
     def write_header(self, cfg, classes):
-        """Write the merged config and the class list."""
+        """Write the merged config and the class list, and remove what a killed process left half written."""
         write_text(self.config, cfg.dump())
+        remove_temporary_files(self.folder)
         write_text(self.folder / "classes.txt", classes.to_text())
 
     def continue_from(self, path, sizes, cfg, classes):

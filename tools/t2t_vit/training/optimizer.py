@@ -171,8 +171,8 @@ def _side_by_side(values, places, bounds):
 def _check(state, shapes, kind, path):
     if set(state) != {f"{name}/{slot}" for name in shapes for slot in _SLOTS[kind]}:
         raise UserError(
-            f"{path} holds no {kind} state of the {len(shapes)} trained tensors of this model{_describe(state)}; "
-            f"to start from its weights alone: --resume none MODEL.PRETRAINED {path}"
+            f"{path} holds no {kind} state of the {len(shapes)} trained tensors of this model (TRAIN.OPTIMIZER, "
+            f"TRAIN.FREEZE); to start from its weights alone: --resume none MODEL.PRETRAINED {path}"
         )
     powers = {}
     for key, value in state.items():
@@ -182,12 +182,3 @@ def _check(state, shapes, kind, path):
             raise UserError(f"{path} does not fit the model: the optimizer's {key} is not an array of shape {shape}")
         if _is_power(slot) and powers.setdefault(slot, value) != value:
             raise UserError(f"{path} is not the state of a run: {name} has another number of optimizer steps")
-
-
-def _describe(state):
-    """ ", but ..." of a state that does not fit."""
-    for kind, slots in _SLOTS.items():
-        names = {key.rpartition("/")[0] for key in state if key.endswith(slots)}
-        if names:
-            return f", but one of {kind} for {len(names)} tensors (TRAIN.OPTIMIZER, TRAIN.FREEZE)"
-    return ""

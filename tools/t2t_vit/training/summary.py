@@ -31,12 +31,6 @@ def log_summary(trainer):
     last = trainer.total_epochs - 1
     log.info("lr: %s", step.optimizer.rates.summary(sorted({0, min(cfg.TRAIN.WARMUP_EPOCHS, last), last})))
     _warn_of_short_average(cfg, trainer.total_epochs * loader.steps())
-    slow = [key for key in ("BACKBONE_LR", "FREEZE", "LAYER_DECAY") if cfg.TRAIN[key] not in (0.0, [], 1.0)]
-    if slow and not cfg.MODEL.PRETRAINED and not trainer.saved:
-        log.warning(
-            "warning: TRAIN.%s is for fine-tuning, but the weights are random: give some with --pretrained FILE",
-            slow[0],
-        )
     log.info("ready %.1f s after the start", time.monotonic() - trainer.interrupts.started)
 
 
