@@ -105,10 +105,10 @@ def test_backbone_warms_up_and_cools_down_with_the_head():
 def test_layer_decay_counts_from_the_head():
     model = create_model("t2t_vit_7")
     factors = LayerRates(model, lit_config(LAYER_DECAY=0.5, BACKBONE_LR=1e-4, BASE_LR=1e-3).TRAIN).factors(30)
-    share = factors["norm.weight"]  # of the backbone, which is not constant: it ends at the head's MIN_LR
-    assert factors["head.weight"] == 1.0 and 0.1 < share < 1
-    assert factors["blocks.6.mlp.fc1.weight"] == share / 2
-    assert factors["tokens_to_token.project.weight"] == factors["cls_token"] == share / 2**8
+    backbone = factors["norm.weight"]  # not constant: it ends at the head's MIN_LR
+    assert factors["head.weight"] == 1.0 and 0.1 < backbone < 1
+    assert factors["blocks.6.mlp.fc1.weight"] == backbone / 2
+    assert factors["tokens_to_token.project.weight"] == factors["cls_token"] == backbone / 2**8
 
 
 def test_without_the_keys_all_rates_are_the_same():

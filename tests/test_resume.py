@@ -234,7 +234,7 @@ def test_fine_tuning_resumes_exactly_too(tmp_path):
     run(tmp_path / "cut", *words)
     assert_same_run(tmp_path / "cut/lit_data", tmp_path / "alone/lit_data")
     assert json.loads((tmp_path / "alone/lit_data/metrics.jsonl").read_text().splitlines()[1])["lr"] > 0.009
-    # To another optimizer there is no way, even by force.
+    # Another optimizer cannot continue, even with --force.
     line = the_only_error(run(tmp_path / "cut", *words, "TRAIN.OPTIMIZER", "adamw", status=1).stderr)
     assert "TRAIN.OPTIMIZER was 'sgd', is 'adamw'" in line
     line = the_only_error(run(tmp_path / "cut", *words, "TRAIN.OPTIMIZER", "adamw", "--force", status=1).stderr)
@@ -442,7 +442,7 @@ def test_new_run_that_fails_at_once_keeps_the_earlier_one_in_one_place(short_run
         assert "was moved" not in run(output, *words, "--resume", choice, status=1).stdout
         assert_moved(output, short_run)
     assert (output / "lit_data.log").read_text().count("error: ") == 3
-    # The earlier run goes on from its new place.
+    # The earlier run continues from its new place.
     state = output / "lit_data.1/latest.pdparams"
     done = run(tmp_path / "again", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "--resume", state)
     assert "all 1 epochs are done" in done.stdout and (tmp_path / "again/lit_data/latest.pdparams").is_file()

@@ -1,4 +1,4 @@
-"""What an update costs a GPU: operations, each of which it must be told to start."""
+"""What an update costs a GPU: the number of operations that are started, and memory."""
 
 import re
 from collections import Counter

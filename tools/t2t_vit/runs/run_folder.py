@@ -68,8 +68,8 @@ class RunFolder:
     def start(self, cfg, classes):
         """Make the folder of a new run, with its config and class list.
 
-        An earlier run of this name is moved aside, to the next free number. One that failed before it saved anything
-        is continued: its log goes on.
+        An earlier run of this name is moved aside, to the next free number. If it failed before it saved anything, its
+        folder and log are used again.
         """
         if self.has_results():
             target = _free_name(self.folder)

@@ -1,7 +1,7 @@
 """The weights of a model side by side in one tensor, so that one operation updates them all.
 
 It relies on private names of Paddle that are the same in 2.6.2 and 3.3.1: `_slice`, `_share_buffer_to`,
-`_copy_gradient_from` and `_set_dims`. fleet/meta_parallel/sharding/group_sharded_storage.py uses them likewise.
+`_copy_gradient_from` and `_set_dims`. fleet/meta_parallel/sharding/group_sharded_storage.py uses them too.
 """
 
 import itertools
