@@ -10,9 +10,8 @@ import paddle
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import log
-from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.common.runtime import asked_threads
-from t2t_vit.config import ROOT, all_keys, default_config, with_keys
+from t2t_vit.config import ROOT, all_keys, stored_values, with_keys
 from t2t_vit.data.images import reader_name, reading
 from t2t_vit.parallel import processes
 from t2t_vit.training import teacher
@@ -242,12 +241,4 @@ def _step_images(setting, config):
 
 def _config(setting):
     """{key: value}. A key that is younger than the setting has its default, which keeps the earlier behaviour."""
-    tree, default = load_yaml(str(setting.get("config"))), default_config()
-    values = {key: _value(tree, key) for key in all_keys()}
-    return {key: _value(default, key) if value is None else value for key, value in values.items()}
-
-
-def _value(tree, key):
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
+    return stored_values(str(setting.get("config")))
