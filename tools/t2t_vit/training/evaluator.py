@@ -28,21 +28,6 @@ class Scores:
         return f"images: {self.num_images}, loss: {self.loss:.4f}, top-1: {self.top1:.4f}, top-5: {self.top5:.4f}"
 
 
-class PredictorModel:
-    """Makes a `deploy.Predictor` callable like a model: tensors in and out."""
-
-    training = False
-
-    def __init__(self, predictor):
-        self.predictor = predictor
-
-    def eval(self):
-        """It has no other mode."""
-
-    def __call__(self, images):
-        return paddle.to_tensor(self.predictor(images.numpy()))
-
-
 def evaluate(model, loader, cfg, log_every=None, each_batch=None):
     """`Scores` of one model; see `evaluate_all`."""
     return evaluate_all({"": model}, loader, cfg, log_every, each_batch)[""]
@@ -55,7 +40,7 @@ def evaluate_all(models, loader, cfg, log_every=None, each_batch=None, must_stop
     With K < 5 classes, top-5 means top-K.
 
     Args:
-        models: {name: model (B, C, H, W) -> (B, K)}; they keep the mode that they are in.
+        models: {name: layer or function (B, C, H, W) -> (B, K)}; layers keep the mode that they are in.
         loader: an `EvalLoader`.
         cfg: config.
         log_every: batches between two printed lines; None for no lines.
@@ -66,9 +51,9 @@ def evaluate_all(models, loader, cfg, log_every=None, each_batch=None, must_stop
         {name: `Scores`}.
     """
     with contextlib.ExitStack() as stack:
-        for model in models.values():
-            stack.callback(model.train if model.training else model.eval)
-            model.eval()
+        for layer in (model for model in models.values() if isinstance(model, paddle.nn.Layer)):
+            stack.callback(layer.train if layer.training else layer.eval)
+            layer.eval()
         stack.enter_context(tf32.FORBIDDEN)
         predictors = {name: inference(model, cfg) for name, model in models.items()}
         totals = _totals(predictors, loader, Normalize(cfg), log_every, each_batch, must_stop)
