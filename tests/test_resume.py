@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, few_digits
 
+from t2t_vit.config import accumulation, load_config, with_keys
+from t2t_vit.data.dataset import load_data
+from t2t_vit.training.resume import check_setting, setting
 from t2t_vit.weights import checkpoint
 
 # All that could make a difference is on: augmentation, dropout, drop path, two data workers, accumulation, clipping.
@@ -398,6 +401,18 @@ def test_other_settings_are_refused_by_name_unless_forced(short_run, tmp_path):
     assert "warning: continuing with other settings (--force): TRAIN.EPOCHS was 1, is 2" in done.stderr
     assert "Epoch [2/2], avg_Loss" in done.stdout and "Epoch [1/2]" not in done.stdout
     assert "EPOCHS: 2" in (output / "lit_data/config.yaml").read_text()
+
+
+def test_global_batch_keeps_the_step_on_another_number_of_processes(told):
+    cfg = load_config(ROOT / "configs/lit_data.yaml", [("TRAIN.BATCH_SIZE", "32"), ("TRAIN.GLOBAL_BATCH", "64")])
+    splits = load_data(cfg)[1]
+
+    def setting_of(processes):
+        resolved = with_keys(cfg, {"TRAIN.ACCUM_STEPS": accumulation(cfg, processes)})
+        return {**setting(resolved, splits), "processes": processes}
+
+    check_setting(setting_of(2), setting_of(1), "latest.pdparams")  # is not refused
+    assert "TRAIN.ACCUM_STEPS was 1 and is now 2: no longer bit-exact" in told.text and "a step had" not in told.text
 
 
 def test_a_key_that_is_younger_than_the_state_had_its_default(short_run, tmp_path):
