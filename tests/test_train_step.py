@@ -336,13 +336,13 @@ def count_passes(step):
     return passes
 
 
-def test_recompute_runs_each_block_twice():
+def test_recompute_runs_each_block_but_the_last_twice():
     batch, losses = next(steps(lit_config())), []
     for recompute, times in (("False", 1), ("True", 2)):
         step = whole_step(("TRAIN.RECOMPUTE", recompute), ("MODEL.T2T.DEPTH", "2"))
         passes = count_passes(step)
         losses.append(step(batch, 1e-3, 0, 0).loss.item())
-        assert passes == {0: times, 1: times}
+        assert passes == {0: times, 1: 1}  # the gradient begins with the last block, so that nothing would be saved
     assert losses[0] == losses[1]
 
 
