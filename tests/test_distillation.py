@@ -223,7 +223,7 @@ def test_a_teachers_config_and_weights_come_from_one_place(tmp_path):
 def test_settings_that_do_not_fit_are_named():
     for words, message in (
         (("DISTILL.TYPE", "hard"), "DISTILL.TEACHER is '' but must be a model or config"),
-        (("DISTILL.TYPE", "firm"), "DISTILL.TYPE is 'firm' but must be hard, soft or empty"),
+        (("DISTILL.TYPE", "firm"), "DISTILL.TYPE is 'firm' but must be hard, soft or \"\""),
         (("DISTILL.ALPHA", "1.5"), "DISTILL.ALPHA is 1.5"),
         (("DISTILL.TAU", "0.0"), "DISTILL.TAU is 0.0"),
     ):
