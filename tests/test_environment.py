@@ -63,7 +63,7 @@ def test_kepler_cards_are_recognised_by_name(name, tmp_path, monkeypatch):
     write_script(tmp_path / "nvidia-smi", script)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     build, note = wheels.choose(wheels.look())
-    assert build is None and f"{name} (compute capability 3.5); the CPU build is taken" in note
+    assert build is None and f"{name} (compute capability 3.5); the CPU build is used" in note
 
 
 def test_reason_without_a_wheel(monkeypatch):
@@ -73,8 +73,8 @@ def test_reason_without_a_wheel(monkeypatch):
         return note
 
     assert said(None) == ""
-    assert said(None, trouble="nvidia-smi failed: x") == "nvidia-smi failed: x; the CPU build is taken"
-    assert said((418, 87), V100).startswith("the NVIDIA driver 418.87 is older than 450.80; update it.")
+    assert said(None, trouble="nvidia-smi failed: x") == "nvidia-smi failed: x; the CPU build is used"
+    assert said((418, 87), V100).startswith("NVIDIA driver 418.87 is older than 450.80, update it; ")
     assert said((470, 82), H100).startswith(
         "driver 470.82 is too old for NVIDIA H100 80GB HBM3 (compute capability 9.0)"
     )
@@ -312,7 +312,7 @@ def test_wheel_for_the_cards_of_this_machine(clone):
     write_script(clone.standins / "nvidia-smi", 'echo "NVIDIA-SMI has failed"; exit 9\n')
     done = clone.run("bash scripts/env.sh --dry-run")
     assert "pip install paddlepaddle>=" in done.stdout
-    assert done.stderr == "warning: nvidia-smi lists no card: NVIDIA-SMI has failed; the CPU build is taken\n"
+    assert done.stderr == "warning: nvidia-smi lists no card: NVIDIA-SMI has failed; the CPU build is used\n"
 
 
 @pytest.mark.parametrize(
