@@ -155,8 +155,3 @@ def test_signal_to_the_train_script_reaches_the_training(tmp_path):
 def test_scripts_are_valid_bash():
     for path in (ROOT / "scripts").glob("*.sh"):
         subprocess.run(["bash", "-n", str(path)], check=True)
-
-
-def test_no_figure_is_missing():
-    files = [ROOT / "README.md", ROOT / "README_cn.md", *SOURCES]
-    assert not [path for path in files if "FIGURE" in path.read_text(encoding="utf-8")]
