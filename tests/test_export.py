@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import pytest
 from conftest import ROOT, error_line, tool
-from test_lean import small_model
+from test_fold import small_model
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import remove_temporary_files

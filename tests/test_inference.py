@@ -8,7 +8,7 @@ import paddle
 import pytest
 from conftest import ENVIRONMENT, ROOT, tool
 from paddle import inference
-from test_lean import KINDS, small_model
+from test_fold import KINDS, small_model
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
