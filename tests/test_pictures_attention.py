@@ -16,7 +16,7 @@ from t2t_vit.explain.overlay import SIDE, cell, coloured, enlarged, marked, over
 from t2t_vit.models.zoo import create_model
 from t2t_vit.pictures import features
 from t2t_vit.pictures.features import principal_colours
-from t2t_vit.pictures.model import OVERLAY_TILE, open_model, read_images
+from t2t_vit.pictures.model import OVERLAY_TILE, open_pictures
 from t2t_vit.pictures.options import attention_parser
 from t2t_vit.pictures.sheet import LINE, MARGIN
 from t2t_vit.weights import checkpoint
@@ -147,9 +147,12 @@ def test_every_option_changes_the_maps(tmp_path):
 
 
 def test_maps_have_the_values_that_the_model_computes(tmp_path):
-    model, cfg, metadata = opened(PIT)
     digit = few_digits(1)[0]
-    ((_, image, pixels),), _ = read_images([digit], cfg, metadata)
+    args = attention_parser().parse_args(PIT)
+    weights = str(ROOT / "output/pretrained/lit_data_pit/best.pdparams")
+    vars(args).update(weights_named=False, pretrained=weights, words=[digit], inputs=[])
+    opened, ((_, image, pixels),), _ = open_pictures(args, load_config(args.config, []))
+    model = opened.model
     maps = attention_maps(model, pixels)
     expected = {
         "attention-block-1": maps[0][0].mean(axis=0)[0, 1:].reshape([7, 7]),
@@ -168,13 +171,6 @@ def test_maps_have_the_values_that_the_model_computes(tmp_path):
         drawn = marked(drawn, looking) if "2-3" in name else drawn
         with Image.open(tmp_path / "maps" / f"001-{digit.stem}-{name}.png") as found:
             assert (np.asarray(found) == np.asarray(drawn)).all(), name
-
-
-def opened(words):
-    """(model, config, `Metadata`) of a command line."""
-    args = attention_parser().parse_args([str(word) for word in words])
-    args.weights_named, args.pretrained = False, str(ROOT / "output/pretrained/lit_data_pit/best.pdparams")
-    return open_model(args, load_config(args.config, []))
 
 
 def test_a_pit_and_its_distillation_token(sheet, tmp_path):
@@ -206,7 +202,7 @@ def test_other_kinds_of_models(tokens_type, sheet, tmp_path):
         sheet("attention", *words, "--stage", 2)
     else:
         said = mistake("attention", *words, "--stage", 1)
-        assert said == "error: --stage: with the token type convolution the T2T module has no attention"
+        assert said == "error: --stage is for a T2T module with attention, which this model does not have"
 
 
 # --- Overlay ---
@@ -321,26 +317,26 @@ def test_every_option_of_features_changes_the_sheet(sheet):
         (["--class-id", "10"], "--class-id is 10 but the classes are 0 to 9"),
         (["--class-id", "-1"], "--class-id is -1 but the classes are 0 to 9"),
         (["--class-id", "1", "--method", "rollout"],
-         "--class-id is of the method gradient, but this draws rollout alone"),
-        (["--class-id", "1", "--head", "2"], "--class-id is of the method gradient, but this draws attention alone"),
-        (["--method", "rollout", "--head", "2"], "--head is 2 but --method rollout takes mean, max, min of the heads"),
-        (["--method", "gradient", "--head", "max"], "--head is max but --method gradient takes mean of the heads"),
+         "--class-id is for --method gradient, but this draws only rollout"),
+        (["--class-id", "1", "--head", "2"], "--class-id is for --method gradient, but this draws only attention"),
+        (["--method", "rollout", "--head", "2"], "--head is 2 but --method rollout takes only mean, max, min"),
+        (["--method", "gradient", "--head", "max"], "--head is max but --method gradient takes only mean"),
         (["--method", "gradient", "--query", "1,1"],
-         "--query is not of --method gradient: the answer depends on the class token alone"),
+         "--query does not fit --method gradient: the logits depend on the class token alone"),
         (["--query", "5,1"], "--query is 5,1 but the tokens of block 6 are 1,1 to 4,4"),
         ([*PIT, "--block", "all", "--query", "7,5"], "--query is 7,5 but the tokens of block 3 are 1,1 to 4,4"),
         (["--stage", "3"], "--stage is 3 but the layers of the T2T module are 1 to 2"),
         (["--stage", "1", "--query", "17,1"],
          "--query is 17,1 but the tokens of layer 1 of the T2T module are 1,1 to 16,16"),
         (["--stage", "1", "--class-id", "3"],
-         "--class-id is of the backbone, --stage of the T2T module: leave one out"),
-        ([*PIT, "--stage", "1"], "--stage is of the T2T module, which a PiT has not"),
-        (["--token", "distillation"], "--token distillation is of a distilled PiT, which this model is not"),
-        (["--token", "class", "--query", "1,1"], "--token and --query both say which token looks: leave one out"),
+         "--class-id is for the backbone and --stage for the T2T module: give one of them"),
+        ([*PIT, "--stage", "1"], "--stage is for a T2T module with attention, which this model does not have"),
+        (["--token", "distillation"], "--token distillation is for a distilled model, which this is not"),
+        (["--token", "class", "--query", "1,1"], "--token and --query both choose a token: give one of them"),
         (["--count", "0"], "--count is 0 but must be 1 or more"),
         (["--sheet", "x.gif"], "--sheet x.gif must end in .png, .jpg, .jpeg or .pdf"),
         (["--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
-        (["--overlays", "LICENSE"], "--overlays LICENSE is no folder"),
+        (["--overlays", "LICENSE"], "--overlays LICENSE is not a folder"),
         (["absent.png"], "image absent.png not found"),
     ],
 )  # fmt: skip
@@ -366,4 +362,4 @@ def test_what_is_no_number_is_a_matter_of_usage(words):
 def test_an_exported_model_cannot_be_looked_into(tmp_path):
     for name in ("x.onnx", "x.json"):
         said = mistake("attention", "--pretrained", tmp_path / name, "--sheet", tmp_path / "x.png")
-        assert said.startswith(f"error: {tmp_path / name} is an exported model, whose inside cannot be looked at")
+        assert said.startswith(f"error: {tmp_path / name} is an exported model: give the weights")

@@ -1,54 +1,48 @@
-"""The picture `attention`: where a model looks.
-
-Overlays of its attention, attention rollout and gradient-weighted attention over pictures as the model sees them.
-"""
+"""The picture `attention`: where a model looks, as maps laid over images."""
 
 import re
 from pathlib import Path
 
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import atomic_path, check_writable
+from t2t_vit.common.logger import progress_bar
+from t2t_vit.explain.overlay import enlarged
+from t2t_vit.pictures.look import choose_maps
+from t2t_vit.pictures.model import OVERLAY_TILE, open_pictures
+from t2t_vit.pictures.sheet import Cell, Heading, lines_of, paired, save_sheet
+
 
 def draw_attention(args, cfg):
-    """Write the sheet that the options describe; 1 if an image could not be read. Raises UserError."""
-    from t2t_vit.common.errors import UserError
-    from t2t_vit.common.files import check_writable
-    from t2t_vit.common.logger import progress_bar, setup_logging
-    from t2t_vit.explain.overlay import enlarged
-    from t2t_vit.pictures.look import drawn, open_look
-    from t2t_vit.pictures.model import OVERLAY_TILE, chosen_paths, open_model, read_images
-    from t2t_vit.pictures.sheet import Cell, Heading, check_sheet, lines_of, paired, save_sheet
+    """Write the sheet that the options describe, and the overlays. Returns 1 if an image cannot be read.
 
-    setup_logging()
-    paths = chosen_paths(args)
-    check_sheet(args.sheet, [*args.inputs, *paths])
+    Raises UserError for options that do not fit the model or each other.
+    """
     if args.overlays:
         if Path(args.overlays).exists() and not Path(args.overlays).is_dir():
-            raise UserError(f"--overlays {args.overlays} is no folder")
+            raise UserError(f"--overlays {args.overlays} is not a folder")
         check_writable(Path(args.overlays) / "x.png")
-    model, cfg, metadata = open_model(args, cfg)
-    look = open_look(args, model, metadata.classes)
-    images, failed = read_images(paths, cfg, metadata)
+    opened, pictures, status = open_pictures(args, cfg)
+    maps = choose_maps(args, opened.model, opened.predictor.metadata.classes)
     lines = []
-    for number, (path, image, pixels) in enumerate(progress_bar(images, desc="attention"), start=1):
-        answer, rows = look.at(pixels)
-        rows = [[Cell(drawn(image, panel), tuple(panel.caption.split("\n"))) for panel in row] for row in rows]
-        lines += lines_of(Cell(enlarged(image), (shown_name(path), answer)), rows)
+    for number, picture in enumerate(progress_bar(pictures, desc="attention"), start=1):
+        answer, rows = maps.draw(picture)
+        lines += lines_of(Cell(enlarged(picture.image), (short_path(picture.path), answer)), rows)
         if args.overlays:
-            save_overlays(args.overlays, f"{number:03d}-{Path(path).stem}", rows)
-    heading = Heading(f"{cfg.NAME}: where the model looks", tuple(look.explanations()))
+            save_overlays(args.overlays, f"{number:03d}-{Path(picture.path).stem}", rows)
+    heading = Heading(f"{opened.cfg.NAME}: where the model looks", tuple(maps.explanations()))
     save_sheet([heading, *paired(lines)], args.sheet, OVERLAY_TILE)
-    return 1 if failed else 0
+    return status
 
 
-def shown_name(path):
-    """The end of a path, as much as a caption holds."""
+def short_path(path):
+    """The last two parts of a path, shortened to fit a caption."""
     name = "/".join(Path(path).absolute().parts[-2:])
     return name if len(name) <= 24 else f"{name[:10]}...{name[-11:]}"
 
 
 def save_overlays(folder, name, rows):
-    from t2t_vit.common.files import atomic_path
-
+    """Write the image of every cell as a PNG file named after its caption."""
     for cell in (cell for row in rows for cell in row):
-        words = re.sub(r"[^\w]+", "-", " ".join(cell.lines)).strip("-")
-        with atomic_path(Path(folder) / f"{name}-{words}.png") as temporary:
+        caption = re.sub(r"[^\w]+", "-", " ".join(cell.lines)).strip("-")
+        with atomic_path(Path(folder) / f"{name}-{caption}.png") as temporary:
             cell.image.save(temporary, "PNG")
