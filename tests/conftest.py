@@ -90,10 +90,12 @@ def few_digits(folder, count=10):
 def tool(name, *words, status=0, timeout=300, cwd=ROOT, fresh=None):
     """Run tools/NAME.py as a user would; check its exit status and return the finished process.
 
-    A command that must fail runs in this process, which is faster, unless it is to be `fresh`.
+    A command that must fail runs in this process, which is faster, unless it is to be `fresh` or starts processes.
     """
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
-    if status == 0 if fresh is None else fresh:
+    if fresh is None:
+        fresh = status == 0 or "DATA.NUM_WORKERS" in words
+    if fresh:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
     else:
         done = in_process.run(command[1], command[2:], cwd)

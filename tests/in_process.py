@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import logging
+import multiprocessing
 import os
 import runpy
 import signal
@@ -35,6 +36,7 @@ def run(script, words, cwd):
         except Exception:
             traceback.print_exc()
             status = 1
+    assert not _end_processes(), f"{command} leaves processes: run it with fresh=True"
     out, error = (stream.buffer.getvalue().decode("utf-8", "surrogateescape") for stream in streams)
     return subprocess.CompletedProcess([sys.executable, *command], status, out, error)
 
@@ -67,6 +69,14 @@ def _unchanged_process():
         for (module, name), value in switches.items():
             setattr(sys.modules[module], name, value)
         gc.collect()  # closes files, and with them the lock of a run folder
+
+
+def _end_processes():
+    """Kill the processes that a command has started and left; returns them."""
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    return left
 
 
 def _switches():

@@ -303,7 +303,7 @@ def test_full_and_read_only_disks_keep_the_last_state(left_alone, small_disk):
     assert not list(small_disk.rglob("*.tmp*"))
     (small_disk / "filler").unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert "no right to write in" in the_only_error(run(small_disk, *words, status=1).stderr)
+    assert "no permission to write in" in the_only_error(run(small_disk, *words, status=1).stderr)
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     run(small_disk, *words)
     assert_same_run(small_disk / "lit_data", left_alone[0])

@@ -52,7 +52,7 @@ def test_training_never_moves_a_folder_that_is_not_a_run(tmp_path):
     line = error_line("train", "--output", tmp_path, "NAME", "x", "OUTPUT", ROOT.parent, "NAME", ROOT.name)
     assert "would hold the repository" in line
     line = error_line("train", "--output", ROOT / "output/pretrained")
-    assert "output/pretrained, which is kept as it came" in line
+    assert "output/pretrained, which no command changes" in line
     assert "NAME is 'pretrained' but must be another name" in error_line("train", "NAME", "pretrained")
     assert sorted(os.listdir(ROOT / "lit_data")) == before and os.listdir(tmp_path) == ["lit_data"]
 

@@ -20,7 +20,15 @@ from t2t_vit.common.runtime import ignore_interrupts, import_paddle, missing_pac
 if set(missing_packages()) - {"PaddlePaddle"}:
     sys.exit(f"error: {not_installed(missing_packages())}")
 
-from t2t_vit.config import best_weights, find_config, load_config, resolve, starts_like_a_key  # noqa: E402
+from t2t_vit.config import (  # noqa: E402
+    CLASS_LISTS,
+    best_weights,
+    class_list,
+    find_config,
+    load_config,
+    resolve,
+    starts_like_a_key,
+)
 from t2t_vit.parallel.failure_monitor import FailureMonitor  # noqa: E402
 from t2t_vit.spellings import take_data_folder, translate  # noqa: E402
 
@@ -81,7 +89,7 @@ def add_engine_option(parser):
 
 
 def add_evaluation_options(parser):
-    """--engine and --split, of the commands that evaluate."""
+    """Add --engine and --split, for the commands that evaluate."""
     add_engine_option(parser)
     parser.add_argument(
         "--split",
@@ -249,7 +257,7 @@ def _config_path(args):
 
 def _files_read(config, cfg):
     """Files that the config and the command line name as inputs, whether they exist or not."""
-    named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, cfg.DATA.CLASSES]
+    named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, class_list(cfg)]
     lists = [os.path.join(cfg.DATA.PATH, name) for name in (cfg.DATA.TRAIN_LIST, cfg.DATA.VAL_LIST, "classes.txt")]
     best = best_weights(cfg)
     weights = [cfg.MODEL.PRETRAINED + ".pdparams", best, best.with_name("classes.txt"), best.with_name("config.yaml")]
@@ -276,7 +284,8 @@ def overrides(args):
     for key, value in zip(args.opts[::2], args.opts[1::2]):
         is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED", "DISTILL.WEIGHTS")
         is_path = is_path or key == "DISTILL.TEACHER" and value.endswith((".yaml", ".yml"))
-        pairs.append((key, absolute(value) if is_path and value else value))
+        is_path = is_path and value and value not in CLASS_LISTS
+        pairs.append((key, absolute(value) if is_path else value))
     return pairs
 
 
