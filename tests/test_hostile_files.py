@@ -1,4 +1,4 @@
-"""Files that a stranger may send: read, or refused in one line; never a crash, a hang, a traceback or a forged line."""
+"""Damaged and forged files are read or refused in one line: no crash, no hang, no traceback, no forged line."""
 
 import json
 import pickle

@@ -6,7 +6,8 @@ from t2t_vit.data.dataset import ClassList, read_classes
 from t2t_vit.models.layers import fuse_attention
 from t2t_vit.models.zoo import create_model, family_of
 from t2t_vit.weights.download import local_file
-from t2t_vit.weights.load import count_classes, load_pretrained
+from t2t_vit.weights.formats import read_weights
+from t2t_vit.weights.load import count_classes, load_weights
 
 
 def build_model(cfg):
@@ -66,11 +67,11 @@ def build_trained_model(cfg, chosen):
     Raises:
         UserError: there are no weights, or they do not fit.
     """
-    model = build_model(cfg) if cfg.MODEL.NUM_CLASSES else None
     best = best_weights(cfg)
     path = local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
-    model = model or build_model(with_classes(cfg, count_classes(path)))
-    load_pretrained(model, path, pos_resize=cfg.MODEL.POS_RESIZE)
+    weights = read_weights(path)
+    model = build_model(cfg if cfg.MODEL.NUM_CLASSES else with_classes(cfg, count_classes(weights)))
+    load_weights(model, weights, pos_resize=cfg.MODEL.POS_RESIZE)
     model.eval()
     return model, path
 
