@@ -63,8 +63,9 @@ class Metadata:
     @classmethod
     def from_entries(cls, entries, path):
         """From {name: JSON text}. Raises UserError like `from_values`."""
+        known = [field.name for field in dataclasses.fields(cls) if field.name in entries]
         try:
-            return cls.from_values({name: json.loads(text) for name, text in entries.items()}, path)
+            return cls.from_values({name: json.loads(entries[name]) for name in known}, path)
         except (ValueError, TypeError, RecursionError) as error:
             raise _damaged(path, error) from None
 
@@ -98,6 +99,8 @@ class Metadata:
             raise ValueError("classes and folders must be lists of names of the same length")
         if self.batch_size < 0:
             raise ValueError(f"batch_size is {self.batch_size}")
+        if not all(abs(value) < 1e6 for value in self.mean + self.std):
+            raise ValueError(f"mean is {self.mean!r}, std is {self.std!r}")
         with_keys(default_config(), self.config_keys())  # checks the rest
 
     def to_entries(self):
