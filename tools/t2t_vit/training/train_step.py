@@ -188,7 +188,7 @@ class TrainStep:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
 
     def start_from(self, path, head="fit"):
-        """Begin with the weights of a file; `head`: see `pretrained.fit_weights`."""
+        """Begin with the weights of a file; `head`: see `load_weights`."""
         load_pretrained(self.model, path, head, self.pos_resize)
         self.optimizer.take_weights()
         if self.ema:
