@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, error_line, tool
 from PIL import Image
 
-from t2t_vit.config import load_config
+from t2t_vit.config import CLASS_LISTS, load_config
 from t2t_vit.data.dataset import load_data
 
 DIGIT = ROOT / "lit_data/val/3/0045.png"
@@ -161,7 +161,7 @@ def test_few_unreadable_training_images_may_be_skipped_but_none_of_validation(tm
 def test_data_that_load_data_refuses_is_explained(tmp_path):
     root = make(tmp_path / "own data", {"train/ant": 2, "train/bee": 1, "train/fly": 0, "val/ant": 1, "val/bee": 1})
     done, report = check("--config", "configs/t2t_vit_7.yaml", "--data-path", root, status=1)
-    listed = ROOT / "configs/imagenet1k_classes.tsv"
+    listed = CLASS_LISTS["imagenet1k"]
     assert f"fault: {root}/train has 3 class(es) that {listed} has not: ant, bee, fly\n" in done.stdout
     assert report["splits"]["train"]["classes"] == {"ant": 2, "bee": 1, "fly": 0}
     assert 'DATA.CLASSES "" MODEL.NUM_CLASSES 3' in done.stdout.splitlines()[-1]

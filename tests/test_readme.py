@@ -14,9 +14,9 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, Page
 from test_spellings import COMMANDS
 
-from t2t_vit.config import all_keys, load_config
+from t2t_vit.config import CLASS_LISTS, all_keys, load_config
 from t2t_vit.models.zoo import create_model, list_models
-from t2t_vit.spellings import KEYS, Advice
+from t2t_vit.spellings import KEYS
 from t2t_vit.weights import checkpoint
 
 # Makes a training that would take days one step long.
@@ -49,7 +49,7 @@ def place(tmp_path_factory):
     """A folder that stands in for the clone's parent: tiny ImageNet, weights, pictures."""
     folder = tmp_path_factory.mktemp("readme")
     digits = sorted((ROOT / "lit_data/val").glob("*/*.png"))
-    wnids = [line.split("\t")[1] for line in (ROOT / "configs/imagenet1k_classes.tsv").read_text().splitlines()[1:]]
+    wnids = [line.split("\t")[1] for line in CLASS_LISTS["imagenet1k"].read_text().splitlines()[1:]]
     for i, digit in enumerate(digits[::20]):
         for split in ("train", "val"):
             target = folder / "imagenet" / split / wnids[i]
@@ -244,7 +244,7 @@ def test_right_hand_sides_of_coming_from_exist(name):
             if first.startswith("--"):
                 assert first in options, span
         named = {key: KEYS[key] for key in old if key in KEYS}
-        if len(old) == len(new) == len(named) and not any(isinstance(key, Advice) for key in named.values()):
+        if len(old) == len(new) == len(named) and not any(" " in key for key in named.values()):
             assert list(named.values()) == new
     assert not {key for key in KEYS if re.match("[a-z]|DATA_PATH|SCHEDULER|MODEL_PATH|TRAIN.*TRAIN", key)} - set(lefts)
     assert not [line for line in commands() if "main_" in line or "run_" in line or "./tools/" in line]

@@ -73,4 +73,4 @@ def test_wrong_folders_are_one_line(tmp_path):
     os.rename(tmp_path / "cifar10/test/lorry", tmp_path / "cifar10/test/truck")
     done = split(tmp_path / "cifar10", tmp_path / "parts")
     assert done.returncode == 1
-    assert "parts/seven/train/cat is there and is no link" in done.stderr
+    assert "parts/seven/train/cat exists and is not a link" in done.stderr

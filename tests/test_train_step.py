@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import accumulation, load_config, to_seconds
+from t2t_vit.config import accumulation, load_config
+from t2t_vit.config_values import to_seconds
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.runs import interruption

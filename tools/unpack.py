@@ -25,8 +25,9 @@ from pathlib import Path
 
 from t2t_vit.cli import exit_with, not_empty
 from t2t_vit.common.errors import UserError, one_line
+from t2t_vit.config import CLASS_LISTS
 
-CLASS_LIST = "configs/imagenet1k_classes.tsv"
+CLASS_LIST = CLASS_LISTS["imagenet1k"]
 MARKS = ".unpacked.json"  # in DIR: {archive name: [size, mtime in ns, "begun", "doubtful" or "done"]}
 VAL_LISTS = ("val_list.txt", "loc_val_solution.csv")  # in an archive, in lower case: of AI Studio and of Kaggle
 _CLASS_ARCHIVE = re.compile(r"(n\d{8})\.tar")
@@ -93,18 +94,17 @@ def read_val_list(path):
 
 def val_classes_of(lines, source):
     """{image name: class folder} of "ILSVRC2012_val_00000001.JPEG 65" lines, or of Kaggle's LOC_val_solution.csv."""
-    from t2t_vit.config import resolve
     from t2t_vit.data.dataset import read_classes
     from t2t_vit.data.lists import image_rows
 
-    folders = read_classes(resolve(CLASS_LIST)).folders
+    folders = read_classes(CLASS_LIST).folders
     known = {**{str(i): folder for i, folder in enumerate(folders)}, **{folder: folder for folder in folders}}
     classes = {}
     for number, path, label in image_rows(lines):
         if label not in known:
             raise UserError(
                 f"{source}, line {number}: expected 'ILSVRC2012_val_00000001.JPEG 65', the class from 0 to "
-                f"{len(folders) - 1} as in {CLASS_LIST}, but found {lines[number - 1].strip()[:200]!r}"
+                f"{len(folders) - 1} as in {CLASS_LIST.name}, but found {lines[number - 1].strip()[:200]!r}"
             )
         classes[path.replace("\\", "/").rpartition("/")[2]] = known[label]
     if not classes:
@@ -445,7 +445,7 @@ def parser():
         type=not_empty,
         metavar="FILE",
         help="classes of the images of ILSVRC2012_img_val.tar, 'ILSVRC2012_val_00000001.JPEG 65' lines with the ids of "
-        f"{CLASS_LIST}, or Kaggle's LOC_val_solution.csv; default: {' or '.join(VAL_LISTS)} in the archives. Not "
+        f"{CLASS_LIST.name}, or Kaggle's LOC_val_solution.csv; default: {' or '.join(VAL_LISTS)} in the archives. Not "
         "ILSVRC2012_validation_ground_truth.txt, which numbers the classes otherwise",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")

@@ -5,6 +5,7 @@ A command calls `run(main, parser())`. `run` parses the options, loads the confi
 """
 
 import argparse
+import itertools
 import os
 import re
 import sys
@@ -19,7 +20,15 @@ from t2t_vit.common.runtime import ignore_interrupts, import_paddle, missing_pac
 if set(missing_packages()) - {"PaddlePaddle"}:
     sys.exit(f"error: {not_installed(missing_packages())}")
 
-from t2t_vit.config import best_weights, find_config, load_config, resolve  # noqa: E402
+from t2t_vit.config import (  # noqa: E402
+    CLASS_LISTS,
+    best_weights,
+    class_list,
+    find_config,
+    load_config,
+    resolve,
+    starts_like_a_key,
+)
 from t2t_vit.parallel.failure_monitor import FailureMonitor  # noqa: E402
 from t2t_vit.spellings import take_data_folder, translate  # noqa: E402
 
@@ -64,7 +73,7 @@ def common_parser(description, batch_size_key):
     parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override config keys")
-    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False)
+    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False, engine=None)
     return parser
 
 
@@ -76,6 +85,17 @@ def add_engine_option(parser):
         choices=("paddle", "inference", "onnxruntime", "openvino"),
         help="paddle: the model itself; inference (Paddle Inference), onnxruntime, openvino: an exported file, by "
         "default the one of the run; default: the engine that reads the file of --pretrained",
+    )
+
+
+def add_evaluation_options(parser):
+    """Add --engine and --split, for the commands that evaluate."""
+    add_engine_option(parser)
+    parser.add_argument(
+        "--split",
+        choices=("val", "train"),
+        default="val",
+        help="images to evaluate on; train: the training images under the evaluation transform",
     )
 
 
@@ -103,6 +123,18 @@ def first_word(kind, choices):
         return words[0], words[1:]
 
     return split_words
+
+
+def split_images(words):
+    """`split_words` of `run` for images among KEY VALUE pairs: a KEY starts like a config key and is not a file."""
+    images, pairs = [], []
+    words = iter(words)
+    for word in words:
+        if starts_like_a_key(word) and not os.path.exists(word):
+            pairs += [word, *itertools.islice(words, 1)]
+        else:
+            images.append(word)
+    return images, pairs
 
 
 def run(main, parser, argv=None, split_words=None, paddle=True, processes="one"):
@@ -225,7 +257,7 @@ def _config_path(args):
 
 def _files_read(config, cfg):
     """Files that the config and the command line name as inputs, whether they exist or not."""
-    named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, cfg.DATA.CLASSES]
+    named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, class_list(cfg)]
     lists = [os.path.join(cfg.DATA.PATH, name) for name in (cfg.DATA.TRAIN_LIST, cfg.DATA.VAL_LIST, "classes.txt")]
     best = best_weights(cfg)
     weights = [cfg.MODEL.PRETRAINED + ".pdparams", best, best.with_name("classes.txt"), best.with_name("config.yaml")]
@@ -252,7 +284,8 @@ def overrides(args):
     for key, value in zip(args.opts[::2], args.opts[1::2]):
         is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED", "DISTILL.WEIGHTS")
         is_path = is_path or key == "DISTILL.TEACHER" and value.endswith((".yaml", ".yml"))
-        pairs.append((key, absolute(value) if is_path and value else value))
+        is_path = is_path and value and value not in CLASS_LISTS
+        pairs.append((key, absolute(value) if is_path else value))
     return pairs
 
 

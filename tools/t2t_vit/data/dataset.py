@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import resolve, with_keys
+from t2t_vit.config import class_list, resolve, with_keys
 from t2t_vit.data.holdout import held_out
 from t2t_vit.data.index import EXTENSIONS, UNWRITABLE, Paths, class_folders, class_order, composed, scan
 from t2t_vit.data.lists import class_rows, image_rows, read_lines, respelled
@@ -248,7 +248,7 @@ class Layout:
 def load_classes(cfg, layout):
     """`ClassList` of the data set. Raises UserError if there is none."""
     if cfg.DATA.CLASSES:
-        return read_classes(resolve(cfg.DATA.CLASSES))
+        return read_classes(class_list(cfg))
     if (layout.root / "classes.txt").is_file():
         return read_classes(layout.root / "classes.txt")
     if any(layout.lists.values()):

@@ -64,7 +64,7 @@ class VisionTransformer(nn.Layer):
     """Base of the model classes: blocks over class tokens and patches.
 
     A subclass sets `image_size` (H, W), `in_chans`, `cls_token` (1, T, C), `pos_embed` and `head`, and defines
-    `forward`, `forward_features`, `fit_pos_embed`, `backbone` and, if layers precede its blocks, `stages`.
+    `forward`, `forward_features`, `backbone`, and `stages` if layers precede its blocks.
     """
 
     def backbone(self):
@@ -74,6 +74,13 @@ class VisionTransformer(nn.Layer):
     def stages(self):
         """List of `Stage`, in the order of the forward pass."""
         return []
+
+    def fit_pos_embed(self, table, anew=False):  # noqa: ARG002
+        """A position embedding for another image size fitted to this model, and what was done, in words.
+
+        Raises ValueError if that is not possible.
+        """
+        raise ValueError(f"the position embedding of a {type(self).__name__} cannot be resized")
 
     def forward_intermediates(self, x):
         """Tokens after each block, class tokens first: (B, Cin, H, W) -> list of (B, T + N, C)."""

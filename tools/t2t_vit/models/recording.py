@@ -40,3 +40,16 @@ def all_tokens(blocks):
     finally:
         for block, flag in zip(blocks, fused):
             block.all_tokens, block.attn.fused = False, flag
+
+
+@contextlib.contextmanager
+def frozen(model):
+    """Context in which no parameter of a model has a gradient."""
+    trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+    for parameter in trained:
+        parameter.stop_gradient = True
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.stop_gradient = False

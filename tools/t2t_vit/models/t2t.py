@@ -269,7 +269,7 @@ class T2TModule(nn.Layer):
             x = recomputed(stage, x) if self.recompute else stage(x)  # (B, h*w, E)
             x = x.transpose([0, 2, 1]).reshape([x.shape[0], x.shape[2], height, width])  # (B, E, h, w)
         x = F.unfold(x, *self.splits[-1]).transpose([0, 2, 1])  # (B, N, E*k*k)
-        return linear(x, self.project.weight, self.project.bias)  # (B, N, C)
+        return self.project(x)  # (B, N, C)
 
 
 class T2TViT(VisionTransformer):

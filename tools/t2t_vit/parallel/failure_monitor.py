@@ -24,11 +24,14 @@ class FailureMonitor:
 
     If a process leaves it with an exception, hangs or dies, the reason is written to stderr and to the log of the main
     process, and all processes end with a status other than 0.
+
+    Args:
+        start_seconds: time until all processes must have started.
+        silence_seconds: time without an answer after which a process counts as lost.
     """
 
-    limits = (300, 60)  # seconds until all must have started; seconds without an answer after which a process is lost
-
-    def __init__(self):
+    def __init__(self, start_seconds=300, silence_seconds=60):
+        self.limits = (start_seconds, silence_seconds)
         self._monitor = None
 
     def __enter__(self):

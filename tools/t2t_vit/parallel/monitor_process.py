@@ -169,11 +169,13 @@ class Monitor:
             link = links.get(rank)
             if link is None and self._over(self.ticks, self.start_limit):
                 host, port = self.address
-                self._fail(rank, f"no answer in {self.start_limit} s: not started, or {host}:{port} cannot be reached")
+                self._fail(
+                    rank, f"no answer in {self.start_limit:.0f} s: not started, or {host}:{port} cannot be reached"
+                )
             elif link and not link.done:
                 link.silent += 1
                 if self._over(link.silent, self.silence_limit):
-                    self._fail(rank, f"no answer for {self.silence_limit} s: stopped, or its machine was lost")
+                    self._fail(rank, f"no answer for {self.silence_limit:.0f} s: stopped, or its machine was lost")
             if link and self.ticks % _BEAT_TICKS == 0:
                 link.send()
 

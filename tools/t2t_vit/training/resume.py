@@ -9,9 +9,8 @@ import paddle
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import log
-from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.common.runtime import asked_threads
-from t2t_vit.config import ROOT, all_keys, default_config, with_keys
+from t2t_vit.config import ROOT, all_keys, stored_values, with_keys
 from t2t_vit.data.images import reader_name, reading
 from t2t_vit.parallel import processes
 from t2t_vit.training import teacher
@@ -229,12 +228,4 @@ def _step(setting):
 
 def _config(setting):
     """{key: value}. Of a key that is younger than the setting the default, which does what was done without it."""
-    tree, default = load_yaml(str(setting.get("config"))), default_config()
-    values = {key: _value(tree, key) for key in all_keys()}
-    return {key: _value(default, key) if value is None else value for key, value in values.items()}
-
-
-def _value(tree, key):
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
+    return stored_values(str(setting.get("config")))

@@ -1,7 +1,7 @@
 """The model that a config names, with or without weights from a file."""
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import best_weights, resolve, with_classes
+from t2t_vit.config import best_weights, class_list, resolve, with_classes
 from t2t_vit.data.dataset import ClassList, read_classes
 from t2t_vit.models.layers import fuse_attention
 from t2t_vit.models.zoo import create_model, family_of
@@ -77,7 +77,7 @@ def classes_of(cfg, weights):
     """
     candidates = [weights.with_name("classes.txt"), resolve(cfg.DATA.PATH) / "classes.txt"]
     if cfg.DATA.CLASSES:
-        candidates.insert(1, resolve(cfg.DATA.CLASSES))
+        candidates.insert(1, class_list(cfg))
     for path in candidates:
         if path.is_file():
             classes = read_classes(path)
