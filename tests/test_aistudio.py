@@ -157,7 +157,7 @@ def test_status_of_a_killed_script_is_that_of_the_job(monkeypatch, tmp_path, cap
 def test_unpacking_that_fails_ends_the_job_with_one_line(folders):
     (folders / "broken.tar").write_bytes(b"no archive" * 100)
     errors = job(folders, JOB_ARCHIVES=str(folders / "broken.tar"), status=1)
-    assert len(errors) == 1 and f"{folders}/broken.tar is damaged, incomplete or no tar or zip archive" in errors[0]
+    assert len(errors) == 1 and f"{folders}/broken.tar is damaged, incomplete or not a tar or zip archive" in errors[0]
     assert not (folders / "runs").exists()
 
 

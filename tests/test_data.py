@@ -13,7 +13,8 @@ from scipy import stats
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
 from t2t_vit.data.batch import Normalize
-from t2t_vit.data.dataset import load_data, read_classes
+from t2t_vit.data.classes import read_classes
+from t2t_vit.data.dataset import load_data
 from t2t_vit.data.images import ImageError, PillowPicture, load_image, open_picture
 from t2t_vit.data.transforms import EvalTransform, TrainTransform
 
@@ -80,7 +81,7 @@ def test_a_split_folder_given_is_the_one_used(tmp_path):
 
 def test_train_folder_is_not_validated_by_mistake(tmp_path):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 3})
-    with pytest.raises(UserError, match="train is no val folder; give the folder above it"):
+    with pytest.raises(UserError, match="train is not a val folder; give the folder above it"):
         load_data(folder_config(tmp_path / "train"), ["val"])
 
 
@@ -241,7 +242,7 @@ def test_unreadable_images_are_named(tmp_path, content, reason):
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     for read in (load_image, lambda path: open_picture(path, 3, "turbo")):
-        with pytest.raises(ImageError, match="pipe.jpg cannot be read: it is no file"):
+        with pytest.raises(ImageError, match="pipe.jpg cannot be read: it is not a file"):
             read(tmp_path / "pipe.jpg")
 
 

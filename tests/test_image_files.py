@@ -16,8 +16,8 @@ from test_images import detailed, turbo
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import default_config, load_config
-from t2t_vit.data import images
-from t2t_vit.data.images import FORMATS, ImageError, load_image, open_picture, orientation, reading
+from t2t_vit.data import depth, images
+from t2t_vit.data.images import FORMATS, ImageError, examine_image, load_image, open_picture, reading
 from t2t_vit.data.index import EXTENSIONS
 from t2t_vit.data.transforms import EvalTransform
 from t2t_vit.deploy.metadata import Metadata
@@ -149,7 +149,7 @@ def test_memory_stays_below_the_limit(tmp_path):
     )
     command = [sys.executable, "-c", script, tmp_path / "p.png", tmp_path / "i.png"]
     used = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
-    strips = 16 * images._STRIP  # bytes: what is converted at a time
+    strips = 16 * depth._STRIP  # bytes: what is converted at a time
     assert used < 6 * 4000 * 3000 + strips + (10 << 20)
 
 
@@ -157,7 +157,7 @@ def test_strips_change_nothing(tmp_path, monkeypatch):
     detailed(90, 70).convert("P").save(tmp_path / "p.png", transparency=3)
     Image.fromarray((RAMP * 12).astype(np.uint16)).save(tmp_path / "i.png")
     whole = [np.asarray(load_image(tmp_path / name)) for name in ("p.png", "i.png")]
-    monkeypatch.setattr(images, "_STRIP", 400)
+    monkeypatch.setattr(depth, "_STRIP", 400)
     for name, expected in zip(("p.png", "i.png"), whole):
         assert np.array_equal(load_image(tmp_path / name), expected)
 
@@ -246,8 +246,7 @@ def test_pictures_are_read_upright(tmp_path, number, reader):
     assert np.abs(found - expected).mean() < 3
     as_stored = open_picture(tmp_path / "x.jpg", 3, reader)
     assert as_stored.size == ((96, 128) if 5 <= number <= 8 else (128, 96))
-    with images.open_image(tmp_path / "x.jpg") as image:
-        assert orientation(image) == number
+    assert examine_image(tmp_path / "x.jpg")[1].is_rotated == (number in range(2, 9))
 
 
 writes_xmp = pytest.mark.skipif(int(PIL.__version__.partition(".")[0]) < 11, reason="Pillow before 11 writes no XMP")

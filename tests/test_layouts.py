@@ -10,8 +10,9 @@ from test_data import folder_config, make_folders
 from test_own_folder import TINY, divided, own_config
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.data.dataset import above_train, load_data
-from t2t_vit.data.index import class_order
+from t2t_vit.data.classes import class_order
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.layout import above_train
 from t2t_vit.training.resume import check_setting, setting
 
 
@@ -39,7 +40,7 @@ def test_usual_names_of_splits(tmp_path, train, val):
             assert {os.path.relpath(path, tmp_path) for path in found.paths} == expected[split]
             if split == "train":
                 assert str(tmp_path) == above_train(own_config(tmp_path / given)).DATA.PATH
-    with pytest.raises(UserError, match="is no val folder; give the folder above it"):
+    with pytest.raises(UserError, match="is not a val folder; give the folder above it"):
         load_data(folder_config(tmp_path / train.split("/")[0]), ["val"])
 
 
@@ -75,7 +76,7 @@ def test_the_folder_above_the_data_set_is_named(tmp_path):
 def test_a_path_that_is_no_folder_is_named(tmp_path):
     make_folders(tmp_path, {"set/train/ant": 1})
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is no folder; give it with --data-path"):
+    with pytest.raises(UserError, match="file is not a folder; give it with --data-path"):
         names(tmp_path / "file")
     with pytest.raises(UserError, match=r"not found \(its name 'set\\n' begins or ends with a blank or a line break\)"):
         names(f"{tmp_path}/set\n")
@@ -124,7 +125,7 @@ def test_a_run_with_another_order_of_the_classes_is_named_and_goes_on_with_its_o
 def test_class_names_that_no_list_can_hold_are_named_at_the_start(tmp_path, name):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/ant": 1})
     os.mkdir(os.fsencode(tmp_path / "train") + b"/" + name)
-    with pytest.raises(UserError, match="no class list can hold its name") as caught:
+    with pytest.raises(UserError, match="rename it, because no class list can hold") as caught:
         names(tmp_path)
     assert str(caught.value).isprintable() and repr(os.fsdecode(name)) in str(caught.value)
 

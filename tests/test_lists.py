@@ -7,7 +7,8 @@ import pytest
 from test_data import folder_config, make_folders
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.data.dataset import load_data, read_classes
+from t2t_vit.data.classes import read_classes
+from t2t_vit.data.dataset import load_data
 
 
 def listed(root, content, name="val", **keys):

@@ -18,12 +18,12 @@ import time
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line
 
-import unpack
 from t2t_vit import config
 from t2t_vit.common import threads
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import display_path, write_text
 from t2t_vit.config import load_config
+from t2t_vit.data.unpack import claim
 from t2t_vit.runs.interruption import STOP_FOR_SIGNAL, InterruptHandler
 from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.weights import download
@@ -47,7 +47,7 @@ def test_file_system_without_locks_and_flushes_of_folders_will_do(tmp_path, monk
     write_text(tmp_path / "lit_data/config.yaml", cfg.dump())
     run.save_state({"epoch": 1})
     assert run.latest.is_file()
-    unpack.claim(tmp_path)
+    claim(tmp_path)
     with download._only_one(tmp_path):
         pass
 

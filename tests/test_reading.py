@@ -76,7 +76,7 @@ for fault in ("dataset", "order", "collate"):
 @pytest.mark.parametrize("count", [0, 2])
 def test_failure_anywhere_in_reading_reaches_the_main_thread(count):
     status, out, error = ended(start(FAULTS.replace("WORKERS", str(count))))
-    told = ["RuntimeError ValueError: unforeseen", "UserError a sentence", "UserError the memory ran out in reading "
+    told = ["RuntimeError ValueError: unforeseen", "UserError a sentence", "UserError out of memory while reading "
             "images; lower DATA.NUM_WORKERS or the batch size"]  # fmt: skip
     lines = [f"{fault} [[0, 1], [2, 3]] {line}" for fault in ("dataset", "order", "collate") for line in told]
     assert (status, out.splitlines(), error) == (0, lines, "")

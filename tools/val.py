@@ -41,7 +41,8 @@ def open_model(args, cfg):
     from t2t_vit.common.files import display_path
     from t2t_vit.common.logger import log
     from t2t_vit.config import best_weights, with_classes
-    from t2t_vit.data.dataset import ClassList, load_data
+    from t2t_vit.data.classes import ClassList
+    from t2t_vit.data.dataset import load_data
     from t2t_vit.deploy.predictor import choose_engine, open_exported
     from t2t_vit.training.evaluator import PredictorModel
     from t2t_vit.weights.build import build_trained_model, classes_beside, first_difference, refuse_other_order
