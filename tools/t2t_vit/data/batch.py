@@ -119,7 +119,8 @@ def channels_first(images):
 class TrainInput:
     """Normalises a `Batch`, mixes its images and erases boxes.
 
-    The official models were trained with timm's prefetcher, which erases after mixing (AUG.ERASE_MIXED True).
+    AUG.ERASE_MIXED True erases after mixing, like timm's prefetcher, with which T2T-ViT was trained. False erases each
+    image before it is mixed, like DeiT's data set, with which PiT was trained.
     """
 
     def __init__(self, cfg):
