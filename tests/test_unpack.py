@@ -65,9 +65,8 @@ def test_official_train_archive(tmp_path):
     assert tree(tmp_path / "out") == expected
     assert done.stdout.splitlines() == [
         f"{archive}: 10 images written, 0 there before, 0 other files left out",
-        "train: 10 images in 2 classes",
+        f"{tmp_path}/out/train: 10 images in 2 classes",
         f"check:  python tools/check_data.py --data-path {tmp_path}/out",
-        f"train:  bash scripts/train.sh configs/t2t_vit_7.yaml --data-path {tmp_path}/out",
     ]
     assert done.stderr == ""
 
@@ -101,10 +100,9 @@ def test_light_imagenet_in_two_parts(tmp_path):
     archives = [make_tar(tmp_path / f"Light_ILSVRC2012_part_{i}.tar", files) for i, files in enumerate(parts)]
     done = tool("unpack", *archives, "--output", tmp_path / "out")
     assert tree(tmp_path / "out") == {
-        "train_list.txt": b"train/x 0\n", "val_list.txt": b"val/x 0\n", f"train/{CATS}/a.JPEG": DIGITS[0],
-        f"train/{DOGS}/c.JPEG": DIGITS[2], f"val/{CATS}/b.JPEG": DIGITS[1],
+        f"train/{CATS}/a.JPEG": DIGITS[0], f"train/{DOGS}/c.JPEG": DIGITS[2], f"val/{CATS}/b.JPEG": DIGITS[1],
     }  # fmt: skip
-    assert "train: 2 images in 2 classes\nval: 1 images in 1 classes\n" in done.stdout
+    assert "/train: 2 images in 2 classes\n" in done.stdout and "/val: 1 images in 1 classes\n" in done.stdout
 
 
 @pytest.mark.parametrize("name, mode", [("w.tar", "w"), ("w.tar.gz", "w:gz"), ("w.tgz", "w:gz")])
@@ -321,10 +319,10 @@ def test_full_disk_is_one_line(tmp_path):
     archive, expected = train_archive(tmp_path)
     folder = tmp_path / f"out/train/{CATS}"
     folder.mkdir(parents=True)
-    (folder / f".{CATS}_2.JPEG.part").symlink_to("/dev/full")
+    (folder / ".unpack.part").symlink_to("/dev/full")
     line = error_line("unpack", archive, "--output", tmp_path / "out")
-    assert line == (f"error: the disk is full at {folder}/{CATS}_2.JPEG; free some space and repeat the command")
-    assert sorted(tree(tmp_path / "out")) == [f"train/{CATS}/{CATS}_{i}.JPEG" for i in (0, 1)]
+    assert line == (f"error: the disk is full at {folder}/{CATS}_0.JPEG; free some space and repeat the command")
+    assert tree(tmp_path / "out") == {}
     tool("unpack", archive, "--output", tmp_path / "out")
     assert tree(tmp_path / "out") == expected
 

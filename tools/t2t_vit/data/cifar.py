@@ -49,21 +49,18 @@ def entries(file, path, form):
         UserError: if it is not CIFAR. Errors of `tarfile` and `gzip` for a damaged archive are not caught.
     """
     places, meta, names_entry, label_entry, label_bytes = _FORMS[form]
-    files = _read_files(file, {meta, *places})
+    files, images = _read_files(file, {meta, *places}), []
     try:
-        missing = sorted({meta, *places} - set(files))
-        if missing:
-            raise ValueError(f"no {missing[0]}")
-        names = _class_names(files[meta], names_entry)
-        batches = {name: _batch(files[name], label_entry, label_bytes) for name in places}
-        for name, (labels, _) in batches.items():
-            if not all(0 <= label < len(names) for label in labels):
-                raise ValueError(f"{name} has labels outside its {len(names)} classes")
+        names = _unpickle(files[meta])[names_entry] if names_entry else files[meta].decode("ascii").split()
+        if not all(re.fullmatch(r"\w[\w -]*", name) for name in names):  # they become folders
+            raise ValueError(f"classes named {names}")
+        for name, (split, first) in places.items():
+            labels, pixels = _batch(files[name], label_entry, label_bytes)
+            images += [(f"{split}/{names[label]}/{first + i:05d}.png", pixels[i]) for i, label in enumerate(labels)]
     except Exception as error:  # a crafted pickle raises nearly anything
         raise UserError(f"{path} is damaged or not a CIFAR archive ({type(error).__name__}: {error})") from error
-    for name, (split, first) in places.items():
-        for number, (label, image) in enumerate(zip(*batches[name]), start=first):
-            yield Entry(f"{split}/{names[label]}/{number:05d}.png", None, True, lambda image=image: _png(image))
+    for name, image in images:
+        yield Entry(name, None, True, lambda image=image: _png(image))
 
 
 def _png(pixels):
@@ -88,14 +85,6 @@ def _read_files(file, wanted):
     return files
 
 
-def _class_names(content, entry):
-    names = _unpickle(content)[entry] if entry else content.decode("ascii").split()
-    for name in names:
-        if not re.fullmatch(r"\w[\w -]*", name):  # they become folders
-            raise ValueError(f"a class named {name!r}")
-    return names
-
-
 def _batch(content, label_entry, label_bytes):
     """(labels, pixels uint8 (N, 32, 32, 3)) of a batch file."""
     if label_bytes:
@@ -104,8 +93,6 @@ def _batch(content, label_entry, label_bytes):
     else:
         batch = _unpickle(content)
         labels, pixels = batch[label_entry], batch["data"].pixels()
-        if len(labels) != len(pixels):
-            raise ValueError(f"{len(labels)} labels of {len(pixels)} images")
     return labels, pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
 
 

@@ -5,7 +5,6 @@ An interrupted command leaves no half-written image under its name, and the same
 
 import json
 import os
-import re
 import shlex
 import shutil
 import zipfile
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_not_shipped, display_path, lock, write_text
-from t2t_vit.data import archives, cifar
+from t2t_vit.data import archives
 from t2t_vit.data.index import class_folders, image_files
 from t2t_vit.data.unpacker import DamagedArchive, ForeignFile, Unpacker, unpack_archive
 from t2t_vit.data.val_classes import ValClasses
@@ -22,7 +21,7 @@ MARKS = ".unpacked.json"  # in DIR: {archive name: [size, mtime in ns, "begun", 
 
 
 def unpack(paths, output, val_list=None):
-    """Unpack archives to the folder `output`, and print what there is and how to train on it.
+    """Unpack archives to the folder `output`, and print what there is.
 
     Args:
         paths: of the archives.
@@ -62,7 +61,7 @@ def unpack(paths, output, val_list=None):
             raise
         os.sync()  # a power cut must not keep the mark and lose the images
         _write_mark(folder, marks, path, [*stamp, "done"])
-    _print_result(display_path(folder), {cifar.form_of(path) for path in paths})
+    _print_result(display_path(folder))
 
 
 # --- The folder ---
@@ -103,27 +102,9 @@ def _check_space(folder, paths):
         )
 
 
-# --- Result ---
-
-
-def _print_result(folder, forms):
-    splits = [split for split in ("train", "val", "test") if (folder / split).is_dir()]
-    for split in splits:
-        print(f"{split}: {_counted(folder / split)}")
-    if not splits:
-        print(_counted(folder))
-    classes = class_folders(folder / splits[0] if splits else folder)
-    config, keys = "finetune.yaml", " --pretrained FILE"
-    if any(forms):
-        keys = " NAME cifar100 DATA.NAME CIFAR-100 MODEL.NUM_CLASSES 100" if len(classes) == 100 else ""
-        config = "cifar10_augment.yaml"
-    elif all(re.fullmatch(r"n\d{8}", name) for name in classes):
-        config, keys = "t2t_vit_7.yaml", ""
-    place = shlex.quote(str(folder))
-    print(f"check:  python tools/check_data.py --data-path {place}")
-    print(f"train:  bash scripts/train.sh configs/{config} --data-path {place}{keys}")
-
-
-def _counted(folder):
-    counts = [len(image_files(folder / name)) for name in class_folders(folder)]
-    return f"{sum(counts):,} images in {len(counts):,} classes"
+def _print_result(folder):
+    splits = [folder / split for split in ("train", "val", "test") if (folder / split).is_dir()]
+    for split in splits or [folder]:
+        counts = [len(image_files(split / name)) for name in class_folders(split)]
+        print(f"{split}: {sum(counts):,} images in {len(counts):,} classes")
+    print(f"check:  python tools/check_data.py --data-path {shlex.quote(str(folder))}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import lzma
 import os
 import re
@@ -51,7 +50,7 @@ def unpack_archive(path, unpacker_of):
               f"{names}", file=sys.stderr)  # fmt: skip
     if unpacker.repeated:
         print(f"warning: {path}: left out {unpacker.repeated} files that would replace an earlier one", file=sys.stderr)
-    if not unpacker.images + unpacker.lists:
+    if not unpacker.images:
         raise UserError(f"{path} holds no images in train/ or val/ folders, or in two or more class folders")
     print(f"{path}: {unpacker.written:,} images written, {unpacker.images - unpacker.written:,} there before, "
           f"{unpacker.other:,} other files left out")  # fmt: skip
@@ -71,7 +70,7 @@ class Unpacker:
     def __init__(self, folder, val_classes, is_new, state, depth):
         self.folder, self.val_classes, self.is_new, self.depth = folder, val_classes, is_new, depth
         self.is_trusted = state == "begun"
-        self.images = self.written = self.lists = self.other = self.repeated = 0
+        self.images = self.written = self.other = self.repeated = 0
         self.unsafe = []
         self.targets = set()  # hashes of the paths; a million paths would take much memory
         self.unplaced = set()  # folders of images that are in no split, as tuples
@@ -102,13 +101,9 @@ class Unpacker:
     def _place(self, name):
         """Path below the folder for an entry of this name, or None if it is left out."""
         *parents, file = name.split("/")
-        if any(map(is_ignored_folder, parents)):
+        if any(map(is_ignored_folder, parents)) or not is_image_name(file):
             return None
         at, split = next(((i, split) for i, part in enumerate(parents) if (split := _split_of(part))), (None, None))
-        if split is None and len(parents) <= 1 and file.endswith(".txt") and not file.startswith("."):
-            return file  # a list beside train/ and val/
-        if not is_image_name(file):
-            return None
         below = parents[at + 1 :] if split else []
         below = below[1:] if split and below[:1] == [parents[at]] else below  # seg_train/seg_train/cat
         if below:
@@ -123,7 +118,7 @@ class Unpacker:
 
     def _write(self, entry, target):
         """Write one file, unless it is there."""
-        key, is_list = hash(str(target)), target.suffix == ".txt"
+        key = hash(str(target))
         if key in self.targets:
             self.repeated += 1
             return
@@ -133,9 +128,8 @@ class Unpacker:
                 raise ForeignFile(f"{target} exists and differs from the file in the archive; give another --output")
             with entry.open() as source, _replacing(target) as file:
                 file.writelines(_blocks(source))
-            self.written += not is_list
-        self.lists += is_list
-        self.images += not is_list
+            self.written += 1
+        self.images += 1
 
     def _is_there(self, entry, target):
         return self.is_trusted and target.is_file() and entry.size in (None, target.stat().st_size)
@@ -175,10 +169,7 @@ def _replacing(target):
 
     Unlike files.atomic_path it does not wait for the disk, which would take hours for a million files.
     """
-    # The name is always the same, so that the next process overwrites what a killed one has left.
-    name = os.fsencode(target.name)  # which may be as long as the disk allows, 255 bytes
-    short = target.name if len(name) < 240 else hashlib.blake2b(name, digest_size=8).hexdigest()
-    temporary = target.with_name(f".{short}.part")
+    temporary = target.with_name(".unpack.part")  # the next process overwrites what a killed one has left
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
