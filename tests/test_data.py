@@ -79,13 +79,13 @@ def test_a_split_folder_given_is_the_one_used(tmp_path):
     assert load_data(folder_config(tmp_path / "train"), ["train"])[1]["train"].labels.tolist() == [0, 1]
 
 
-def test_train_folder_is_not_validated_by_mistake(tmp_path):
+def test_train_folder_is_not_used_for_validation(tmp_path):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 3})
     with pytest.raises(UserError, match="train is not a val folder; give the folder above it"):
         load_data(folder_config(tmp_path / "train"), ["val"])
 
 
-def test_hidden_files_are_no_images_and_links_are_followed(tmp_path):
+def test_hidden_files_are_skipped_and_links_are_followed(tmp_path):
     make_folders(tmp_path, {"train/ant/.ipynb_checkpoints": 2, "train/bee/more": 1, "elsewhere": 2})
     (tmp_path / "train/ant/._x.png").write_bytes(b"macOS")
     (tmp_path / "train/ant/dir.png").mkdir()
@@ -100,7 +100,7 @@ def test_class_list_with_a_repeated_folder_is_refused(tmp_path):
         read_classes(tmp_path / "classes.txt")
 
 
-def test_class_missing_in_one_split_is_told(tmp_path, told):
+def test_class_missing_in_one_split_is_reported(tmp_path, told):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 1, "val/wasp": 1})
     with pytest.raises(UserError, match="val has class folders that .*train has not: wasp"):
         load_data(folder_config(tmp_path))
@@ -246,7 +246,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
             read(tmp_path / "pipe.jpg")
 
 
-def test_checksum_tells_names_and_labels_not_places(tmp_path):
+def test_checksum_depends_on_names_and_labels_but_not_on_folders(tmp_path):
     sums = []
     for folder, spec in (("a", 2), ("b", 2), ("c", 3)):
         make_folders(tmp_path / folder, {"train/ant": spec, "train/bee": 1, "val/ant": 1})

@@ -1,4 +1,4 @@
-"""Finding the images of a folder, and remembering them."""
+"""The images below a folder, and the cache of a scan."""
 
 import os
 import random
@@ -145,14 +145,14 @@ def test_a_folder_that_changes_while_it_is_listed_is_read_again(tree, tmp_path, 
     assert len(cached(tree, tmp_path)[1]) == 37 and len(walks) == 24
 
 
-def test_a_folder_that_changed_a_moment_ago_is_not_remembered(tree, tmp_path):
+def test_a_folder_that_has_just_changed_is_not_cached(tree, tmp_path):
     (tree / "c00/new.jpg").touch()
     cached(tree, tmp_path)
     assert not list(tree.parent.glob(".index*"))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + b"x" * 100, "cut", "other arrays"])
-def test_a_broken_memory_is_no_harm(tree, tmp_path, walks, content):
+def test_a_damaged_cache_is_replaced(tree, tmp_path, walks, content):
     expected = names(cached(tree, tmp_path))
     file = tree.parent / ".index_of_train.npz"
     if content == "cut":
@@ -165,7 +165,7 @@ def test_a_broken_memory_is_no_harm(tree, tmp_path, walks, content):
     assert names(cached(tree, tmp_path)) == expected and len(walks) == 24  # mended
 
 
-def test_data_that_cannot_be_written_is_remembered_elsewhere(tree, tmp_path, walks, monkeypatch):
+def test_cache_lies_elsewhere_if_the_data_folder_cannot_be_written(tree, tmp_path, walks, monkeypatch):
     def refuse(path, _open=index.atomic_path):
         if str(path).startswith(str(tree.parent)):
             raise PermissionError(13, "read-only", str(path))

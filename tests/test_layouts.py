@@ -73,7 +73,7 @@ def test_the_folder_above_the_data_set_is_named(tmp_path):
         divided(tmp_path)
 
 
-def test_a_path_that_is_no_folder_is_named(tmp_path):
+def test_a_path_that_is_not_a_folder_is_named(tmp_path):
     make_folders(tmp_path, {"set/train/ant": 1})
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is not a folder; give it with --data-path"):
@@ -96,12 +96,12 @@ def test_numbered_folders_are_the_classes_of_their_numbers(tmp_path):
     make_folders(tmp_path, {f"{split}/{i}": 1 for split in ("train", "val") for i in range(12)})
     classes, splits = load_data(folder_config(tmp_path, 12))
     assert classes.folders == tuple(map(str, range(12)))
-    for split in splits.values():  # whose images keep their order of before, for runs that continue
+    for split in splits.values():  # images keep the order of earlier versions, for runs that continue
         assert list(split.paths) == sorted(split.paths)
         assert [int(path.split("/")[-2]) for path in split.paths] == split.labels.tolist()
 
 
-def test_a_run_with_another_order_of_the_classes_is_named_and_goes_on_with_its_own(tmp_path):
+def test_a_run_continues_only_with_its_own_order_of_classes(tmp_path):
     for i in range(11):
         shutil.copytree(ROOT / f"lit_data/val/{i % 10}", tmp_path / f"set/{i}")
     old = sorted(map(str, range(11)))  # of a version that sorted as text
@@ -142,7 +142,7 @@ def test_composed_and_decomposed_accents_are_the_same_class(tmp_path):
     assert np.bincount(load_data(folder_config(tmp_path))[1]["train"].labels).tolist() == [5, 1]
 
 
-def test_a_run_of_before_photos_were_rotated_is_not_continued_with_other_pixels(tmp_path):
+def test_a_run_from_before_photos_were_rotated_is_not_continued_with_other_pixels(tmp_path):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/ant": 1, "val/bee": 1})
     cfg = folder_config(tmp_path)
     now = setting(cfg, load_data(cfg)[1])
@@ -152,11 +152,11 @@ def test_a_run_of_before_photos_were_rotated_is_not_continued_with_other_pixels(
     check_setting(then, {**now, "upright": False}, "state")
 
 
-def test_pictures_of_other_sizes_under_the_same_names_are_told_when_a_run_continues(tmp_path, told):
+def test_resuming_with_files_of_other_sizes_is_a_warning(tmp_path, told):
     make_folders(tmp_path, {"train/ant": 1200, "train/bee": 1, "val/ant": 1, "val/bee": 1})
     cfg = folder_config(tmp_path)
     then = setting(cfg, load_data(cfg)[1])
-    (tmp_path / "train/ant/3.png").write_bytes(b"x")  # of 1201 every second one is asked for its size
+    (tmp_path / "train/ant/3.png").write_bytes(b"x")  # the sizes of every second of the 1201 are compared
     check_setting(then, setting(cfg, load_data(cfg)[1]), "state")
     assert told.text == ""
     for path in (tmp_path / "train/ant").iterdir():
@@ -169,7 +169,7 @@ def test_pictures_of_other_sizes_under_the_same_names_are_told_when_a_run_contin
     assert told.text == ""  # a state of an earlier version
 
 
-# --- What is no picture of the class ---
+# --- Files that are not images of the class ---
 
 
 @pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "lost+found", ".ipynb_checkpoints", "#recycle", "$RECYCLE.BIN"])
