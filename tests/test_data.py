@@ -12,6 +12,7 @@ from scipy import stats
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
+from t2t_vit.data import transforms
 from t2t_vit.data.batch import Normalize
 from t2t_vit.data.classes import read_classes
 from t2t_vit.data.dataset import load_data
@@ -298,7 +299,7 @@ def test_ends_of_a_very_long_image_are_cut_off_first(shape, monkeypatch):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8))
     transform = EvalTransform(load_config(ROOT / "configs/t2t_vit_7.yaml"))
     cut = transform(image)
-    monkeypatch.setattr("t2t_vit.data.transforms._LONGEST", 1000)
+    monkeypatch.setattr(transforms, "_LONGEST", 1000)
     assert np.abs(cut.astype(int) - transform(image)).max() <= 1
     monkeypatch.undo()
     assert transform(Image.new("RGB", (1, 65000))).shape == (224, 224, 3)  # 12 GB otherwise
