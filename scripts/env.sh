@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# Finds or makes a Python environment with PaddlePaddle and puts it first on PATH.
-# Source it from bash or zsh: `source scripts/env.sh`; the other scripts do. `bash scripts/env.sh --dry-run` only says what
-# it would do.
+# Finds or creates a Python environment with PaddlePaddle and puts it first on PATH.
+# Source it from bash or zsh: `source scripts/env.sh`. The other scripts do that. `bash scripts/env.sh --dry-run` only prints
+# what it would do.
 #
-# An environment that has PaddlePaddle 2.6.2 or newer is used as it is: that of `python`, else one of /opt/conda/envs (AI
-# Studio). Otherwise .venv is made in the repository from requirements.txt, with the wheel that
-# tools/t2t_vit/common/wheels.py names for the NVIDIA cards of this machine.
+# An environment with PaddlePaddle 2.6.2 or newer is used as it is: the one of `python`, else one in /opt/conda/envs (AI
+# Studio). Otherwise .venv is created in the repository from requirements.txt, with the wheel that
+# tools/t2t_vit/common/wheels.py chooses for the NVIDIA cards of this machine.
 #
-# Both of these make an environment of our own, whatever else is installed:
-# T2T_ENV=FOLDER        where it is
+# Each of these variables creates a separate environment, whatever else is installed:
+# T2T_ENV=FOLDER        where
 # PADDLE_PACKAGE=WORDS  its PaddlePaddle: "paddlepaddle-gpu==3.3.1 -i https://www.paddlepaddle.org.cn/packages/stable/cu126/"
 
-if [ -n "${ZSH_VERSION:-}" ]; then # bash makes the environment, zsh enters it
+if [ -n "${ZSH_VERSION:-}" ]; then # bash creates the environment, zsh enters it
   eval 'T2T_PATH=$(bash "${(%):-%x}" --path)' && export PATH="$T2T_PATH"
   return
 elif [ -z "${BASH_VERSION:-}" ]; then
@@ -20,13 +20,13 @@ elif [ -z "${BASH_VERSION:-}" ]; then
 fi
 
 T2T_ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-_t2t_dry="" # 1: say what would be done
-# Folders of AI Studio, which tests replace.
+_t2t_dry="" # 1: only print what would be done
+# Folders of AI Studio. Tests replace them.
 : "${T2T_AISTUDIO:=/home/aistudio}" "${T2T_CONDA:=/opt/conda/envs}"
 
-# --- Environments that are there ---
+# --- Existing environments ---
 
-_t2t_look() { # _t2t_look PYTHON: prints "complete", "missing NAME ...", "old ..." or nothing, without importing paddle
+_t2t_look() { # _t2t_look PYTHON: prints "complete", "missing NAME ...", "old ..." or nothing; does not import paddle
   "$1" - <<'PY' 2>/dev/null
 import os, re, sys
 from importlib.util import find_spec
@@ -47,25 +47,25 @@ else:
 PY
 }
 
-_t2t_add() { # _t2t_add PYTHON NAME...: install what an environment with PaddlePaddle lacks
+_t2t_add() { # _t2t_add PYTHON NAME...: install missing packages into an environment with PaddlePaddle
   local python=$1 user=${PIP_USER:-} log
   log=$(mktemp) || return
   echo "adding ${*:2} to $python ..." >&2
-  # Paddle and the NumPy that it works with stay as they are.
+  # Keep the installed Paddle and its NumPy.
   "$python" -c 'import importlib.metadata as m; print("numpy==" + m.version("numpy"))' >"$log.numpy" 2>/dev/null
   (
-    # pip's `user = true` (AI Studio) is refused in a virtual environment.
+    # pip refuses `user = true` (AI Studio) in a virtual environment.
     "$python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' && user=0
     grep -v '^paddlepaddle\|^numpy' "$T2T_ROOT/requirements.txt" |
       PIP_USER=$user "$python" -m pip --disable-pip-version-check install --quiet -r /dev/stdin -c "$log.numpy"
   ) 2>"$log" >&2 && rm -f "$log" "$log.numpy" && return
-  echo "error: ${*:2} cannot be added to $python: $(_t2t_why "$log"). Install there what requirements.txt names," \
-    "or set T2T_ENV=FOLDER for an environment of its own" >&2
+  echo "error: ${*:2} cannot be added to $python: $(_t2t_why "$log"). Install requirements.txt there," \
+    "or set T2T_ENV=FOLDER for a separate environment" >&2
   rm -f "$log" "$log.numpy"
   return 1
 }
 
-_t2t_found() { # _t2t_found PYTHON: use it if it has PaddlePaddle; otherwise status 1, and a reason in T2T_TOO_OLD
+_t2t_found() { # _t2t_found PYTHON: use it if it has PaddlePaddle; else status 1, with a reason in T2T_TOO_OLD
   local found missing
   found=$(_t2t_look "$1")
   case $found in
@@ -89,35 +89,35 @@ _t2t_enter() { # _t2t_enter FOLDER: put its bin/ first on PATH
   case "$PATH:" in "$1/bin:"*) ;; *) export PATH="$1/bin:$PATH" ;; esac
 }
 
-# --- An environment of our own ---
+# --- A new environment ---
 
-_t2t_folder() { # prints where it is or will be
+_t2t_folder() { # prints its folder
   local cache=${XDG_CACHE_HOME:-${HOME:-/nowhere}/.cache}/t2t_vit
   if [[ -n ${T2T_ENV:-} ]]; then
     case $T2T_ENV in /*) echo "$T2T_ENV" ;; *) echo "$PWD/$T2T_ENV" ;; esac
   elif [[ $T2T_ROOT/ == "$T2T_AISTUDIO"/* ]]; then
-    # The whole home is kept when a session ends, and many or large files hinder that.
+    # The home folder is saved at the end of a session, which many or large files disturb.
     echo "${TMPDIR:-/tmp}/t2t_vit-$(id -u)"
   elif [[ -d $T2T_ROOT/.venv || -w $T2T_ROOT ]]; then
     echo "$T2T_ROOT/.venv"
-  elif mkdir -p "$cache" 2>/dev/null && [[ -w $cache ]]; then # a repository that cannot be written
+  elif mkdir -p "$cache" 2>/dev/null && [[ -w $cache ]]; then # read-only repository
     echo "$cache/venv"
   else
     echo "${TMPDIR:-/tmp}/t2t_vit-$(id -u)"
   fi
 }
 
-_t2t_safe() { # _t2t_safe FOLDER: not one that another user may have put into /tmp
+_t2t_safe() { # _t2t_safe FOLDER: not a folder of another user in /tmp
   [[ $1 != "${TMPDIR:-/tmp}"/* || ! -e $1 || -O $1 ]]
 }
 
-_t2t_ready() { # _t2t_ready FOLDER: is it complete, up to date, and of the PaddlePaddle that PADDLE_PACKAGE names?
+_t2t_ready() { # _t2t_ready FOLDER: is it complete and up to date, with the PaddlePaddle of PADDLE_PACKAGE?
   _t2t_safe "$1" && cmp -s "$T2T_ROOT/requirements.txt" "$1/installed.txt" || return
   [[ -z ${PADDLE_PACKAGE:-} || $PADDLE_PACKAGE == "$(cat "$1/package.txt" 2>/dev/null)" ]] || return
-  "$1/bin/python" -c '' 2>/dev/null # its own Python may have been removed
+  "$1/bin/python" -c '' 2>/dev/null # its base Python may have been removed
 }
 
-_t2t_base_python() { # prints a Python that Paddle has wheels for
+_t2t_base_python() { # prints a Python for which Paddle has wheels
   local candidate
   for candidate in python3.11 python3.12 python3.10 python3.9 python3; do
     if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 9) <= sys.version_info < (3, 13))' 2>/dev/null; then
@@ -129,24 +129,24 @@ _t2t_base_python() { # prints a Python that Paddle has wheels for
   return 1
 }
 
-_t2t_room() { # _t2t_room FOLDER MB: is there so much space?
+_t2t_room() { # _t2t_room FOLDER MB: is there enough free space?
   local free
   free=$(df -Pk "$1" 2>/dev/null | awk 'NR == 2 { print int($4 / 1024) }')
   [[ -z $free || $free -ge $2 ]] || { _t2t_no "$1 has $free MB free of the $2 MB that the environment needs"; return 1; }
 }
 
-_t2t_why() { # _t2t_why LOG: why pip failed, in a few words
+_t2t_why() { # _t2t_why LOG: short reason why pip failed
   if grep -qi 'no space left' "$1"; then
     echo "the disk is full"
   elif grep -qi 'NewConnectionError\|NameResolutionError\|ConnectTimeout\|ReadTimeout\|ProxyError\|SSLError' "$1"; then
-    echo "the package index is not reached (PIP_INDEX_URL names a mirror, https_proxy a proxy)"
+    echo "the package index cannot be reached (set PIP_INDEX_URL to a mirror, https_proxy to a proxy)"
   else
     grep '^ *ERROR\|^error' "$1" | tail -n 1 | cut -c 1-300 | grep . || tail -n 1 "$1"
   fi
 }
 
-_t2t_pip() { # _t2t_pip FOLDER WORD...: pip install into that environment
-  # Settings of this machine that would install elsewhere, or refuse.
+_t2t_pip() { # _t2t_pip FOLDER WORD...: pip install into this environment
+  # Override settings of this machine that would install elsewhere or refuse.
   local -x PIP_USER=0 PIP_TARGET='' PIP_PREFIX='' PIP_ROOT='' PIP_REQUIRE_VIRTUALENV=0
   local options=(--disable-pip-version-check)
   [[ ! -d $T2T_AISTUDIO ]] || options+=(--no-cache-dir)
@@ -154,15 +154,15 @@ _t2t_pip() { # _t2t_pip FOLDER WORD...: pip install into that environment
   "$1/bin/python" -m pip "${options[@]}" install "${@:2}" >&2 2>>"$1/install.log"
 }
 
-_t2t_fill() { # _t2t_fill FOLDER PYTHON WORDS: make the environment with PaddlePaddle by pip's WORDS; may be cut and run again
+_t2t_fill() { # _t2t_fill FOLDER PYTHON WORDS: create the environment with the PaddlePaddle of WORDS; may be repeated after a failure
   local env=$1 clear=() others=("$1/requirements.txt")
-  # Another build of PaddlePaddle does not go beside the first.
+  # Two builds of PaddlePaddle cannot be in one environment.
   [[ ! -f $env/package.txt || $3 == "$(cat "$env/package.txt")" ]] || clear=(--clear)
   "$2" -m venv ${clear[@]+"${clear[@]}"} "$env" >&2 || return
   : >"$env/install.log"
   printf '%s\n' "$3" >"$env/package.txt"
   [[ -z ${PADDLE_PACKAGE:-} ]] || printf '%s\n' "$3" >"$env/chosen.txt"
-  # Unquoted: the words may hold pip options.
+  # Unquoted: the words may be pip options.
   # shellcheck disable=SC2086
   _t2t_pip "$env" $3 || return
   grep -v '^paddlepaddle' "$T2T_ROOT/requirements.txt" >"$env/requirements.txt"
@@ -170,20 +170,20 @@ _t2t_fill() { # _t2t_fill FOLDER PYTHON WORDS: make the environment with PaddleP
   ! ls -d "$env"/lib/python*/site-packages/paddlepaddle*-2.* >/dev/null 2>&1 || others+=("numpy<2")
   _t2t_pip "$env" -r "${others[@]}" || return
   if [[ $(_t2t_look "$env/bin/python") != complete ]]; then
-    echo "error: pip installed elsewhere, as \`pip config list\` tells (target, prefix)" >>"$env/install.log"
+    echo "error: pip installed to another place, see \`pip config list\` (target, prefix)" >>"$env/install.log"
     return 1
   fi
   cp "$T2T_ROOT/requirements.txt" "$env/installed.txt"
 }
 
-_t2t_make() { # _t2t_make FOLDER PYTHON WORDS MB SIZE: what _t2t_install does when it is alone
+_t2t_make() { # _t2t_make FOLDER PYTHON WORDS MB SIZE: the part of _t2t_install that holds the lock
   local hint=""
   ! _t2t_ready "$1" || return 0
   _t2t_room "$1" "$4" || return
   echo "making $1 with $3 (a download of about $5, once) ..." >&2
   _t2t_fill "$1" "$2" "$3" && return
   [[ $3 != *paddlepaddle.org.cn* ]] || hint=" $("$2" "$T2T_ROOT/tools/t2t_vit/common/wheels.py" --last-resort)"
-  echo "error: $1 is not complete: $(_t2t_why "$1/install.log"). The same command tries again; all that pip said is in" \
+  echo "error: $1 is not complete: $(_t2t_why "$1/install.log"). Repeat the command to try again; the output of pip is in" \
     "$1/install.log.$hint" >&2
   return 1
 }
@@ -191,7 +191,7 @@ _t2t_make() { # _t2t_make FOLDER PYTHON WORDS MB SIZE: what _t2t_install does wh
 _t2t_install() { # _t2t_install FOLDER
   local env=$1 base words room=1500 size="250 MB"
   base=$(_t2t_base_python) || return
-  # What the user once chose stays chosen when requirements.txt changes.
+  # The user's choice is kept when requirements.txt changes.
   words=${PADDLE_PACKAGE:-$(cat "$env/chosen.txt" 2>/dev/null || "$base" "$T2T_ROOT/tools/t2t_vit/common/wheels.py")} || return
   [[ $words != *gpu* ]] || room=10000 size="4 GB"
   : "${words:=$(grep '^paddlepaddle' "$T2T_ROOT/requirements.txt")}"
@@ -202,13 +202,13 @@ _t2t_install() { # _t2t_install FOLDER
   mkdir -p "$env" 2>/dev/null || true
   _t2t_safe "$env" && [[ -w $env ]] || { _t2t_no "$env cannot be written or is another user's"; return 1; }
   [[ -f $env/pyvenv.cfg || -f $env/.lock || -z $(ls -A "$env") ]] || { _t2t_no "$env has other files in it"; return 1; }
-  ( # not twice at a time, as on several machines with one home
+  ( # one process at a time: several machines may share a home folder
     ! command -v flock >/dev/null || flock 9 || true
     _t2t_make "$env" "$base" "$words" "$room" "$size"
   ) 9>"$env/.lock"
 }
 
-_t2t_no() { # _t2t_no REASON: the folder of the environment is of no use
+_t2t_no() { # _t2t_no REASON: the folder of the environment cannot be used
   echo "error: $1; set T2T_ENV=FOLDER for another place of the environment" >&2
 }
 
@@ -237,9 +237,9 @@ _t2t_env() {
   [[ -n $_t2t_dry ]] || _t2t_enter "$env"
 }
 
-# t2t_tool NAME [CONFIG.yaml] [OPTION...]: run tools/NAME.py, on the cards that GPUS names ("0,1,2,3") if it is set, and
-# together with other machines, each of which is given the same command, if NNODES (how many), MASTER (HOST:PORT of
-# the first) and NODE_RANK (0 on the first, 1, 2, ... on the others) are set.
+# t2t_tool NAME [CONFIG.yaml] [OPTION...]: run tools/NAME.py. GPUS ("0,1,2,3") chooses the GPUs. For several machines, run
+# the same command on each with NNODES (how many), MASTER (HOST:PORT of the first) and NODE_RANK (0 on the first, 1, 2, ...
+# on the others).
 t2t_tool() {
   local tool="$T2T_ROOT/tools/$1.py" config=()
   shift
@@ -249,7 +249,7 @@ t2t_tool() {
   fi
   local launcher=()
   [[ -z ${GPUS:-}${NNODES:-} ]] || launcher=("$T2T_ROOT/tools/launch.py")
-  # exec: a signal to the script is one to Python. Before bash 4.4, set -u calls an empty array unbound.
+  # exec: Python gets the signals sent to the script. Before bash 4.4, an empty array is an error under set -u.
   exec python ${launcher[@]+"${launcher[@]}"} "$tool" ${config[@]+"${config[@]}"} "$@"
 }
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Divide CIFAR-10 into classes to pretrain on and new classes: bash scripts/split_cifar10.sh /path/to/cifar10 /path/to/parts
-# parts/seven/{train,test}/ links all images of seven classes to pretrain on. parts/three/{train,test}/ links the other
-# three classes: 50 training images each (the first by name) and all test images. Nothing is copied.
+# Split CIFAR-10 for a transfer to new classes: bash scripts/split_cifar10.sh /path/to/cifar10 /path/to/parts
+# Links parts/seven/{train,test}/, all images of seven classes to pretrain on, and parts/three/{train,test}/, the other
+# three with 50 training images each (the first by name) and all test images. It makes links only and may be repeated.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh
 set -euo pipefail
-export LC_ALL=C # for the order of the names
+export LC_ALL=C # the order of the names
 
 SEVEN=(airplane automobile bird cat deer dog frog)
 THREE=(horse ship truck)
@@ -16,17 +16,17 @@ fail() {
 }
 
 link_folder() { # link_folder FOLDER LINK
-  [[ -L $2 || ! -e $2 ]] || fail "$2 exists and is not a link; name another folder for the parts"
+  [[ -L $2 || ! -e $2 ]] || fail "$2 exists and is not a link; give another folder for the parts"
   mkdir -p "$(dirname -- "$2")"
   ln -sfn "$1" "$2"
 }
 
 link_few() { # link_few FOLDER NEW_FOLDER: the first $FEW images of FOLDER
-  [[ ! -L $2 ]] || fail "$2 is a link; name another folder for the parts"
+  [[ ! -L $2 ]] || fail "$2 is a link; give another folder for the parts"
   local images=("$1"/*)
   [[ -e ${images[0]} ]] || fail "$1 is empty"
   mkdir -p "$2"
-  find "$2" -maxdepth 1 -type l -delete # links to another CIFAR-10
+  find "$2" -maxdepth 1 -type l -delete # links of an earlier run
   ln -s "${images[@]:0:FEW}" "$2/"
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the environment, check the style and run the tests: bash scripts/test.sh [options of pytest]
+# Create the environment, check the style and run the tests: bash scripts/test.sh [options of pytest]
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"

@@ -1,5 +1,6 @@
 """Shared by all tests: the environment of the commands, the repository, real pictures."""
 
+import importlib.util
 import logging
 import os
 import re
@@ -22,6 +23,9 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests at a time: none takes
 
 cli.import_paddle("cpu", several=True)  # tests/amp_in_ranks.py is one of two processes
 
+import in_process  # noqa: E402  imports paddle
+import session  # noqa: E402
+
 # A folder with imagenet_sample/, real ImageNet pictures that the repository may not carry.
 SAMPLE_DATA = Path(os.environ.get("T2T_TEST_DATA", ROOT.parent / "shared" / "data"))
 
@@ -30,9 +34,25 @@ SAMPLE_DATA = Path(os.environ.get("T2T_TEST_DATA", ROOT.parent / "shared" / "dat
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
+def pytest_addoption(parser):
+    parser.addoption("--check-skips", action="store_true", help="fail if a test is skipped that skipped.txt lacks")
+    parser.addoption("--write-durations", action="store_true", help="write tests/durations.txt")
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the process that gets all reports
+        config.pluginmanager.register(session.SessionReport(config.option))
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first, as two processes (.ci/run) share the files: the others fill the rest of the time."""
-    items.sort(key=lambda item: item.path.name != "test_resume.py")
+    session.longest_first(items)
+
+
+if importlib.util.find_spec("hypothesis"):  # the environment with PaddlePaddle 2.6.2 does without
+    from hypothesis import settings
+
+    settings.register_profile("t2t", deadline=None, derandomize=True, max_examples=50)
+    settings.load_profile("t2t")
 
 
 @pytest.fixture
@@ -67,10 +87,18 @@ def few_digits(folder, count=10):
     return words
 
 
-def tool(name, *words, status=0, timeout=300, cwd=ROOT):
-    """Run tools/NAME.py as a user would; check its exit status and return the finished process."""
+def tool(name, *words, status=0, timeout=300, cwd=ROOT, fresh=None):
+    """Run tools/NAME.py as a user would; check its exit status and return the finished process.
+
+    A command that must fail runs in this process, which is faster, unless it is to be `fresh` or starts processes.
+    """
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
+    if fresh is None:
+        fresh = status == 0 or "DATA.NUM_WORKERS" in words
+    if fresh:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
+    else:
+        done = in_process.run(command[1], command[2:], cwd)
     assert done.returncode == status, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
 

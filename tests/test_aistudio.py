@@ -1,4 +1,4 @@
-"""scripts/aistudio.sh on tiny archives, in folders that stand in for AI Studio's, and the notebook beside it."""
+"""scripts/aistudio.sh with tiny archives, in stand-ins for the folders of AI Studio, and the notebook."""
 
 import base64
 import io
@@ -18,7 +18,8 @@ from test_unpack import CATS, DIGITS, DOGS, make_tar, tar_bytes
 import aistudio_job
 from t2t_vit.common import wheels
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import load_config, to_seconds
+from t2t_vit.config import load_config
+from t2t_vit.config_values import to_seconds
 
 NOTEBOOK = ROOT / "scripts/aistudio.ipynb"
 TINY = ["DATA.IMAGE_SIZE", "32", "DATA.NUM_WORKERS", "0", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0"]
@@ -81,7 +82,7 @@ def decided(monkeypatch, *words):
 # --- A job ---
 
 
-def test_job_is_cut_goes_on_and_copies_the_best_each_time(folders):
+def test_interrupted_job_continues_and_copies_the_best_model(folders):
     words = ["configs/t2t_vit_7.yaml", *STEP, *SMALL, "TRAIN.EPOCHS", "9999", "NAME", "cut"]
     first = job(folders, *words, cut_at="Epoch [3/9999], avg")
     assert f"{folders}/mounts/data79807/ILSVRC2012_w.tar: 12 images written, 0 there before" in first[0]
@@ -106,7 +107,7 @@ def test_job_is_cut_goes_on_and_copies_the_best_each_time(folders):
     assert sorted(path.name for path in best.iterdir()) == names
 
 
-def test_job_on_imagenets_own_archives_to_the_end(folders):
+def test_job_with_the_original_archives_of_imagenet(folders):
     shutil.rmtree(folders / "mounts/data79807")
     classes = {f"{w}.tar": tar_bytes({f"{w}_{i}.JPEG": DIGITS[i] for i in range(2)}) for w in (CATS, DOGS)}
     make_tar(folders / "mounts/ILSVRC2012_img_train.tar", classes)
@@ -120,7 +121,7 @@ def test_job_on_imagenets_own_archives_to_the_end(folders):
     assert (folders / "best/t2t_vit_7/best.pdparams").is_file()
 
 
-def test_training_that_fails_before_a_validation_says_that_nothing_is_copied(folders):
+def test_job_without_a_best_model_copies_nothing(folders):
     errors = job(folders, "--data-path", folders, *STEP, *SMALL, status=1)
     assert len(errors) == 1 and "train" in errors[0]
     assert not list((folders / "best/t2t_vit_7").iterdir())
@@ -142,19 +143,18 @@ def test_best_is_copied_however_the_training_ends(folders, monkeypatch):
     assert sorted(path.name for path in (folders / "best/t2t_vit_7").iterdir()) == ["best.pdparams", "t2t_vit_7.log"]
 
 
-def test_status_of_a_killed_script_is_that_of_the_job(monkeypatch, tmp_path, capsys):
+def test_exit_status_of_a_killed_script(monkeypatch, tmp_path):
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts/train.sh").write_text("kill -KILL $$")
     (tmp_path / "scripts/val.sh").write_text("kill -TERM $PPID; sleep 600")
     monkeypatch.setattr(aistudio_job, "ROOT", tmp_path)
     handler = signal.getsignal(signal.SIGTERM)
-    assert aistudio_job.run_script("train", []) == 128 + signal.SIGKILL
-    assert aistudio_job.run_script("val", []) == 128 + signal.SIGTERM
-    assert capsys.readouterr().out == "stopped by SIGTERM; the same command goes on\n"
+    assert aistudio_job.run_script("train", [], None) == 128 + signal.SIGKILL
+    assert aistudio_job.run_script("val", [], None) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_unpacking_that_fails_ends_the_job_with_one_line(folders):
+def test_failed_unpacking_is_one_line(folders):
     (folders / "broken.tar").write_bytes(b"no archive" * 100)
     errors = job(folders, JOB_ARCHIVES=str(folders / "broken.tar"), status=1)
     assert len(errors) == 1 and f"{folders}/broken.tar is damaged, incomplete or not a tar or zip archive" in errors[0]
@@ -209,12 +209,12 @@ def test_notebook_and_submitted_job_keep_different_folders(platform, tmp_path, m
     assert platform("home/aistudio/work/runs")[2:] == [f"{home}/work/runs", f"{home}/work/best"]
 
 
-def test_elsewhere_nothing_is_taken_for_the_platform(platform):
+def test_other_machines_are_not_taken_for_the_platform(platform):
     assert platform() == list(aistudio_job.ELSEWHERE)
 
 
 @pytest.mark.usefixtures("folders")
-def test_job_without_cards_is_not_paid_for(platform, tmp_path, monkeypatch, capsys):
+def test_job_without_a_gpu_stops_at_once(platform, tmp_path, monkeypatch, capsys):
     platform("home/aistudio/output")
     monkeypatch.setenv("JOB_RUNS", str(tmp_path / "runs"))
     for look in (wheels.Machine([], None), wheels.Machine([], None, "nvidia-smi failed")):
@@ -234,7 +234,7 @@ def test_two_machines_need_nnodes(folders, monkeypatch):
     monkeypatch.setenv("PADDLE_TRAINERS", "10.0.0.1,10.0.0.2")
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
     monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-    line = "this job has 2 machines: .* NNODES=2 MASTER=10.0.0.1:8090 NODE_RANK=1 before it; NNODES=1 trains on each"
+    line = "this job has 2 machines: .* NNODES=2 MASTER=10.0.0.1:8090 NODE_RANK=1 before it; with NNODES=1 each"
     with pytest.raises(UserError, match=line):
         decided(monkeypatch, *words)
     for count in "21":
@@ -254,99 +254,72 @@ LIGHT = ["Light_ILSVRC2012_part_0.tar", "Light_ILSVRC2012_part_1.tar"]
     [
         (["data79807/ILSVRC2012_w.tar", "x/Light_ILSVRC2012_part_0.tar"], ["data79807/ILSVRC2012_w.tar"]),
         ([f"data114746/{LIGHT[1]}", f"data114241/{LIGHT[0]}"], [f"data114241/{LIGHT[0]}", f"data114746/{LIGHT[1]}"]),
-        (["a/b/my_imagenet.tar.gz", "a/ILSVRC2012_img_test.tar", "a/coco.tar"], ["a/b/my_imagenet.tar.gz"]),
-        (["imagenet_latest.tar", "imagenet.test.tar", "ILSVRC2012_devkit_t12.tar.gz"], ["imagenet_latest.tar"]),
+        (["a/b/c/ILSVRC2012_w.tar"], ["a/b/c/ILSVRC2012_w.tar"]),
     ],
 )
 def test_archives_are_found_by_name(tmp_path, names, found):
     place = aistudio_job.Place(f"{tmp_path}/none:{tmp_path}", f"{tmp_path}/data/imagenet", "", "")
-    for name in [*names, "data/imagenet/train/ILSVRC2012_w.tar"]:  # the last lies among the unpacked images
+    for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert aistudio_job.find_archives(place) == [tmp_path / name for name in found]
 
 
-def test_what_cannot_be_found_is_told(tmp_path, monkeypatch):
+def test_missing_archives_are_named(tmp_path, monkeypatch):
     place = aistudio_job.Place(f"{tmp_path}/a:{tmp_path}/b", f"{tmp_path}/data", "", "")
-    with pytest.raises(UserError, match=f"no ImageNet archive .* in {tmp_path}/a, {tmp_path}/b: mount data set 79807"):
+    with pytest.raises(UserError, match=f"no ImageNet archive in {tmp_path}/a, {tmp_path}/b: mount data set 79807"):
         aistudio_job.find_archives(place)
-    with pytest.raises(UserError, match="this is no AI Studio .* JOB_MOUNTS"):
+    with pytest.raises(UserError, match="this is not AI Studio .* JOB_MOUNTS"):
         aistudio_job.find_archives(aistudio_job.ELSEWHERE)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / LIGHT[1]).touch()
-    with pytest.raises(UserError, match=f"{LIGHT[0]} is missing beside .*{LIGHT[1]} .data sets 114241 and 114746"):
+    with pytest.raises(UserError, match=f"{LIGHT[0]} missing in .*; AI Studio data sets: 114241 and 114746"):
         aistudio_job.find_archives(place)
     monkeypatch.setenv("JOB_ARCHIVES", "x.tar:y.tar")
     assert [str(path) for path in aistudio_job.find_archives(place)] == ["x.tar", "y.tar"]
 
 
-def test_recipes_of_the_configs_are_what_their_headers_say():
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
-        if images := aistudio_job.recipe_images(path):
-            assert images % load_config(path).TRAIN.BATCH_SIZE == 0, path
-    assert aistudio_job.recipe_images("configs/t2t_vit_7.yaml") == 512
-    assert aistudio_job.recipe_images("configs/pit_b.yaml") == 1024
-    assert aistudio_job.recipe_images("configs/lit_data.yaml") is None
-
-
-@pytest.mark.parametrize(
-    "cards, words, batch, passes",
-    [
-        (8, [], 64, 1),
-        (4, [], 64, 2),
-        (4, ["--batch-size", 128], 128, 1),
-        (4, ["TRAIN.BATCH_SIZE", 32], 32, 4),
-        (1, [], 64, 8),
-        (16, [], 32, 1),
-        (0, [], 64, 8),
-    ],
-)
-def test_step_is_the_recipes_on_any_number_of_cards(folders, monkeypatch, cards, words, batch, passes):
+@pytest.mark.parametrize("cards, words, batch", [
+    (8, [], None), (4, [], None), (1, [], None), (0, [], None), (16, [], "32"), (4, ["TRAIN.BATCH_SIZE", 32], "32"),
+])  # fmt: skip
+def test_batch_fits_the_recipe_on_any_number_of_cards(folders, monkeypatch, cards, words, batch):
     monkeypatch.setattr(wheels, "look", lambda: wheels.Machine([wheels.Card("V100", (7, 0))] * cards, (470, 82)))
     given, environment = decided(monkeypatch, *words)
     args = aistudio_job.parser().parse_intermixed_args(["--config", *given])
     pairs = dict(zip(args.opts[::2], args.opts[1::2]))
-    assert (pairs["TRAIN.BATCH_SIZE"], pairs["TRAIN.ACCUM_STEPS"]) == (str(batch), str(passes))
+    assert pairs.get("TRAIN.BATCH_SIZE") == batch and "TRAIN.ACCUM_STEPS" not in pairs
     assert environment.get("GPUS") == (",".join(map(str, range(cards))) if cards > 1 else None)
-    assert args.device == ("gpu" if cards else None)  # not the CPU where PaddlePaddle does not find them
+    assert args.device == ("gpu" if cards else None)  # not the CPU if PaddlePaddle does not find them
     assert args.config == "configs/t2t_vit_7.yaml" and args.data_path == str(folders / "data")
 
 
 @pytest.mark.usefixtures("folders")
-def test_user_decides_about_cards_and_step(monkeypatch):
+def test_user_decides_about_cards_and_batch(monkeypatch):
     monkeypatch.setenv("GPUS", "1,3")
     words, environment = decided(monkeypatch, "configs/pit_ti.yaml")
-    assert environment["GPUS"] == "1,3" and words[-5:-3] == ["2", "--data-path"]
-    words, _ = decided(monkeypatch, *STEP)
-    assert words.count("TRAIN.ACCUM_STEPS") == 1 and "TRAIN.BATCH_SIZE" not in words
+    assert environment["GPUS"] == "1,3" and "TRAIN.BATCH_SIZE" not in words
+    assert "TRAIN.BATCH_SIZE" not in decided(monkeypatch, *STEP)[0]
     monkeypatch.delenv("GPUS")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert "GPUS" not in decided(monkeypatch)[1]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert decided(monkeypatch)[1]["GPUS"] == "2,3"
-    monkeypatch.setenv("GPUS", "0,1,2")
-    with pytest.raises(UserError, match="the recipe's 512 images a step cannot be divided among 3 card.s.; set GPUS"):
-        decided(monkeypatch)
-    monkeypatch.setenv("GPUS", "0,1")
-    with pytest.raises(UserError, match="cannot be divided among 2 card.s. by 100;"):
-        decided(monkeypatch, "--batch-size", 100)
+    for gpus, given in (("0,1,2", []), ("0,1", ["--batch-size", 100])):
+        monkeypatch.setenv("GPUS", gpus)
+        with pytest.raises(UserError, match="TRAIN.GLOBAL_BATCH 512 is not a multiple of TRAIN.BATCH_SIZE"):
+            decided(monkeypatch, *given)
     monkeypatch.setenv("NNODES", "two")
     with pytest.raises(UserError, match="NNODES is 'two' but must be a number"):
         decided(monkeypatch)
-    for value in ("0", "-1", "1.5"):
-        monkeypatch.setenv("NNODES", value)
-        for words in ([], STEP):
-            with pytest.raises(UserError, match=f"NNODES is '{value}' but must be a whole number, 1 or more"):
-                decided(monkeypatch, *words)
 
 
 @pytest.mark.usefixtures("folders")
-def test_time_limit_is_that_of_the_whole_job(monkeypatch):
+def test_time_limit_includes_unpacking(monkeypatch):
     assert 255_590 <= to_seconds(decided(monkeypatch)[0][-1]) <= 255_600
     monkeypatch.setenv("JOB_STARTED", str(time.time() - 3600))
     assert 251_990 <= to_seconds(decided(monkeypatch)[0][-1]) <= 252_000
     assert 3_590 <= to_seconds(decided(monkeypatch, "TRAIN.TIME_LIMIT", "2h")[0][-1]) <= 3_600
-    with pytest.raises(UserError, match="nothing is left of the job's 1h"):
+    with pytest.raises(UserError, match="the time of this job, TRAIN.TIME_LIMIT 1h, is over"):
         decided(monkeypatch, "TRAIN.TIME_LIMIT", "1h")
     for value in ("yesterday", "nan", "inf"):
         monkeypatch.setenv("JOB_STARTED", value)
@@ -363,17 +336,17 @@ def test_old_spellings_are_read(folders, monkeypatch, capsys):
     assert words[:3] == ["configs/lit_data.yaml", "TRAIN.BASE_LR", "0.1"]
     with pytest.raises(SystemExit):
         decided(monkeypatch, "-eval")
-    assert "bash scripts/val.sh --pretrained FILE evaluates" in capsys.readouterr().err
+    assert "unrecognized arguments: -eval" in capsys.readouterr().err
 
 
-def test_place_of_the_best_model_is_tried_first(folders, monkeypatch):
+def test_folder_of_the_best_model_is_checked_first(folders, monkeypatch):
     (folders / "file").touch()
     monkeypatch.setenv("JOB_BEST", str(folders / "file"))
     with pytest.raises(OSError, match="file"):
         decided(monkeypatch)
 
 
-def test_unpacking_is_given_the_validation_classes_and_no_cards(folders, monkeypatch):
+def test_unpacking_gets_the_validation_list_and_no_gpus(folders, monkeypatch):
     calls = []
     monkeypatch.setattr(aistudio_job, "run_script", lambda _name, words, env: calls.append([*words, "GPUS" in env]))
     monkeypatch.setenv("GPUS", "0,1")

@@ -7,11 +7,12 @@ import pytest
 from test_lean import KINDS, small_model
 
 from t2t_vit.explain import attention
-from t2t_vit.explain.attention import attention_gradients, attention_maps, backbone, gradient_maps, rollout, token_maps
+from t2t_vit.explain.attention import attention_gradients, attention_maps, gradient_maps, rollout, token_maps
 from t2t_vit.explain.features import features
 from t2t_vit.models import layers
 from t2t_vit.models.cpu_ops import enable
 from t2t_vit.models.layers import Attention, fuse_attention
+from t2t_vit.models.recording import inputs_of
 from t2t_vit.models.zoo import create_model
 
 WITH_MODULE = ["performer", "transformer", "grey", "oblong", "two splits"]
@@ -51,10 +52,10 @@ def test_maps_rebuild_the_output_of_every_block(kind, monkeypatch):
         with paddle.no_grad():
             expected = model(images)
     maps = attention_maps(model, images)
-    assert len(maps) == len(calls) == len(backbone(model))
-    for found, (y, v), (block, _, grid) in zip(maps, calls, backbone(model)):
-        tokens = attention.num_class_tokens(model) + grid[0] * grid[1]
-        assert found.shape == [2, block.attn.num_heads, tokens, tokens] and found.stop_gradient
+    assert len(maps) == len(calls) == len(model.backbone())
+    for found, (y, v), place in zip(maps, calls, model.backbone()):
+        tokens = attention.num_class_tokens(model) + place.grid[0] * place.grid[1]
+        assert found.shape == [2, place.block.attn.num_heads, tokens, tokens] and found.stop_gradient
         close(found.sum(axis=-1), np.ones(found.shape[:3]))
         rebuilt = np.einsum("bhmn,bnhc->bmhc", found.numpy(), v)
         close(rebuilt[:, : y.shape[1]], y)  # of the last block the model computes the class tokens alone
@@ -105,11 +106,11 @@ def test_cells_of_a_t2t_vit_are_where_its_tokens_look(size):
         seen = paddle.grad((looking * paddle.randn(looking.shape)).sum(), images, retain_graph=True)[0]
         seen = seen.abs().sum(axis=[0, 1]).numpy()
         rows, columns = np.indices(seen.shape) + 0.5
-        left, top, right, bottom = attention.stage_box(model, stage)
+        left, top, right, bottom = attention.grid_box(module.splits[: stage + 1], module.grids[stage])
         cell = (bottom - top) / grid[0], (right - left) / grid[1]
         expected = top + (place[0] + 0.5) * cell[0], left + (place[1] + 0.5) * cell[1]
         close([(seen * rows).sum() / seen.sum(), (seen * columns).sum() / seen.sum()], expected, 0.1 * cell[0])
-    assert attention.token_box(model) == attention.stage_box(model, stage)
+    assert attention.token_box(model) == attention.grid_box(module.splits[: stage + 1], module.grids[stage])
 
 
 def test_cells_of_a_pit_are_those_of_its_stages():
@@ -145,7 +146,7 @@ def test_a_training_model_and_other_images_are_refused():
 
 def test_grids_of_a_pit_halve_rounding_up():
     model = small_model("distilled pit")  # 32x40 pixels in patches of 8 every 4
-    assert [grid for _, _, grid in backbone(model)] == [(7, 9), (4, 5), (4, 5)]
+    assert [place.grid for place in model.backbone()] == [(7, 9), (4, 5), (4, 5)]
     assert attention.token_grid(model, 0) == (7, 9) and attention.token_grid(model) == (4, 5)
     rows = paddle.arange(22, dtype="float32").reshape([1, 22])
     assert attention.on_grid(rows, model).numpy().tolist() == [np.arange(2, 22).reshape(4, 5).tolist()]
@@ -192,20 +193,20 @@ def test_rollout_passes_through_poolings_of_a_pit():
     model.eval()
     pool = model.pools[0]
     pool.conv.weight.set_value(paddle.full(pool.conv.weight.shape, -0.3))
-    shares = attention.pool_shares(pool, (3, 6), num_tokens=1).numpy()
-    assert shares.shape == (1 + 2 * 3, 1 + 3 * 6)
-    close(shares.sum(axis=1), np.ones(7), 1e-6)
-    assert (shares[0] == np.eye(19)[0]).all()
+    weights = attention.pool_weights(pool, (3, 6), num_tokens=1).numpy()
+    assert weights.shape == (1 + 2 * 3, 1 + 3 * 6)
+    close(weights.sum(axis=1), np.ones(7), 1e-6)
+    assert (weights[0] == np.eye(19)[0]).all()
     # Of all the windows together every row and column but those cut off at the edge counts alike; in the window of
     # row 0, column 1 are the columns 1 to 3 (which lies in two, as 1 does) of the rows 0 and 1 (in two).
     expected = np.outer([1, 1 / 2, 0], [0, 1 / 2, 1, 1 / 2, 0, 0])
-    close(shares[2, 1:].reshape(3, 6), expected / expected.sum(), 1e-6)
+    close(weights[2, 1:].reshape(3, 6), expected / expected.sum(), 1e-6)
     identity = [paddle.eye(19).reshape([1, 1, 19, 19]), paddle.eye(7).reshape([1, 1, 7, 7])]
     close(rollout(identity, model, token=2)[0], expected / expected.sum(), 1e-6)
     weight = np.zeros(pool.conv.weight.shape, np.float32)
     weight[:, :, 1, 1] = 2  # takes the patch in the middle of each window
     pool.conv.weight.set_value(paddle.to_tensor(weight))
-    assert attention.pool_shares(pool, (3, 6), num_tokens=1).isfinite().all()
+    assert attention.pool_weights(pool, (3, 6), num_tokens=1).isfinite().all()
     close(rollout(identity, model, token=2)[0], np.outer([1, 0, 0], [0, 0, 1, 0, 0, 0]), 1e-6)
 
 
@@ -213,17 +214,17 @@ def test_rollout_passes_through_poolings_of_a_pit():
 def test_rollout_is_the_product_of_its_matrices(kind):
     model = small_model(kind)
     maps = attention_maps(model, images_for(model))
-    steps, T = backbone(model), attention.num_class_tokens(model)
+    backbone, T = model.backbone(), attention.num_class_tokens(model)
     for token in range(T):
         product, before = None, None
-        for (_, pool, grid), found in zip(steps, maps):
+        for place, found in zip(backbone, maps):
             size = found.shape[-1]
-            if pool is not None:
-                product = attention.pool_shares(pool, before, T).numpy() @ product
+            if place.pool is not None:
+                product = attention.pool_weights(place.pool, before, T).numpy() @ product
             half = (found.numpy().mean(axis=1) + np.eye(size)) / 2
-            product, before = half if product is None else half @ product, grid
+            product, before = half if product is None else half @ product, place.grid
         found = rollout(maps, model, token=token)
-        assert found.shape == [2, *steps[0][2]]
+        assert found.shape == [2, *backbone[0].grid]
         close(found, product[:, token, T:].reshape(found.shape))
         close(product.sum(axis=-1), np.ones(product.shape[:2]))
 
@@ -233,7 +234,7 @@ def test_rollout_is_the_product_of_its_matrices(kind):
 
 def bent_logits(model, images, changes, monkeypatch):
     """Logits of the model's own forward pass, whose block b has changes[b] (B, h, M, N) added to its attention."""
-    places = iter(range(len(backbone(model))))
+    places = iter(range(len(model.backbone())))
 
     class Bent:
         def __getattr__(self, name):
@@ -326,7 +327,7 @@ def test_rows_of_the_module_rebuild_its_attention(kind, scale, monkeypatch):
     if kind == "transformer":
         # Its attention meets v in `paddle.matmul`, and then `proj` and the skip connection, both linear.
         owner = type(module.stages[0].attn)
-        spy(monkeypatch, owner, "forward", lambda y, layer, x, norm: performed.append(y.numpy()))
+        spy(monkeypatch, owner, "forward", lambda y, layer, *_: performed.append(y.numpy()))
     else:
         spy(
             monkeypatch,
@@ -334,13 +335,13 @@ def test_rows_of_the_module_rebuild_its_attention(kind, scale, monkeypatch):
             "attend",
             lambda y, layer, k, q, v: performed.append((y.numpy(), v.numpy())),
         )
-    with paddle.no_grad():
-        model(images)
-        splits = list(attention.soft_splits(module, images))
-    assert attention.attending_stages(module) == len(module.stages)
+    with paddle.no_grad(), inputs_of(module.stages) as splits:
+        expected = model(images)
+    assert [stage.layer for stage in attention.attending_stages(model)] == module.stages
     for stage, (layer, tokens) in enumerate(zip(module.stages, splits)):
         places = [0, tokens.shape[1] // 2, tokens.shape[1] - 1, 0]
-        rows = token_maps(model, images, stage, places)
+        logits, rows = token_maps(model, images, stage, places)
+        assert (logits == expected).all()
         assert rows.shape == [2, 4, *module.grids[stage]] and (rows >= 0).all() and rows.isfinite().all()
         rows = rows.flatten(2).numpy()
         close(rows[:, 0], rows[:, 3], 0)
@@ -359,7 +360,7 @@ def test_performer_rows_are_the_features_products():
     model = small_model("performer")
     images, layer = images_for(model), model.tokens_to_token.stages[0]
     with paddle.no_grad():
-        tokens = next(attention.soft_splits(model.tokens_to_token, images))
+        tokens = F.unfold(images, *model.tokens_to_token.splits[0]).transpose([0, 2, 1])
         k, q, _ = (part.numpy().astype(np.float64) for part in layer.kqv(layer.norm1(tokens)).split(3, axis=-1))
     w = layer.w.numpy().astype(np.float64)
 
@@ -368,12 +369,12 @@ def test_performer_rows_are_the_features_products():
 
     products = phi(q) @ phi(k).transpose(0, 2, 1)
     expected = products / (products.sum(axis=-1, keepdims=True) + 1e-8)
-    found = token_maps(model, images, 0, [5, 60]).flatten(2).numpy()
+    found = token_maps(model, images, 0, [5, 60])[1].flatten(2).numpy()
     np.testing.assert_allclose(found, expected[:, [5, 60]], rtol=1e-3, atol=1e-7)
 
 
 def test_where_there_is_no_attention_in_the_module():
-    assert attention.attending_stages(small_model("convolution").tokens_to_token) == 0
+    assert attention.attending_stages(small_model("convolution")) == []
 
 
 # --- Features ---
@@ -391,9 +392,9 @@ def test_features_are_the_tokens_between_the_layers(kind, monkeypatch):
     found = {name: (tokens, grid) for name, tokens, grid in features(model, images)}
     for tokens, grid in found.values():
         assert tokens.shape[:2] == [2, grid[0] * grid[1]]
-    for number, (y, (_, _, grid)) in enumerate(zip(outputs[:-1], backbone(model)), start=1):
+    for number, (y, block) in enumerate(zip(outputs[:-1], model.backbone()), start=1):
         tokens, place = found[f"block {number}"]
-        assert place == grid
+        assert place == block.grid
         close(tokens, y[:, T:])
     named = [name for name in found if not name.startswith("block")]
     if kind in WITH_MODULE:

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, error_line, tool
 from PIL import Image
 
-from t2t_vit.config import load_config
+from t2t_vit.config import CLASS_LISTS, load_config
 from t2t_vit.data.dataset import load_data
 
 DIGIT = ROOT / "lit_data/val/3/0045.png"
@@ -157,7 +157,7 @@ def test_few_unreadable_training_images_may_be_skipped_but_none_of_validation(tm
 def test_data_that_training_refuses_is_explained(tmp_path):
     root = make(tmp_path / "own data", {"train/ant": 2, "train/bee": 1, "train/fly": 0, "val/ant": 1, "val/bee": 1})
     done, report = check("--config", "configs/t2t_vit_7.yaml", "--data-path", root, status=1)
-    listed = ROOT / "configs/imagenet1k_classes.tsv"
+    listed = CLASS_LISTS["imagenet1k"]
     assert f"fault: {root}/train has 3 class(es) that {listed} has not: ant, bee, fly\n" in done.stdout
     assert report["splits"]["train"]["classes"] == {"ant": 2, "bee": 1, "fly": 0}
     assert 'DATA.CLASSES "" MODEL.NUM_CLASSES 3' in done.stdout.splitlines()[-1]
@@ -203,10 +203,13 @@ def test_part_of_imagenet_keeps_its_ids(imagenet_sample, tmp_path):
     shutil.copytree(imagenet_sample / "train", tmp_path / "set/train")
     (tmp_path / "set/val").symlink_to(tmp_path / "set/train")
     done, report = check("--data-path", tmp_path / "set")
-    assert report["settings"] == {"TRAIN.BATCH_SIZE": 4}  # 16 images are less than a step of 64
+    assert report["settings"] == {
+        "TRAIN.BATCH_SIZE": 4,
+        "TRAIN.GLOBAL_BATCH": 4,
+    }  # of 16 images
     assert "984 of 1000 classes have no image in train: n01440764" in done.stdout
     assert done.stdout.splitlines()[-1].endswith(
-        f"--config configs/t2t_vit_7.yaml --data-path {tmp_path}/set TRAIN.BATCH_SIZE 4"
+        f"--config configs/t2t_vit_7.yaml --data-path {tmp_path}/set TRAIN.BATCH_SIZE 4 TRAIN.GLOBAL_BATCH 4"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the words of a command line mean, whatever they begin with."""
+"""Parsing of command lines: negative numbers, words after --, KEY VALUE pairs."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_negative_number_is_a_value(number):
     assert parsed("TRAIN.BASE_LR", number, "--top-k", "3").opts == ["TRAIN.BASE_LR", number]
 
 
-def test_words_after_a_double_dash_are_no_options():
+def test_words_after_a_double_dash_are_not_options():
     args = parsed("a.png", "--top-k", "3", "--", "-dash.png", "--json", "--")
     assert args.opts == ["a.png", "-dash.png", "--json", "--"] and args.top_k == 3 and args.json is None
 
@@ -27,7 +27,7 @@ def test_other_words_with_a_dash_are_unknown_options(words, capsys):
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
-def test_key_and_value_with_an_equals_sign_are_told(capsys):
+def test_key_and_value_with_an_equals_sign_are_refused(capsys):
     with pytest.raises(SystemExit):
         cli.check_pairs(predict.parser(), parsed("TRAIN.EPOCHS=3"))
     assert "write TRAIN.EPOCHS 3: KEY VALUE pairs have a blank between them" in capsys.readouterr().err

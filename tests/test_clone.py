@@ -1,4 +1,4 @@
-"""A fresh clone, used as the README says: what is tracked stays as it is, and a user's own run is preferred."""
+"""A fresh clone, used as in the README: tracked files stay unchanged, and a user's own run is preferred."""
 
 import re
 import shutil
@@ -32,12 +32,12 @@ def clone(tmp_path_factory):
     return folder
 
 
-def test_training_that_is_interrupted_leaves_the_clone_clean_and_its_run_is_preferred(clone, tmp_path):
+def test_interrupted_training_leaves_the_clone_clean_and_is_preferred(clone, tmp_path):
     words = ["bash", str(clone / "scripts/train.sh"), *map(str, few_digits(tmp_path, 20)), "TRAIN.LOG_EVERY", "1"]
     lines = signalled(words, "Epoch [2/40], Step", signal.SIGINT, clone)
     assert lines[-2].startswith("stopped by SIGINT after 1 epochs and ")
     assert lines[-1] == f"continue with: {' '.join(words)} --resume auto".replace("my t2t", r"my\ t2t")
-    which = r"t2t_vit_7 with output/lit_data/best.pdparams%s \(weights of epoch 1 of 40, val acc 0\.\d{4}\)\n"
+    which = r"t2t_vit_7 with output/lit_data/best.pdparams \(weights of epoch 1 of 40, val acc 0\.\d{4}\)%s\n"
     on = f" on 200 images of {tmp_path}/val.txt"
     assert re.match(which % on, in_folder(clone, "bash", "scripts/val.sh").stdout)
     assert re.fullmatch("note: " + which % "", in_folder(clone, "bash", "scripts/predict.sh").stderr)
@@ -47,7 +47,7 @@ def test_training_that_is_interrupted_leaves_the_clone_clean_and_its_run_is_pref
     assert in_folder(clone, "git", "status", "--porcelain").stdout == ""
 
 
-def test_scripts_that_sh_starts_go_on_in_bash():
+def test_scripts_started_by_sh_continue_in_bash():
     if not shutil.which("dash"):
         pytest.skip("no dash, which sh is on Debian")
     scripts = {path.name: path for path in (ROOT / "scripts").glob("*.sh") if path.name != "env.sh"}  # it is sourced

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: what they print, write, and say of mistakes."""
+"""The commands as a user runs them: their output, files and error messages."""
 
 import json
 import os
@@ -120,7 +120,7 @@ def test_predict_many_ways_and_json(tmp_path):
     assert re.search(rf"{DIGIT} \(class: 3\) three, prob: ", done.stdout)
 
 
-def test_predict_goes_on_past_unreadable_images(tmp_path):
+def test_predict_continues_after_unreadable_images(tmp_path):
     for name in ("a.png", "c.png"):
         shutil.copy(DIGIT, tmp_path / name)
     (tmp_path / "b.jpg").write_text("text")
@@ -135,7 +135,7 @@ def test_predict_goes_on_past_unreadable_images(tmp_path):
     assert "error" in results[f"{tmp_path}/b.jpg"] and results[f"{tmp_path}/c.png"]["class_id"] == 3
 
 
-def test_weights_of_other_classes_are_told(tmp_path):
+def test_weights_of_other_classes_give_a_warning(tmp_path):
     for folder in (ROOT / "lit_data/val").iterdir():
         shutil.copytree(folder, tmp_path / "val" / f"c{folder.name}")
     done = tool("val", "--data-path", tmp_path, "--pretrained", SHIPPED)
@@ -144,13 +144,13 @@ def test_weights_of_other_classes_are_told(tmp_path):
     )
 
 
-def test_weights_beside_a_renamed_run_are_its_own(tmp_path):
+def test_renamed_run_uses_its_own_weights(tmp_path):
     shutil.copytree(SHIPPED.parent, tmp_path / "renamed")
     done = tool("val", "--config", tmp_path / "renamed/config.yaml")
     assert f"with {tmp_path}/renamed/best.pdparams on" in done.stdout
 
 
-def test_reader_that_leaves_is_no_error():
+def test_closed_pipe_is_not_an_error():
     command = f"{sys.executable} {ROOT}/tools/predict.py --pretrained {SHIPPED} {ROOT}/lit_data/val | head -1"
     assert subprocess.run(command, shell=True, capture_output=True, text=True).stderr == ""
 
@@ -250,18 +250,18 @@ def test_usage_errors_exit_with_2_and_debug_shows_the_traceback():
 def test_help_is_complete_and_quick():
     for name in ("train", "val", "predict", "benchmark", "visualize", "check_data"):
         start = time.perf_counter()
-        text = tool(name, "--help").stdout
+        text = " ".join(tool(name, "--help").stdout.split())
         assert time.perf_counter() - start < 5
         for flag in ("--config", "--data-path", "--batch-size", "--output", "--device", "--pretrained", "--debug",
                      "KEY VALUE", "Exit status"):  # fmt: skip
             assert flag in text
 
 
-def test_without_paddle_one_line_says_how_to_get_it():
+def test_missing_packages_are_one_line():
     command = [sys.executable, "-S", str(ROOT / "tools/train.py")]  # -S: no site-packages
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert re.fullmatch(r"error: PaddlePaddle, .* not installed in \S+; `source scripts/env.sh` .*\n", done.stderr)
+    assert re.fullmatch(r"error: .*yacs, .* not installed in \S+; `source scripts/env.sh` .*\n", done.stderr)
 
 
 # --- Real pictures ---
@@ -306,7 +306,7 @@ def test_grey_model_trains_and_predicts(tmp_path):
     assert "class_id is:" in tool("predict", "--output", tmp_path, *QUICK, *grey, tmp_path / "x.png").stdout
 
 
-def test_shipped_cifar10_model_scores_what_is_claimed(tmp_path):
+def test_published_cifar10_model_has_the_claimed_accuracy(tmp_path):
     archive = SAMPLE_DATA / "cifar10.tar.gz"
     if not archive.is_file():
         pytest.skip(f"no CIFAR-10 pictures at {archive}; T2T_TEST_DATA names another folder")

@@ -11,7 +11,7 @@ from conftest import ROOT, error_line, few_digits, tool
 from test_train_step import steps
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.threads import asked_threads
+from t2t_vit.common.runtime import asked_threads
 from t2t_vit.config import load_config
 from t2t_vit.models import cpu_ops
 from t2t_vit.models.dropout import Dropout, drawing_from

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from scipy import stats
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import load_config
+from t2t_vit.config import CLASS_LISTS, load_config
 from t2t_vit.data import transforms
 from t2t_vit.data.batch import Normalize
 from t2t_vit.data.classes import read_classes
@@ -155,7 +155,7 @@ def test_paths_of_a_list_may_hold_blanks_and_count_from_root_or_split(tmp_path):
 
 
 def test_imagenet_classes_give_official_ids():
-    classes = read_classes(ROOT / "configs/imagenet1k_classes.tsv")
+    classes = read_classes(CLASS_LISTS["imagenet1k"])
     assert len(classes) == 1000 and classes.folders[923] == "n07579787" and classes.names[0] == "tench"
 
 

@@ -30,7 +30,8 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
 from t2t_vit.data.images import to_image
 from t2t_vit.deploy.engines import to_input
-from t2t_vit.deploy.predictor import open_weights, predict_batch
+from t2t_vit.deploy.open_model import open_weights
+from t2t_vit.deploy.predict import predict_batch
 from t2t_vit.explain.attention import attention_maps, on_grid, rollout, token_box
 from t2t_vit.explain.overlay import overlay
 from t2t_vit.page import server, shelf
@@ -162,7 +163,8 @@ def expected(path, name="lit_data"):
 
 def opened_run(name):
     run = ROOT / "output/pretrained" / name
-    return open_weights(load_config(run / "config.yaml"), str(run / "best.pdparams"))
+    opened = open_weights(load_config(run / "config.yaml"), str(run / "best.pdparams"))
+    return opened.predictor, opened.cfg, opened.model
 
 
 def test_upload_is_answered_as_predict_does(visitor):

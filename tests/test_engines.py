@@ -12,7 +12,6 @@ from conftest import ENVIRONMENT, ROOT, error_line, few_digits, tool
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.deploy.engines import ENGINES, open_predictor
-from t2t_vit.deploy.metadata import Metadata
 
 for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
     pytest.importorskip(library, reason="an optional library of the engines")
@@ -111,7 +110,7 @@ def test_weights_that_have_changed_are_told(run_folder, tmp_path):
     assert tool(*words).stderr == f"note: t2t_vit_7 with {tmp_path}/lit_data/export/lit_data.onnx\n"
     with open(tmp_path / "lit_data/best.pdparams", "ab") as file:
         file.write(b" ")
-    assert "lit_data.onnx was made from other weights than" in tool(*words).stderr
+    assert "lit_data.onnx was made from other weights than those in" in tool(*words).stderr
 
 
 def test_run_without_export_says_how_to_make_it(tmp_path):
@@ -137,7 +136,7 @@ def test_mistakes_are_one_line(run_folder, words, part):
 @pytest.mark.parametrize(("name", "whole"), [("bin", "xml"), ("pdiparams", "json"), ("yml", "json")])
 def test_a_part_names_the_file_to_give(alone, name, whole):
     line = error_line("predict", "--pretrained", alone / f"lit_data.{name}")
-    assert line.endswith(f"is a part of an exported model: give --pretrained {alone}/lit_data.{whole}")
+    assert line.endswith(f"is part of an exported model: give --pretrained {alone}/lit_data.{whole}")
 
 
 def test_the_data_set_keeps_its_name(alone, tmp_path):
@@ -174,11 +173,9 @@ def test_damaged_and_foreign_files_are_one_line(alone, tmp_path, engine):
     path.write_bytes(whole)
     for weights in tmp_path.glob(f"{path.stem}.{'bin' if engine == 'openvino' else 'pdiparams'}"):
         if engine != "onnxruntime":
-            whole = weights.read_bytes()
-            for other in (whole[:1000], whole[:-4] + b"abcd"):  # cut, of another model
-                weights.write_bytes(other)
-                with pytest.raises(UserError, match=rf"{weights.name} is not the file .*; export it again$"):
-                    open_predictor(engine, path)
+            weights.write_bytes(weights.read_bytes()[:1000])
+            with pytest.raises(UserError, match=rf"{path.name} cannot be read by .*; export it again$"):
+                open_predictor(engine, path)
             weights.unlink()
             with pytest.raises(UserError, match=rf"{weights.name} not found.*; export it again$"):
                 open_predictor(engine, path)
@@ -192,31 +189,6 @@ def test_a_renamed_or_linked_file_finds_its_parts(alone, tmp_path, engine):
     for part in alone.iterdir():
         shutil.copy(part, tmp_path / f"y{part.suffix}")
     assert open_predictor(engine, tmp_path / f"y{link.suffix}").metadata.data == "lit_data"
-
-
-@pytest.mark.parametrize(
-    "name, value, part",
-    [
-        ("mean", [0.5], r"mean \[0.5\] of itself, but that must be 3 number"),
-        ("std", [1, 0, 1], "must be 3 positive"),
-        ("channels", "3", "channels '3' of itself, but that must be 1 or 3"),
-        ("image_size", 16, "image_size 16 of itself, but that must be two numbers"),
-        ("image_size", [16, 16.0], "must be two numbers"),
-        ("crop_pct", float("nan"), "crop_pct nan of itself"),
-        ("crop_mode", "centre", "must be center or squash"),
-        ("interpolation", ["bicubic"], "must be bilinear or bicubic"),
-        ("classes", {}, "classes {} of itself"),
-        ("folders", ["a"], "a name for each class"),
-        ("batch_size", None, "batch_size None of itself"),
-        ("model", 7, "model 7 of itself"),
-    ],
-)
-def test_an_entry_of_another_kind_is_told(alone, name, value, part):
-    entries = open_predictor("onnxruntime", alone / "lit_data.onnx").metadata.to_entries()
-    with pytest.raises(UserError, match=f"^x.onnx says (?={name} ).*{part}.*; export it again"):
-        Metadata.from_entries({**entries, name: json.dumps(value)}, "x.onnx")
-    with pytest.raises(UserError, match="damaged"):
-        Metadata.from_entries({**entries, name: 5}, "x.onnx")
 
 
 @pytest.mark.parametrize("engine", FILES)
@@ -236,7 +208,7 @@ def test_a_class_too_few_is_told(alone, tmp_path, engine):
     for entry in model.metadata_props:
         entry.value = entry.value.replace(', "9"', "").replace(', "nine"', "")
     onnx.save(model, tmp_path / "lit_data.onnx")
-    with pytest.raises(UserError, match=f"{FILES[engine]} gives 10 logits but names 9 classes"):
+    with pytest.raises(UserError, match=rf"{FILES[engine]} gives logits of shape \(1, 10\), not \(1, 9\)"):
         open_predictor(engine, tmp_path / FILES[engine])(np.zeros((1, 3, 16, 16)))
 
 
@@ -251,7 +223,7 @@ def test_files_of_other_programs_are_told(tmp_path):
     onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=opset), tmp_path / "x.onnx")
     openvino.save_model(openvino.convert_model(tmp_path / "x.onnx"), tmp_path / "x.xml")
     for engine, name in (("onnxruntime", "x.onnx"), ("openvino", "x.xml"), ("openvino", "x.onnx")):
-        with pytest.raises(UserError, match="is no file of tools/export.py"):
+        with pytest.raises(UserError, match="was not made by tools/export.py"):
             open_predictor(engine, tmp_path / name)
 
 

@@ -1,4 +1,4 @@
-"""scripts/env.sh with a pip that only writes down what it is asked, and the choice of a wheel for the cards."""
+"""scripts/env.sh with stand-ins for pip and nvidia-smi, the choice of a wheel, and what the scripts start."""
 
 import os
 import shutil
@@ -9,8 +9,9 @@ import paddle
 import pytest
 from conftest import ROOT
 
-from t2t_vit.common import devices, wheels
+from t2t_vit.common import wheels
 from t2t_vit.common.errors import UserError
+from t2t_vit.parallel import gpu
 
 INDEX = "https://www.paddlepaddle.org.cn/packages/stable"
 V100, T4, A100 = (("Tesla V100-SXM2-16GB", (7, 0)), ("Tesla T4", (7, 5)), ("NVIDIA A100-SXM4-40GB", (8, 0)))
@@ -57,7 +58,7 @@ def test_wheel_of_a_machine(driver, cards, build):
 
 
 @pytest.mark.parametrize("name", ["Tesla K80", "Quadro K620", "GRID K520", "GeForce GTX 780 Ti", "GTX Titan Black"])
-def test_kepler_is_known_by_name_where_its_driver_does_not_say(name, tmp_path, monkeypatch):
+def test_kepler_cards_are_recognised_by_name(name, tmp_path, monkeypatch):
     script = f'case "$1" in *compute_cap*) exit 1;; esac\necho "470.223.02, {name}"\n'
     write_script(tmp_path / "nvidia-smi", script)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -65,7 +66,7 @@ def test_kepler_is_known_by_name_where_its_driver_does_not_say(name, tmp_path, m
     assert build is None and f"{name} (compute capability 3.5); the CPU build is taken" in note
 
 
-def test_machines_without_a_wheel_say_why(monkeypatch):
+def test_reason_without_a_wheel(monkeypatch):
     def said(driver, *cards, trouble=""):
         build, note = wheels.choose(wheels.Machine([wheels.Card(*card) for card in cards], driver, trouble))
         assert build is None
@@ -82,7 +83,7 @@ def test_machines_without_a_wheel_say_why(monkeypatch):
     assert "for x86_64 only, not aarch64" in said((550, 90), H100)
 
 
-def test_card_that_a_wheel_leaves_out_is_named():
+def test_card_without_machine_code_is_named():
     cards = [wheels.Card("GTX 1080", (6, 1)), wheels.Card(*RTX_5090), wheels.Card(*RTX_5090)]
     build, note = wheels.choose(wheels.Machine(cards, (575, 57)))
     assert build.name == "cu129" and "does not run on GTX 1080 (compute capability 6.1)" in note
@@ -110,7 +111,7 @@ def nvidia_smi(tmp_path, monkeypatch):
     return put
 
 
-def test_what_nvidia_smi_says_is_read(nvidia_smi):
+def test_output_of_nvidia_smi(nvidia_smi):
     assert nvidia_smi("550.54.14, 7.0, Tesla V100\\n550.54.14, 9.0, NVIDIA H100\\n") == wheels.Machine(
         [wheels.Card("Tesla V100", (7, 0)), wheels.Card("NVIDIA H100", (9, 0))], (550, 54)
     )
@@ -134,15 +135,15 @@ def card(monkeypatch):
 
 
 @pytest.mark.usefixtures("card")
-def test_card_is_tried_before_it_is_used(monkeypatch):
-    devices.try_out()
+def test_gpu_is_tried_before_use(monkeypatch):
+    gpu.try_out()
     monkeypatch.setattr(paddle.version, "full_version", "2.6.2")
     monkeypatch.setattr(paddle.version, "cuda", lambda: "12.0")  # a build that is not PyPI's
-    devices.try_out()
+    gpu.try_out()
     monkeypatch.setattr(paddle.version, "cuda", lambda: "11.8")
     install = f"-m pip install paddlepaddle-gpu==3.3.1 -i {INDEX}/cu126/$"
     with pytest.raises(UserError, match=rf"has no code for NVIDIA H100 .compute capability 9.0.; .*{install}"):
-        devices.try_out()
+        gpu.try_out()
     monkeypatch.setattr(paddle.version, "full_version", "3.3.1")
 
     error = RuntimeError("Cannot load cudnn\nshared library")
@@ -153,28 +154,28 @@ def test_card_is_tried_before_it_is_used(monkeypatch):
     monkeypatch.setattr(paddle.nn.functional, "conv2d", broken)
     message = f"cannot compute on the GPU .RuntimeError: Cannot load cudnn shared library.; .*{install}"
     with pytest.raises(UserError, match=message):
-        devices.try_out()
+        gpu.try_out()
     error = MemoryError("ResourceExhaustedError: Out of memory error on GPU 0.")
     with pytest.raises(UserError, match=r"^cpu is in use by other processes .nvidia-smi lists them.: .*Out of memory"):
-        devices.try_out()
+        gpu.try_out()
     monkeypatch.setattr(paddle.nn.functional, "conv2d", lambda *_: paddle.zeros([1]))
     with pytest.raises(UserError, match="computes wrong results on the GPU .192.0 instead of 300."):
-        devices.try_out()
+        gpu.try_out()
 
 
 @pytest.mark.usefixtures("card")
-def test_run_on_the_cpu_beside_a_card_warns(told, monkeypatch):
+def test_run_on_the_cpu_warns_if_there_is_a_gpu(told, monkeypatch):
     for value in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-        devices.warn_of_idle_cards()
+        gpu.warn_of_idle_cards()
     assert not told.messages
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    devices.warn_of_idle_cards()
+    gpu.warn_of_idle_cards()
     assert "although nvidia-smi lists NVIDIA H100 80GB HBM3 (compute capability 9.0): this PaddlePaddle" in told.text
     assert f"is a CPU build; install with: {sys.executable} -m pip uninstall" in told.text and "/cu126/" in told.text
     told.clear()
     monkeypatch.setattr(wheels, "look", lambda: wheels.Machine([], None, "nvidia-smi lists no card: no driver"))
-    devices.warn_of_idle_cards()
+    gpu.warn_of_idle_cards()
     assert told.messages == ["warning: on the CPU: nvidia-smi lists no card: no driver"]
 
 
@@ -190,6 +191,7 @@ esac
 BASE = """case "$*" in
 "-m venv"*)
   for folder; do :; done
+  case "$*" in *--clear*) rm -rf "$folder";; esac
   mkdir -p "$folder/bin"; touch "$folder/pyvenv.cfg"; cp "$STANDINS/pip-python" "$folder/bin/python";;
 *) exec "$REAL" "$@";;
 esac
@@ -270,7 +272,7 @@ def clone(tmp_path):
     return Clone(tmp_path)
 
 
-def test_environment_is_made_once_and_by_its_own_settings_of_pip(clone):
+def test_environment_is_created_once_with_its_own_pip_settings(clone):
     hostile = {"PIP_USER": "1", "PIP_TARGET": "/elsewhere", "PIP_REQUIRE_VIRTUALENV": "1"}
     done = clone.run(**hostile)
     assert done.stdout == f"python: {clone.root}/.venv/bin/python\n"
@@ -289,8 +291,10 @@ def test_environment_is_made_once_and_by_its_own_settings_of_pip(clone):
         file.write("more\n")
     clone.run()
     assert len(clone.asked()) == 2
+    (clone.root / ".venv/old").touch()
     clone.run(PADDLE_PACKAGE="paddlepaddle-gpu==3.0.0 -i mirror")
     assert " install paddlepaddle-gpu==3.0.0 -i mirror |" in clone.asked()[0]
+    assert not (clone.root / ".venv/old").exists()  # another PaddlePaddle does not go beside the first
     assert clone.run(PADDLE_PACKAGE="paddlepaddle-gpu==3.0.0 -i mirror").stderr == "" and clone.asked() == []
 
 
@@ -302,8 +306,9 @@ def test_wheel_for_the_cards_of_this_machine(clone):
     assert done.stdout == f"environment: {clone.root}/.venv\npython: {clone.standins}/python3.11\n{install}"
     assert clone.asked() == [] and not (clone.root / ".venv").exists()
     done = clone.run(PIP_SAYS="ReadTimeoutError", status=1)
+    assert f" install paddlepaddle-gpu==3.3.1 -i {INDEX}/cu118/ |" in clone.asked()[0]
     assert "a download of about 4 GB" in done.stderr
-    assert "the package index is not reached" in done.stderr and "needs CUDA 11.8 and cuDNN 8" in done.stderr
+    assert "the package index cannot be reached" in done.stderr and "needs CUDA 11.8 and cuDNN 8" in done.stderr
     write_script(clone.standins / "nvidia-smi", 'echo "NVIDIA-SMI has failed"; exit 9\n')
     done = clone.run("bash scripts/env.sh --dry-run")
     assert "pip install paddlepaddle>=" in done.stdout
@@ -314,11 +319,11 @@ def test_wheel_for_the_cards_of_this_machine(clone):
     "said, why",
     [
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),
-        ("WARNING: Retrying after NameResolutionError(...)", "the package index is not reached (PIP_INDEX_URL names"),
+        ("WARNING: Retrying after NameResolutionError(...)", "the package index cannot be reached (set PIP_INDEX_URL"),
         ("ERROR: No matching distribution found for x", "ERROR: No matching distribution found for x"),
     ],
 )
-def test_install_that_fails_is_one_line_and_can_be_given_again(clone, said, why):
+def test_failed_installation_is_one_line_and_can_be_repeated(clone, said, why):
     done = clone.run(PIP_SAYS=said, status=1)
     assert done.stdout == ""
     assert done.stderr.splitlines()[1:] == [
@@ -330,7 +335,7 @@ def test_install_that_fails_is_one_line_and_can_be_given_again(clone, said, why)
     assert clone.run().stdout.startswith("python: ")
 
 
-def test_no_room_and_no_place_for_an_environment(clone, tmp_path):
+def test_no_space_and_no_place_for_an_environment(clone, tmp_path):
     write_script(clone.standins / "df", "echo; echo '/dev/x 9999999 9000000 500000 95% /'\n")
     message = f"error: {clone.root}/.venv has 488 MB free of the 1500 MB that the environment needs; set T2T_ENV=FOLDER"
     assert clone.run(status=1).stderr.startswith(message)
@@ -398,7 +403,7 @@ def test_environments_of_ai_studio(clone, tmp_path):
     assert clone.run(**home).stdout == f"python: {clone.conda}/b/bin/python\n" and clone.asked() == []
 
 
-def test_read_only_repository_has_its_environment_in_the_cache(clone):
+def test_environment_of_a_read_only_repository_is_in_the_cache(clone):
     if os.getuid():
         pytest.skip("mounts the repository read-only, which only root may")
     mount = f"mount --bind '{clone.root}' '{clone.root}' && mount -o remount,ro,bind '{clone.root}'"
@@ -422,3 +427,30 @@ def test_other_shells(clone):
         else:
             done = clone.run(". scripts/env.sh", shell=shell, status=1)
             assert done.stderr.startswith("error: this shell is neither bash nor zsh: run scripts with bash")
+
+
+# --- What the scripts start ---
+
+
+@pytest.mark.parametrize(
+    "line, started",
+    [
+        ("bash scripts/train.sh configs/x.yaml --output 'a b'", "train.py --config configs/x.yaml --output|a b"),
+        ("GPUS=0,1 bash scripts/train.sh x.yml", "launch.py train.py --config x.yml"),
+        ("NNODES=2 MASTER=h:1 NODE_RANK=0 bash scripts/train.sh", "launch.py train.py"),
+        ("GPUS=0 NNODES=2 bash scripts/val.sh", "launch.py val.py"),
+        ("NNODES=2 bash scripts/eval.sh --split train", "launch.py val.py --split train"),
+        ("GPUS= bash scripts/predict.sh -cfg=x.yaml a.png", "predict.py -cfg=x.yaml a.png"),
+        ("GPUS=0 bash scripts/unpack.sh a.tar --output d", "launch.py unpack.py a.tar --output d"),
+    ],
+)
+def test_script_starts_its_command_or_the_launcher(clone, line, started):
+    for path in (ROOT / "scripts").glob("*.sh"):
+        shutil.copy(path, clone.root / "scripts")
+    clone.run()  # makes the environment, whose python then prints its words
+    write_script(clone.root / ".venv/bin/python", """test "$1" = -c || printf '%s\\n' "$T2T_COMMAND" "$@"\n""")
+    command, *words = clone.run(line, T2T_COMMAND="").stdout.splitlines()
+    names = [word.removeprefix(f"{clone.root}/tools/") for word in words]
+    assert " ".join(names) == started.replace("|", " ") and ("a b" in words) == ("a b" in line)
+    if "train.sh" in line:  # printed at the end of a training
+        assert command == line.replace("'a b'", r"a\ b")

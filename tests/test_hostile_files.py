@@ -11,11 +11,11 @@ from conftest import ROOT, error_line, tool
 
 from t2t_vit.common.errors import UserError, one_line, printable
 from t2t_vit.common.plain_yaml import load_yaml
+from t2t_vit.common.unpickle import Refused, Unpickler
 from t2t_vit.config import load_config
 from t2t_vit.data.classes import read_classes
 from t2t_vit.weights import checkpoint, torch_file
 from t2t_vit.weights.formats import read_weights
-from t2t_vit.weights.unpickle import Refused, Unpickler
 
 DIGIT = ROOT / "lit_data/val/3/0045.png"
 # Pickles by their opcodes: a dict of ten shared dicts, in another, and so on; a key of 300,000 nested tuples; a list
@@ -106,13 +106,10 @@ def test_archives_are_not_unpacked_beyond_their_size(tmp_path):
         read_weights(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("maker, message", [
-    ("_rebuild_qtensor", "quantised tensors"), ("_rebuild_meta_tensor_no_storage", "tensors without values"),
-    ("_rebuild_sparse_tensor", "sparse tensors"), ("_rebuild_other", "torch._utils._rebuild_other"),
-])  # fmt: skip
-def test_tensors_of_other_kinds_are_named(tmp_path, maker, message):
+@pytest.mark.parametrize("maker", ["_rebuild_qtensor", "_rebuild_meta_tensor_no_storage", "_rebuild_sparse_tensor"])
+def test_tensors_of_other_kinds_are_named(tmp_path, maker):
     torch_zip(tmp_path / "w.pth", small_torch_pickle().replace(b"_rebuild_tensor_v2", maker.encode()), _0=bytes(24))
-    with pytest.raises(UserError, match=f"w.pth refused: it holds {message}"):
+    with pytest.raises(UserError, match=f"w.pth refused: it holds torch._utils.{maker}"):
         read_weights(tmp_path / "w.pth")
 
 
@@ -295,9 +292,7 @@ def test_odd_metadata_is_one_line(name, text):
 def test_odd_sidecars_are_one_line(tmp_path):
     from t2t_vit.deploy.engines import read_sidecar
 
-    for text in (ALIASES, "files: [1]", "files: {.json: 1}", "a: " + "9" * 5000, "", "- 1", "files: {}",
-                 "files: {}\nversion: 2",
-                 "files: {\"\\0\": x}", "files: {}\nversion: 1\nmean: 2012-01-01"):  # fmt: skip
+    for text in (ALIASES, "a: " + "9" * 5000, "", "- 1", "version: 2", "version: 1\nmean: 2012-01-01"):
         (tmp_path / "x.yml").write_text(text)
         with pytest.raises(UserError):
             read_sidecar(tmp_path / "x.json")
@@ -322,7 +317,7 @@ def test_odd_graphs_are_one_line(tmp_path):
         for engine in ("onnxruntime", "openvino"):
             pytest.importorskip(engine)
             with pytest.raises(UserError, match="x.onnx"):
-                open_predictor(engine, tmp_path / "x.onnx")
+                open_predictor(engine, tmp_path / "x.onnx")(np.zeros((1, 1, 32, 32), np.float32))
     for text in ("<a", '<?xml version="1.0" encoding="none"?><net/>', "<net/>", "\xff\xfe"):
         (tmp_path / "x.xml").write_text(text, encoding="latin-1")
         with pytest.raises(UserError, match="x.xml"):
@@ -356,4 +351,4 @@ def test_a_large_list_is_not_copied_by_a_few_bytes_each(maker):
     item = b"K\x01K\x01\x86" if b"Ordered" in maker else b"K\x01"  # a pair, a number
     data = b"\x80\x02]q\x01(" + 2000 * item + b"e" + b"(" + 1000 * (maker + b"h\x01\x85R") + b"t."
     with pytest.raises(Refused, match="more than 1,000,000 objects"):
-        Unpickler(data, torch_file._MAKERS).load()
+        Unpickler(data, torch_file.ALLOWED).load()

@@ -21,7 +21,7 @@ from t2t_vit.data.images import FORMATS, ImageError, examine_image, load_image, 
 from t2t_vit.data.index import EXTENSIONS
 from t2t_vit.data.transforms import EvalTransform
 from t2t_vit.deploy.metadata import Metadata
-from t2t_vit.deploy.predictor import read_images
+from t2t_vit.deploy.predict import read_images
 
 RAMP = np.arange(64 * 80).reshape(64, 80)
 

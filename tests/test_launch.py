@@ -1,4 +1,4 @@
-"""GPUS, NNODES, MASTER and NODE_RANK: what Paddle's launcher is told, and two machines in two network namespaces."""
+"""GPUS, NNODES, MASTER and NODE_RANK: the options of Paddle's launcher, and two machines in two network namespaces."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from test_processes import PLAIN
 import launch
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError
-from t2t_vit.parallel import processes
+from t2t_vit.parallel import gpu
 
 
 def script(name, *words, **variables):
@@ -30,33 +30,33 @@ def script(name, *words, **variables):
 @pytest.fixture
 def four_cards(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(processes, "_gpus", lambda: 4)
+    monkeypatch.setattr(gpu, "count", lambda: 4)
 
 
 @pytest.mark.usefixtures("four_cards")
 @pytest.mark.parametrize("text, cards", [("0", "0"), ("0, 1", "0,1"), ("3,1", "3,1"), (" all ", "0,1,2,3")])
-def test_cards_are_named_as_the_launcher_takes_them(text, cards):
+def test_gpus_for_the_launcher(text, cards):
     assert launch.chosen_gpus(text) == cards
 
 
 @pytest.mark.usefixtures("four_cards")
 @pytest.mark.parametrize("text", ["4", "0,0", "0,,1", "0 1", "-1", "a", "0,9"])
-def test_cards_that_do_not_exist_are_one_line(text):
+def test_gpus_that_do_not_exist_are_an_error(text):
     with pytest.raises(UserError, match=f"^GPUS is {text} but must be all, or some of 0,1,2,3 with commas between$"):
         launch.chosen_gpus(text)
 
 
 @pytest.mark.usefixtures("four_cards")
-def test_cards_are_those_that_are_visible(monkeypatch):
+def test_only_visible_gpus_can_be_chosen(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    monkeypatch.setattr(processes, "_gpus", lambda: 2)
+    monkeypatch.setattr(gpu, "count", lambda: 2)
     assert launch.chosen_gpus("5") == "5" and launch.chosen_gpus("all") == "2,5"
     with pytest.raises(UserError, match="some of 2,5"):
         launch.chosen_gpus("0")
 
 
 @pytest.mark.usefixtures("four_cards")
-def test_tool_of_one_process_sees_the_cards_that_are_named(monkeypatch):
+def test_command_of_one_process_sees_the_chosen_gpus(monkeypatch):
     started = []
 
     def execv(*command):
@@ -71,7 +71,7 @@ def test_tool_of_one_process_sees_the_cards_that_are_named(monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
-def test_cards_without_a_card_are_one_line():
+def test_gpus_without_a_gpu_are_an_error():
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has cards")
     done = script("val", GPUS="0,1")
@@ -90,7 +90,7 @@ def named(monkeypatch, address, own=None):
         monkeypatch.setattr(launch, "_own_address", lambda _: own)
 
 
-def test_name_that_is_a_loopback_address_here_becomes_that_of_the_route_outside(monkeypatch):
+def test_master_name_with_a_loopback_address_uses_the_outside_address(monkeypatch):
     own = launch._own_address("192.0.2.1")
     if not own:
         pytest.skip("no route outside")
@@ -103,10 +103,10 @@ def test_name_that_is_a_loopback_address_here_becomes_that_of_the_route_outside(
         launch.addresses("debian", 0)
 
 
-def test_other_machines_are_told_their_address_on_the_route_to_the_first(monkeypatch):
+def test_other_machines_use_their_address_on_the_route_to_the_first(monkeypatch):
     named(monkeypatch, "10.1.2.3", own="10.1.9.9")
     assert launch.addresses("first", 1) == ("10.1.2.3", "10.1.9.9")
-    with pytest.raises(UserError, match=r"^NODE_RANK is 0 here, but MASTER first \(10.1.2.3\) is no address of this"):
+    with pytest.raises(UserError, match=r"^NODE_RANK is 0 here, but MASTER first \(10.1.2.3\) is not an address of"):
         launch.addresses("first", 0)
 
 
@@ -160,7 +160,7 @@ def two_machines():
             subprocess.run(["ip", "link", "del", name], capture_output=True)
 
 
-def test_machines_find_each_other_by_the_name_of_the_first(two_machines, tmp_path):
+def test_two_machines_train_together(two_machines, tmp_path):
     words = ["configs/lit_data.yaml", "--device", "cpu", "--batch-size", "400", *map(str, PLAIN)]
     processes = []
     for rank, (own, other, address) in enumerate([("nodea", "nodeb", "10.99.0.2"), ("nodeb", "nodea", "10.99.0.1")]):
@@ -195,7 +195,7 @@ def test_machines_find_each_other_by_the_name_of_the_first(two_machines, tmp_pat
     ({"TRAINERS_NUM": "2", "TRAINER_ENDPOINTS": "a,b"}, "PADDLE_TRAINER_ENDPOINTS is a,b"),
     ({"TRAINERS_NUM": "2", "TRAINER_ENDPOINTS": "a:1,b:2"}, "PADDLE_CURRENT_ENDPOINT is not set"),
 ])  # fmt: skip
-def test_variables_that_no_launcher_has_set_are_one_line(monkeypatch, variables, name):
+def test_inconsistent_launcher_variables_are_an_error(monkeypatch, variables, name):
     for key in ranks.NAMES:
         monkeypatch.delenv(key, raising=False)
     for key, value in variables.items():
@@ -207,7 +207,7 @@ def test_variables_that_no_launcher_has_set_are_one_line(monkeypatch, variables,
     assert (ranks.rank(), ranks.world_size(), ranks.local_size()) == (0, 1, 1)
 
 
-def test_only_training_minds_variables_that_no_launcher_has_set(tmp_path):
+def test_inconsistent_launcher_variables_stop_only_a_training(tmp_path):
     variables = {"PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "1", "PADDLE_LOCAL_SIZE": "x"}
     done = script("train", "--output", tmp_path, **variables)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1) and not list(tmp_path.iterdir())

@@ -62,7 +62,7 @@ def test_kaggle_list_of_the_imagenet_validation(tmp_path):
     for name in names:
         (tmp_path / f"val/{name}.JPEG").touch()
     text = f"ImageId,PredictionString\n{names[0]},n01443537 1 2 3 4 n01443537 5 6 7 8 \n{names[1]},n01440764 1 2 3 4 \n"
-    split = listed(tmp_path, text, classes=1000, DATA__CLASSES="configs/imagenet1k_classes.tsv")
+    split = listed(tmp_path, text, classes=1000, DATA__CLASSES="imagenet1k")
     assert list(split.paths) == [f"{tmp_path}/val/{name}.JPEG" for name in names] and split.labels.tolist() == [1, 0]
 
 

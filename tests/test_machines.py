@@ -1,4 +1,4 @@
-"""Machines that lack something: locks, a home, a terminal, all of their cores."""
+"""Unusual machines: no file locks, no home folder, no terminal, a CPU quota, a notebook."""
 
 import errno
 import fcntl
@@ -19,7 +19,7 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, error_line
 
 from t2t_vit import config
-from t2t_vit.common import threads
+from t2t_vit.common import runtime
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import display_path, write_text
 from t2t_vit.config import load_config
@@ -29,7 +29,7 @@ from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.weights import download
 
 
-def test_file_system_without_locks_and_flushes_of_folders_will_do(tmp_path, monkeypatch, told):
+def test_file_system_without_locks_and_folder_flushes(tmp_path, monkeypatch, told):
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -59,7 +59,7 @@ def test_file_system_without_locks_and_flushes_of_folders_will_do(tmp_path, monk
         write_text(tmp_path / "x", "")
 
 
-def test_locked_run_is_told(tmp_path):
+def test_locked_run_is_an_error(tmp_path):
     cfg = load_config(ROOT / "configs/lit_data.yaml", [("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))])
     first = RunFolder(cfg)
     first.lock()
@@ -88,16 +88,16 @@ def test_locked_run_is_told(tmp_path):
         ("what is this", {"cpu.max": "x"}, float("inf")),
     ],
 )
-def test_quota_of_a_container_counts_as_its_cores(tmp_path, monkeypatch, cgroup, files, cores):
+def test_container_quota_limits_the_cores(tmp_path, monkeypatch, cgroup, files, cores):
     for name, text in {"proc/self/cgroup": cgroup, **{f"sys/fs/cgroup/{name}": files[name] for name in files}}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
-    assert threads._quota(tmp_path) == cores
-    monkeypatch.setattr(threads, "_quota", lambda _: cores)
+    assert runtime._quota(tmp_path) == cores
+    monkeypatch.setattr(runtime, "_quota", lambda _: cores)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
-    assert threads.cores() == max(1, int(min(8, cores)))
+    assert runtime.cores() == max(1, int(min(8, cores)))
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
-    assert 1 <= threads.cores() <= os.cpu_count()
+    assert 1 <= runtime.cores() <= os.cpu_count()
 
 
 def test_user_without_a_home_and_a_name(monkeypatch):
@@ -115,7 +115,7 @@ def test_user_without_a_home_and_a_name(monkeypatch):
         download.download("http://127.0.0.1:9/x.pdparams")
 
 
-def test_removed_current_folder_is_told(tmp_path, monkeypatch):
+def test_removed_current_folder_is_an_error(tmp_path, monkeypatch):
     words = f'cd "$1" && rmdir "$1" && exec "{sys.executable}" "{ROOT}/tools/predict.py"'
     (tmp_path / "x").mkdir()
     done = subprocess.run(["bash", "-c", words, "-", tmp_path / "x"], capture_output=True, text=True)
@@ -129,40 +129,21 @@ def test_removed_current_folder_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize("home", [None, "/proc/home"])
 def test_curves_need_no_home(tmp_path, home):
     pytest.importorskip("visualdl")
-    code = "import pwd, sys; pwd.getpwuid = {}.__getitem__; sys.path.insert(0, sys.argv[1]); from pathlib import Path; "
-    code += "from t2t_vit.runs.visualdl import Scalars; Scalars().open(Path('curves').absolute())"
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "HOME"}
     environment |= {"HOME": home} if home else {}
-    subprocess.run([sys.executable, "-c", code, ROOT / "tools"], check=True, cwd=tmp_path, env=environment)
+    command = [sys.executable, ROOT / "tests/programs/curves_without_home.py"]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
     assert os.listdir(tmp_path) == ["curves"]
 
 
 # --- Notebooks, threads, terminals ---
 
-NOTEBOOK = """
-import io, os, runpy, signal, sys, threading, time
-
-class Stream(io.StringIO):  # neither a descriptor nor reconfigure
-    def write(self, text):
-        if text.startswith("Epoch [1/40], Step"):
-            threading.Thread(target=interrupt).start()
-        return os.write(1, text.encode())
-
-def interrupt():
-    for _ in range(5):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.05)
-
-sys.stdout = sys.stderr = Stream()
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as %run does
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
 
 def test_five_interrupts_in_a_notebook_save_once(tmp_path):
     words = [ROOT / "tools/train.py", "--output", tmp_path, "MODEL.T2T.DEPTH", "1", "TRAIN.LOG_EVERY", "2"]
-    done = subprocess.run([sys.executable, "-c", NOTEBOOK, *words], capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/programs/notebook.py", *words], capture_output=True, text=True, env=ENVIRONMENT
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch("stopped by SIGINT after 0 epochs and .*", done.stdout.splitlines()[-2])
     assert (tmp_path / "lit_data/latest.pdparams").is_file()
@@ -181,7 +162,7 @@ def test_interrupt_again_later_gives_up(capfd):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_watch_in_another_thread_takes_no_signals():
+def test_handler_in_another_thread_leaves_signals_alone():
     before, watches = signal.getsignal(signal.SIGTERM), []
 
     def work():
@@ -194,7 +175,7 @@ def test_watch_in_another_thread_takes_no_signals():
     assert watches and signal.getsignal(signal.SIGTERM) is before
 
 
-def test_answer_stands_on_a_line_of_its_own_beside_a_progress_bar():
+def test_answer_is_on_its_own_line_beside_a_progress_bar():
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = subprocess.Popen([sys.executable, ROOT / "tools/predict.py"], stdout=child, stderr=child, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""The monitors that stand beside several processes: whatever ends or stops one ends all, and the log tells why."""
+"""The failure monitor: if one process ends, fails or hangs, all stop, and the log has the reason."""
 
 import os
 import re
@@ -12,31 +12,18 @@ import pytest
 from conftest import ROOT
 from test_processes import free_port
 
-PROGRAM = """
-import ctypes, os, sys, time
-sys.path.insert(0, "tools")
-from t2t_vit.parallel.lifeline import FailureMonitor
-from t2t_vit.common.errors import UserError
-FailureMonitor.limits = LIMITS
-with FailureMonitor(sys.argv[1]) as lifeline:
-    lifeline.tell(hint="latest.pdparams is there")
-    print("begun", flush=True)
-    {}
-"""
-STUCK = "ctypes.PyDLL(None).sleep(60)"  # holds Python's lock, as a call of Paddle may
-
 
 class Job:
-    """Processes that run PROGRAM, as the launcher would start them."""
+    """Processes of tests/programs/monitored.py, started with the launcher's variables."""
 
-    def __init__(self, tmp_path, *bodies, world_size=2, port=None, limits=(2, 2)):
+    def __init__(self, tmp_path, *actions, world_size=2, port=None, limits=(2, 2)):
         self.log, self.processes = tmp_path / "log/run.log", []
         port = port or free_port()
         endpoints = [f"127.0.0.1:{port + rank}" for rank in range(world_size)]
-        for rank, body in enumerate(bodies):
+        for rank, action in enumerate(actions):
             names = {"TRAINERS_NUM": world_size, "TRAINER_ID": rank, "TRAINER_ENDPOINTS": ",".join(endpoints)}
             environment = {**os.environ, **{f"PADDLE_{name}": str(value) for name, value in names.items()}}
-            command = [sys.executable, "-c", PROGRAM.replace("LIMITS", str(limits)).format(body), str(self.log)]
+            command = [sys.executable, "tests/programs/monitored.py", str(self.log), *map(str, limits), action]
             self.processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                                    cwd=ROOT, env=environment))  # fmt: skip
         for process in self.processes:
@@ -55,21 +42,21 @@ class Job:
         return [(process.returncode, error) for process, error in zip(self.processes, errors)]
 
 
-def test_all_done_is_no_failure(tmp_path):
-    job = Job(tmp_path, "", "time.sleep(1)")
+def test_end_of_all_processes_is_not_a_failure(tmp_path):
+    job = Job(tmp_path, "end", "wait")
     assert job.ended() == [(0, ""), (0, "")] and not job.log.exists()
 
 
-def test_process_killed_while_the_main_one_holds_pythons_lock(tmp_path):
-    job = Job(tmp_path, STUCK, STUCK)
+def test_killed_process_while_the_main_process_holds_pythons_lock(tmp_path):
+    job = Job(tmp_path, "stuck", "stuck")
     job.signal(1, signal.SIGKILL)
     (status, stderr), _ = job.ended()
     told = "error: rank 1 of 2: killed, by hand or for lack of memory, or crashed; latest.pdparams is there\n"
     assert (status, stderr, job.log.read_text()) == (-signal.SIGKILL, told, told)
 
 
-def test_death_of_the_main_process_is_told_by_its_monitor(tmp_path):
-    job = Job(tmp_path, STUCK, STUCK)
+def test_monitor_reports_the_death_of_the_main_process(tmp_path):
+    job = Job(tmp_path, "stuck", "stuck")
     job.signal(0, signal.SIGKILL)
     _, (status, stderr) = job.ended()
     assert (status, stderr) == (-signal.SIGKILL, "error: the main process has stopped; its log has the reason\n")
@@ -78,14 +65,14 @@ def test_death_of_the_main_process_is_told_by_its_monitor(tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_stopped_process_is_named(tmp_path, rank):
-    job = Job(tmp_path, STUCK, STUCK)
+    job = Job(tmp_path, "stuck", "stuck")
     job.signal(rank, signal.SIGSTOP)
     assert [status for status, _ in job.ended()] == [-signal.SIGKILL] * 2
     assert job.log.read_text().startswith(f"error: rank {rank} of 2: no answer for 2 s: stopped, ")
 
 
-def test_stopped_process_is_named_with_a_failure_that_it_causes(tmp_path):
-    job = Job(tmp_path, "time.sleep(6.5); os.abort()", STUCK, limits=(2, 60))  # gloo gives up after half a minute
+def test_stopped_process_is_named_with_the_failure_that_it_causes(tmp_path):
+    job = Job(tmp_path, "abort", "stuck", limits=(2, 60))  # gloo gives up after half a minute
     job.signal(1, signal.SIGSTOP)
     job.processes[0].wait(15)
     job.ended()
@@ -93,8 +80,8 @@ def test_stopped_process_is_named_with_a_failure_that_it_causes(tmp_path):
                     job.log.read_text())  # fmt: skip
 
 
-def test_job_that_is_stopped_as_a_whole_goes_on(tmp_path):
-    job = Job(tmp_path, "time.sleep(1)", "time.sleep(1)")
+def test_suspended_job_continues(tmp_path):
+    job = Job(tmp_path, "wait", "wait")
     for number, wait in ((signal.SIGSTOP, 4), (signal.SIGCONT, 0)):
         for rank in (0, 1):
             job.signal(rank, number)
@@ -102,27 +89,27 @@ def test_job_that_is_stopped_as_a_whole_goes_on(tmp_path):
     assert job.ended() == [(0, ""), (0, "")]
 
 
-def test_port_that_is_taken_is_named(tmp_path):
+def test_used_port_is_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        job = Job(tmp_path, STUCK, port=port - 2)
+        job = Job(tmp_path, "stuck", port=port - 2)
         assert job.ended()[0] == (-signal.SIGKILL, f"error: rank 0 of 2: 127.0.0.1:{port}: Address already in use\n")
 
 
 def test_process_that_never_starts_is_named(tmp_path):
-    job = Job(tmp_path, STUCK)
+    job = Job(tmp_path, "stuck")
     assert job.ended()[0][0] == -signal.SIGKILL
     assert re.match(r"error: rank 1 of 2: no answer in 2 s: not started, or 127.0.0.1:\d+ cannot be reached; ",
                     job.log.read_text())  # fmt: skip
 
 
 def test_failure_reaches_the_log_of_the_main_process(tmp_path):
-    job = Job(tmp_path, STUCK, "raise UserError('image x cannot be read')")
+    job = Job(tmp_path, "stuck", "image")
     assert [status for status, _ in job.ended()] == [-signal.SIGKILL, 1]
     assert job.log.read_text() == "error: rank 1 of 2: image x cannot be read; latest.pdparams is there\n"
 
 
-def test_collective_that_fails_since_another_process_is_gone_does_not_hide_the_reason(tmp_path):
-    job = Job(tmp_path, "time.sleep(0.5); raise RuntimeError('gloo')", "time.sleep(0.6); raise UserError('disk full')")
+def test_failed_collective_does_not_hide_the_first_failure(tmp_path):
+    job = Job(tmp_path, "gloo", "disk")
     job.ended()
     assert job.log.read_text().startswith("error: rank 1 of 2: disk full; ")

@@ -32,7 +32,7 @@ def tool(folder, *words):
         f"{PLAIN} TRAIN.TO_STATIC True TRAIN.OPTIMIZER sgd TRAIN.FREEZE ['tokens_to_token*']",
     ],
 )
-def test_training_goes_on_and_ends(tmp_path, words):
+def test_training_continues_and_ends(tmp_path, words):
     words = f"tools/train.py {SHORT} {words}".split()
     assert tool(tmp_path, *words).startswith("done: ")
     words[words.index("TRAIN.EPOCHS") + 1] = "2"

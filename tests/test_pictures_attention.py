@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import sys
 
 import numpy as np
 import paddle
@@ -10,32 +9,30 @@ import pytest
 from conftest import ROOT, tool
 from PIL import Image
 
-from t2t_vit import cli
-from t2t_vit.common.errors import UserError
+import visualize as command
 from t2t_vit.config import load_config
 from t2t_vit.explain.attention import attention_maps, gradient_maps, rollout, token_box
 from t2t_vit.explain.overlay import SIDE, cell, coloured, enlarged, marked, overlay, scaled, stretched
 from t2t_vit.models.zoo import create_model
-from t2t_vit.pictures import attention, features
-from t2t_vit.pictures.cells import CELL, DPI, MARGIN, lines_of, paired, save_figure
+from t2t_vit.pictures import features
 from t2t_vit.pictures.features import principal_colours
-from t2t_vit.pictures.model import open_model, read_images
+from t2t_vit.pictures.model import OVERLAY_TILE, open_pictures
+from t2t_vit.pictures.options import attention_parser
+from t2t_vit.pictures.sheet import LINE, MARGIN
 from t2t_vit.weights import checkpoint
-
-pytest.importorskip("matplotlib", reason="the sheets are drawn by matplotlib")
 
 DIGITS = ROOT / "lit_data/val/7"
 PIT = ["--config", str(ROOT / "output/pretrained/lit_data_pit/config.yaml")]
-MODULES = {"attention": attention, "features": features}
+PICTURES = ("attention", "features")
 
 
 def visualize(picture, *words, status=0):
     """What the command prints, run in this process, which has imported what it needs."""
-    module, out, err = MODULES[picture], io.StringIO(), io.StringIO()
+    out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit:
         for stream in (out, err):
             stream.reconfigure = lambda **options: None
-        cli.run(module.main, module.parser(), [str(word) for word in words], split_words=module.split_words)
+        command.main([picture, *map(str, words)])
     assert exit.value.code == status, err.getvalue()
     return out.getvalue() if status == 0 else err.getvalue()
 
@@ -67,7 +64,7 @@ def few_digits(count=2):
 
 
 def test_the_commands_draw_the_shipped_model_without_options(tmp_path):
-    for picture in MODULES:
+    for picture in PICTURES:
         done = tool("visualize", picture, cwd=tmp_path)
         weights, written = done.stdout.splitlines()
         assert weights.startswith(f"note: t2t_vit_7 with {ROOT}/output/") and "best.pdparams" in weights
@@ -76,7 +73,7 @@ def test_the_commands_draw_the_shipped_model_without_options(tmp_path):
             assert image.format == "PNG" and len(image.convert("RGB").getcolors(1 << 24)) > 500
 
 
-@pytest.mark.parametrize("picture", MODULES)
+@pytest.mark.parametrize("picture", PICTURES)
 @pytest.mark.parametrize("name, start", [("x.pdf", b"%PDF"), ("x.JPG", b"\xff\xd8\xff"), ("x.png", b"\x89PNG")])
 def test_forms_of_the_sheet(picture, name, start, tmp_path):
     said = visualize(picture, *few_digits(), "--sheet", tmp_path / name)
@@ -98,7 +95,7 @@ def test_overlays_are_written_too(tmp_path):
 
 def test_unreadable_images_are_told_and_the_others_drawn(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    for picture in MODULES:
+    for picture in PICTURES:
         said = visualize(picture, tmp_path / "broken.png", *few_digits(1), "--sheet", tmp_path / "x.png", status=1)
         assert said == f"error: image {tmp_path / 'broken.png'} cannot be read: not an image\n"
         (tmp_path / "x.png").unlink()
@@ -126,11 +123,9 @@ def test_the_sheet_shows_the_picture_as_the_model_sees_it(sheet, tmp_path):
     big.paste((10, 30, 240), (14, 0, 46, 32))  # the square in the middle, which the evaluation crops
     big.save(tmp_path / "wide.png")
     pixels = sheet("attention", tmp_path / "wide.png")
-    side = round(CELL * DPI)
-    bottom = pixels.shape[0] - round(MARGIN * DPI)
-    left = round(MARGIN * DPI)
-    cell = pixels[bottom - side - 20 : bottom - 30, left + 5 : left + side - 5]
-    assert (cell == (10, 30, 240)).all(-1).mean() > 0.6 and not (cell == (250, 20, 20)).all(-1).any()
+    bottom = pixels.shape[0] - MARGIN - 2 * LINE - 14  # of the picture
+    drawn = pixels[bottom - OVERLAY_TILE : bottom, MARGIN : MARGIN + OVERLAY_TILE]
+    assert (drawn == (10, 30, 240)).all(-1).mean() > 0.6 and not (drawn == (250, 20, 20)).all(-1).any()
 
 
 def test_every_option_changes_the_maps(tmp_path):
@@ -152,9 +147,12 @@ def test_every_option_changes_the_maps(tmp_path):
 
 
 def test_maps_have_the_values_that_the_model_computes(tmp_path):
-    model, cfg, metadata = opened(PIT)
     digit = few_digits(1)[0]
-    ((_, image, pixels),), _ = read_images([digit], cfg, metadata)
+    args = attention_parser().parse_args(PIT)
+    weights = str(ROOT / "output/pretrained/lit_data_pit/best.pdparams")
+    vars(args).update(weights_named=False, pretrained=weights, words=[digit], inputs=[])
+    opened, ((_, image, pixels),), _ = open_pictures(args, load_config(args.config, []))
+    model = opened.model
     maps = attention_maps(model, pixels)
     expected = {
         "attention-block-1": maps[0][0].mean(axis=0)[0, 1:].reshape([7, 7]),
@@ -173,13 +171,6 @@ def test_maps_have_the_values_that_the_model_computes(tmp_path):
         drawn = marked(drawn, looking) if "2-3" in name else drawn
         with Image.open(tmp_path / "maps" / f"001-{digit.stem}-{name}.png") as found:
             assert (np.asarray(found) == np.asarray(drawn)).all(), name
-
-
-def opened(words):
-    """(model, config, `Metadata`) of a command line."""
-    args = attention.parser().parse_args([str(word) for word in words])
-    args.weights_named, args.pretrained = False, str(ROOT / "output/pretrained/lit_data_pit/best.pdparams")
-    return open_model(args, load_config(args.config, []))
 
 
 def test_a_pit_and_its_distillation_token(sheet, tmp_path):
@@ -205,30 +196,13 @@ def test_other_kinds_of_models(tokens_type, sheet, tmp_path):
     keys |= {"T2T.SPLITS": "[[7, 4, 2], [3, 2, 1], [3, 2, 1]]", "PRETRAINED": tmp_path / "x.pdparams"}
     words = [word for key, value in keys.items() for word in (f"MODEL.{key}", value)]
     words += ["DATA.IMAGE_SIZE", 32, "DATA.CHANNELS", 1, "DATA.MEAN", "[0.5]", "DATA.STD", "[0.5]", *few_digits(1)]
-    for picture in MODULES:
+    for picture in PICTURES:
         sheet(picture, *words)
     if tokens_type == "transformer":
         sheet("attention", *words, "--stage", 2)
     else:
         said = mistake("attention", *words, "--stage", 1)
-        assert said == "error: --stage: with the token type convolution the T2T module has no attention"
-
-
-def test_lines_are_broken_evenly_and_short_ones_paired():
-    cells = [("image", str(place)) for place in range(12)]
-    assert lines_of("picture", [cells]) == [["picture", *cells[:6]], [None, *cells[6:]]]
-    assert lines_of("picture", [cells[:10], cells[:2]]) == [["picture", *cells[:10]], [None, *cells[:2]]]
-    assert paired([["a", 1], ["b"], ["c", 3]]) == [["a", 1, "b"], ["c", 3]]
-    for lines in ([["a", 1], ["b", 2]], [["a", 1], [None, 2], ["b", 2]], [[*"abcde"]] * 3):
-        assert paired(lines) == lines
-
-
-def test_captions_may_hold_anything(tmp_path, recwarn):
-    lines = [[(Image.new("RGB", (8, 8)), "$x_1^2 猫.png\n" + "W" * 60)]]
-    save_figure(tmp_path / "x.png", "a_b^$", ["10 % of $"], lines)
-    assert (tmp_path / "x.png").is_file() and not [w for w in recwarn if "Glyph" in str(w.message)]
-    with pytest.raises(UserError, match="the sheet would have 301 lines of pictures, at most 300: lower --count"):
-        save_figure(tmp_path / "y.png", "", [], lines * 301)
+        assert said == "error: --stage is for a T2T module with attention, which this model does not have"
 
 
 # --- Overlay ---
@@ -310,10 +284,10 @@ def test_columns_of_the_sheet_of_features():
     for show, least, most in (("norm", 0, 50**0.5), ("mean", -3, 3.5)):
         cells = features.column(layers, show)
         values = np.linalg.norm(tokens, axis=-1) if show == "norm" else tokens.mean(axis=-1)
-        for (pixels, caption), part in zip(cells, (values, values / 2)):
-            assert (pixels == coloured((part[0] - least) / (most - least)).reshape(2, 3, 3)).all()
-            assert caption == f"block 1\n2x3 of 2, {least:.2g} to {most:.2g}"
-    assert features.column(layers, "pca")[0][1] == "block 1\n2x3 of 2, 100 %"
+        for found, part in zip(cells, (values, values / 2)):
+            assert (found.image == coloured((part[0] - least) / (most - least)).reshape(2, 3, 3)).all()
+            assert found.lines == ("block 1", f"2x3 of 2, {least:.2g} to {most:.2g}")
+    assert features.column(layers, "pca")[0].lines == ("block 1", "2x3 of 2, 100 %")
 
 
 def test_chosen_blocks():
@@ -343,26 +317,26 @@ def test_every_option_of_features_changes_the_sheet(sheet):
         (["--class-id", "10"], "--class-id is 10 but the classes are 0 to 9"),
         (["--class-id", "-1"], "--class-id is -1 but the classes are 0 to 9"),
         (["--class-id", "1", "--method", "rollout"],
-         "--class-id is of the method gradient, but this draws rollout alone"),
-        (["--class-id", "1", "--head", "2"], "--class-id is of the method gradient, but this draws attention alone"),
-        (["--method", "rollout", "--head", "2"], "--head is 2 but --method rollout takes mean, max, min of the heads"),
-        (["--method", "gradient", "--head", "max"], "--head is max but --method gradient takes mean of the heads"),
+         "--class-id is for --method gradient, but this draws only rollout"),
+        (["--class-id", "1", "--head", "2"], "--class-id is for --method gradient, but this draws only attention"),
+        (["--method", "rollout", "--head", "2"], "--head is 2 but --method rollout takes only mean, max, min"),
+        (["--method", "gradient", "--head", "max"], "--head is max but --method gradient takes only mean"),
         (["--method", "gradient", "--query", "1,1"],
-         "--query is not of --method gradient: the answer depends on the class token alone"),
+         "--query does not fit --method gradient: the logits depend on the class token alone"),
         (["--query", "5,1"], "--query is 5,1 but the tokens of block 6 are 1,1 to 4,4"),
         ([*PIT, "--block", "all", "--query", "7,5"], "--query is 7,5 but the tokens of block 3 are 1,1 to 4,4"),
         (["--stage", "3"], "--stage is 3 but the layers of the T2T module are 1 to 2"),
         (["--stage", "1", "--query", "17,1"],
          "--query is 17,1 but the tokens of layer 1 of the T2T module are 1,1 to 16,16"),
         (["--stage", "1", "--class-id", "3"],
-         "--class-id is of the backbone, --stage of the T2T module: leave one out"),
-        ([*PIT, "--stage", "1"], "--stage is of the T2T module, which a PiT has not"),
-        (["--token", "distillation"], "--token distillation is of a distilled PiT, which this model is not"),
-        (["--token", "class", "--query", "1,1"], "--token and --query both say which token looks: leave one out"),
+         "--class-id is for the backbone and --stage for the T2T module: give one of them"),
+        ([*PIT, "--stage", "1"], "--stage is for a T2T module with attention, which this model does not have"),
+        (["--token", "distillation"], "--token distillation is for a distilled model, which this is not"),
+        (["--token", "class", "--query", "1,1"], "--token and --query both choose a token: give one of them"),
         (["--count", "0"], "--count is 0 but must be 1 or more"),
-        (["--sheet", "x.gif"], "--sheet x.gif must end in .png, .pdf, .svg, .jpg or .jpeg"),
+        (["--sheet", "x.gif"], "--sheet x.gif must end in .png, .jpg, .jpeg or .pdf"),
         (["--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
-        (["--overlays", "LICENSE"], "--overlays LICENSE is no folder"),
+        (["--overlays", "LICENSE"], "--overlays LICENSE is not a folder"),
         (["absent.png"], "image absent.png not found"),
     ],
 )  # fmt: skip
@@ -388,10 +362,4 @@ def test_what_is_no_number_is_a_matter_of_usage(words):
 def test_an_exported_model_cannot_be_looked_into(tmp_path):
     for name in ("x.onnx", "x.json"):
         said = mistake("attention", "--pretrained", tmp_path / name, "--sheet", tmp_path / "x.png")
-        assert said.startswith(f"error: {tmp_path / name} is an exported model, whose inside cannot be looked at")
-
-
-def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    said = mistake("attention", "--sheet", tmp_path / "x.png")
-    assert said == "error: the plot is drawn by matplotlib, which is not installed: pip install matplotlib"
+        assert said.startswith(f"error: {tmp_path / name} is an exported model: give the weights")

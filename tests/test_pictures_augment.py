@@ -12,23 +12,13 @@ from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainDataset
 from t2t_vit.pictures import augment
 from t2t_vit.pictures.augment import EPOCHS, MIXED_EPOCHS, PAIRS
-from t2t_vit.pictures.sheet import (
-    CHINESE_FONTS,
-    COLUMNS,
-    GAP,
-    MARGIN,
-    SHADE,
-    TILE,
-    blank,
-    load_font,
-    thumbnail,
-    tile,
-    write,
-)
+from t2t_vit.pictures.sheet import GAP, LINE, MARGIN, TILE, Heading
 
 FULL = ["AUG.AUTO_AUGMENT", "rand-m9-mstd0.5-inc1", "AUG.ERASE_PROB", "0.5", "AUG.MIXUP", "0.8", "AUG.CUTMIX", "1.0"]
-TOP = MARGIN + 78 + 26  # of the first row of images
-ROW, MIXED_ROW = TILE + 34, TILE + 56
+HEADING = 54 + LINE
+TOP = MARGIN + HEADING + LINE + 14  # of the first row of images
+ROW, MIXED_ROW = TILE + LINE + 14, TILE + 2 * LINE + 14
+COLUMNS = 1 + EPOCHS
 SIZE, FACTOR = 16, 8  # of the digits, and how much they are enlarged
 
 
@@ -66,7 +56,7 @@ def digit(sheet, column, top):
 
 
 def test_sheet_has_the_promised_size(sheet):
-    height = TOP + 3 * ROW + 78 + MIXED_EPOCHS * MIXED_ROW + MARGIN
+    height = TOP + 3 * ROW + HEADING + MIXED_EPOCHS * MIXED_ROW + MARGIN
     assert sheet.shape == (height, 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP, 3)
     assert (sheet[:MARGIN] == 255).all() and (sheet[:, -MARGIN:] == 255).all()
 
@@ -110,22 +100,6 @@ def test_images_are_drawn_from_the_seed_and_from_all_classes():
     assert sorted(augment.choose(labels, 100, 1)) == list(range(60))
 
 
-def test_thumbnail_shows_the_whole_picture():
-    image = Image.new("RGB", (600, 300), (200, 10, 10))
-    pixels = np.asarray(thumbnail(image))
-    assert pixels.shape == (TILE, TILE, 3)
-    assert (pixels[TILE // 4 : 3 * TILE // 4] == (200, 10, 10)).all()
-    assert (pixels[: TILE // 4] == SHADE).all() and (pixels[3 * TILE // 4 :] == SHADE).all()
-
-
-def test_tiles_of_any_size():
-    for size in (1, 16, 100, 128, 224, 384):
-        pixels = np.full((size, size, 1), 77, np.uint8)
-        drawn = np.asarray(tile(pixels))
-        assert drawn.shape == (TILE, TILE, 3)
-        assert (drawn[TILE // 2, TILE // 2] == 77).all()
-
-
 # --- Mixed images ---
 
 
@@ -140,7 +114,7 @@ def test_texts_agree_with_targets_and_pixels(mode):
         assert (labels == split.labels[indices]).all()
         assert (sources == np.stack([dataset[(epoch, index, 0)][0] for index in indices])).all()
         for i in range(PAIRS):
-            text = augment.target_text(targets[i], labels[i], labels[-1 - i], classes.names, 0.1)
+            text = " ".join(augment.target_lines(targets[i], labels[i], labels[-1 - i], classes.names, 0.1))
             shares = {name: float(share) for share, name in re.findall(r"(\d\.\d\d) (\w+)", text)}
             assert f"{sum(shares.values()):.2f}" == "1.00"
             for name, share in shares.items():
@@ -164,47 +138,31 @@ def test_mixed_tiles_of_the_sheet(sheet):
     indices = augment.choose(split.labels, 2 * PAIRS, cfg.SEED)
     for epoch in range(MIXED_EPOCHS):
         sources, mixed, _, _ = augment.mixed_batch(dataset, epoch, indices, cfg)
-        top = TOP + 3 * ROW + 78 + epoch * MIXED_ROW
+        top = TOP + 3 * ROW + HEADING + epoch * MIXED_ROW
         for i in range(PAIRS):
             for column, pixels in enumerate((sources[i], sources[-1 - i], mixed[i]), start=1 + 3 * i):
                 assert (digit(sheet, column, top) == pixels).all()
 
 
-def test_target_text():
+def test_lines_of_a_target():
     names = ("tench, Tinca tinca", "zebra", "ox")
     target = np.array([0.37, 0.63, 0.0]) * 0.9 + 0.1 / 3
-    assert augment.target_text(target, 1, 0, names, 0.1) == "0.63 zebra + 0.37 tench"
-    assert augment.target_text(target, 0, 1, names, 0.1) == "0.37 tench + 0.63 zebra"
-    assert augment.target_text(np.array([0.0, 0.0, 1.0]), 2, 2, names, 0.0) == "1.00 ox"
+    assert augment.target_lines(target, 1, 0, names, 0.1) == ("0.63 zebra", "+ 0.37 tench")
+    assert augment.target_lines(target, 0, 1, names, 0.1) == ("0.37 tench", "+ 0.63 zebra")
+    assert augment.target_lines(np.array([0.0, 0.0, 1.0]), 2, 2, names, 0.0) == ("1.00 ox",)
 
 
-def test_mixing_that_ends_or_is_off(monkeypatch):
+def test_mixing_that_ends_or_is_off():
     cfg = config("AUG.MIXUP", 0.8, "AUG.MIX_OFF_EPOCH", 2)
     classes, split, dataset = training_images(cfg)
     indices = augment.choose(split.labels, 2 * PAIRS, cfg.SEED)
     for epoch, mixes in ((1, True), (2, False)):
         sources, mixed, labels, targets = augment.mixed_batch(dataset, epoch, indices, cfg)
         assert (sources != mixed).any() == mixes
-        text = augment.target_text(targets[0], labels[0], labels[-1], classes.names, 0.1)
-        assert (text == f"1.00 {classes.names[labels[0]]}") != mixes
-    titles, heading = [], augment.heading
-    monkeypatch.setattr(augment, "heading", lambda *words: titles.append(words[0]) or heading(*words))
-    args = augment.parser().parse_args(["--count", "1"])
-    image = augment.augment_sheet(args, config())
-    assert titles[1:] == ["mixing is off in this config"]
-    assert image.height == TOP + ROW + 78 + MARGIN
-
-
-# --- Text ---
-
-
-def test_text_keeps_to_its_room():
-    for text in ("ox", "a name that is far too long for one tile", "W" * 200, ""):
-        strip, draw = blank(40)
-        write(draw, text, 10, 5, 100)
-        ink = np.asarray(strip).min(-1) < 200
-        assert ink.any() == bool(text)
-        assert not ink[:, :10].any() and not ink[:, 112:].any()
+        lines = augment.target_lines(targets[0], labels[0], labels[-1], classes.names, 0.1)
+        assert (lines == (f"1.00 {classes.names[labels[0]]}",)) != mixes
+    rows = augment.augment_rows(split, classes.names, config(), count=1)
+    assert len(rows) == 4 and isinstance(rows[3], Heading) and rows[3].title == "mixing is off in this config"
 
 
 # --- Files and mistakes ---
@@ -220,10 +178,8 @@ def test_jpeg_of_grey_images(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([], "error: no picture given; the first word must be augment"),
-        (["augmented"], "error: there is no picture 'augmented'; the first word must be augment"),
         (["augment", "--count", "0"], "error: --count is 0 but must be 1 or more"),
-        (["augment", "--sheet", "x.gif"], "error: --sheet is x.gif but must end in .png, .jpg, .jpeg"),
+        (["augment", "--sheet", "x.gif"], "error: --sheet x.gif must end in .png, .jpg, .jpeg or .pdf"),
         (["augment", "--sheet", "LICENSE/x.png"], "error: LICENSE/x.png: cannot be written: "),
         (["augment"], "error: data folder /absent not found"),
     ],
@@ -232,13 +188,7 @@ def test_mistakes_are_one_line(words, message):
     assert error_line("visualize", *words, "--data-path", "/absent").startswith(message)
 
 
-def test_chinese_names_have_their_font_where_there_is_one():
-    if load_font(15, "猫").getname() == load_font(15).getname():
-        pytest.skip(f"none of the fonts {', '.join(CHINESE_FONTS)}")
-    strips = []
-    for text in "猫狗":
-        strip, draw = blank(40)
-        write(draw, text, 10, 5, 100)
-        strips.append(np.asarray(strip))
-    assert (strips[0] != strips[1]).any()  # two boxes would be the same
-    assert load_font(15, "é").getname() == load_font(15).getname()
+def test_another_picture_is_a_usage_error():
+    for words in ([], ["augmented"], ["--count", "3", "augment"]):
+        assert "usage: visualize.py PICTURE" in tool("visualize", *words, status=2).stderr
+    assert "attention: where a model looks" in " ".join(tool("visualize", "--help").stdout.split())

@@ -11,6 +11,7 @@ from conftest import ROOT, error_line, tool
 
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.pictures import curves
+from t2t_vit.pictures.options import curves_parser
 from t2t_vit.pictures.run_logs import read_run, read_runs
 
 T2T_PADDLE = """\
@@ -265,7 +266,9 @@ def test_command_writes_picture_and_numbers(tmp_path):
 def test_other_forms_of_picture(tmp_path, suffix, start):
     pytest.importorskip("matplotlib")
     sheet = tmp_path / f"x{suffix}"
-    curves.main(curves.parser().parse_args([str(ROOT / "output/pretrained/lit_data_pit"), "--sheet", str(sheet)]))
+    curves.draw_curves(
+        curves_parser().parse_args([str(ROOT / "output/pretrained/lit_data_pit"), "--sheet", str(sheet)])
+    )
     assert sheet.read_bytes().startswith(start)
 
 
@@ -281,10 +284,10 @@ def test_other_forms_of_picture(tmp_path, suffix, start):
         ("metrics.jsonl", '{"epoch": true}\n', 'metrics.jsonl, line 1: expected {"epoch": 1, ...}'),
         ("metrics.jsonl", "[1]\n", 'metrics.jsonl, line 1: expected {"epoch": 1, ...}'),
         ("x", '{"epoch": 1, "lr": "a"}\n', "x, line 1: lr is 'a' but must be a number or null"),
-        ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl tells of no epoch; a RUN is "),
+        ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl has no epoch; a RUN is "),
         ("summary.csv", SUMMARY + "2,a,1,1,1\n", "summary.csv, line 4: could not convert string to float: 'a'"),
-        ("log_eval.txt", "Val Step[0000/1563], Loss: 0.6749 (0.6749)\nval acc is:0.5\n", "log_eval.txt tells of no "),
-        ("empty.log", "", "empty.log tells of no epoch"),
+        ("log_eval.txt", "Val Step[0000/1563], Loss: 0.6749 (0.6749)\nval acc is:0.5\n", "log_eval.txt has no "),
+        ("empty.log", "", "empty.log has no epoch"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, text, message):
@@ -309,7 +312,7 @@ def test_bad_times_are_named_too(tmp_path):
         ),
         ([RUN, "--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
         ([RUN, "--json", "lit_data"], "lit_data: is a folder"),
-        ([f"{RUN}/best.pdparams"], f"{RUN}/best.pdparams tells of no epoch"),
+        ([f"{RUN}/best.pdparams"], f"{RUN}/best.pdparams has no epoch"),
         (["lit_data"], "lit_data has no metrics.jsonl, which a run writes after its first epoch"),
     ],
 )
@@ -317,7 +320,7 @@ def test_mistakes_are_told(words, message, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(ROOT)
     with pytest.raises((UserError, OSError)) as error:
-        curves.main(curves.parser().parse_args(words))
+        curves.draw_curves(curves_parser().parse_args(words))
     assert one_line(error.value).startswith(message)
     assert not (ROOT / "curves.png").exists()
 
@@ -333,10 +336,10 @@ def test_nothing_to_draw_is_told(tmp_path):
 def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="pip install matplotlib"):
-        curves.main(curves.parser().parse_args(["absent"]))
+        curves.draw_curves(curves_parser().parse_args(["absent"]))
 
 
 def test_no_run_is_a_usage_error(capsys):
     with pytest.raises(SystemExit):
-        curves.parser().parse_args([])
+        curves_parser().parse_args([])
     assert "the following arguments are required: RUN" in capsys.readouterr().err

@@ -12,25 +12,25 @@ import pytest
 from conftest import ROOT, few_digits, tool
 from PIL import Image
 
-from t2t_vit import cli
+import visualize
 from t2t_vit.config import load_config, with_classes
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.images import load_image
 from t2t_vit.data.transforms import EvalTransform
-from t2t_vit.pictures import predictions
-from t2t_vit.pictures.sheet import COLUMNS, GAP, MARGIN, SHADE, TILE
+from t2t_vit.pictures import confusion, predictions
+from t2t_vit.pictures.predictions import COLUMNS
+from t2t_vit.pictures.sheet import GAP, LINE, MARGIN, SHADE, TILE
 from t2t_vit.weights.build import build_trained_model
 
 CONFIG = ROOT / "configs/lit_data.yaml"
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-TOP, ROW = MARGIN + 78, TILE + 72
+TOP, ROW = MARGIN + 54 + LINE, TILE + 3 * LINE + 14
 
 
 def started(*words):
     """Status of the command, run within this process."""
-    argv = ["--config", str(CONFIG), *map(str, words)]
     with pytest.raises(SystemExit) as end:
-        cli.run(predictions.main, predictions.parser(), argv)
+        visualize.main(["predictions", "--config", str(CONFIG), *map(str, words)])
     return end.value.code
 
 
@@ -124,11 +124,11 @@ def test_sheet_shows_the_worst_first(shipped, expected):
 def test_confusion_is_counted_by_hand(shipped):
     counts = Counter((row["label"], row["predicted"]) for row in shipped[2]["results"])
     labels, predicted = (np.array([row[key] for row in shipped[2]["results"]]) for key in ("label", "predicted"))
-    matrix = predictions.confusion_matrix(labels, predicted, 10)
+    matrix = confusion.confusion_matrix(labels, predicted, 10)
     assert {(i, j): n for i, row in enumerate(matrix.tolist()) for j, n in enumerate(row) if n} == counts
     drawn = Counter(re.findall(r"<!-- (\d+) -->", shipped[3]))
     assert drawn == Counter(str(count) for count in counts.values())
-    pairs = predictions.confused_pairs(labels, predicted, 10)
+    pairs = confusion.confused_pairs(labels, predicted, 10)
     expected = {pair: n for pair, n in counts.items() if pair[0] != pair[1]}
     assert {(true, other): n for true, other, n, _ in pairs} == expected
     for true, _, n, share in pairs:
@@ -137,7 +137,7 @@ def test_confusion_is_counted_by_hand(shipped):
 
 def test_pairs_of_many_classes():
     labels, predicted = np.array([40, 40, 40, 7, 7, 0, 0, 39]), np.array([39, 39, 40, 8, 9, 1, 1, 40])
-    assert predictions.confused_pairs(labels, predicted, 41) == [
+    assert confusion.confused_pairs(labels, predicted, 41) == [
         (0, 1, 2, 1), (40, 39, 2, 2 / 3), (7, 8, 1, 0.5), (7, 9, 1, 0.5), (39, 40, 1, 1),
     ]  # fmt: skip
 
@@ -147,24 +147,30 @@ def test_confusion_of_few_and_many_classes(tmp_path, num_classes, texts):
     pytest.importorskip("matplotlib")
     labels = np.full(5, 2)
     names = [f"c{i}, alias" for i in range(num_classes)]
-    predictions.draw_confusion(labels, labels + 1, names, "two $x$", tmp_path / "x.svg")
+    confusion.draw_confusion(labels, labels + 1, names, "two $x$", tmp_path / "x.svg")
     drawn = set(re.findall(r"<!-- (.*) -->", (tmp_path / "x.svg").read_text()))
     assert texts | {"two $x$"} <= drawn
-    predictions.draw_confusion(labels, labels, names, "none", tmp_path / "none.svg")
-    nothing = "no image is taken for another class" in (tmp_path / "none.svg").read_text()
-    assert nothing == (num_classes > predictions.LARGEST_MATRIX)
+    confusion.draw_confusion(labels, labels, names, "none", tmp_path / "none.svg")
+    nothing = "no image is classified wrongly" in (tmp_path / "none.svg").read_text()
+    assert nothing == (num_classes > confusion.MAX_MATRIX)
 
 
-def test_orders():
-    outcomes = predictions.Outcomes()
+def test_orders(monkeypatch):
     logits = paddle.to_tensor([[2.0, 1.0], [1.0, 9.0], [float("nan"), 0.0], [5.0, 5.0]])
-    outcomes.add(logits[:3], paddle.to_tensor([0, 0, 1]))
-    outcomes.add(logits[3:], paddle.to_tensor([0]))
-    outcomes.join()
-    assert outcomes.loss[[0, 1, 3]] == pytest.approx([math.log(1 + math.exp(-1)), 8.000335, math.log(2)])
-    assert outcomes.order("worst", 1).tolist() == [2, 1, 3, 0]
-    assert outcomes.order("best", 1).tolist() == [0, 3, 1, 2]
-    drawn = {tuple(outcomes.order("random", seed).tolist()) for seed in range(9)}
+    labels = paddle.to_tensor([0, 0, 1, 0])
+
+    def evaluate_split(*_, each_batch):
+        each_batch(logits[:3], labels[:3])
+        each_batch(logits[3:], labels[3:])
+
+    monkeypatch.setattr(predictions, "evaluate_split", evaluate_split)
+    _, outcomes = predictions.evaluate_images(None, None)
+    loss = outcomes.loss
+    assert loss[[0, 1, 3]] == pytest.approx([math.log(1 + math.exp(-1)), 8.000335, math.log(2)])
+    assert outcomes.predicted[:2].tolist() == [0, 1]
+    assert predictions.order_images(loss, "worst", 1).tolist() == [2, 1, 3, 0]
+    assert predictions.order_images(loss, "best", 1).tolist() == [0, 3, 1, 2]
+    drawn = {tuple(predictions.order_images(loss, "random", seed).tolist()) for seed in range(9)}
     assert len(drawn) > 3 and all(sorted(order) == [0, 1, 2, 3] for order in drawn)
 
 
@@ -197,7 +203,7 @@ def test_sheet_needs_no_matplotlib_and_confusion_names_it(tmp_path, monkeypatch,
     [
         (["--count", "0"], "--count is 0 but must be 1 to 5000"),
         (["--count", "5001"], "--count is 5001 but must be 1 to 5000"),
-        (["--sheet", "x.gif"], "--sheet is x.gif but must end in .png, .jpg, .jpeg"),
+        (["--sheet", "x.gif"], "--sheet x.gif must end in .png, .jpg, .jpeg or .pdf"),
         (["--confusion", "x.gif"], "--confusion x.gif must end in .png, .pdf, .svg, .jpg or .jpeg"),
         (["--confusion", ROOT / "LICENSE/x.png"], f"{ROOT}/LICENSE/x.png: cannot be written: "),
         (["--json", ROOT / "lit_data"], f"{ROOT}/lit_data: is a folder"),

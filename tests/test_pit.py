@@ -125,7 +125,7 @@ def test_arguments_that_do_not_fit_are_named(wrong, message):
 
 def test_keys_of_the_other_family_are_refused():
     cfg = load_config("configs/pit_ti.yaml", [("MODEL.T2T.DEPTH", "3")])
-    with pytest.raises(UserError, match="MODEL.T2T.DEPTH is 3, but MODEL.NAME pit_ti is of MODEL.PIT"):
+    with pytest.raises(UserError, match="MODEL.T2T.DEPTH is 3, but MODEL.NAME pit_ti is a PIT"):
         build_model(cfg)
     with pytest.raises(UserError, match=r"MODEL.PIT.DEPTH is \[1, 0\] but must be"):
         load_config("configs/pit_ti.yaml", [("MODEL.PIT.DEPTH", "[1, 0]")])

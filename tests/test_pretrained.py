@@ -22,7 +22,7 @@ from t2t_vit.models.zoo import create_model
 from t2t_vit.training.train_step import TrainStep
 from t2t_vit.weights import checkpoint, torch_file
 from t2t_vit.weights.build import build_trained_model
-from t2t_vit.weights.identify import identify, likeliest
+from t2t_vit.weights.identify import closest, identify
 from t2t_vit.weights.load import load_pretrained
 
 T2T, PIT = "T2T_paddle/t2t_vit_7", "PaddleViT/pit_ti_224"
@@ -141,7 +141,7 @@ def test_safetensors(tmp_path):
         for name, value in model.state_dict().items():
             assert np.allclose(value.numpy(), expected[name].numpy(), rtol=error, atol=error * 1e-3), name
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="safetensors is damaged or no safetensors weights file"):
+    with pytest.raises(UserError, match="safetensors is damaged or not a safetensors weights file"):
         load_pretrained(model, path)
     save({name: value.to(torch.bfloat16) for name, value in tensors.items()}, path)  # a type that NumPy has not
     load_pretrained(model, path)
@@ -188,7 +188,7 @@ def test_extra_head_of_token_labeling_is_left_out_and_said_so(tmp_path, lines):
 def test_variants_are_recognised_by_their_shapes(name, also):
     found = identify({key: value.shape for key, value in create_model(name, num_classes=7).state_dict().items()})
     assert found[name] == {"num_classes": 7, "in_chans": 3, "image_size": 384 if "384" in name else 224}
-    assert likeliest(found) == [name, *also]
+    assert closest(found) == [name, *also]
 
 
 # --- Files that do not fit, or that are no weights ---
@@ -228,7 +228,7 @@ def test_damaged_and_empty_pytorch_files_are_named(tmp_path):
     path = tmp_path / "w.pth"
     peers.save_torch(path, peers.official_tensors(PIT))
     path.write_bytes(path.read_bytes()[:100000])
-    with pytest.raises(UserError, match=r"w.pth is damaged or no PyTorch weights file \("):
+    with pytest.raises(UserError, match=r"w.pth is damaged or not a PyTorch weights file \("):
         load_pretrained(create_model("pit_ti"), path)
     torch.save({"epoch": 3}, path)
     with pytest.raises(UserError, match="w.pth holds no weights: no tensors, only epoch"):
@@ -264,7 +264,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
     tensors = peers.peer_tensors(PIT)
     tensors["norm.bias"][3] = np.nan
     peers.save_paddle(tmp_path / "w.pdparams", tensors)
-    with pytest.raises(UserError, match="w.pdparams is of no use: norm.bias holds numbers that are not finite"):
+    with pytest.raises(UserError, match="w.pdparams cannot be used: norm.bias holds numbers that are not finite"):
         load_pretrained(create_model("pit_ti"), tmp_path / "w.pdparams")
 
 

@@ -1,4 +1,4 @@
-"""Several processes, over CPU and gloo: the same numbers as one, one writer, and one failure that stops all."""
+"""Several processes on the CPU with gloo: the same results as one process, one writer, and a failure stops all."""
 
 import json
 import os
@@ -212,7 +212,7 @@ def test_two_nodes_train_like_one_process(ten_steps, tmp_path):
     assert list((tmp_path / "launch1").glob("workerlog.*"))
 
 
-def test_all_skip_the_step_in_which_one_diverges(tmp_path, monkeypatch):
+def test_all_processes_skip_a_step_that_diverges_in_one(tmp_path, monkeypatch):
     monkeypatch.setitem(ENVIRONMENT, "PYTHONHASHSEED", "0")  # hashes of two processes are compared
     assert start(tmp_path, ROOT / "tests/one_rank_diverges.py").wait(200) == 0
     first, second = (
@@ -274,7 +274,7 @@ def test_other_settings_on_one_machine_stop_all(tmp_path):
     assert "rank 1 of 2: rank 1 has other settings" in (tmp_path / "launch0/launcher.txt").read_text()
 
 
-def test_start_that_fails_in_the_main_process_is_no_traceback_elsewhere(tmp_path):
+def test_failed_start_of_the_main_process_gives_no_traceback_elsewhere(tmp_path):
     master = f"127.0.0.1:{free_port()}"
     launch = ["--nnodes", 2, "--master", master, "--nproc_per_node", 1, "--rank"]
     nodes = []

@@ -303,7 +303,7 @@ def test_full_and_read_only_disks_keep_the_last_state(left_alone, small_disk):
     assert not list(small_disk.rglob("*.tmp*"))
     (small_disk / "filler").unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert "no right to write in" in the_only_error(run(small_disk, *words, status=1).stderr)
+    assert "no permission to write in" in the_only_error(run(small_disk, *words, status=1).stderr)
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     run(small_disk, *words)
     assert_same_run(small_disk / "lit_data", left_alone[0])
@@ -445,7 +445,7 @@ def test_state_of_another_folder_brings_its_best_along(short_run, tmp_path):
         (lambda state: state.update(optimizer={}), "no AdamW state of the 28 trained tensors|no AdamW state"),
         (lambda state: state["optimizer"].popitem(), "no AdamW state"),
         (lambda state: state["optimizer"].update({"cls_token/moment1_0": np.zeros(3)}), "cls_token/moment1_0"),
-        (lambda state: state["model"].update({"head.bias": 3.0}), "head.bias is no array"),
+        (lambda state: state["model"].update({"head.bias": 3.0}), "head.bias is not an array"),
         (lambda state: state["ema"].update({"head.bias": np.zeros(7)}), "head.bias is .7., the model's is .10."),
     ],
 )

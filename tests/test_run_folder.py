@@ -7,7 +7,7 @@ from conftest import ROOT, error_line
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
-from t2t_vit.deploy.predictor import when_best
+from t2t_vit.deploy.open_model import best_epoch
 from t2t_vit.runs.run_folder import RunFolder
 
 SUMMARY = "x, 2026-01-01 00:00:00: PaddlePaddle 3.3.1 on cpu, float32, 1 process(es), Python 3.11.7\n"
@@ -52,7 +52,7 @@ def test_training_never_moves_a_folder_that_is_not_a_run(tmp_path):
     line = error_line("train", "--output", tmp_path, "NAME", "x", "OUTPUT", ROOT.parent, "NAME", ROOT.name)
     assert "would hold the repository" in line
     line = error_line("train", "--output", ROOT / "output/pretrained")
-    assert "output/pretrained, which is kept as it came" in line
+    assert "output/pretrained, which no command changes" in line
     assert "NAME is 'pretrained' but must be another name" in error_line("train", "NAME", "pretrained")
     assert sorted(os.listdir(ROOT / "lit_data")) == before and os.listdir(tmp_path) == ["lit_data"]
 
@@ -130,5 +130,5 @@ def test_run_that_reads_what_it_would_move_aside_is_refused(tmp_path):
 )  # fmt: skip
 def test_epoch_and_accuracy_of_the_best_weights_are_told_where_they_are_known(tmp_path, rows, words):
     fill(tmp_path, config_yaml=CONFIG, metrics_jsonl=rows)
-    assert when_best(tmp_path / "best.pdparams") == words
-    assert when_best(tmp_path / "latest.pdparams") == when_best(tmp_path / "absent/best.pdparams") == ""
+    assert best_epoch(tmp_path / "best.pdparams") == words
+    assert best_epoch(tmp_path / "latest.pdparams") == best_epoch(tmp_path / "absent/best.pdparams") == ""

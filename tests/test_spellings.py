@@ -1,4 +1,4 @@
-"""The spellings of other repositories: what is rewritten, what is refused, and that ours stay as they are."""
+"""Options and config keys of other programs: which are rewritten, which are refused, and that ours stay."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ import train
 import val
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import all_keys, load_config
-from t2t_vit.spellings import KEYS, OPTIONS, Advice, take_data_folder, translate
+from t2t_vit.spellings import KEYS, OPTIONS, take_data_folder, translate
 
 COMMANDS = {module.__name__: module for module in (train, val, predict, export, benchmark)}
 
@@ -41,42 +41,32 @@ def translated(line):
         ("train -cfg x.yaml -dataset imagenet2012 -amp -accum_iter 2", "--config x.yaml TRAIN.AMP O1 "
          "TRAIN.ACCUM_STEPS 2"),
         ("train -resume=latest -image_size=384 -output=o", "--resume=latest DATA.IMAGE_SIZE 384 --output=o"),
-        ("train -batch_size_eval=8 -teacher_model_path=t -teacher_model=u", "VAL.BATCH_SIZE 8 DISTILL.WEIGHTS t "
-         "DISTILL.WEIGHTS u"),
+        ("train -batch_size_eval=8 -teacher_model_path=t", "VAL.BATCH_SIZE 8 DISTILL.WEIGHTS t"),
         # paddle_pit
         ("train -cfg=./configs/pit_ti.yaml -save_path=output", "--config ./configs/pit_ti.yaml --output output"),
         ("predict -pretrained=output/Best_PiT -img_path=x.JPEG", "--pretrained=output/Best_PiT x.JPEG"),
         # MindSpore
-        ("train --config_path x.yaml --extra --amp_level O0 --batch_size 48 --start_epoch 0 --num_parallel_workers 8",
+        ("train --config_path x.yaml --extra --batch_size 48 --num_parallel_workers 8",
          "--config x.yaml --batch-size 48 DATA.NUM_WORKERS 8"),
         ("train --amp_level O2 --base_lr 1e-3 --warmup_length 5", "TRAIN.AMP O2 TRAIN.BASE_LR 1e-3 "
          "TRAIN.WARMUP_EPOCHS 5"),
         ("val --checkpoint x.ckpt --extra --data_url /imagenet/", "--pretrained x.ckpt --data-path /imagenet/"),
         ("predict DATA --checkpoint CKPT --arch t2t_vit_19", "DATA --pretrained CKPT --config configs/t2t_vit_19.yaml"),
-        ("export --config X.yaml --file_format ONNX --arch t2t_vit_19",
-         "--config X.yaml --format onnx MODEL.NAME t2t_vit_19"),
-        ("val --arch t2t_vit_19 --checkpoint CKPT", "--config configs/t2t_vit_19.yaml --pretrained CKPT"),
-        ("train --config_path X.yaml --arch t2t_vit_19 --epochs 310",
-         "--config X.yaml MODEL.NAME t2t_vit_19 TRAIN.EPOCHS 310 TRAIN.COOLDOWN_EPOCHS 0"),
-        ("predict DATA --checkpoint C --output predictions.json", "DATA --pretrained C --json-ids predictions.json"),
+        ("train --config_path X.yaml --arch t2t_vit_19", "--config X.yaml MODEL.NAME t2t_vit_19"),
         # official
-        ("train data --model t2t_vit_14 -j 4 --warmup-epochs 5 --model-ema --model-ema-decay 0.999 --aa v0 --opt adamw",
+        ("train data --model t2t_vit_14 -j 4 --warmup-epochs 5 --model-ema-decay 0.999 --aa v0 --opt adamw",
          "data --config configs/t2t_vit_14.yaml DATA.NUM_WORKERS 4 TRAIN.WARMUP_EPOCHS 5 TRAIN.EMA_DECAY 0.999 "
          "AUG.AUTO_AUGMENT v0 TRAIN.OPTIMIZER adamw"),
-        ("train data --reprob 0.1 --smoothing=0.2 --train-interpolation bicubic --log-interval 9 --sched cosine",
+        ("train data --reprob 0.1 --smoothing=0.2 --train-interpolation bicubic --log-interval 9",
          "data AUG.ERASE_PROB 0.1 TRAIN.LABEL_SMOOTHING 0.2 AUG.INTERPOLATION bicubic TRAIN.LOG_EVERY 9"),
-        ("train data --model t2t_vit_7 --epochs 100", "data --config configs/t2t_vit_7.yaml TRAIN.EPOCHS 100"),
-        ("train data --epochs=100 --cooldown-epochs 5", "data TRAIN.EPOCHS 100 TRAIN.COOLDOWN_EPOCHS 5"),
         ("val path/to/data --model t2t_vit_14 -b 100 --eval_checkpoint ckpt",
          "path/to/data --config configs/t2t_vit_14.yaml --batch-size 100 --pretrained ckpt"),
         ("train data --model t2t_vit_7 -b 64 --lr 1e-3 --weight-decay .03 --amp --img-size 224",
          "data --config configs/t2t_vit_7.yaml --batch-size 64 TRAIN.BASE_LR 1e-3 TRAIN.WEIGHT_DECAY .03 TRAIN.AMP O1 "
          "DATA.IMAGE_SIZE 224"),
-        ("train --lr 0.05 --b 64 --num-classes 10 --transfer-learning True --transfer-model ckpt",
-         "TRAIN.BASE_LR 0.05 --batch-size 64 MODEL.NUM_CLASSES 10 --pretrained ckpt"),
     ],
 )  # fmt: skip
-def test_options_of_others_are_rewritten_and_told(theirs, ours, capsys):
+def test_options_of_other_programs_are_rewritten(theirs, ours, capsys):
     assert translated(theirs) == ours
     assert capsys.readouterr().err == f"note: read as {theirs.split()[0]}.py {ours}\n"
 
@@ -87,49 +77,29 @@ def test_options_of_others_are_rewritten_and_told(theirs, ours, capsys):
         "train --config x.yaml --batch-size 4 TRAIN.EPOCHS 3 --resume none --force",
         "val --split train --batch-size=4 MODEL.QK_SCALE -1",
         "predict a.png --output runs",
-        "val --output predictions.json",
-        "predict a.png --json -b --top-k 3",  # the value of --json is lost either way, argparse says so
         "export --format onnx -- -cfg",
-        "val --no-such-flag -x -cfg",  # a last option without its value
+        "val --no-such-flag -x -cfg",  # the last option has no value
         "val -eval=7",
+        "train -eval",
         "predict -eval",
     ],
 )
-def test_our_own_words_and_unknown_ones_stay(line, capsys):
-    assert translated(line) == " ".join(line.split()[1:]).replace("--json -b --top-k", "--json --batch-size --top-k")
-    assert not capsys.readouterr().err or "-b" in line
+def test_our_own_and_unknown_words_stay(line, capsys):
+    assert translated(line) == " ".join(line.split()[1:])
+    assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "line, advice",
-    [
-        ("train -eval", "bash scripts/val.sh"),
-        ("train --eval_checkpoint x", "bash scripts/val.sh"),
-        ("train -ngpus=4", "GPUS=0,1,2,3 before bash scripts/train.sh"),
-        ("val --device_ids 0,1", "GPUS=0,1,2,3"),
-        ("train -last_epoch=9", "--resume FILE"),
-        ("train --start_epoch 3", "--resume FILE"),
-        ("train --checkpoint x", "--resume FILE goes on from a state, --pretrained FILE"),
-        ("train -dataset=cifar10", "--data-path DIR"),
-        ("export --file_format MINDIR", "--format is paddle, onnx or openvino"),
-        ("val --val_dir validation_preprocess", "val/, validation/ or test/"),
-        ("train data --scale 0.1 1.0", r'AUG.SCALE "\[0.08, 1.0\]"'),
-        ("train data --sched step", "a warm-up and a cosine"),
-        ("train --with_ema True", "TRAIN.EMA_DECAY, 0.0 for none"),
-        ("train --clip_grad_norm 1.0", "TRAIN.CLIP_NORM where use_clip_grad_norm is True; leave it out otherwise"),
-    ],
-)
-def test_options_without_an_equal_are_refused_with_what_to_do(line, advice, capsys):
+@pytest.mark.parametrize("line", ["train --epochs 310", "train --clip_grad_norm 1.0"])
+def test_options_without_an_equivalent_are_refused(line, capsys):
     with pytest.raises(SystemExit) as stopped:
         translated(line)
     assert stopped.value.code == 2
-    assert re.search(
-        f"error: .* is an option of another repository.*{advice}", capsys.readouterr().err.splitlines()[-1]
-    )
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: {line.split()[1]} is an option of another program; here: TRAIN." in error
 
 
 @pytest.mark.parametrize("rank, notes", [("0", 2), ("1", 0)])
-def test_one_process_of_a_launch_tells_what_is_read(rank, notes, monkeypatch, capsys):
+def test_only_the_main_process_prints_the_new_command(rank, notes, monkeypatch, capsys):
     monkeypatch.setenv("PADDLE_TRAINER_ID", rank)
     assert translated("train -batch_size 8") == "--batch-size 8"
     take_data_folder(argparse.Namespace(opts=[str(ROOT)], data_path=None))
@@ -140,13 +110,10 @@ def test_every_right_hand_side_exists():
     ours = set(all_keys())
     known = {option for module in COMMANDS.values() for option in module.parser()._option_string_actions}
     for name, new in [*OPTIONS.items(), *KEYS.items()]:
-        words = new.split()
-        if not isinstance(new, Advice) and words and words[0] != "{}":
-            assert words[0] in (known if words[0].startswith("-") else ours), name
+        first = new.replace(",", "").split()[0] if new not in ("", "{}") else ""
+        assert not first or first in (known if first.startswith("-") else ours), name
         for key in re.findall(r"\b[A-Z]+\.[A-Z0-9_.]*[A-Z]", new):
-            assert key in ours or key.startswith("MODEL.PIT."), name
-        for option in re.findall(r"--[a-z-]+", new):
-            assert option in known, name
+            assert key in ours, name
     assert not ours & set(KEYS)
 
 
@@ -157,19 +124,21 @@ def test_a_config_of_another_repository_is_refused_with_our_keys(tmp_path):
     )
     line = error_line("val", "--config", path)
     assert line == (
-        f"error: {path} has keys of another repository, which must be renamed: DATA_PATH.TRAIN_DATASET_LABEL_PATH "
-        "(here: DATA.TRAIN_LIST), TRAIN.VAL_BATCH_SIZE (here: VAL.BATCH_SIZE), SCHEDULER.END_LR (here: TRAIN.MIN_LR)"
+        f"error: {path} has keys of another program, which must be renamed or removed: "
+        "DATA_PATH.TRAIN_DATASET_LABEL_PATH (here: DATA.TRAIN_LIST), TRAIN.VAL_BATCH_SIZE (here: VAL.BATCH_SIZE), "
+        "SCHEDULER.END_LR (here: TRAIN.MIN_LR)"
     )
     path.write_text("SCHEDULER: {NUM_EPOCHS: 300}\nTRAIN: {NUM_EPOCHS: 300}\nepochs: 310\n")
     with pytest.raises(UserError) as error:
         load_config(path)
-    assert str(error.value).count("(here: TRAIN.EPOCHS, and TRAIN.COOLDOWN_EPOCHS 0 where the number") == 3
-    path.write_text("base_lr: 0.001\narch: t2t_vit_19\n")
-    with pytest.raises(UserError, match=r"base_lr \(here: TRAIN.BASE_LR\), arch \(here: MODEL.NAME\)"):
+    assert str(error.value).count("(here: TRAIN.EPOCHS, with TRAIN.COOLDOWN_EPOCHS 0 if this is the number") == 3
+    path.write_text("base_lr: 0.001\narch: t2t_vit_19\ndump_graph: False\n")
+    named = r"base_lr \(here: TRAIN.BASE_LR\), arch \(here: MODEL.NAME\), dump_graph$"
+    with pytest.raises(UserError, match=named):
         load_config(path)
 
 
-def test_every_key_of_paddlevits_pit_is_named(tmp_path):
+def test_keys_of_paddlevits_pit_are_named(tmp_path):
     path = tmp_path / "pit_ti.yaml"
     path.write_text(
         "DATA: {IMAGE_SIZE: 224}\nMODEL: {NAME: pit_ti, PATCH_SIZE: 16, STRIDE: 8, BASE_DIMS: [32, 32, 32], "
@@ -218,7 +187,7 @@ def test_training_takes_the_folder_of_its_split(tmp_path):
     assert "train is no val folder; give the folder above it" in line
 
 
-def test_a_training_by_official_options_is_ours(tmp_path):
+def test_training_with_official_options_is_the_same(tmp_path):
     ours = ["--config", "configs/lit_data.yaml", "--data-path", "lit_data", "--batch-size", 50, "TRAIN.BASE_LR", 2e-3,
             "TRAIN.WEIGHT_DECAY", 0.1]  # fmt: skip
     theirs = ["lit_data", "--model", "lit_data", "-b", 50, "--lr", 2e-3, "--weight-decay", ".1"]
@@ -228,7 +197,7 @@ def test_a_training_by_official_options_is_ours(tmp_path):
     assert (tmp_path / "ours/metrics.jsonl").read_text() == (tmp_path / "theirs/metrics.jsonl").read_text()
 
 
-def test_predict_writes_mindspores_form(tmp_path):
+def test_predict_writes_the_format_of_mindspore(tmp_path):
     for name in ("a", "b"):
         shutil.copy(ROOT / "lit_data/val/3/0045.png", tmp_path / f"{name}.png")
     (tmp_path / "c.png").write_text("no image")
@@ -244,6 +213,6 @@ def test_predict_writes_mindspores_form(tmp_path):
     assert json.loads(target.read_text()) == {f"{tmp_path}/a.png": 3}
 
 
-def test_a_data_folder_that_is_not_there_is_told():
+def test_missing_data_folder_is_an_error():
     done = tool("train", "/absent/imagenet", "--model", "t2t_vit_7", "--lr", "1e-3", status=1)
     assert done.stderr.splitlines()[-1].startswith("error: data folder /absent/imagenet not found")

@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import load_config, to_seconds
+from t2t_vit.config import accumulation, load_config
+from t2t_vit.config_values import to_seconds
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.runs import interruption
@@ -278,3 +279,27 @@ def test_short_run_is_told_of_its_average(epochs, told, tmp_path, caplog):
     warnings = [record.getMessage() for record in caplog.records if "EMA_DECAY" in record.getMessage()]
     assert bool(warnings) == bool(told)
     assert not told or f"set TRAIN.EMA_DECAY {told} or VAL.BEST raw" in warnings[0]
+
+
+# --- Images of one step over all processes ---
+
+
+@pytest.mark.parametrize("processes, batch, passes", [(1, 64, 8), (8, 64, 1), (4, 64, 2), (4, 128, 1), (3, 64, None)])
+def test_global_batch_is_the_same_on_any_number_of_cards(processes, batch, passes):
+    cfg = load_config(ROOT / "configs/t2t_vit_7.yaml", [("TRAIN.BATCH_SIZE", str(batch))])
+    if passes:
+        assert accumulation(cfg, processes) == passes
+        return
+    message = "TRAIN.GLOBAL_BATCH 512 is not a multiple of TRAIN.BATCH_SIZE 64 x 3 process.es.; "
+    with pytest.raises(UserError, match=message + "set another number of processes, or TRAIN.GLOBAL_BATCH 576"):
+        accumulation(cfg, processes)
+    with pytest.raises(UserError, match="set TRAIN.BATCH_SIZE 32, or TRAIN.GLOBAL_BATCH 1024"):
+        accumulation(cfg, 16)
+
+
+def test_passes_of_the_command_line_win_over_the_files_global_batch():
+    recipe = ROOT / "configs/t2t_vit_7.yaml"
+    assert accumulation(load_config(recipe, [("TRAIN.ACCUM_STEPS", "3")]), 1) == 3
+    both = [("TRAIN.ACCUM_STEPS", "3"), ("TRAIN.GLOBAL_BATCH", "128")]
+    assert accumulation(load_config(recipe, both), 1) == 2
+    assert accumulation(load_config(ROOT / "configs/lit_data.yaml", [("TRAIN.ACCUM_STEPS", "3")]), 2) == 3

@@ -14,7 +14,7 @@ import time
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, tool
 
-CATS, DOGS = "n01440764", "n01443537"  # classes 0 and 1 of configs/imagenet1k_classes.tsv
+CATS, DOGS = "n01440764", "n01443537"  # classes 0 and 1 of imagenet1k_classes.tsv
 DIGITS = [path.read_bytes() for path in sorted((ROOT / "lit_data/val").glob("*/*.png"))]
 
 

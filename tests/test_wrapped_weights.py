@@ -102,7 +102,7 @@ def test_the_model_that_a_file_names_is_believed_where_shapes_do_not_tell(tmp_pa
         torch.save({"state_dict": state, **said}, source)
         assert read_weights(source).variant == "t2t_vit_14_resnext"
     load_pretrained(model, source)
-    with pytest.raises(UserError, match="is of t2t_vit_14_resnext by .*: set MODEL.NAME t2t_vit_14_res"):
+    with pytest.raises(UserError, match="says that it holds t2t_vit_14_resnext, but .*: set MODEL.NAME t2t_vit_14_res"):
         load_pretrained(other, source)
     convert.main(convert.parser().parse_args([str(source), "--output", str(output)]))
     assert "--model t2t_vit_14_resnext, the one that the file names" in capsys.readouterr().out

@@ -96,7 +96,7 @@ def check_options(args, kind):
 
 def default_threads(kind):
     """As many as this process has, which `run` has set; to see growth, doubling up to them."""
-    from t2t_vit.common.threads import asked_threads
+    from t2t_vit.common.runtime import asked_threads
 
     most = asked_threads()
     return sorted({*(2**power for power in range(most.bit_length())), most}) if kind == "growth" else [most]
@@ -106,13 +106,13 @@ def chosen_configs(args, cfg, kind, names):
     """The config of the command line, or those of the named models."""
     from t2t_vit.common.errors import UserError
     from t2t_vit.config import load_config
-    from t2t_vit.models.zoo import list_models, model_family
+    from t2t_vit.models.zoo import family_of, list_models
 
     if names and args.config:
         raise UserError(f"give models ({' '.join(names)}) or --config, not both")
     for name in names:
         try:
-            name == "all" or model_family(name)
+            name == "all" or family_of(name)
         except ValueError as error:
             hint = "a config is given by --config" if name.endswith((".yaml", ".yml")) else "or all?"
             raise UserError(f"{error} ({hint})") from None

@@ -4,7 +4,7 @@ Reads every image, reports what would stop or spoil a training, and prints the c
 """
 
 from t2t_vit import cli
-from t2t_vit.common.threads import cores
+from t2t_vit.common.runtime import cores
 
 
 def main(args, cfg):
@@ -25,4 +25,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    cli.run(main, parser(), needs_paddle=False)
+    cli.run(main, parser(), paddle=False)

@@ -73,4 +73,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    run(main, parser(), needs_paddle=False)
+    run(main, parser(), paddle=False)

@@ -1,6 +1,6 @@
-"""Start a tool on the cards that GPUS names, and together with other machines if NNODES, MASTER and NODE_RANK are set.
+"""Start a command on the GPUs of the variable GPUS, and on several machines if NNODES, MASTER and NODE_RANK are set.
 
-python tools/launch.py tools/train.py [OPTION ...]: what scripts/*.sh run when GPUS or NNODES is set.
+scripts/*.sh run `python tools/launch.py tools/train.py [OPTION ...]` if GPUS or NNODES is set.
 """
 
 import argparse
@@ -12,17 +12,18 @@ import struct
 import sys
 from pathlib import Path
 
-from t2t_vit.cli import exit_with, import_quietly
+from t2t_vit.cli import exit_with
 from t2t_vit.common.errors import UserError, one_line
+from t2t_vit.common.runtime import import_quietly
 
-_SEVERAL = ("train", "val")  # tools that run as several processes
-# Settings of Paddle's launcher that would silently replace the options below.
+_SEVERAL = ("train", "val")  # commands that run as several processes
+# Variables that would silently override the options of Paddle's launcher below.
 _OVERRIDES = ("POD_IP", "PADDLE_MASTER", "PADDLE_NNODES", "PADDLE_RANK", "PADDLE_DEVICES", "PADDLE_LOG_DIR")
 _SIOCGIFADDR = 0x8915  # of ioctl(2): the address of an interface (Linux)
 
 
 def main(args):
-    """Become the tool, or Paddle's launcher of it."""
+    """Replace this process by the command, or run Paddle's launcher with it."""
     words, environment = args.words, os.environ
     tool = Path(words[0])
     options = []
@@ -39,7 +40,7 @@ def main(args):
     for name in _OVERRIDES:
         environment.pop(name, None)
     import_quietly()
-    from paddle.distributed.launch.main import launch
+    from paddle.distributed.launch.main import launch  # after import_quietly, and only if several processes start
 
     logs = Path(__file__).resolve().parent.parent / "log/launch"
     sys.argv = ["paddle.distributed.launch", "--log_dir", str(logs), *options, *words]
@@ -47,11 +48,11 @@ def main(args):
 
 
 def chosen_gpus(text):
-    """GPUS, such as "0,1" or "all", as what Paddle's launcher takes; each must be a card that Paddle can use."""
+    """GPUS, such as "0,1" or "all", for Paddle's launcher. Raises UserError for a GPU that Paddle cannot use."""
     import_quietly()
-    from t2t_vit.parallel.processes import require_gpu
+    from t2t_vit.parallel import gpu  # imports paddle, whose warnings import_quietly hides
 
-    count = require_gpu(f"GPUS is {text}")
+    count = gpu.require(f"GPUS is {text}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     cards = [str(card) for card in range(count)] if visible == "all" else [card.strip() for card in visible.split(",")]
     named = cards if text.strip() == "all" else [card.strip() for card in text.split(",")]
@@ -61,7 +62,7 @@ def chosen_gpus(text):
 
 
 def nodes(environment):
-    """Options of Paddle's launcher for NNODES, MASTER and NODE_RANK."""
+    """Options of Paddle's launcher from NNODES, MASTER and NODE_RANK."""
     count = _number(environment, "NNODES", 1)
     if count == 1:
         return ["--nnodes", "1"]
@@ -80,26 +81,26 @@ def nodes(environment):
     print(f"machine {node_rank} of {count} is {own}, the first is {first}:{port}", file=sys.stderr)
     if ipaddress.ip_address(first).is_loopback:
         print(f"warning: MASTER is {master}: only launchers on this machine can join", file=sys.stderr)
-    # The launchers talk HTTP, by way of a proxy if HTTP_PROXY names one.
+    # The launchers use HTTP, which would go through a proxy if HTTP_PROXY is set.
     named = environment.get("no_proxy") or environment.get("NO_PROXY")
     environment["no_proxy"] = f"{named},{first}" if named else first
-    if interface := _interface(own):  # gloo, too, takes the address of this machine's name
+    if interface := _interface(own):  # gloo, too, uses the address of this machine's name
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     return ["--nnodes", str(count), "--master", f"{first}:{port}", "--rank", str(node_rank), "--host", own]
 
 
 def addresses(host, node_rank):
-    """IPv4 addresses of the first machine and of this one, as the machines reach each other.
+    """IPv4 addresses of the first machine and of this one, at which they can reach each other.
 
-    Paddle's launcher takes the address of this machine's name, which Debian maps to 127.0.1.1, and serves the others
-    only if that is MASTER's text (launch/context/node.py and controllers/master.py, paddle 2.6.2 and 3.3.1).
+    Paddle's launcher uses the address of this machine's name, which Debian maps to 127.0.1.1, and serves the others
+    only if it equals the text of MASTER (launch/context/node.py and controllers/master.py, paddle 2.6.2 and 3.3.1).
     """
     try:
         first = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
     except (OSError, UnicodeError) as error:
         raise UserError(f"MASTER names {host}, which has no IPv4 address here ({one_line(error)})") from None
     if ipaddress.ip_address(first).is_loopback and host != first and host != "localhost":
-        first = _own_address("192.0.2.1")  # of the route outside; a name of this machine, as in Debian's /etc/hosts
+        first = _own_address("192.0.2.1")  # the name is this machine's, as in Debian's /etc/hosts
         if not first:
             raise UserError(f"MASTER names {host}, which is only a loopback address here; give the machine's address")
     if node_rank > 0:
@@ -109,14 +110,14 @@ def addresses(host, node_rank):
             probe.bind((first, 0))
         except OSError:
             raise UserError(
-                f"NODE_RANK is 0 here, but MASTER {host} ({first}) is no address of this machine; "
-                "NODE_RANK is 0 on the machine that MASTER names"
+                f"NODE_RANK is 0 here, but MASTER {host} ({first}) is not an address of "
+                "this machine; NODE_RANK is 0 on the machine that MASTER names"
             ) from None
     return first, first
 
 
 def _own_address(other):
-    """Address of this machine on the route to another; None without a route."""
+    """Address of this machine on the route to `other`; None without a route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((other, 9))  # sends nothing
@@ -126,12 +127,12 @@ def _own_address(other):
 
 
 def _interface(address):
-    """Name of the network interface that has an IPv4 address; None if it is not known."""
+    """Name of the network interface with this IPv4 address; None if unknown."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
                 found = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))[20:24]
-            except OSError:  # it has no address, or this is no Linux
+            except OSError:  # no address, or not Linux
                 continue
             if socket.inet_ntoa(found) == address:
                 return name

@@ -9,25 +9,21 @@ import shlex
 import sys
 from pathlib import Path
 
-from t2t_vit.cli import common_parser, import_paddle, not_empty, run
+from t2t_vit.cli import common_parser, not_empty, run
 
 
 def main(args, cfg):
-    from t2t_vit.common import ranks
     from t2t_vit.common.errors import UserError
     from t2t_vit.config import resolve
-    from t2t_vit.parallel.lifeline import FailureMonitor
 
     teacher = {"DISTILL.TEACHER", "DISTILL.WEIGHTS"}.intersection(args.opts[::2])
     if teacher and not cfg.DISTILL.TYPE:
         raise UserError(f"{min(teacher)} is given, but DISTILL.TYPE '' listens to no teacher; set hard or soft")
-    ranks.check()
-    with FailureMonitor(resolve(cfg.LOG) / f"{cfg.NAME}.log") as lifeline:
-        import_paddle(cfg.DEVICE, several=True)
-        _train(args, cfg, lifeline)
+    args.monitor.send(log=str(resolve(cfg.LOG) / f"{cfg.NAME}.log"))
+    _train(args, cfg, args.monitor)
 
 
-def _train(args, cfg, lifeline):
+def _train(args, cfg, monitor):
     from t2t_vit.common.errors import UserError, one_line
     from t2t_vit.common.logger import log, setup_logging, write_to_file_only
     from t2t_vit.data.layout import above_train
@@ -38,7 +34,7 @@ def _train(args, cfg, lifeline):
     processes.setup(cfg)
     setup_logging(main=processes.is_main())
     with InterruptHandler(cfg.TRAIN, args.started) as watch:
-        trainer = _prepare(args, above_train(cfg), watch, lifeline)
+        trainer = _prepare(args, above_train(cfg), watch, monitor)
         try:
             trainer.fit()
         except Stopped as stopped:
@@ -54,11 +50,11 @@ def _train(args, cfg, lifeline):
         processes.barrier()
 
 
-def _prepare(args, cfg, watch, lifeline):
+def _prepare(args, cfg, watch, monitor):
     """Trainer at the point where the run begins or goes on, with its files ready."""
     from t2t_vit.common.files import display_path
     from t2t_vit.common.logger import log, log_to_file
-    from t2t_vit.config import with_classes
+    from t2t_vit.config import accumulation, with_classes, with_keys
     from t2t_vit.data.dataset import load_data
     from t2t_vit.parallel import processes
     from t2t_vit.runs.run_folder import RunFolder
@@ -73,6 +69,7 @@ def _prepare(args, cfg, watch, lifeline):
     from t2t_vit.training.trainer import Trainer
     from t2t_vit.weights.download import local_file
 
+    cfg = with_keys(cfg, {"TRAIN.ACCUM_STEPS": accumulation(cfg, processes.world_size())})
     folder = RunFolder(cfg)
     path = state = None
     if processes.is_main():  # the others may run on a machine without these files
@@ -105,8 +102,8 @@ def _prepare(args, cfg, watch, lifeline):
                 )
         path = folder.log if state else folder.log_until_begun()
         log_to_file(path)
-        lifeline.tell(log=str(path))
-    trainer.tell_saved = lambda: lifeline.tell(hint=trainer.how_to_continue())
+        monitor.send(log=str(path))
+    trainer.tell_saved = lambda: monitor.send(hint=trainer.how_to_continue())
     trainer.tell_saved()
     processes.barrier()
     return trainer
@@ -151,4 +148,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    run(main, parser(), imports_paddle=False)
+    run(main, parser(), processes="checked")

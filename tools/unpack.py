@@ -32,7 +32,7 @@ def parser():
         type=not_empty,
         metavar="FILE",
         help="classes of the images of ILSVRC2012_img_val.tar: 'ILSVRC2012_val_00000001.JPEG 65' lines with the ids of "
-        "configs/imagenet1k_classes.tsv, or Kaggle's LOC_val_solution.csv; default: val_list.txt or "
+        "imagenet1k_classes.tsv, or Kaggle's LOC_val_solution.csv; default: val_list.txt or "
         "LOC_val_solution.csv in the archives. Not ILSVRC2012_validation_ground_truth.txt, which numbers the classes "
         "in another order",
     )

@@ -1,41 +1,58 @@
-"""Pictures to look at: python tools/visualize.py PICTURE [options] [KEY VALUE ...].
+"""Draw pictures to look at: python tools/visualize.py PICTURE [options] [KEY VALUE ...]."""
 
-PICTURE is one of `PICTURES`; `visualize.py PICTURE --help` tells what it takes.
-"""
-
-import importlib
+import argparse
 import sys
 
-from t2t_vit.cli import common_parser, exit_with, first_word, run
+from t2t_vit.cli import exit_with, run, split_images
+from t2t_vit.pictures import options
 
 PICTURES = {
-    "augment": "what training sees of images",
-    "attention": "where a model looks",
-    "features": "what the layers of a model make of images",
-    "curves": "training runs by epoch",
-    "predictions": "images with what a model takes them for, and which classes it confuses",
+    "augment": ("training images after augmentation and mixing", options.augment_parser),
+    "attention": ("where a model looks", options.attention_parser),
+    "features": ("what the layers of a model make of images", options.features_parser),
+    "curves": ("loss and accuracy of training runs by epoch", options.curves_parser),
+    "predictions": ("images with their predictions, and which classes are confused", options.predictions_parser),
 }
 
 
-def main(args, _):
-    from t2t_vit.common.errors import UserError
+def draw(args, cfg):
+    from t2t_vit.pictures import attention, augment, features, predictions  # import paddle, which `run` prepares
 
-    raise UserError(f"give {args.words} before the options: visualize.py {args.words} ...")
+    functions = {
+        "augment": augment.draw_augment,
+        "attention": attention.draw_attention,
+        "features": features.draw_features,
+        "predictions": predictions.draw_predictions,
+    }
+    return functions[args.picture](args, cfg)
+
+
+def draw_curves(args):
+    from t2t_vit.pictures.curves import draw_curves  # after --help
+
+    draw_curves(args)
 
 
 def parser():
-    described = "; ".join(f"{name}: {what}" for name, what in PICTURES.items())
-    parser = common_parser(f"Pictures to look at. {described}.", batch_size_key="VAL.BATCH_SIZE")
-    parser.usage = f"visualize.py {{{','.join(PICTURES)}}} [options] [KEY VALUE ...]; --help after it tells its options"
+    parser = argparse.ArgumentParser(
+        description="Draw pictures to look at.",
+        usage="visualize.py PICTURE [options] [KEY VALUE ...]",
+        epilog="visualize.py PICTURE --help lists the options of a picture.",
+    )
+    described = "; ".join(f"{name}: {what}" for name, (what, _) in PICTURES.items())
+    parser.add_argument("picture", choices=PICTURES, metavar="PICTURE", help=described)
     return parser
 
 
+def main(words):
+    picture = parser().parse_args(words[:1]).picture
+    picture_parser, words = PICTURES[picture][1](), words[1:]
+    if picture == "curves":  # reads no config and needs no paddle
+        exit_with(lambda: picture_parser.parse_args(words), draw_curves)
+    picture_parser.set_defaults(picture=picture)
+    takes_images = picture in ("attention", "features")
+    run(draw, picture_parser, words, split_words=split_images if takes_images else None)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and sys.argv[1] in PICTURES:
-        picture = importlib.import_module(f"t2t_vit.pictures.{sys.argv[1]}")
-        if getattr(picture, "READS_CONFIG", True):
-            run(picture.main, picture.parser(), sys.argv[2:], split_words=getattr(picture, "split_words", None))
-        else:
-            exit_with(lambda: picture.parser().parse_args(sys.argv[2:]), picture.main)
-    else:
-        run(main, parser(), split_words=first_word("picture", PICTURES))
+    main(sys.argv[1:])

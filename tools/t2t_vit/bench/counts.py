@@ -17,7 +17,7 @@ def count(cfg):
     """
     with paddle.LazyGuard():  # shapes and no values
         model = build_model(cfg)
-    products = macs.products(model, cfg.MODEL.NAME)
+    products = macs.products(model)
     parameters = model.parameters()
     total = sum(parameter.size for parameter in parameters)
     return {

@@ -10,7 +10,7 @@ from pathlib import Path
 import paddle
 
 from t2t_vit.bench.rounds import Timed, finished
-from t2t_vit.common.threads import cores
+from t2t_vit.common.runtime import cores
 
 CORES = cores()
 SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 512, 2048))  # of the products among which the best is found

@@ -9,10 +9,11 @@ Sizes: N tokens, C width, h heads, E token width and m random features of the T2
 import math
 from dataclasses import dataclass
 
-from t2t_vit.models.zoo import model_family
+from paddle import nn
 
-ATTENTION = "attention"  # in names of the two products between the tokens of a backbone's block
-TOKENS = "tokens_to_token."
+from t2t_vit.models.layers import in_head
+
+TOKEN_MODULE = "tokens_to_token."
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Product:
     inner: int
     columns: int
     count: int = 1
+    is_attention: bool = False  # between the tokens of a block of the backbone
 
     @property
     def macs(self):
@@ -34,79 +36,53 @@ class Product:
         return self.count * self.rows * self.columns
 
 
-def products(model, name):
-    """Every matrix product of one image in a model, built under whatever name of `models.list_models()`.
+def products(model):
+    """Every matrix product that the architecture does for one image, in the order of the forward pass.
 
-    Layers are found by the names and shapes of their weights, token numbers by the model's grids; the weights' values
-    are not read (`paddle.LazyGuard` will do).
+    The weights' values are not read (`paddle.LazyGuard` will do).
     """
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    return list(_FAMILIES[model_family(name)](model, shapes))
+    names = {id(layer): name for name, layer in model.named_sublayers()}
+    return [
+        product
+        for part, positions, is_block in _parts(model)
+        for name, layer in part.named_sublayers(prefix=names[id(part)], include_self=True)
+        for product in _layer_products(name, layer, positions, is_block)
+    ]
 
 
 def macs(products, attention=True):
     """MACs of the products, with or without those between the tokens of the backbone's blocks."""
-    return sum(product.macs for product in products if attention or ATTENTION not in product.name.split())
+    return sum(product.macs for product in products if attention or not product.is_attention)
 
 
 def token_module(products):
-    """The products of the T2T module alone; those of a PiT have none."""
-    return [product for product in products if product.name.startswith(TOKENS)]
+    """The products of the T2T module alone; a PiT has none."""
+    return [product for product in products if product.name.startswith(TOKEN_MODULE)]
 
 
-def _t2t(model, shapes):
-    grids = [math.prod(grid) for grid in model.tokens_to_token.grids]
-    for i, N in enumerate(grids[:-1]):
-        yield from _layers(shapes, f"{TOKENS}soft_split{i}.", N)
-        yield from _layers(shapes, f"{TOKENS}attention{i + 1}.", N)
-        yield from _token_products(shapes, f"{TOKENS}attention{i + 1}.", N)
-    yield from _layers(shapes, f"{TOKENS}project.", grids[-1])
-    for i, block in enumerate(model.blocks):
-        yield from _block(block, shapes, f"blocks.{i}.", 1 + grids[-1])
-    yield from _layers(shapes, "head.", 1)
-
-
-def _token_products(shapes, prefix, N):
-    """Products between the tokens of a layer of the T2T module; a convolution has none."""
-    if f"{prefix}w" in shapes:
-        m, E = shapes[f"{prefix}w"]
-        yield Product(f"{prefix}w of k and q", N, E, m, count=2)
-        yield Product(f"{prefix}k v", m, N, E)
-        yield Product(f"{prefix}q (k v)", N, m, E)
-    elif f"{prefix}attn.qkv.weight" in shapes:
-        E = shapes[f"{prefix}attn.qkv.weight"][1] // 3
-        yield Product(f"{prefix}q k", N, E, N)
-        yield Product(f"{prefix}(q k) v", N, N, E)
-
-
-def _pit(model, shapes):
+def _parts(model):
+    """(layer, positions at which it runs, whether it is a block) in the order of the forward pass."""
     T = model.cls_token.shape[1]
-    grid = model.pos_embed.shape[2:]
-    yield from _layers(shapes, "patch_embed.", math.prod(grid))
-    for stage, transformer in enumerate(model.transformers):
-        if stage:
-            grid = [(length + 1) // 2 for length in grid]
-            yield from _layers(shapes, f"pools.{stage - 1}.conv.", math.prod(grid))
-            yield from _layers(shapes, f"pools.{stage - 1}.fc.", T)
-        for i, block in enumerate(transformer.blocks):
-            yield from _block(block, shapes, f"transformers.{stage}.blocks.{i}.", T + math.prod(grid))
-    yield from _layers(shapes, "head.", 1)
-    yield from _layers(shapes, "head_dist.", 1)
+    for stage in model.stages():
+        yield stage.layer, math.prod(stage.grid), False
+    for place in model.backbone():
+        N = math.prod(place.grid)
+        if place.pool is not None:
+            yield place.pool.conv, N, False
+            yield place.pool.fc, T, False
+        yield place.block, T + N, True
+    for name, layer in model.named_children():
+        if in_head(name):
+            yield layer, 1, False
 
 
-def _block(block, shapes, prefix, N):
-    yield from _layers(shapes, prefix, N)
-    C, h = shapes[f"{prefix}attn.qkv.weight"][0], block.attn.num_heads
-    yield Product(f"{prefix}attn {ATTENTION} q k", N, C // h, N, count=h)
-    yield Product(f"{prefix}attn {ATTENTION} (q k) v", N, N, C // h, count=h)
-
-
-def _layers(shapes, prefix, positions):
-    """Linear layers (in, out) and convolutions (out, in / groups, kernel, kernel) that run at so many positions."""
-    for name, shape in shapes.items():
-        if name.startswith(prefix) and name.endswith("weight") and len(shape) > 1:
-            inner, columns = shape if len(shape) == 2 else (math.prod(shape[1:]), shape[0])
-            yield Product(name, positions, inner, columns)
-
-
-_FAMILIES = {"T2T": _t2t, "PIT": _pit}
+def _layer_products(name, layer, positions, in_block):
+    """The products of one layer without those of its sublayers."""
+    if isinstance(layer, nn.Linear):
+        yield Product(f"{name}.weight", positions, *layer.weight.shape)  # (in, out)
+    elif isinstance(layer, nn.Conv2D):
+        out, *window = layer.weight.shape  # (out, in / groups, kernel, kernel)
+        yield Product(f"{name}.weight", positions, math.prod(window), out)
+    elif hasattr(layer, "token_products"):
+        for count, rows, inner, columns in layer.token_products(positions):
+            yield Product(f"{name} tokens", rows, inner, columns, count, in_block)

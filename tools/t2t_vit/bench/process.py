@@ -12,8 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from t2t_vit.cli import import_paddle
-from t2t_vit.common.allocator import keep_freed_memory
 from t2t_vit.common.errors import UserError
+from t2t_vit.common.runtime import keep_freed_memory
 from t2t_vit.config import default_config, with_keys
 from t2t_vit.data.workers import end_with_parent
 

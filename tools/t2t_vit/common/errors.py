@@ -1,14 +1,14 @@
-"""How a failure is told: the exception that means "the user can mend this", and one line for any."""
+"""Errors that a user can fix, and error messages in one line."""
 
 import unicodedata
 
 
 class UserError(Exception):
-    """A mistake or a circumstance outside the program, told in one line that names the file, key or value."""
+    """A mistake of the user or a problem outside the program. The message, one line, names the file, key or value."""
 
 
 def one_line(error):
-    """What an error says, without line breaks and control characters."""
+    """The message of an error in one printable line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError) and error.strerror:
@@ -18,10 +18,10 @@ def one_line(error):
 
 
 def printable(text):
-    """`text` for a terminal or a log: line breaks and other control characters escaped, such as \\x1b or \\u202e.
+    """`text` with line breaks and other control characters escaped, such as \\x1b or \\u202e.
 
-    Names of files and classes are chosen by strangers: an escape sequence would act on the terminal, a line break forge
-    a line of ours.
+    File and class names may come from a stranger: an escape sequence would control the terminal, and a line break would
+    fake a line of the log.
     """
     text = str(text)
     if text.isprintable():
@@ -30,6 +30,6 @@ def printable(text):
 
 
 def _is_control(char):
-    # Cc: control, Cf: format (writing direction), Cs: surrogates of undecodable names, Zl, Zp: line breaks. The two
-    # joiners belong to Persian words and emoji.
+    # Cc: control, Cf: format (writing direction), Cs: surrogates of undecodable names, Zl and Zp: line breaks. The two
+    # joiners are part of Persian words and emoji.
     return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\u200c\u200d"

@@ -13,17 +13,17 @@ log = logging.getLogger("t2t")
 
 
 class _Formatter(logging.Formatter):
-    """A record is one line, whatever the names in it hold."""
+    """Keeps a record on one line."""
 
     def format(self, record):
         return printable(super().format(record))
 
 
 class _TerminalHandler(logging.Handler):
-    """Prints above a progress bar, if there is one. A run that has a log file goes on without its terminal.
+    """Prints above a progress bar. If the terminal is gone, a run with a log file continues.
 
     Args:
-        aside: to stderr what is no warning too, as stdout is for something else.
+        aside: print everything to stderr, not only warnings, because stdout has the answers.
     """
 
     def __init__(self, aside):
@@ -41,22 +41,8 @@ class _TerminalHandler(logging.Handler):
             leave_terminal()
 
 
-def leave_terminal():
-    """Write to nowhere what would go to a terminal, or a program behind a pipe, that is gone."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a notebook's stream has no descriptor
-            os.dup2(nowhere, stream.fileno())
-
-
-def write_from_handler(text):
-    """Write to stderr from the handler of a signal, which may have come in the middle of another write."""
-    with contextlib.suppress(OSError, ValueError):  # closed, or a notebook's
-        os.write(sys.stderr.fileno(), text.encode())
-
-
 class _Backlog(logging.Handler):
-    """Keeps what is logged before the run has a log file."""
+    """Keeps records until the run has a log file."""
 
     def __init__(self):
         super().__init__()
@@ -66,8 +52,17 @@ class _Backlog(logging.Handler):
         self.records.append(record)
 
 
+class _FileHandler(logging.FileHandler):
+    """If the disk is full, log lines are lost; the run ends only when a state cannot be saved."""
+
+    def handleError(self, record):
+        if not getattr(self, "failed", False):
+            self.failed = True
+            print(f"warning: {one_line(sys.exc_info()[1])}: {self.baseFilename} misses lines", file=sys.stderr)
+
+
 def setup_logging(main=True, aside=False):
-    """Send the log of the main process to the terminal; all of it to stderr if `aside`."""
+    """Print the log of the main process to the terminal; all of it to stderr if `aside`."""
     for handler in list(log.handlers):
         log.removeHandler(handler)
     log.setLevel(logging.INFO)
@@ -77,17 +72,8 @@ def setup_logging(main=True, aside=False):
         log.addHandler(handler)
 
 
-class _FileHandler(logging.FileHandler):
-    """A full disk costs the log its lines, not the run its life: that ends where a state cannot be saved."""
-
-    def handleError(self, record):
-        if not getattr(self, "failed", False):
-            self.failed = True
-            print(f"warning: {one_line(sys.exc_info()[1])}: {self.baseFilename} misses lines", file=sys.stderr)
-
-
 def log_to_file(path):
-    """Append the log to a file too, from its first line on."""
+    """Write the log to a file too, including the lines so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file_handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file_handler.setFormatter(_Formatter())
@@ -99,20 +85,34 @@ def log_to_file(path):
     log.addHandler(file_handler)
 
 
-@contextlib.contextmanager
-def above_progress_bars():
-    """What is printed inside appears above the progress bars, which are drawn again below it."""
-    with tqdm.external_write_mode(file=sys.stdout):
-        yield
-
-
 def write_to_file_only(line):
-    """Add a line to the log file that the terminal shows in another way."""
+    """Write a line to the log file that the terminal shows in another way."""
     for handler in log.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.emit(logging.makeLogRecord({"msg": line}))
 
 
+def leave_terminal():
+    """Redirect stdout and stderr to /dev/null, because the terminal or the reader of a pipe is gone."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a notebook's stream has no descriptor
+            os.dup2(nowhere, stream.fileno())
+
+
+def write_from_handler(text):
+    """Write to stderr from a signal handler, which may interrupt another write."""
+    with contextlib.suppress(OSError, ValueError):  # closed, or a notebook's stream
+        os.write(sys.stderr.fileno(), text.encode())
+
+
+@contextlib.contextmanager
+def above_progress_bars():
+    """Let print() write above the progress bars."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        yield
+
+
 def progress_bar(iterable, **options):
-    """tqdm on a terminal, nothing elsewhere; gone when done."""
+    """A tqdm bar that disappears when done; only on a terminal."""
     return tqdm(iterable, disable=None, leave=False, dynamic_ncols=True, **options)

@@ -1,14 +1,14 @@
-"""YAML that a stranger may have written: plain data, and no small text that stands for a large tree."""
+"""YAML files that may come from a stranger: plain data only, limited in depth and size."""
 
 import yaml
 
-_DEEPEST = 50
-_LONGEST = 10_000  # characters of a value
-_MOST = 1_000_000  # values, with those that aliases repeat
+_MAX_DEPTH = 50
+_MAX_CHARACTERS = 10_000  # of one value
+_MAX_VALUES = 1_000_000  # a value that aliases repeat counts each time
 
 
-class _Strict:
-    """Refuses a key that is given twice, of which YAML would keep the last."""
+class _UniqueKeys:
+    """Refuses a key that is given twice; YAML would keep the last."""
 
     def construct_mapping(self, node, deep=False):
         keys = set()
@@ -19,45 +19,45 @@ class _Strict:
         return super().construct_mapping(node, deep)
 
 
-class _Loader(_Strict, yaml.SafeLoader):
+class _Loader(_UniqueKeys, yaml.SafeLoader):
     pass
 
 
-class _FastLoader(_Strict, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """For files of programs: ten times as fast, but it does not know the `{KEY:}` that people write."""
+class _FastLoader(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Ten times as fast, for files that programs write. It does not read `{KEY:}`, which people write."""
 
 
 def load_yaml(text, fast=False):
-    """What a YAML text holds. Raises ValueError in one line."""
+    """Parse a YAML text. Raises ValueError with a message of one line."""
     loader = _FastLoader if fast else _Loader
     try:
         _check_text(text, loader)
         tree = yaml.load(text, Loader=loader)
         _check_tree(tree)
-    except Exception as error:  # PyYAML lets through what int, float and datetime raise at odd values
+    except Exception as error:  # also from int, float and datetime, at odd values
         raise ValueError(" ".join(str(error).split())[:500] or type(error).__name__) from None
     return tree
 
 
 def _check_text(text, loader):
-    """Refuse what takes the loader long, or too deep for the C stack."""
+    """Refuse deep nesting, which overflows the C stack, and long values, which take long to parse."""
     depth = 0
     for event in yaml.parse(text, Loader=loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
+        if depth > _MAX_DEPTH:
             raise ValueError("it is nested too deeply")
-        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _LONGEST:
-            raise ValueError(f"a value has more than {_LONGEST:,} characters")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MAX_CHARACTERS:
+            raise ValueError(f"a value has more than {_MAX_CHARACTERS:,} characters")
 
 
 def _check_tree(tree):
-    """Refuse aliases that repeat each other, or themselves, and numbers that no setting has."""
+    """Refuse aliases that repeat each other or themselves, and huge numbers."""
     rest, count = [tree], 0
     while rest:
         value = rest.pop()
         count += 1
-        if count > _MOST:
-            raise ValueError(f"it refers to itself, or stands for more than {_MOST:,} values")
+        if count > _MAX_VALUES:
+            raise ValueError(f"it refers to itself, or stands for more than {_MAX_VALUES:,} values")
         if isinstance(value, dict):
             rest.extend(value.values())
         elif isinstance(value, (list, tuple, set)):

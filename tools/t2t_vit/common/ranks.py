@@ -1,33 +1,38 @@
-"""Which of several processes this is, from what Paddle's launcher sets. Does not import paddle, which comes later."""
+"""Rank and number of processes, from the variables of Paddle's launcher. Does not import paddle."""
 
 import os
 
 from t2t_vit.common.errors import UserError
 
 NAMES = ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_TRAINER_ENDPOINTS", "PADDLE_CURRENT_ENDPOINT",
-          "PADDLE_LOCAL_SIZE")  # fmt: skip
+         "PADDLE_LOCAL_SIZE")  # fmt: skip
 
 
 def rank():
-    """Number of this process, 0 to world_size() - 1."""
+    """Index of this process, 0 to world_size() - 1."""
     return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 
 
 def world_size():
-    """How many processes train together."""
+    """Number of processes."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
 
 
 def local_size():
-    """How many of them run on this machine."""
+    """Number of processes on this machine."""
     return int(os.environ.get("PADDLE_LOCAL_SIZE", world_size()))
 
 
+def is_main():
+    """True in the process that prints and writes files."""
+    return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
+
+
 def main_endpoint():
-    """(host, port) on the machine of the main process that Paddle leaves free."""
+    """(host, port) on the machine of rank 0; the port is one that Paddle does not use."""
     first = _endpoints()[0]
     host, _, port = first.rpartition(":")
-    # Without PADDLE_MASTER, as --ips of paddle 2.6.2 leaves it, Paddle's own store is at the first endpoint.
+    # Without PADDLE_MASTER (--ips of paddle 2.6.2), Paddle's own store uses the first endpoint.
     taken = os.environ.get("PADDLE_MASTER", first) == first
     return host, int(port) + (world_size() if taken else 0)
 
@@ -37,30 +42,30 @@ def _endpoints():
 
 
 def forget():
-    """Be the only process, whatever the environment says."""
+    """Remove the launcher's variables: this is the only process."""
     for name in NAMES:
         os.environ.pop(name, None)
 
 
 def check():
-    """Raise UserError if the environment has variables of Paddle's launcher that no launcher has set."""
+    """Raise UserError if the launcher's variables are inconsistent, because something else has set them."""
     for name, least in (("PADDLE_TRAINERS_NUM", 1), ("PADDLE_TRAINER_ID", 0), ("PADDLE_LOCAL_SIZE", 1)):
         value = os.environ.get(name, "1" if least else "0")
         if not (value.isascii() and value.isdigit() and int(value) >= least):
-            raise _not_set_by_launcher(name)
+            raise _inconsistent(name)
     if rank() >= world_size():
-        raise _not_set_by_launcher("PADDLE_TRAINER_ID")
+        raise _inconsistent("PADDLE_TRAINER_ID")
     if world_size() == 1:
         return
     endpoints = _endpoints()
     hosts, ports = zip(*(endpoint.rpartition(":")[::2] for endpoint in endpoints))
     if len(endpoints) != world_size() or not all(hosts) or not all(port.isascii() and port.isdigit() for port in ports):
-        raise _not_set_by_launcher("PADDLE_TRAINER_ENDPOINTS")
+        raise _inconsistent("PADDLE_TRAINER_ENDPOINTS")
     if os.environ.get("PADDLE_CURRENT_ENDPOINT") != endpoints[rank()]:
-        raise _not_set_by_launcher("PADDLE_CURRENT_ENDPOINT")
+        raise _inconsistent("PADDLE_CURRENT_ENDPOINT")
 
 
-def _not_set_by_launcher(name):
+def _inconsistent(name):
     values = ", ".join(f"{key} is {os.environ.get(key, 'not set')}" for key in dict.fromkeys([name, NAMES[0]]))
     return UserError(
         f"the environment has variables of Paddle's launcher that do not fit together: {values}; start several "

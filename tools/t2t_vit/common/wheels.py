@@ -1,6 +1,7 @@
-"""Which PaddlePaddle wheel this machine's NVIDIA cards need; run as a program, prints it as words for pip install.
+"""Chooses the PaddlePaddle wheel for the NVIDIA cards of this machine.
 
-Prints nothing where the CPU build is the one to install. Standard library only, as scripts/env.sh runs it first.
+As a program, it prints the words for `pip install`, or nothing for the CPU build. Standard library only, because
+scripts/env.sh runs it before anything is installed.
 """
 
 import platform
@@ -16,27 +17,27 @@ INDEX = "https://www.paddlepaddle.org.cn/packages/stable"
 
 
 class Build(NamedTuple):
-    """A row of BUILDS."""
+    """A GPU build of PaddlePaddle."""
 
-    name: str  # folder of Paddle's index
-    driver: tuple  # oldest NVIDIA driver
-    archs: tuple  # compute capabilities with machine code
+    name: str  # folder in Paddle's index
+    driver: tuple  # oldest NVIDIA driver that runs it
+    archs: tuple  # compute capabilities that it has machine code for
 
 
-# The first row that fits is taken. All wheels bring CUDA and cuDNN, so a machine needs the driver only.
-# Drivers: Paddle asks for 450.80.02 (CUDA 11.8) and 550.54.14 (12.6): paddleocr.ai, paddlepaddle_installation. NVIDIA
-# runs any CUDA 12 from driver 525 on: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html.
-# Compute capabilities: cu118 of 3.0.0 lists 60 61 70 75 80 86 (PaddlePaddle/Paddle#74088), runs on a GTX 1080
-# (PaddleX#4682) and not on an H100 (PaddleHelix#369). CUDA 12 builds list 61 70 75 80 86 90 (PaddleMIX#836); cards of
-# 6.x and 7.0 get cu118 all the same, whose list is of a release. RTX 50 needs cu129 (Paddle#75016), which does not run
-# on 6.1 (PaddleX#4682).
+# The first build that fits is used. The wheels contain CUDA and cuDNN, so a machine needs the driver only.
+# Drivers: Paddle requires 450.80.02 (CUDA 11.8) and 550.54.14 (12.6): paddleocr.ai, paddlepaddle_installation. NVIDIA
+# supports any CUDA 12 with driver 525: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html.
+# Compute capabilities: cu118 of 3.0.0 lists 60 61 70 75 80 86 (PaddlePaddle/Paddle#74088), works on a GTX 1080
+# (PaddleX#4682) and fails on an H100 (PaddleHelix#369). CUDA 12 builds list 61 70 75 80 86 90 (PaddleMIX#836), but 6.x
+# and 7.0 get cu118, whose list is that of a release. RTX 50 needs cu129 (Paddle#75016), which fails on 6.1
+# (PaddleX#4682).
 BUILDS = (
     Build("cu126", (550, 54), ((7, 5), (8, 0), (8, 6), (9, 0))),
     Build("cu118", (450, 80), ((6, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6))),
     Build("cu126", (525, 60), ((6, 1), (7, 0), (7, 5), (8, 0), (8, 6), (9, 0))),
     Build("cu129", (525, 60), ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0))),
 )
-# PyPI has no newer GPU wheel than 2.6.2, of CUDA 11.8, which it does not bring. Read from the machine code in it.
+# PyPI's newest GPU wheel is 2.6.2 for CUDA 11.8, without CUDA itself. The list is read from its machine code.
 PYPI_ARCHS = ((6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
 LAST_RESORT = (
     'Last resort, from PyPI: PADDLE_PACKAGE="paddlepaddle-gpu==2.6.2", which needs CUDA 11.8 and cuDNN 8 installed on '
@@ -45,10 +46,10 @@ LAST_RESORT = (
 
 
 class Card(NamedTuple):
-    """A card of nvidia-smi."""
+    """A GPU that nvidia-smi lists."""
 
     name: str
-    capability: Optional[tuple]  # (major, minor); None: not known
+    capability: Optional[tuple]  # compute capability (major, minor); None: unknown
 
     def __str__(self):
         known = f" (compute capability {'.'.join(map(str, self.capability))})" if self.capability else ""
@@ -56,18 +57,18 @@ class Card(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What nvidia-smi says."""
+    """Output of nvidia-smi."""
 
     cards: list
-    driver: Optional[tuple]  # (550, 54); None: not known
-    trouble: str = ""  # why no card can be listed, where nvidia-smi exists
+    driver: Optional[tuple]  # (550, 54); None: unknown
+    trouble: str = ""  # why nvidia-smi exists but lists no card
 
 
 def look():
-    """The Machine that this is."""
+    """The Machine on which this runs."""
     if not shutil.which("nvidia-smi"):
         return Machine([], None)
-    # Drivers before 510 do not know compute_cap.
+    # Drivers before 510 do not have compute_cap.
     for fields in ("driver_version,compute_cap,name", "driver_version,name"):
         command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
         try:
@@ -84,7 +85,7 @@ def look():
 
 
 def _by_name(name):
-    """3.5 for a card of the Kepler generation, whose last driver, 470, does not know compute_cap; None for others."""
+    """3.5 for a Kepler card: its last driver, 470, does not have compute_cap. None for other cards."""
     return (3, 5) if re.search(r"\b(Tesla|Quadro|GRID) K\d|\bGTX (6|7)\d\d(?<!750)\b|Titan (Black|Z)\b", name) else None
 
 
@@ -95,12 +96,12 @@ def _numbers(text):
 
 
 def runs_on(archs, capability):
-    """Whether machine code for `archs` runs on a card: code for 8.6 runs on 8.9, but not on 8.0 or 9.0."""
+    """True if machine code for `archs` runs on a card: code for 8.6 runs on 8.9, but not on 8.0 or 9.0."""
     return capability is None or any(major == capability[0] and minor <= capability[1] for major, minor in archs)
 
 
 def choose(machine):
-    """(Build or None: the CPU build, what a user has to know)."""
+    """(Build, or None for the CPU build; note for the user)."""
     cards, driver = machine.cards, machine.driver
     if machine.trouble:
         return None, f"{machine.trouble}; the CPU build is taken"
@@ -114,7 +115,7 @@ def choose(machine):
             None,
             f"the NVIDIA driver {driver[0]}.{driver[1]} is older than 450.80; update it. The CPU build is taken",
         )
-    # max takes the first of several.
+    # max returns the first of equals.
     best = max(builds, key=lambda build: sum(runs_on(build.archs, card.capability) for card in cards))
     left = [card for card in cards if not runs_on(best.archs, card.capability)]
     if len(left) == len(cards):
@@ -126,12 +127,12 @@ def choose(machine):
 
 
 def words(build):
-    """Words for `pip install`."""
+    """Arguments of `pip install`."""
     return f"paddlepaddle-gpu=={VERSION} -i {INDEX}/{build.name}/"
 
 
 def advice(machine=None):
-    """What to do for the cards of a Machine, by default this one, as an end of a sentence."""
+    """End of a sentence: what to install for the cards of a Machine (default: this one)."""
     build, note = choose(machine or look())
     if build is None:
         return note or "nvidia-smi lists no card"

@@ -103,7 +103,7 @@ def find_splits(cfg, findings):
 
 
 def split_of_list(cfg, layout, name):
-    classes = class_list(cfg)[0]
+    classes = _classes_of(cfg)[0]
     is_named = classes and classes.source != "MODEL.NUM_CLASSES"
     listed = read_list(layout.root, name, layout.root / layout.lists[name], classes if is_named else None)
     labels = listed.labels.tolist()
@@ -162,7 +162,7 @@ def read_images(split, how, jobs):
 
 def judge_classes(cfg, splits, findings, demanded):
     """Compare the classes with each other and with the class list."""
-    classes, fault = class_list(cfg)
+    classes, fault = _classes_of(cfg)
     if fault and fault not in findings.faults and any(split.classes for split in splits):
         findings.faults.append(fault)
     known = {*classes.folders, *range(len(classes))} if classes else set()
@@ -186,7 +186,7 @@ def judge_classes(cfg, splits, findings, demanded):
     suggest_classes(cfg, classes if fits else None, highest, findings, demanded)
 
 
-def class_list(cfg):
+def _classes_of(cfg):
     """(ClassList of the config or None, why there is none)."""
     try:
         return load_classes(cfg, Layout(cfg)), None
@@ -203,7 +203,7 @@ def suggest_classes(cfg, classes, highest, findings, demanded):
     """
     if not classes and cfg.DATA.CLASSES:
         findings.settings["DATA.CLASSES"] = ""
-        classes = class_list(with_keys(cfg, {"DATA.CLASSES": ""}))[0]
+        classes = _classes_of(with_keys(cfg, {"DATA.CLASSES": ""}))[0]
     elif classes and cfg.MODEL.NUM_CLASSES not in (0, len(classes)) and "MODEL.NUM_CLASSES" in demanded:
         line = f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {classes.source} has {len(classes)} classes"
         findings.faults.append(line)
@@ -224,10 +224,13 @@ def judge_images(cfg, splits, findings):
         bad, number = len(split.unreadable), len(split.paths)
         if bad:
             findings.faults.append(f"{bad:,} of {number:,} images of {split.name} cannot be read")
-        step = cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUM_STEPS
+        step = cfg.TRAIN.GLOBAL_BATCH or cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUM_STEPS
         if split.name == "train" and 0 < number < step:
-            batch = findings.settings["TRAIN.BATCH_SIZE"] = max(1, number // cfg.TRAIN.ACCUM_STEPS // 4)
+            batch = min(cfg.TRAIN.BATCH_SIZE, max(1, number // cfg.TRAIN.ACCUM_STEPS // 4))
+            findings.settings["TRAIN.BATCH_SIZE"] = batch
             step = batch * cfg.TRAIN.ACCUM_STEPS
+            if cfg.TRAIN.GLOBAL_BATCH:
+                findings.settings["TRAIN.GLOBAL_BATCH"] = step
         # The limit counts the images of an epoch, without its incomplete last step.
         if bad and split.name == "train" and bad <= most_skipped(number // step * step):
             findings.settings["DATA.ON_ERROR"] = "skip"

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import resolve
+from t2t_vit.config import class_list
 from t2t_vit.data.index import class_folders
 from t2t_vit.data.lists import read_lines
 
@@ -58,7 +58,7 @@ def class_order(names):
 def load_classes(cfg, layout):
     """`ClassList` of the data set in a `Layout`. Raises UserError if there is none."""
     if cfg.DATA.CLASSES:
-        return read_classes(resolve(cfg.DATA.CLASSES))
+        return read_classes(class_list(cfg))
     if (layout.root / "classes.txt").is_file():
         return read_classes(layout.root / "classes.txt")
     if any(layout.lists.values()):

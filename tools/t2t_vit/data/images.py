@@ -60,7 +60,7 @@ def reading(cfg, by_hand=False):
         by_hand: for images that a user picks, not those of a data set. DATA.EXIF auto rotates them.
     """
     data = cfg.DATA
-    is_imagenet = os.path.basename(data.CLASSES) == "imagenet1k_classes.tsv"
+    is_imagenet = data.CLASSES == "imagenet1k"
     upright = data.EXIF == "upright" or data.EXIF == "auto" and (by_hand or not is_imagenet)
     return {"channels": data.CHANNELS, "upright": upright, "grey_bits": data.GREY_BITS}
 

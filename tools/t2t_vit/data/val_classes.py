@@ -3,12 +3,11 @@
 import contextlib
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import resolve
+from t2t_vit.config import CLASS_LISTS
 from t2t_vit.data import archives
 from t2t_vit.data.classes import read_classes
 from t2t_vit.data.lists import image_rows, lines_of, read_lines
 
-CLASS_LIST = "configs/imagenet1k_classes.tsv"
 VAL_LISTS = ("val_list.txt", "loc_val_solution.csv")  # in an archive, in lower case: of AI Studio and of Kaggle
 _LARGEST_LIST = 2**26  # bytes
 
@@ -45,14 +44,14 @@ class ValClasses:
 
 def val_classes_of(lines, source):
     """{image name: class folder} of "ILSVRC2012_val_00000001.JPEG 65" lines, or of Kaggle's LOC_val_solution.csv."""
-    folders = read_classes(resolve(CLASS_LIST)).folders
+    folders = read_classes(CLASS_LISTS["imagenet1k"]).folders
     known = {**{str(i): folder for i, folder in enumerate(folders)}, **{folder: folder for folder in folders}}
     classes = {}
     for number, path, label in image_rows(lines):
         if label not in known:
             raise UserError(
                 f"{source}, line {number}: expected 'ILSVRC2012_val_00000001.JPEG 65', the class from 0 to "
-                f"{len(folders) - 1} as in {CLASS_LIST}, but found {lines[number - 1].strip()[:200]!r}"
+                f"{len(folders) - 1} as in imagenet1k_classes.tsv, but found {lines[number - 1].strip()[:200]!r}"
             )
         classes[path.replace("\\", "/").rpartition("/")[2]] = known[label]
     if not classes:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 
-from t2t_vit.common.allocator import keep_freed_memory
+from t2t_vit.common.runtime import keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent dies
 

@@ -7,6 +7,7 @@ block computes the class tokens alone, the only ones that are read.
 Sizes as in the models: B images, N tokens, C width, h heads, T class tokens, E token width, m random features.
 """
 
+import importlib
 import math
 
 import paddle
@@ -14,14 +15,21 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from t2t_vit.models.layers import check_images
-from t2t_vit.models.pit import PoolingTransformer
-from t2t_vit.models.t2t import T2TViT, TokenPerformer
+from t2t_vit.models.t2t import TokenPerformer
+from t2t_vit.models.zoo import FAMILIES
 
 
 @paddle.no_grad()
 def fold(model):
-    """A layer that computes what `model` does in eval mode, to rounding: (B, Cin, H, W) -> (B, num_classes)."""
-    layer = {T2TViT: LeanT2TViT, PoolingTransformer: LeanPiT}[type(model)](model)
+    """A layer that computes what `model` does in eval mode, to rounding: (B, Cin, H, W) -> (B, num_classes).
+
+    The family names the function that makes it; without one, the layer is the model itself.
+    """
+    family = next(family for family in FAMILIES if isinstance(model, family.model))
+    if not family.fold:
+        return model
+    module, _, name = family.fold.partition(":")
+    layer = getattr(importlib.import_module(module), name)(model)
     layer.eval()
     return layer
 

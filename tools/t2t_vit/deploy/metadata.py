@@ -1,4 +1,4 @@
-"""What an exported model says of itself: enough to feed it pictures and to name its answers anywhere. No paddle."""
+"""What an exported file says about its model: enough to prepare images and name the classes. Does not import Paddle."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import dataclass
 
 from t2t_vit.common.errors import UserError, one_line
-from t2t_vit.config import CROP_MODES, EXIF, INTERPOLATIONS, with_keys
+from t2t_vit.config import default_config, with_keys
 
 VERSION = 1
 NAMESPACE = "t2t_vit"  # of the entries in OpenVINO's rt_info
@@ -16,86 +16,94 @@ NAMESPACE = "t2t_vit"  # of the entries in OpenVINO's rt_info
 class Metadata:
     """Entries of an exported file, each stored as JSON under its name."""
 
-    version: int  # of this form
+    version: int
     model: str  # MODEL.NAME
     data: str  # DATA.NAME
     image_size: list  # [height, width] in pixels
     channels: int  # 3 RGB or 1 grey
-    mean: list  # per channel, of values in 0..1
+    mean: list  # per channel, for values in 0..1
     std: list
-    crop_pct: float  # VAL.CROP_PCT, likewise the next two
-    crop_mode: str
-    interpolation: str
+    crop_pct: float  # VAL.CROP_PCT
+    crop_mode: str  # VAL.CROP_MODE
+    interpolation: str  # VAL.INTERPOLATION
     folders: list  # of the classes, in the order of the logits
     classes: list  # their names
     precision: str  # fp32, bf16 or int8
-    batch_size: int  # images of one inference; 0 = any number
-    weights: str  # SHA-256 of the weights file; "" = of none
-    exif: str = "auto"  # DATA.EXIF; older files lack this entry and the next
+    batch_size: int  # images per inference; 0 = any number
+    weights: str  # SHA-256 of the weights file; "" = none
+    exif: str = "auto"  # DATA.EXIF; older files lack this entry and the next one
     grey_bits: int = 16  # DATA.GREY_BITS
 
     @classmethod
-    def of(cls, cfg, classes, precision, batch_size=1, weights="", image_size=None):
-        """That of a model of `cfg` with the `ClassList` of its classes."""
+    def of(cls, cfg, classes, precision, batch_size=1, weights=""):
+        """`Metadata` of a model of `cfg` with the given `ClassList`."""
         data, val = cfg.DATA, cfg.VAL
         return cls(
-            VERSION, cfg.MODEL.NAME, data.NAME, list(image_size or [data.IMAGE_SIZE] * 2), data.CHANNELS,
-            list(data.MEAN), list(data.STD), val.CROP_PCT, val.CROP_MODE, val.INTERPOLATION,
-            list(classes.folders), list(classes.names), precision, batch_size, weights, data.EXIF, data.GREY_BITS,
-        )  # fmt: skip
+            version=VERSION,
+            model=cfg.MODEL.NAME,
+            data=data.NAME,
+            image_size=[data.IMAGE_SIZE] * 2,
+            channels=data.CHANNELS,
+            mean=list(data.MEAN),
+            std=list(data.STD),
+            crop_pct=val.CROP_PCT,
+            crop_mode=val.CROP_MODE,
+            interpolation=val.INTERPOLATION,
+            folders=list(classes.folders),
+            classes=list(classes.names),
+            precision=precision,
+            batch_size=batch_size,
+            weights=weights,
+            exif=data.EXIF,
+            grey_bits=data.GREY_BITS,
+        )
 
     @classmethod
     def from_entries(cls, entries, path):
-        """From {name: JSON}. Raises UserError if `path` has none, or none that this version reads."""
-        if "version" not in entries:
-            raise UserError(f"{path} has no description of its model: it is no file of tools/export.py")
+        """From {name: JSON text}. Raises UserError like `from_values`."""
         try:
-            version = json.loads(entries["version"])
-            if version != VERSION:
-                raise UserError(
-                    f"{path} is of form {_brief(repr(version))}, this program reads {VERSION}; export it again"
-                )
-            fields = [f.name for f in dataclasses.fields(cls) if f.name in entries or f.default is dataclasses.MISSING]
-            metadata = cls(**{name: json.loads(entries[name]) for name in fields})
-        except (KeyError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"the description of the model in {path} is damaged ({_brief(one_line(error))}); export it again"
-            ) from None
-        metadata._check(path)
+            return cls.from_values({name: json.loads(text) for name, text in entries.items()}, path)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _damaged(path, error) from None
+
+    @classmethod
+    def from_values(cls, values, path):
+        """From {name: value}. Raises UserError if they are not those of an export that this version reads."""
+        if "version" not in values:
+            raise UserError(f"{path} does not describe its model: it was not made by tools/export.py")
+        if values["version"] != VERSION:
+            version = _shortened(repr(values["version"]))
+            raise UserError(f"{path} has format version {version}, this program reads {VERSION}; export it again")
+        try:
+            fields = [f.name for f in dataclasses.fields(cls) if f.name in values or f.default is dataclasses.MISSING]
+            metadata = cls(**{name: values[name] for name in fields})
+            metadata._check()
+        except (KeyError, ValueError, TypeError, ArithmeticError, UserError) as error:
+            raise _damaged(path, error) from None
         return metadata
 
-    def _check(self, path):
-        """Raise UserError naming the first entry that no export writes."""
-        is_count = _numbers([self.channels], 1, 1) and type(self.channels) is int
-        length = self.channels if is_count else 0
-        rules = [
-            *((name, isinstance(getattr(self, name), str), "a text")
-              for name in ("model", "data", "precision", "weights")),
-            ("image_size", _numbers(self.image_size, 2, 1, 4096) and set(map(type, self.image_size)) == {int},
-             "two numbers of pixels"),
-            ("channels", is_count and self.channels in (1, 3), "1 or 3"),
-            ("mean", _numbers(self.mean, length), f"{length} number(s)"),
-            ("std", _numbers(self.std, length, 1e-6), f"{length} positive number(s)"),
-            ("crop_pct", _numbers([self.crop_pct], 1, 0.1, 1.0), "0.1 to 1.0"),
-            ("crop_mode", self.crop_mode in CROP_MODES, " or ".join(CROP_MODES)),
-            ("interpolation", self.interpolation in INTERPOLATIONS, " or ".join(INTERPOLATIONS)),
-            ("classes", _texts(self.classes), "a list of names"),
-            ("folders", _texts(self.folders) and len(self.folders) == len(self.classes), "a name for each class"),
-            ("exif", self.exif in EXIF, ", ".join(EXIF)),
-            ("grey_bits", type(self.grey_bits) is int and 8 <= self.grey_bits <= 16, "8 to 16"),
-            ("batch_size", type(self.batch_size) is int and self.batch_size >= 0, "0 or more"),
-        ]  # fmt: skip
-        for name, holds, allowed in rules:
-            if not holds:
-                value = _brief(repr(getattr(self, name)))
-                raise UserError(f"{path} says {name} {value} of itself, but that must be {allowed}; export it again")
+    def _check(self):
+        """Raise an error that names the first entry with an impossible value."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not field.type and (field.type is not float or type(value) is not int):
+                raise ValueError(f"{field.name} is {value!r}")
+        if len(self.image_size) != 2 or not all(type(side) is int and 1 <= side <= 4096 for side in self.image_size):
+            raise ValueError(f"image_size is {self.image_size!r}")
+        if len(self.folders) != len(self.classes) or not all(
+            isinstance(name, str) for name in self.folders + self.classes
+        ):
+            raise ValueError("classes and folders must be lists of names of the same length")
+        if self.batch_size < 0:
+            raise ValueError(f"batch_size is {self.batch_size}")
+        with_keys(default_config(), self.config_keys())  # checks the rest
 
     def to_entries(self):
-        """{name: JSON}."""
+        """{name: JSON text}."""
         return {name: json.dumps(value, ensure_ascii=False) for name, value in dataclasses.asdict(self).items()}
 
     def config_keys(self):
-        """{config key: value} of what the file fixes."""
+        """{config key: value} of everything that the file determines."""
         return {
             "MODEL.NAME": self.model,
             "MODEL.NUM_CLASSES": len(self.classes),
@@ -111,37 +119,31 @@ class Metadata:
         }
 
     def settle(self, cfg, given, path):
-        """`cfg` with what the file fixes.
+        """`cfg` with the keys that the file determines.
 
-        Raises UserError if one of the keys `given` by the user says otherwise, or for a model of oblong images, which
-        the commands do not make.
+        Args:
+            given: keys that the user has set.
+
+        Raises:
+            UserError: one of them has another value than the file; or the model takes images that are not square.
         """
         height, width = self.image_size
         if height != width:
-            raise UserError(f"{path} takes images of {height}x{width} pixels, the commands make square ones")
-        fixed = self.config_keys()
-        values = {}
-        for key, value in fixed.items():
+            raise UserError(f"{path} takes images of {height}x{width} pixels, but the commands make square images")
+        values = self.config_keys()
+        for key, value in values.items():
             section, _, leaf = key.partition(".")
             if key in given and cfg[section][leaf] != value:
                 raise UserError(f"{key} is {cfg[section][leaf]!r} but {path} was exported with {value!r}; export again")
-            values[key] = value
         if "DATA.NAME" not in given:
             values["DATA.NAME"] = self.data
         return with_keys(cfg, values)
 
 
-def _brief(text):
-    return textwrap.shorten(text, 80, placeholder=" ...")
+def _damaged(path, error):
+    reason = _shortened(one_line(error))
+    return UserError(f"the description of the model in {path} is damaged ({reason}); export it again")
 
 
-def _numbers(values, length, low=-(2.0**53), high=2.0**53):
-    return (
-        isinstance(values, list)
-        and len(values) == length
-        and all(type(value) in (int, float) and low <= value <= high for value in values)  # False of NaN
-    )
-
-
-def _texts(values):
-    return isinstance(values, list) and len(values) > 0 and all(isinstance(value, str) for value in values)
+def _shortened(text):
+    return textwrap.shorten(text, 120, placeholder=" ...")

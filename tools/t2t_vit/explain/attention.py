@@ -1,58 +1,38 @@
-"""Where the attention of a model looks: its maps, rollout, and gradients of a class.
+"""Where a model looks: attention maps, rollout, and gradients of a class by the attention.
 
-A model in eval mode is gone through step by step in Paddle's plain operations, as a forward pass keeps no attention and
-leaves out what it does not need.
+The maps are recorded from the model's own forward pass.
 
-Sizes: B images, h heads, T class tokens (2 of a distilled PiT, else 1), N tokens (class tokens first), K classes.
+Sizes: B images, h heads, T class tokens (2 for a distilled PiT, else 1), N tokens (class tokens first), K classes.
 """
 
 import paddle
 import paddle.nn.functional as F
 
-from t2t_vit.models.layers import check_images
-from t2t_vit.models.t2t import T2TViT, TokenPerformer
+from t2t_vit.models.recording import all_tokens, frozen, inputs_of, outputs_of
 
 FUSIONS = {"mean": paddle.mean, "max": paddle.max, "min": paddle.min}
 
 
-def backbone(model):
-    """List of (block, the pooling before it or None, (rows, columns) of its patches)."""
-    if isinstance(model, T2TViT):
-        return [(block, None, tuple(model.tokens_to_token.grids[-1])) for block in model.blocks]
-    steps, grid = [], tuple(model.pos_embed.shape[2:])
-    for stage, transformer in enumerate(model.transformers):
-        grid = tuple((length + 1) // 2 for length in grid) if stage else grid
-        pools = [model.pools[stage - 1] if stage else None] + [None] * len(transformer.blocks)
-        steps += [(block, pool, grid) for block, pool in zip(transformer.blocks, pools)]
-    return steps
-
-
 def token_grid(model, block=-1):
-    """(rows, columns) of the patches that a block, counted from 0, has as tokens."""
-    return backbone(model)[block][2]
+    """(rows, columns) of the patch tokens of a block, counted from 0."""
+    return model.backbone()[block].grid
 
 
 def token_box(model, block=-1):
-    """(left, top, right, bottom) in pixels of the cells of a block's patches, each about the centre of what it sees.
+    """`grid_box` of the patch tokens of a block, counted from 0."""
+    place = model.backbone()[block]
+    return grid_box(place.windows, place.grid)
 
-    It may reach over the image's edge, or end before it.
+
+def grid_box(windows, grid):
+    """(left, top, right, bottom) in pixels of a grid of tokens whose cells are centred on what the tokens see.
+
+    It may extend beyond the image, or end before its edge.
+
+    Args:
+        windows: (kernel, stride, padding) of every step from the pixels to the tokens.
+        grid: (rows, columns).
     """
-    if isinstance(model, T2TViT):
-        return _box(model.tokens_to_token.splits, token_grid(model, block))
-    steps, conv = backbone(model)[: block + 1 or None], model.patch_embed.conv
-    windows = [(conv.weight.shape[-1], conv._stride[0], 0)]
-    windows += [(3, 2, 1) for _, pool, _ in steps if pool is not None]
-    return _box(windows, steps[-1][2])
-
-
-def stage_box(model, stage):
-    """`token_box` of the tokens of a layer of the T2T module, counted from 0."""
-    module = model.tokens_to_token
-    return _box(module.splits[: stage + 1], module.grids[stage])
-
-
-def _box(windows, grid):
-    """Box of tokens that windows (kernel, stride, padding) make one after the other."""
     centre, cell = 0.5, 1  # of the first token, in pixels; from one token to the next
     for kernel, stride, padding in windows:
         centre += cell * ((kernel - 1) / 2 - padding)
@@ -62,7 +42,7 @@ def _box(windows, grid):
 
 
 def on_grid(rows, model, block=-1):
-    """Values of a block's tokens, (..., N), as those of its patches alone, (..., H', W')."""
+    """Values of the tokens of a block (..., N) -> those of its patches (..., H', W')."""
     return rows[..., num_class_tokens(model) :].reshape([*rows.shape[:-1], *token_grid(model, block)])
 
 
@@ -74,92 +54,65 @@ def num_class_tokens(model):
 
 
 def attention_maps(model, images):
-    """Attention of each block of the backbone: (B, Cin, H, W) -> list of (B, h, N, N), whose rows sum to 1.
+    """Attention of every block: (B, Cin, H, W) -> list of (B, h, N, N), whose rows sum to 1.
 
-    N and h differ between the stages of a PiT. Row i is what token i takes from each token.
+    Row i is what token i takes from each token. In a PiT, N and h differ between stages.
     """
     with paddle.no_grad():
         return trace(model, images)[1]
 
 
 def trace(model, images):
-    """(logits (B, K), attention (B, h, N, N) of each block, tokens (B, N, C) before the first and after each).
+    """Run a model and record its attention and tokens.
 
     Gradients reach back to the tokens that enter the first block.
+
+    Returns:
+        logits (B, K), list of the attention of each block (B, h, N, N), list of the tokens (B, N, C) before the first
+        block and after each.
+
+    Raises:
+        ValueError: the model is in training mode.
     """
-    check_images(images, model.in_chans, model.image_size)
     if model.training:
-        raise ValueError("a model's attention is read in eval mode: call its eval() before")
-    x = embedded(model, images)
-    x.stop_gradient = False
-    maps, tokens, grid_before = [], [x], None
-    for block, pool, grid in backbone(model):
-        if pool is not None:
-            x = _pooled(pool, x, grid_before, num_class_tokens(model))
-        x, attention = _run(block, x)
-        maps.append(attention)
-        tokens.append(x)
-        grid_before = grid
-    return _logits(model, x), maps, tokens
+        raise ValueError("attention is recorded in eval mode: call model.eval() first")
+    blocks = [place.block for place in model.backbone()]
+    entering = []
 
+    def start_gradients(_, inputs):
+        tokens = inputs[0].detach()
+        tokens.stop_gradient = False
+        entering.append(tokens)
+        return (tokens, *inputs[1:])
 
-@paddle.no_grad()
-def embedded(model, images):
-    """Tokens (B, N, C) with their positions, as they enter the first block."""
-    if isinstance(model, T2TViT):
-        patches, positions = model.tokens_to_token(images), model.pos_embed  # (B, N - 1, C), (1, N, C)
-    else:
-        patches = (model.patch_embed(images) + model.pos_embed).flatten(2).transpose([0, 2, 1])  # (B, N - T, C)
-        positions = 0.0
-    class_tokens = model.cls_token.expand([images.shape[0], -1, -1])  # (B, T, C)
-    return paddle.concat([class_tokens, patches], axis=1) + positions
-
-
-def _run(block, x):
-    """A `Block` of tokens (B, N, C): what it makes of them, and its attention (B, h, N, N)."""
-    attn = block.attn
-    qkv = attn.qkv(_normed(block.norm1, x)).reshape([x.shape[0], x.shape[1], 3, attn.num_heads, -1])
-    q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)  # each (B, h, N, C/h)
-    attention = F.softmax(paddle.matmul(q * attn.scale, k, transpose_y=True), axis=-1)
-    x = x + attn.proj(paddle.matmul(attention, v).transpose([0, 2, 1, 3]).flatten(2))
-    return x + block.mlp.fc2(F.gelu(block.mlp.fc1(_normed(block.norm2, x)))), attention
-
-
-def _normed(norm, x):
-    """A LayerNorm; Paddle's own kernel for the CPU leaves its scale out of the gradient by x alone (2.6.2 to 3.3.1)."""
-    return F.layer_norm(x, x.shape[-1:], epsilon=norm._epsilon) * norm.weight + norm.bias
-
-
-def _pooled(pool, x, grid, num_tokens):
-    """A `HeadPooling` of all tokens of a stage: (B, N, C) -> (B, fewer, D)."""
-    patches = x[:, num_tokens:].transpose([0, 2, 1]).reshape([x.shape[0], x.shape[2], *grid])
-    patches, class_tokens = pool(patches, x[:, :num_tokens])
-    return paddle.concat([class_tokens, patches.flatten(2).transpose([0, 2, 1])], axis=1)
-
-
-def _logits(model, x):
-    tokens = _normed(model.norm, x[:, : num_class_tokens(model)])  # (B, T, C)
-    logits = model.head(tokens[:, 0])
-    return (logits + model.head_dist(tokens[:, 1])) / 2 if getattr(model, "distilled", False) else logits
+    handle = blocks[0].register_forward_pre_hook(start_gradients)
+    try:
+        with all_tokens(blocks), outputs_of(blocks) as tokens, outputs_of([b.attn.attn_drop for b in blocks]) as maps:
+            logits = model(images)
+    finally:
+        handle.remove()
+    return logits, maps, entering + tokens
 
 
 # --- Through the blocks ---
 
 
 def rollout(maps, model, heads="mean", token=0):
-    """Attention rollout (Abnar and Zuidema, 2020): the share of each patch in a token after the last of the maps.
+    """Attention rollout (Abnar and Zuidema, 2020): the weight of each patch in a token after the last of the maps.
 
-    Every block passes on A + I, with A the `heads` (mean, max or min) of its attention, the rows made to sum to 1, and
-    every pooling of a PiT `pool_shares`, so that the result is on the finest grid.
+    Every block passes on A + I with its rows scaled to sum to 1, where A fuses the attention of the heads. Every
+    pooling of a PiT passes on `pool_weights`, so that the result is on the finest grid.
 
     Args:
         maps: those of `attention_maps`, or of the first blocks.
-        token: the place of the token: 0 the class token, 1 of a distilled PiT the distillation token.
+        heads: how the heads are fused: mean, max or min.
+        token: index of the token: 0 for the class token, 1 for the distillation token.
 
     Returns:
-        (B, H', W'), which with the shares of the class tokens sums to 1.
+        (B, H', W'), which sums to 1 together with the weights of the class tokens.
     """
-    return _through_blocks([_with_skip(FUSIONS[heads](attention, axis=1)) for attention in maps], model, token)
+    fused = [FUSIONS[heads](attention, axis=1) + paddle.eye(attention.shape[-1]) for attention in maps]
+    return _through_blocks([each / each.sum(axis=-1, keepdim=True) for each in fused], model, token)
 
 
 def gradient_maps(model, images, class_ids=None, token=0):
@@ -178,108 +131,79 @@ def relevance(maps, gradients, model, token=0):
     Every block passes on I + the mean over heads of max(gradient * attention, 0); poolings as in `rollout`.
     """
     weighted = [F.relu(gradient * attention).mean(axis=1) for gradient, attention in zip(gradients, maps)]
-    return _through_blocks([paddle.eye(each.shape[-1]) + each for each in weighted], model, token)
+    return _through_blocks([each + paddle.eye(each.shape[-1]) for each in weighted], model, token)
 
 
+@paddle.enable_grad()
 def attention_gradients(model, images, class_ids=None):
     """(logits (B, K), attention of each block, gradients of the class's logit by it: two lists of (B, h, N, N)).
 
-    Raises ValueError for a class that there is not.
+    Raises:
+        ValueError: a class id is out of range.
     """
-    with paddle.enable_grad():
+    # paddle.grad is wrong or fails where a layer expects to compute gradients of its parameters too (2.6.2 to 3.3.1).
+    with frozen(model):
         logits, maps, _ = trace(model, images)
-        count, num_classes = logits.shape
-        if class_ids is None:
-            class_ids = logits.argmax(axis=-1)
-        chosen = class_ids if paddle.is_tensor(class_ids) else paddle.to_tensor(class_ids)
-        chosen = chosen.astype("int64").reshape([-1]).expand([count])
-        if int(chosen.min()) < 0 or int(chosen.max()) >= num_classes:
-            raise ValueError(f"the classes are 0 to {num_classes - 1}, not {chosen.tolist()}")
-        # Images do not meet: the gradient of the sum is that of each image's own logit.
-        gradients = paddle.grad((logits * F.one_hot(chosen, num_classes)).sum(), maps)
+    count, num_classes = logits.shape
+    if class_ids is None:
+        class_ids = logits.argmax(axis=-1)
+    class_ids = class_ids if paddle.is_tensor(class_ids) else paddle.to_tensor(class_ids)
+    class_ids = class_ids.astype("int64").reshape([-1]).expand([count])
+    if int(class_ids.min()) < 0 or int(class_ids.max()) >= num_classes:
+        raise ValueError(f"the classes are 0 to {num_classes - 1}, not {class_ids.tolist()}")
+    # The logits of an image depend on that image alone, so the gradient of the sum is that of each image's logit.
+    gradients = paddle.grad((logits * F.one_hot(class_ids, num_classes)).sum(), maps)
     return logits.detach(), [attention.detach() for attention in maps], gradients
 
 
-def _with_skip(attention):
-    """(A + I), its rows made to sum to 1."""
-    mixed = attention + paddle.eye(attention.shape[-1])
-    return mixed / mixed.sum(axis=-1, keepdim=True)
-
-
 def _through_blocks(transfers, model, token):
-    """Row `token` of the product of what the first blocks, (B, N, N) each, and the poolings between them pass on.
-
-    Returns it over the patches of the first block: (B, H', W').
-    """
-    steps = backbone(model)[: len(transfers)]
-    row = paddle.eye(transfers[-1].shape[-1])[token].expand([transfers[-1].shape[0], 1, -1])  # (B, 1, N)
-    for place in reversed(range(len(steps))):
-        row = paddle.matmul(row, transfers[place])
-        pool = steps[place][1]
+    """Row `token` of the product of what blocks (B, N, N) and the poolings between them pass on: (B, H', W')."""
+    backbone, row = model.backbone(), transfers[-1][:, token : token + 1]  # (B, 1, N)
+    for i in reversed(range(len(transfers) - 1)):
+        pool = backbone[i + 1].pool
         if pool is not None:
-            row = paddle.matmul(row, pool_shares(pool, steps[place - 1][2], num_class_tokens(model)))
+            row = paddle.matmul(row, pool_weights(pool, backbone[i].grid, num_class_tokens(model)))
+        row = paddle.matmul(row, transfers[i])
     return on_grid(row[:, 0], model, block=0)
 
 
 @paddle.no_grad()
-def pool_shares(pool, grid, num_tokens):
-    """The share of each token before a `HeadPooling` in each after it, rows summing to 1: (T + M, T + N).
+def pool_weights(pool, grid, num_tokens):
+    """The weight of each token before a `HeadPooling` in each token after it, rows summing to 1: (T + M, T + N).
 
-    Class tokens stay themselves. A pooled patch takes those of its window in proportion to the mean magnitude of the
-    kernel over the channels. As every second row and column lies in two windows and the others in one, each patch's
-    shares are divided by their sum first: otherwise the overlap would draw a lattice over all that passes through.
+    Class tokens stay themselves. A pooled patch takes the patches of its window in proportion to the mean magnitude of
+    the kernel over the channels. As every second row and column lies in two windows and the others in one, the weights
+    of each patch are divided by their sum first: otherwise the overlap would draw a lattice over the result.
     """
     kernel = pool.conv.weight.abs().mean(axis=0, keepdim=True)  # (1, 1, k, k)
     count = grid[0] * grid[1]
     patches = paddle.eye(count).reshape([count, 1, *grid])
-    shares = F.conv2d(patches, kernel, stride=pool.conv._stride, padding=pool.conv._padding).flatten(1)  # (N, M)
-    sums, after = shares.sum(axis=1, keepdim=True), shares.shape[1]
-    shares = paddle.where(sums > 0, shares / sums, paddle.zeros_like(shares))  # 0: a patch that no window takes
-    shares = paddle.concat([paddle.zeros([num_tokens, after]), shares]).transpose([1, 0])  # (M, T + N)
+    weights = F.conv2d(patches, kernel, stride=pool.conv._stride, padding=pool.conv._padding).flatten(1)  # (N, M)
+    sums = weights.sum(axis=1, keepdim=True)
+    weights = paddle.where(sums > 0, weights / sums, paddle.zeros_like(weights))  # 0: a patch outside all windows
+    weights = paddle.concat([paddle.zeros([num_tokens, weights.shape[1]]), weights]).t()  # (M, T + N)
     class_tokens = paddle.eye(num_tokens, num_tokens + count)
-    return paddle.concat([class_tokens, shares / shares.sum(axis=-1, keepdim=True)])
+    return paddle.concat([class_tokens, weights / weights.sum(axis=-1, keepdim=True)])
 
 
-# --- The T2T module ---
+# --- Before the blocks ---
 
 
-def attending_stages(module):
-    """How many layers with attention a T2T module has: 0 with the token type convolution."""
-    return len(module.stages) if hasattr(module, "attention1") else 0
-
-
-def soft_splits(module, images):
-    """Yield the tokens (B, h*w, Cin*k*k) of each soft split of a T2T module with token layers."""
-    x = images
-    for layer, split, grid in zip(module.stages, module.splits, module.grids):
-        tokens = F.unfold(x, *split).transpose([0, 2, 1])
-        yield tokens
-        tokens = layer(tokens)  # (B, h*w, E)
-        x = tokens.transpose([0, 2, 1]).reshape([x.shape[0], tokens.shape[2], *grid])
-    yield F.unfold(x, *module.splits[-1]).transpose([0, 2, 1])
+def attending_stages(model):
+    """The `Stage`s before the blocks that have attention: the token layers of a T2T module."""
+    return [stage for stage in model.stages() if hasattr(stage.layer, "attention_rows")]
 
 
 @paddle.no_grad()
 def token_maps(model, images, stage, queries):
-    """What chosen tokens of the T2T module take from all of a layer: (B, Cin, H, W) -> (B, Q, h, w).
-
-    The performer's attention is the product of its two factors, of which only these Q rows are computed; they sum to
-    D / (D + eps), 1 but for the performer's eps, the token transformer's to 1.
+    """Attention of chosen tokens in one of `attending_stages`: (B, Cin, H, W) -> logits (B, K), maps (B, Q, h, w).
 
     Args:
-        stage: the layer, from 0, one of `attending_stages(model.tokens_to_token)`.
-        queries: places of Q tokens, row * w + column on the grid `model.tokens_to_token.grids[stage]`.
+        stage: index of the stage, from 0.
+        queries: Q places, row * w + column on the grid of the stage.
     """
-    check_images(images, model.in_chans, model.image_size)
-    module = model.tokens_to_token
-    tokens = next(tokens for place, tokens in enumerate(soft_splits(module, images)) if place == stage)
-    layer, queries = module.stages[stage], paddle.to_tensor(queries, dtype="int64")
-    if isinstance(layer, TokenPerformer):
-        k, q, _ = layer.kqv(layer.norm1(tokens)).split(3, axis=-1)  # each (B, N, E)
-        over_features, over_tokens = layer.factors(k, q)
-        rows = paddle.matmul(over_features.index_select(queries, axis=1), over_tokens)
-    else:
-        q, k, _ = layer.attn.qkv(layer.norm1(tokens)).split(3, axis=-1)
-        q = q.index_select(queries, axis=1) * layer.attn.scale
-        rows = F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)
-    return rows.reshape([*rows.shape[:2], *module.grids[stage]])
+    stage = attending_stages(model)[stage]
+    with inputs_of([stage.layer]) as inputs:
+        logits = model(images)
+    rows = stage.layer.attention_rows(inputs[0], paddle.to_tensor(queries, dtype="int64"))
+    return logits, rows.reshape([*rows.shape[:2], *stage.grid])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIDE = 256  # pixels: smaller pictures are enlarged to about it
+SIDE = 256  # pixels, to which small pictures are enlarged
 
 # From low to high, dark to light, as matplotlib's inferno.
 _COLOURS = np.array(
@@ -17,14 +17,14 @@ _COLOURS = np.array(
 
 
 def overlay(image, values, strength=0.6, box=None):
-    """A map over a picture, from its least value (dark) to its largest (light).
+    """A map over a picture, from its smallest value (dark) to its largest (light).
 
     Args:
-        image: PIL image, of which small ones are enlarged.
-        values: (rows, columns) of numbers; all zero or not, only their ratio counts.
+        image: PIL image; a small one is enlarged.
+        values: (rows, columns) of numbers.
         strength: 0 shows the picture alone, 1 the colours of the map.
-        box: (left, top, right, bottom) of the map in pixels of `image`, which may reach over its edge; what is beside
-            it has the value at its edge. None: the whole picture.
+        box: (left, top, right, bottom) of the map in pixels of `image`. It may extend beyond the image; outside the
+            box, the values at its edge continue. None: the whole picture.
 
     Returns:
         RGB PIL image of the size of `enlarged(image)`.
@@ -35,27 +35,27 @@ def overlay(image, values, strength=0.6, box=None):
 
 
 def enlarged(image):
-    """RGB PIL image; one whose shorter side is below SIDE / 2 enlarged by a whole factor, pixels staying squares."""
+    """RGB PIL image, enlarged by a whole factor (without interpolation) if its shorter side is below SIDE / 2."""
     factor = max(1, SIDE // min(image.size))
     size = tuple(factor * length for length in image.size)
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
 def stretched(values, size, box=None):
-    """(rows, columns) of any numbers -> float (height, width) of 0 to 1 for a picture of `size` (width, height).
+    """(rows, columns) of numbers -> float (height, width) of 0 to 1, for a picture of `size` (width, height).
 
-    For `box` see `overlay`, but in pixels of that picture.
+    `box` is that of `overlay`, in pixels of that picture.
     """
     values = np.asarray(values, np.float64)
     values = values - values.min()
     relative = (values / (values.max() or 1)).astype(np.float32)
     left, top, right, bottom = box or (0, 0, *size)
     width, height = (right - left) / values.shape[1], (bottom - top) / values.shape[0]  # of a cell
-    # The picture's edges, counted in cells from the map's first.
+    # The edges of the picture, in cells from the first cell of the map.
     seen = np.array([-left / width, -top / height, (size[0] - left) / width, (size[1] - top) / height])
     beside = max(0, math.ceil(max(*-seen[:2], *(seen[2:] - values.shape[::-1])) - 1e-6))
     padded = Image.fromarray(np.pad(relative, beside, mode="edge"))
-    seen = np.clip(seen + beside, 0, 2 * padded.size)  # of rounding
+    seen = np.clip(seen + beside, 0, 2 * padded.size)  # rounding may exceed the edges
     return np.clip(np.asarray(padded.resize(size, Image.Resampling.BICUBIC, box=tuple(seen))), 0, 1)
 
 
@@ -67,7 +67,7 @@ def coloured(values):
 
 
 def cell(box, grid, place):
-    """The box of the cell at `place` (row, column) of a grid (rows, columns) over `box` (left, top, right, bottom)."""
+    """Box (left, top, right, bottom) of the cell at `place` (row, column) of a grid (rows, columns) that fills `box`."""
     (left, top, right, bottom), (rows, columns), (row, column) = box, grid, place
     width, height = (right - left) / columns, (bottom - top) / rows
     return left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height
@@ -78,7 +78,7 @@ def scaled(box, factor):
 
 
 def marked(image, box):
-    """A picture with a frame around the pixels of `box` (left, top, right, bottom)."""
+    """A picture with a frame around `box` (left, top, right, bottom)."""
     image = image.copy()
     left, top, right, bottom = (round(edge) for edge in box)
     draw = ImageDraw.Draw(image)

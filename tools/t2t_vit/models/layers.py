@@ -109,6 +109,11 @@ class Attention(nn.Layer):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = Dropout(proj_drop)
 
+    def token_products(self, N):
+        """(count, rows, inner, columns) of the matrix products between N tokens: q k and (q k) v."""
+        h, width = self.num_heads, self.proj.weight.shape[0] // self.num_heads
+        return [(h, N, width, N), (h, N, N, width)]
+
     def forward(self, x, norm, num_queries=None):
         x = self._attend(*self._heads(x, norm, num_queries)).flatten(2)  # (B, M, C)
         return self.proj_drop(linear(x, self.proj.weight, self.proj.bias))
@@ -157,6 +162,8 @@ def fuse_attention(model):
 class Block(nn.Layer):
     """Pre-norm transformer block: (B, N, C) -> (B, M, C) of the first M tokens, by default of all N."""
 
+    all_tokens = False  # compute all N in any case; see recording.all_tokens
+
     def __init__(
         self,
         dim,
@@ -177,6 +184,7 @@ class Block(nn.Layer):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x, num_queries=None):
+        num_queries = None if self.all_tokens else num_queries
         residual = x if num_queries is None else x[:, :num_queries]
         x = residual + self.drop_path(self.attn(x, self.norm1, num_queries))
         return x + self.drop_path(self.mlp(x, self.norm2))

@@ -11,6 +11,7 @@ from paddle import nn
 from paddle.nn.initializer import Normal
 
 from t2t_vit.models.dropout import Dropout
+from t2t_vit.models.family import BlockPlace, Family, Stage, VisionTransformer, count_layers
 from t2t_vit.models.layers import Block, LayerNorm, check_images, init_from_fan_in
 from t2t_vit.models.position import resize_map
 from t2t_vit.models.recompute import recomputed
@@ -86,7 +87,7 @@ class HeadPooling(nn.Layer):
         return self.conv(x), self.fc(cls_tokens)
 
 
-class PoolingTransformer(nn.Layer):
+class PoolingTransformer(VisionTransformer):
     """Patches with learned positions, three stages of blocks with a pooling between each two, linear head.
 
     Distilled, it has a second class token with a head of its own that learns from a teacher (Touvron et al., 2021).
@@ -94,7 +95,7 @@ class PoolingTransformer(nn.Layer):
     Args:
         image_size: pixels, one number or (height, width), at least patch_size.
         in_chans: channels of the input.
-        num_classes: width of the logits.
+        num_classes: width of the logits; 0 for a model that returns its features.
         patch_size, stride: of the patches, in pixels.
         base_dims, depth, heads: width per head, number of blocks and of heads, one of each per stage.
         mlp_ratio: hidden width of the blocks' MLP / width.
@@ -152,9 +153,9 @@ class PoolingTransformer(nn.Layer):
         )  # fmt: skip
         self.pools = nn.LayerList(HeadPooling(dim, next_dim) for dim, next_dim in zip(dims, dims[1:]))
         self.norm = LayerNorm(dims[-1], epsilon=_EPSILON)
-        self.head = nn.Linear(dims[-1], num_classes)
+        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         if distilled:
-            self.head_dist = nn.Linear(dims[-1], num_classes)
+            self.head_dist = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.apply(init_from_fan_in)
 
     def fit_pos_embed(self, table, anew=False):
@@ -166,17 +167,20 @@ class PoolingTransformer(nn.Layer):
         words = f"resized bicubically from {old_grid[0]}x{old_grid[1]} to {grid[0]}x{grid[1]}"
         return resize_map(table, grid), words
 
-    def layer_index(self, name):
-        """Place of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last.
+    def stages(self):
+        conv = self.patch_embed.conv
+        return [Stage(conv, tuple(self.pos_embed.shape[2:]), [(conv.weight.shape[-1], conv._stride[0], 0)])]
 
-        A pooling counts with the block that follows it.
-        """
-        kind, *rest = name.split(".")
-        if kind == "transformers":
-            return self.first_blocks[int(rest[0])] + int(rest[2]) + 1
-        if kind == "pools":
-            return self.first_blocks[int(rest[0]) + 1] + 1
-        return 0 if kind in ("patch_embed", "pos_embed", "cls_token") else self.first_blocks[-1] + 1
+    def backbone(self):
+        _, grid, windows, *_ = self.stages()[0]
+        places = []
+        for i, transformer in enumerate(self.transformers):
+            pool = self.pools[i - 1] if i else None
+            if pool is not None:
+                grid, windows = tuple((length + 1) // 2 for length in grid), [*windows, (3, 2, 1)]
+            for j, block in enumerate(transformer.blocks):
+                places.append(BlockPlace(block, grid, windows, None if j else pool))
+        return places
 
     def forward_tokens(self, x):
         """Normalised class tokens: (B, Cin, H, W) -> (B, T, C of the last stage)."""
@@ -210,3 +214,31 @@ def _patch_grid(image_size, patch_size, stride):
     if min(image_size) < patch_size:
         raise ValueError(f"an image of {image_size[0]}x{image_size[1]} pixels is smaller than a patch of {patch_size}")
     return [(length - patch_size) // stride + 1 for length in image_size]
+
+
+def traits(variant):
+    """What distinguishes a variant in the shapes of its tensors."""
+    return {
+        "patch_size": variant["patch_size"],
+        "widths": [base_dim * heads for base_dim, heads in zip(variant["base_dims"], variant["heads"])],
+        "depth": list(variant["depth"]),
+        "distilled": variant["distilled"],
+    }
+
+
+def read_shapes(shapes):
+    """Traits and overrides (see `Family`) of tensors by their shapes."""
+    _, in_chans, patch_size, _ = shapes["patch_embed.conv.weight"]
+    transformers = [f"transformers.{i}.blocks." for i in range(count_layers(shapes, "transformers."))]
+    found = {
+        "patch_size": patch_size,
+        "widths": [shapes[f"{blocks}0.norm1.bias"][0] for blocks in transformers],
+        "depth": [count_layers(shapes, blocks) for blocks in transformers],
+        "distilled": "head_dist.bias" in shapes,
+    }
+    stride = patch_size // 2  # in all variants
+    image_size = (shapes["pos_embed"][2] - 1) * stride + patch_size
+    return found, {"num_classes": shapes["head.bias"][0], "in_chans": in_chans, "image_size": image_size}
+
+
+FAMILY = Family("PIT", PoolingTransformer, VARIANTS, traits, read_shapes, fold="t2t_vit.deploy.fold:LeanPiT")

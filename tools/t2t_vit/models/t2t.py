@@ -17,6 +17,7 @@ from paddle.nn.initializer import Normal, Orthogonal
 from t2t_vit.models import tf32
 from t2t_vit.models.cpu_ops import add_to_each, attend, linear, normed_linear, softmax_and_logsumexp
 from t2t_vit.models.dropout import Dropout
+from t2t_vit.models.family import BlockPlace, Family, Stage, VisionTransformer, count_layers
 from t2t_vit.models.layers import (
     Block,
     LayerNorm,
@@ -110,6 +111,20 @@ class TokenPerformer(nn.Layer):
         share = F.sigmoid(log_total - math.log(w.shape[0] * self.EPSILON))  # D / (D + eps); D = e^total / m
         return over_features * share, over_tokens
 
+    def attention_rows(self, x, queries):
+        """Rows of the attention of Q tokens: (B, N, dim), [Q places] -> (B, Q, N).
+
+        They sum to D / (D + eps).
+        """
+        k, q, _ = self.kqv(self.norm1(x)).split(3, axis=-1)  # each (B, N, E)
+        over_features, over_tokens = self.factors(k, q)
+        return paddle.matmul(over_features.index_select(queries, axis=1), over_tokens)
+
+    def token_products(self, N):
+        """(count, rows, inner, columns) of the matrix products between N tokens: w k and w q, k v, q (k v)."""
+        m, E = self.w.shape
+        return [(2, N, E, m), (1, m, N, E), (1, N, m, E)]
+
     def forward(self, x):
         k, q, v = normed_linear(x, self.norm1, self.kqv.weight, self.kqv.bias).split(3, axis=-1)  # each (B, N, E)
         # The input is wider than E, so the skip connection starts from v (paper, section 3.1).
@@ -140,6 +155,11 @@ class TokenAttention(nn.Layer):
         self.qkv = nn.Linear(dim, 3 * token_dim, bias_attr=False)
         self.proj = nn.Linear(token_dim, token_dim)
 
+    def token_products(self, N):
+        """(count, rows, inner, columns) of the matrix products between N tokens: q k and (q k) v."""
+        E = self.proj.weight.shape[0]
+        return [(1, N, E, N), (1, N, N, E)]
+
     def forward(self, x, norm):
         q, k, v = normed_linear(x, norm, self.qkv.weight).split(3, axis=-1)  # each (B, N, E)
         y = attend(q * self.scale, k, v)  # (B, N, E)
@@ -155,6 +175,12 @@ class TokenTransformer(nn.Layer):
         self.attn = TokenAttention(dim, token_dim)
         self.norm2 = LayerNorm(token_dim, epsilon=1e-5)
         self.mlp = Mlp(token_dim, token_dim)
+
+    def attention_rows(self, x, queries):
+        """Rows of the attention of Q tokens: (B, N, dim), [Q places] -> (B, Q, N)."""
+        q, k, _ = self.attn.qkv(self.norm1(x)).split(3, axis=-1)  # each (B, N, E)
+        q = q.index_select(queries, axis=1) * self.attn.scale
+        return F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)
 
     def forward(self, x):
         x = self.attn(x, self.norm1)  # (B, N, E)
@@ -216,6 +242,19 @@ class T2TModule(nn.Layer):
             init_from_fan_in(layers[-1])
         return layers
 
+    def layers(self):
+        """The `Stage`s of the module, the last of which makes the patches of the backbone."""
+        places = [(self.grids[i], self.splits[: i + 1]) for i in range(len(self.splits))]
+        if hasattr(self, "soft_split0"):
+            names = [f"convolution {i + 1}" for i in range(len(places))]
+            return [Stage(layer, *place, output_name=name) for layer, place, name in zip(self.stages, places, names)]
+        kind = "performer" if isinstance(self.stages[0], TokenPerformer) else "transformer"
+        layers = [
+            Stage(layer, *place, f"soft split {i}", f"{kind} {i}")
+            for i, (layer, place) in enumerate(zip(self.stages, places), start=1)
+        ]
+        return [*layers, Stage(self.project, *places[-1], f"soft split {len(places)}")]
+
     def forward(self, x):
         if not hasattr(self, "soft_split0"):
             return self._soft_split_tokens(x)
@@ -230,16 +269,16 @@ class T2TModule(nn.Layer):
             x = recomputed(stage, x) if self.recompute else stage(x)  # (B, h*w, E)
             x = x.transpose([0, 2, 1]).reshape([x.shape[0], x.shape[2], height, width])  # (B, E, h, w)
         x = F.unfold(x, *self.splits[-1]).transpose([0, 2, 1])  # (B, N, E*k*k)
-        return linear(x, self.project.weight, self.project.bias)  # (B, N, C)
+        return self.project(x)  # (B, N, C)
 
 
-class T2TViT(nn.Layer):
+class T2TViT(VisionTransformer):
     """T2T module, class token, fixed sinusoidal positions, deep-narrow ViT backbone, linear head.
 
     Args:
         image_size: pixels, one number or (height, width); any size that the soft splits can cover.
         in_chans: channels of the input.
-        num_classes: width of the logits.
+        num_classes: width of the logits; 0 for a model that returns its features.
         embed_dim, depth, num_heads, mlp_ratio: the backbone.
         tokens_type: "performer", "transformer" or "convolution".
         token_dim: width inside the T2T module.
@@ -294,7 +333,7 @@ class T2TViT(nn.Layer):
             for rate in drop_path_rates
         )
         self.norm = LayerNorm(embed_dim, epsilon=1e-5)
-        self.head = nn.Linear(embed_dim, num_classes)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.apply(init_linear_and_norm)
 
     def fit_pos_embed(self, table, anew=False):
@@ -316,12 +355,12 @@ class T2TViT(nn.Layer):
             return sinusoid_table(1 + math.prod(grid), table.shape[2]), f"the sinusoid anew, from {sizes}"
         return resize_tokens(table, old_grid, grid), f"resized bicubically from {sizes}"
 
-    def layer_index(self, name):
-        """Place of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last."""
-        kind, *rest = name.split(".")
-        if kind == "blocks":
-            return int(rest[0]) + 1
-        return 0 if kind in ("tokens_to_token", "pos_embed", "cls_token") else len(self.blocks) + 1
+    def stages(self):
+        return self.tokens_to_token.layers()
+
+    def backbone(self):
+        grid = self.tokens_to_token.grids[-1]
+        return [BlockPlace(block, grid, self.tokens_to_token.splits) for block in self.blocks]
 
     def forward_features(self, x):
         """Normalised class token: (B, Cin, H, W) -> (B, C)."""
@@ -338,3 +377,33 @@ class T2TViT(nn.Layer):
     def forward(self, x):
         """Logits: (B, Cin, H, W) -> (B, num_classes)."""
         return self.head(self.forward_features(x))
+
+
+def traits(variant):
+    """What distinguishes a variant in the shapes of its tensors."""
+    return {key: variant.get(key, "performer") for key in ("embed_dim", "depth", "mlp_ratio", "tokens_type")}
+
+
+def read_shapes(shapes):
+    """Traits and overrides (see `Family`) of tensors by their shapes, for models with the splits of the variants."""
+    embed_dim = shapes["cls_token"][2]
+    if "tokens_to_token.soft_split0.weight" in shapes:
+        tokens_type, in_chans = "convolution", shapes["tokens_to_token.soft_split0.weight"][1]
+    else:
+        tokens_type = "performer" if "tokens_to_token.attention1.w" in shapes else "transformer"
+        width = shapes["tokens_to_token.attention1.norm1.weight"][0]
+        in_chans, rest = divmod(width, SPLITS[0][0] ** 2)
+        if rest:
+            raise ValueError(f"an input width of {width} does not fit the soft splits of the variants")
+    found = {
+        "embed_dim": embed_dim,
+        "depth": count_layers(shapes, "blocks."),
+        "mlp_ratio": shapes["blocks.0.mlp.fc1.bias"][0] / embed_dim,
+        "tokens_type": tokens_type,
+    }
+    side = math.isqrt(shapes["pos_embed"][1] - 1)
+    image_size = side * math.prod(stride for _, stride, _ in SPLITS)
+    return found, {"num_classes": shapes["head.bias"][0], "in_chans": in_chans, "image_size": image_size}
+
+
+FAMILY = Family("T2T", T2TViT, VARIANTS, traits, read_shapes, fold="t2t_vit.deploy.fold:LeanT2TViT")

@@ -1,25 +1,25 @@
-"""All models by name."""
+"""All models by name. A new family is one module of this room and one entry in FAMILIES."""
 
 import difflib
 
 from t2t_vit.models import pit, t2t
 
-_FAMILIES = {"T2T": (t2t.T2TViT, t2t.VARIANTS), "PIT": (pit.PoolingTransformer, pit.VARIANTS)}
+FAMILIES = [t2t.FAMILY, pit.FAMILY]
 
 
 def list_models():
     """Names that `create_model` takes, in the order of their families' tables."""
-    return [name for _, variants in _FAMILIES.values() for name in variants]
+    return [name for family in FAMILIES for name in family.variants]
 
 
-def model_family(name):
-    """ "T2T" or "PIT", the family of one of `list_models()`.
+def family_of(name):
+    """The `Family` of one of `list_models()`.
 
     Raises:
         ValueError: for an unknown name, with the nearest ones.
     """
-    for family, (_, variants) in _FAMILIES.items():
-        if name in variants:
+    for family in FAMILIES:
+        if name in family.variants:
             return family
     near = difflib.get_close_matches(name, list_models(), n=3) or list_models()
     raise ValueError(f"unknown model {name!r}; did you mean {', '.join(near)}?")
@@ -30,15 +30,16 @@ def create_model(name, **overrides):
 
     Args:
         name: one of `list_models()`.
-        overrides: constructor arguments that replace the variant's own: num_classes, image_size, in_chans, drop_rate,
-            attn_drop_rate, drop_path_rate, qk_scale, and those of the family (`T2TViT`, `PoolingTransformer`).
+        overrides: constructor arguments that replace the variant's own: num_classes (0 for the features), image_size,
+            in_chans, drop_rate, attn_drop_rate, drop_path_rate, qk_scale, and those of the family (`T2TViT`,
+            `PoolingTransformer`).
 
     Returns:
-        A `paddle.nn.Layer`: (B, in_chans, H, W) float -> (B, num_classes) logits (in training, a pair of such from a
-        distilled PiT).
+        A `paddle.nn.Layer`: (B, in_chans, H, W) float -> (B, num_classes) logits. In training, a distilled PiT returns
+        a pair of them.
 
     Raises:
         ValueError: for an unknown name (with the nearest ones), or arguments that do not fit together.
     """
-    build, variants = _FAMILIES[model_family(name)]
-    return build(**{**variants[name], **overrides})
+    family = family_of(name)
+    return family.model(**{**family.variants[name], **overrides})

@@ -8,7 +8,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.data.images import load_image, to_image
 from t2t_vit.explain.overlay import enlarged
 from t2t_vit.page.shelf import METHODS, attention, examples, look
-from t2t_vit.pictures.sheet import thumbnail
+from t2t_vit.pictures.sheet import fitted
 
 MOST_PICTURES = 32  # looked at together
 MOST_WAITING = 64  # events of all visitors; who comes then is asked to try again
@@ -145,7 +145,7 @@ def _caption(answer):
 
 
 def _tiles(paths):
-    return [thumbnail(load_image(path, upright=True)) for path in paths]
+    return [fitted(load_image(path, upright=True)) for path in paths]
 
 
 def _gallery(label, name):

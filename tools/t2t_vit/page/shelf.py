@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2t_vit.common.errors import UserError
+from t2t_vit.common.logger import log
 from t2t_vit.config import best_weights, load_config, resolve
 from t2t_vit.data.images import ImageError, load_image, to_image
 from t2t_vit.data.index import class_folders, image_files
 from t2t_vit.data.layout import split_folder
 from t2t_vit.deploy.engines import to_input
-from t2t_vit.deploy.predictor import choose_engine, classify, open_engine, open_weights, read_images
+from t2t_vit.deploy.open_model import open_model, open_weights
+from t2t_vit.deploy.predict import classify, read_images
 from t2t_vit.explain.overlay import overlay
 
 TOP = 5
@@ -67,7 +69,8 @@ class Shelf:
 
         def answer():
             if name not in self.opened:
-                self.opened[name] = Opened(name, *self.sources[name]())
+                found = self.sources[name]()
+                self.opened[name] = Opened(name, found.predictor, found.cfg, found.model)
             return question(self.opened[name], *words)
 
         return self.thread.submit(answer).result()
@@ -77,7 +80,7 @@ def _sources(args, cfg):
     """{name: function that opens it}: the model of the command line, the other runs in OUTPUT, the shipped ones."""
     own = Path(args.pretrained or best_weights(cfg)).resolve()
     name = f"{cfg.NAME}: {own.name}" if args.weights_named and own.parent.name != cfg.NAME else cfg.NAME
-    sources = {name: lambda: open_engine(args, cfg, choose_engine(args))}
+    sources = {name: lambda: _open_own(args, cfg)}
     device = [("DEVICE", cfg.DEVICE)] if cfg.DEVICE else []
     output = resolve(cfg.OUTPUT)
     for path in [*sorted(output.glob("*/config.yaml")), *sorted(output.glob("pretrained/*/config.yaml"))]:
@@ -85,6 +88,13 @@ def _sources(args, cfg):
         if best.is_file() and best.resolve() != own:
             sources.setdefault(path.parent.name, _opener(path, device, best))
     return sources
+
+
+def _open_own(args, cfg):
+    opened = open_model(args, cfg)
+    if not args.weights_named:
+        log.info("note: %s", opened)
+    return opened
 
 
 def _opener(config, device, weights):

@@ -1,7 +1,7 @@
-"""Processes and devices: everything that asks for a rank goes through here.
+"""The device of a process, and the collective operations between processes.
 
-One process trains on one device. `python -m paddle.distributed.launch` starts several, on one or more machines, and
-sets what `paddle.distributed.ParallelEnv` reads; without it there is one.
+One process uses one device. `python -m paddle.distributed.launch` starts several processes on one or more machines and
+sets the variables that common/ranks.py reads.
 """
 
 import contextlib
@@ -13,58 +13,40 @@ import numpy as np
 import paddle
 from paddle import distributed
 
-from t2t_vit.common import devices, wheels
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.ranks import rank, world_size
+from t2t_vit.common.ranks import is_main, rank, world_size  # noqa: F401 (callers use processes.rank)
 from t2t_vit.models import cpu_ops, tf32
+from t2t_vit.parallel import gpu
 
 
 def setup(cfg):
-    """Choose this process's device, DEVICE, and the operations that suit it; join the other processes.
+    """Set the device of this process and the operations for it, and connect to the other processes.
 
-    Returns the device's name.
+    Returns the name of the device. Raises UserError if DEVICE cannot be used.
     """
     device = cfg.DEVICE
-    gpus = require_gpu(f"DEVICE is {device}") if device.startswith("gpu") else _gpus()
+    gpus = gpu.require(f"DEVICE is {device}") if device.startswith("gpu") else gpu.count()
     name = device or ("gpu" if gpus else "cpu")
     if name == "gpu" and gpus:
         name = f"gpu:{distributed.ParallelEnv().device_id}"
     if name.startswith("gpu:") and int(name[4:]) >= gpus:
         raise UserError(f"DEVICE is {name} but there are {gpus} GPU(s), gpu:0 to gpu:{gpus - 1}")
-    tf32.allow(False)  # TrainStep allows it where TRAIN.TF32 says so
+    tf32.allow(False)  # TrainStep turns it on for TRAIN.TF32
     if not cfg.TRAIN.TF32:
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # read by cuBLAS and cuDNN when they are loaded
     paddle.set_device(name)
     if name.startswith("gpu"):
-        devices.try_out()
+        gpu.try_out()
     elif not device:
-        devices.warn_of_idle_cards()
+        gpu.warn_of_idle_cards()
     cpu_ops.enable(cfg.CPU.FAST_OPS and name == "cpu")
     if world_size() > 1:
-        # gloo aborts the process when it loses another one: as its handler, sleep(SIGABRT) leaves six seconds in which
-        # the monitor of that one (lifeline.py) tells why. Python's own handlers would come too late.
+        # gloo aborts when it loses another process. With sleep as the handler of SIGABRT (signal number 6), the process
+        # waits six seconds, in which its monitor learns the reason. A handler in Python would run too late.
         libc = ctypes.CDLL(None)
         libc.signal(signal.SIGABRT, libc.sleep)
         distributed.init_parallel_env()
     return name
-
-
-def require_gpu(action):
-    """Number of GPUs that can be used; UserError, which begins with `action`, if there is none."""
-    count = _gpus()
-    if not count:
-        build = "finds none" if paddle.is_compiled_with_cuda() else f"is a CPU build; {wheels.advice()}"
-        raise UserError(f"{action} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}")
-    return count
-
-
-def _gpus():
-    return paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
-
-
-def is_main():
-    """True in the one process that prints and writes files."""
-    return rank() == 0
 
 
 def barrier():
@@ -74,7 +56,7 @@ def barrier():
 
 
 def from_main(value):
-    """The main process's `value`, anything that pickles, in every process."""
+    """Broadcast the `value` of the main process, any object that pickles."""
     if world_size() == 1:
         return value
     values = [value if is_main() else None]
@@ -83,21 +65,21 @@ def from_main(value):
 
 
 def same_everywhere(model):
-    """Give the model of every process the main one's parameters and buffers."""
+    """Broadcast the parameters and buffers of the main process's model."""
     if world_size() > 1:
         for tensor in model.state_dict().values():
             distributed.broadcast(tensor, src=0)
 
 
 def sum_over_processes(tensor):
-    """Element-wise sum of every process's tensor."""
+    """Sum of the tensors of all processes, element-wise."""
     if world_size() > 1:
         distributed.all_reduce(tensor)
     return tensor
 
 
 def max_over_processes(values):
-    """Element-wise maximum of every process's list of numbers. Waits for the device."""
+    """Maximum of the lists of numbers of all processes, element-wise. Waits for the device."""
     if world_size() == 1:
         return list(values)
     tensor = paddle.to_tensor(values, dtype="float32")
@@ -106,7 +88,7 @@ def max_over_processes(values):
 
 
 def gather(tensor):
-    """Every process's (n,) tensor as one (world_size, n) array. Waits for the device."""
+    """The (n,) tensors of all processes as an array (world_size, n). Waits for the device."""
     if world_size() == 1:
         return tensor.numpy()[None]
     tensors = []
@@ -115,7 +97,7 @@ def gather(tensor):
 
 
 def gather_objects(value):
-    """List of every process's `value`, anything that pickles."""
+    """List of the values of all processes, any objects that pickle."""
     if world_size() == 1:
         return [value]
     values = []
@@ -129,5 +111,5 @@ def data_parallel(model):
 
 
 def local_gradients(model):
-    """Context in which the gradients of a `data_parallel` model add up in each process, without being averaged."""
+    """Context in which each process accumulates the gradients of a `data_parallel` model without averaging them."""
     return model.no_sync() if world_size() > 1 else contextlib.nullcontext()

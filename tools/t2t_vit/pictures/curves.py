@@ -1,29 +1,23 @@
 """The picture `curves`: loss, accuracy, learning rate and throughput of training runs on the same axes."""
 
-import argparse
+import json
 
-from t2t_vit.cli import json_file, not_empty
+from t2t_vit.common.errors import UserError, printable
+from t2t_vit.common.figures import check_suffix, figure_to, plain, require_matplotlib
+from t2t_vit.common.files import check_outputs, display_path, write_text
+from t2t_vit.pictures.run_logs import read_runs
 
-READS_CONFIG = False  # main(args) without cfg, nor paddle
-
-# Title of each panel, what its numbers are multiplied by, and its lines: key of a row, style, name.
+# Title of each panel, factor of its numbers, and its lines: (key of a row, style, name).
 PANELS = {
     "loss": (1, (("train_loss", ":", "train"), ("val_loss", "-", "val"), ("val_ema_loss", "--", "val, EMA"))),
     "top-1 (%)": (100, (("train_acc", ":", "train"), ("val_top1", "-", "val"), ("val_ema_top1", "--", "val, EMA"))),
     "learning rate": (1, (("lr", "-", ""),)),
     "images per second": (1, (("images_per_second", "-", ""),)),
 }
-_MANY = 10  # runs, more than matplotlib's own colours
 
 
-def main(args):
-    import json
-
-    from t2t_vit.common.errors import UserError, printable
-    from t2t_vit.common.figures import check_suffix, figure_to, require_matplotlib
-    from t2t_vit.common.files import check_outputs, display_path, write_text
-    from t2t_vit.pictures.run_logs import read_runs
-
+def draw_curves(args):
+    """Draw the runs that the options name, and print a line on each. Raises UserError or OSError."""
     check_suffix(args.sheet, "--sheet")
     check_outputs((args.sheet, args.json), args.runs)
     require_matplotlib()
@@ -35,69 +29,35 @@ def main(args):
     with figure_to(args.sheet, (6 * columns, 3.6 * rows + 0.5)) as figure:
         draw(figure, list(figure.subplots(rows, columns, squeeze=False).flat), runs, panels)
     if args.json:
-        told = [{"name": run.name, "source": str(display_path(run.source)), "epochs": epochs_of(run)} for run in runs]
-        write_text(args.json, json.dumps(told, indent=1) + "\n")
+        found = [{"name": run.name, "source": str(display_path(run.source)), "epochs": run.epochs()} for run in runs]
+        write_text(args.json, json.dumps(found, indent=1) + "\n")
     for run in runs:
         print(printable(summary(run)))
     for path in filter(None, (args.sheet, args.json)):
         print(f"{printable(display_path(path))} written")
 
 
-def parser():
-    parser = argparse.ArgumentParser(
-        prog="visualize.py curves",
-        description="Draw loss, top-1, learning rate and throughput of training runs.",
-        epilog="Exit status: 0 done, 1 a failure told in one line, 2 an unknown option.",
-    )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=not_empty,
-        metavar="RUN",
-        help="run folder, its metrics.jsonl, log of this repository, T2T_paddle or paddle_pit, or timm's summary.csv",
-    )
-    parser.add_argument(
-        "--sheet", type=not_empty, default="curves.png", metavar="FILE", help=".png, .pdf or .svg; default curves.png"
-    )
-    parser.add_argument("--json", type=json_file, metavar="FILE", help="write the numbers of every epoch")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    return parser
-
-
-# --- Numbers ---
-
-
 def panels_of(runs):
-    """The part of `PANELS` that the runs tell anything of."""
-    told = {key for run in runs for row in run.rows.values() for key in row}
-    panels = {title: (scale, [line for line in lines if line[0] in told]) for title, (scale, lines) in PANELS.items()}
+    """The panels and lines of `PANELS` for which there are numbers."""
+    keys = {key for run in runs for row in run.rows.values() for key in row}
+    panels = {title: (scale, [line for line in lines if line[0] in keys]) for title, (scale, lines) in PANELS.items()}
     return {title: panel for title, panel in panels.items() if panel[1]}
-
-
-def epochs_of(run):
-    return [{"epoch": epoch, **row} for epoch, row in sorted(run.rows.items())]
 
 
 def summary(run):
     """One line: the run's epochs and its best validations."""
     text = f"{run.name}: epochs {min(run.rows)} to {max(run.rows)}"
     for key, name in (("val_top1", "val"), ("val_ema_top1", "EMA")):
-        told = [(row[key], -epoch) for epoch, row in run.rows.items() if row.get(key) is not None]
-        if told:
-            top1, epoch = max(told)
+        found = [(row[key], -epoch) for epoch, row in run.rows.items() if row.get(key) is not None]
+        if found:
+            top1, epoch = max(found)
             text += f", best {name} top-1 {top1:.4f} in epoch {-epoch}"
     return text
 
 
-# --- Drawing ---
-
-
 def draw(figure, places, runs, panels):
-    """Fill the figure: a panel of `panels` in each place, a colour for each run, a style for each kind of number."""
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
-
-    from t2t_vit.common.figures import plain
+    """Draw each of `panels` into one of `places`: a colour for each run, a style for each kind of number."""
+    from matplotlib.lines import Line2D  # optional library
 
     colours = run_colours(len(runs))
     for axes, (title, (scale, lines)) in zip(places, panels.items()):
@@ -107,7 +67,7 @@ def draw(figure, places, runs, panels):
                 marker = "." if len(epochs) < 20 else ""
                 axes.plot(epochs, [scale * number for number in numbers], style, color=colour, marker=marker)
         axes.set(title=title, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.locator_params(axis="x", integer=True, steps=[1, 2, 5, 10])
         axes.ticklabel_format(axis="y", scilimits=(-2, 5))
         axes.grid(alpha=0.3)
         if title == "images per second":
@@ -122,8 +82,9 @@ def draw(figure, places, runs, panels):
 
 
 def run_colours(count):
-    if count <= _MANY:
+    """Different colours for `count` runs; matplotlib itself has ten."""
+    if count <= 10:
         return [f"C{place}" for place in range(count)]
-    import matplotlib
+    import matplotlib  # optional library
 
     return [matplotlib.colormaps["turbo"](place / (count - 1)) for place in range(count)]

@@ -1,98 +1,87 @@
-"""The picture `features`: what the soft splits and the layers of a model make of images."""
+"""The picture `features`: what the layers of a model make of images."""
 
-from predict import split_arguments as split_words  # noqa: F401  visualize.py takes it from here
-from t2t_vit.cli import common_parser
-from t2t_vit.pictures.attention import number_or, shown_name
-from t2t_vit.pictures.model import add_image_options
+import numpy as np
 
-EXPLAINED = {
-    "pca": "each token coloured by the first three principal components of its layer, over all pictures of the sheet: "
-    "what the layer takes for alike has one colour",
-    "norm": "the length of each token, from the shortest of its layer on the sheet, dark, to the longest, light",
-    "mean": "the mean of each token's values, from the least of its layer on the sheet, dark, to the largest, light",
+from t2t_vit.common.errors import UserError
+from t2t_vit.explain.features import features
+from t2t_vit.explain.overlay import coloured, enlarged
+from t2t_vit.pictures.attention import short_path
+from t2t_vit.pictures.model import OVERLAY_TILE, open_pictures
+from t2t_vit.pictures.sheet import Cell, Heading, lines_of, paired, save_sheet
+
+NOTES = {
+    "pca": (
+        "each token coloured by the first three principal components of its layer, over all images of the sheet: "
+        "tokens that are alike to the layer have the same colour",
+        "rows x columns of tokens, width of each, variance explained by the three components",
+    ),
+    "norm": ("the norm of each token",),
+    "mean": ("the mean of each token's values",),
 }
+for _show in ("norm", "mean"):
+    NOTES[_show] += (
+        "from the smallest of the layer on the sheet (dark) to the largest (light)",
+        "rows x columns of tokens, width of each, smallest and largest value",
+    )
 
-CAPTIONS = {"pca": "rows x columns of tokens, numbers in each, share of the variance that the three components hold"}
-CAPTIONS["norm"] = CAPTIONS["mean"] = "rows x columns of tokens, numbers in each, least and largest value"
 
+def draw_features(args, cfg):
+    """Write the sheet that the options describe. Returns 1 if an image cannot be read.
 
-def main(args, cfg):
-    from t2t_vit.common.files import display_path
-    from t2t_vit.common.logger import log, setup_logging
-    from t2t_vit.explain.features import features
-    from t2t_vit.explain.overlay import enlarged
-    from t2t_vit.pictures.cells import check_figure, lines_of, save_figure
-    from t2t_vit.pictures.model import chosen_paths, open_model, read_images
-
-    setup_logging()
-    paths = chosen_paths(args)
-    check_figure(args.sheet, [*args.inputs, *paths])
-    model, cfg, metadata = open_model(args, cfg)
-    images, failed = read_images(paths, cfg, metadata)
-    found = [features(model, pixels) for _, _, pixels in images]
-    columns = [column(layers, args.show) for layers in chosen(list(zip(*found)), args.block)]
+    Raises UserError for options that do not fit the model.
+    """
+    opened, pictures, status = open_pictures(args, cfg)
+    layers = list(zip(*(features(opened.model, picture.pixels) for picture in pictures)))
+    columns = [column(layer, args.show) for layer in chosen(layers, args.block)]
     lines = []
-    for (path, image, _), row in zip(images, zip(*columns)):
-        lines += lines_of((enlarged(image), f"{shown_name(path)}\n"), [row])
-    explanations = [EXPLAINED[args.show], CAPTIONS[args.show]]
-    save_figure(args.sheet, f"{cfg.NAME}: what its layers make of a picture", explanations, lines)
-    log.info("%s written", display_path(args.sheet))
-    return 1 if failed else 0
-
-
-def parser():
-    parser = common_parser("Draw what the layers of a model make of images.", batch_size_key="VAL.BATCH_SIZE")
-    add_image_options(parser, "features")
-    add = parser.add_argument
-    add("--show", choices=tuple(EXPLAINED), default="pca",
-        help="of each token its principal components, length or mean; default pca")  # fmt: skip
-    add("--block", type=number_or("all"), metavar="N|all",
-        help="block, from 1, after the T2T module or the patches; default the first, middle and last")  # fmt: skip
-    return parser
+    for picture, row in zip(pictures, zip(*columns)):
+        lines += lines_of(Cell(enlarged(picture.image), (short_path(picture.path),)), [row])
+    heading = Heading(f"{opened.cfg.NAME}: what its layers make of an image", NOTES[args.show])
+    save_sheet([heading, *paired(lines)], args.sheet, OVERLAY_TILE)
+    return status
 
 
 def chosen(layers, block):
-    """Those layers, a list of (name, tokens, grid) of each picture, that --block leaves."""
-    from t2t_vit.common.errors import UserError
+    """The layers to draw: all before the blocks, and the blocks that --block chooses.
 
+    Args:
+        layers: for each layer, the (name, tokens, grid) of every image.
+        block: number from 1, "all", or None for the first, middle and last.
+
+    Raises UserError for a block that does not exist.
+    """
     blocks = [layer for layer in layers if layer[0][0].startswith("block ")]
     before = layers[: len(layers) - len(blocks)]
     if block == "all":
         return layers
     if block and block > len(blocks):
         raise UserError(f"--block is {block} but the model's blocks are 1 to {len(blocks)}")
-    places = [block - 1] if block else sorted({0, len(blocks) // 2, len(blocks) - 1})
-    return before + [blocks[place] for place in places]
+    indices = [block - 1] if block else sorted({0, len(blocks) // 2, len(blocks) - 1})
+    return before + [blocks[i] for i in indices]
 
 
-def column(layers, show):
-    """A layer's cells, (uint8 (rows, columns, 3), caption), of all pictures."""
-    import numpy as np
-
-    from t2t_vit.explain.overlay import coloured
-
-    name, tokens, (rows, columns) = layers[0]
-    values = np.concatenate([tokens.numpy() for _, tokens, _ in layers]).astype(np.float64)  # (pictures, N, C)
-    caption = f"{name}\n{rows}x{columns} of {values.shape[2]}"
+def column(layer, show):
+    """The `Cell` of every image for one layer, with uint8 (rows, columns, 3)."""
+    name, _, (rows, columns) = layer[0]
+    tokens = np.concatenate([tokens.numpy() for _, tokens, _ in layer]).astype(np.float64)  # (images, N, C)
     if show == "pca":
-        colours, share = principal_colours(values.reshape(-1, values.shape[2]))
-        caption += f", {100 * share:.0f} %"
+        colours, explained = principal_colours(tokens.reshape(-1, tokens.shape[2]))
+        caption = f"{100 * explained:.0f} %"
     else:
-        one = np.linalg.norm(values, axis=-1) if show == "norm" else values.mean(-1)
-        caption += f", {one.min():.2g} to {one.max():.2g}"
-        colours = coloured((one - one.min()) / ((one.max() - one.min()) or 1))
-    return [(each, caption) for each in colours.reshape(len(layers), rows, columns, 3)]
+        values = np.linalg.norm(tokens, axis=-1) if show == "norm" else tokens.mean(axis=-1)
+        caption = f"{values.min():.2g} to {values.max():.2g}"
+        colours = coloured((values - values.min()) / ((values.max() - values.min()) or 1))
+    lines = (name, f"{rows}x{columns} of {tokens.shape[2]}, {caption}")
+    return [Cell(each, lines) for each in colours.reshape(len(layer), rows, columns, 3)]
 
 
 def principal_colours(tokens):
-    """The first three principal components of tokens (M, C) as colours, uint8 (M, 3), and their share of the variance.
+    """The first three principal components of tokens (M, C) as colours, uint8 (M, 3), and the variance they explain.
 
-    The signs are such that each component's largest weight is positive; 2 % of the values are clipped.
+    The largest weight of each component is made positive. The values are clipped to their percentiles 1 to 99.
     """
-    import numpy as np
-
     centred = tokens - tokens.mean(axis=0)
-    variances, directions = np.linalg.eigh(centred.T @ centred)  # from the least
+    variances, directions = np.linalg.eigh(centred.T @ centred)  # in ascending order
     directions = directions[:, ::-1][:, :3]
     directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), range(directions.shape[1])])
     values = centred @ directions

@@ -1,56 +1,45 @@
-"""Which maps of a model the picture `attention` shows, how they are computed, named and explained."""
-
-from collections import namedtuple
+"""The maps of the picture `attention`: which ones the options choose, and how they are drawn."""
 
 import numpy as np
 import paddle
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.explain import attention
-from t2t_vit.explain.attention import backbone, num_class_tokens, on_grid, stage_box, token_box, token_grid
 from t2t_vit.explain.overlay import cell, marked, overlay, scaled
-from t2t_vit.models.t2t import T2TViT
-from t2t_vit.pictures.sheet import short_name
+from t2t_vit.pictures.sheet import Cell, short_name
 
-# A map (rows, columns), what stands above it, and in pixels the boxes of the map and of the token that looks, or None.
-Panel = namedtuple("Panel", "values caption box looking")
+_SCALE = "each map from its smallest value (dark) to its largest (light)"
 
 
-def open_look(args, model, names):
-    """`BackboneLook` or, with --stage, `ModuleLook` of what the options of the command line choose.
+def choose_maps(args, model, names):
+    """`BlockMaps`, or `StageMaps` for --stage, with `explanations()` and `draw(picture)`.
 
-    Raises UserError, naming what there is, for an option that asks for something else.
+    Raises UserError for options that do not fit the model or each other.
     """
-    return (BackboneLook if args.stage is None else ModuleLook)(args, model, names)
+    return (BlockMaps if args.stage is None else StageMaps)(args, model, names)
 
 
-def drawn(image, panel):
-    """The picture with the map of a `Panel` over it."""
-    picture = overlay(image, panel.values, box=panel.box)
-    return marked(picture, scaled(panel.looking, picture.width / image.width)) if panel.looking else picture
-
-
-class BackboneLook:
-    """Maps of blocks: `explanations`, and `at(pixels)`."""
+class BlockMaps:
+    """Maps of the blocks of the backbone."""
 
     def __init__(self, args, model, names):
         self.model, self.names, self.class_id = model, names, args.class_id
-        self.steps = backbone(model)
+        self.backbone = model.backbone()
         self.blocks = self._chosen_blocks(args.block)
         self.methods = _chosen_methods(args)
-        self.fused = args.head if args.head in attention.FUSIONS else "mean"
+        self.fusion = args.head if args.head in attention.FUSIONS else "mean"
         self.heads = [self._chosen_heads(args.head, block) for block in self.blocks]
         self.token = _chosen_token(args, model)
         for block in self.blocks if args.query else ():
-            _check_queries(args.query, token_grid(model, block), f"block {block + 1}")
+            _check_queries(args.query, self.backbone[block].grid, f"block {block + 1}")
         self.queries = args.query or [None]
         if args.class_id is not None and "gradient" not in self.methods:
-            raise UserError(f"--class-id is of the method gradient, but this draws {' and '.join(self.methods)} alone")
+            raise UserError(f"--class-id is for --method gradient, but this draws only {' and '.join(self.methods)}")
         if args.class_id is not None and not 0 <= args.class_id < len(names):
             raise UserError(f"--class-id is {args.class_id} but the classes are 0 to {len(names) - 1}")
 
     def _chosen_blocks(self, block):
-        count = len(self.steps)
+        count = len(self.backbone)
         if block == "all":
             return list(range(count))
         if block and block > count:
@@ -58,10 +47,10 @@ class BackboneLook:
         return [block - 1 if block else count - 1]
 
     def _chosen_heads(self, head, block):
-        """[None], what is taken over the heads, or places of heads."""
+        """Indices of the heads to draw one by one; [None] to draw the fused heads."""
         if head is None or head in attention.FUSIONS:
             return [None]
-        count = self.steps[block][0].attn.num_heads
+        count = self.backbone[block].block.attn.num_heads
         if head == "all":
             return list(range(count))
         if head > count:
@@ -69,114 +58,119 @@ class BackboneLook:
         return [head - 1]
 
     def explanations(self):
-        looks = ["the class token", "the distillation token"][self.token]
-        looks = "the marked token" if self.queries[0] else looks
+        """What the sheet shows, one line per method and one for the colours."""
+        token = "the marked token" if self.queries[0] else ["the class token", "the distillation token"][self.token]
+        heads = f"{self.fusion} of its heads" if self.heads[0] == [None] else "one head"
         texts = {
-            "attention": f"attention: what {looks} takes from each patch in one block, {self.fused} of its heads",
-            "rollout": f"rollout: what reaches {looks} from each patch through the blocks (Abnar and Zuidema, 2020)",
-            "gradient": "gradient: where the attention of the blocks speaks for a class (Chefer et al., 2021)",
+            "attention": f"attention: what {token} takes from each patch in one block, {heads}",
+            "rollout": f"rollout: what reaches {token} from each patch through the blocks (Abnar and Zuidema, 2020)",
+            "gradient": "gradient: the patches whose attention speaks for a class (Chefer et al., 2021)",
         }
-        if self.heads[0] != [None]:
-            texts["attention"] = f"attention: what {looks} takes from each patch in one head of one block"
-        return [*(texts[method] for method in self.methods), "each from its least value, dark, to its largest, light"]
+        return [*(texts[method] for method in self.methods), _SCALE]
 
-    def at(self, pixels):
-        """An input (1, C, H, W): the answer in words, and rows of `Panel`s."""
+    def draw(self, picture):
+        """The predicted class in words, and rows of `Cell`s with the maps over a `Picture`."""
         gradients = None
         if "gradient" in self.methods:
-            logits, maps, gradients = attention.attention_gradients(self.model, pixels, self.class_id)
+            logits, maps, gradients = attention.attention_gradients(self.model, picture.pixels, self.class_id)
         else:
             with paddle.no_grad():
-                logits, maps, _ = attention.trace(self.model, pixels)
+                logits, maps, _ = attention.trace(self.model, picture.pixels)
         class_id = int(logits[0].argmax()) if self.class_id is None else self.class_id
-        found, rows = (maps, gradients, short_name(self.names[class_id])), []
+        name, rows = short_name(self.names[class_id]), []
         for method in self.methods:
             for query in self.queries:
-                lines = [
-                    [self._panel(found, method, block, head, query) for head in heads]
-                    for block, heads in zip(self.blocks, self.heads)
-                ]
-                rows += lines if max(map(len, lines)) > 1 else [sum(lines, [])]
-        return _answer(logits, self.names), rows if max(map(len, rows)) > 1 else [sum(rows, [])]
+                about = f" of {query[0] + 1},{query[1] + 1}" if query else ""
+                title = f"gradient: {name}" if method == "gradient" else f"{method}{about}"
+                by_block = []
+                for block, heads in zip(self.blocks, self.heads):
+                    mark = self._box(block, query) if query else None
+                    box = self._box(block if method == "attention" else 0)
+                    found = [self._map(maps, gradients, method, block, head, query) for head in heads]
+                    by_block.append([_cell(picture.image, map_, (title, words), box, mark) for map_, words in found])
+                rows += _joined(by_block)
+        return _answer(logits, self.names), _joined(rows)
 
-    def _panel(self, found, method, block, head, query):
-        maps, gradients, name = found
-        grid, token = token_grid(self.model, block), self.token
+    def _box(self, block, query=None):
+        """Box of the patches of a block, or of one of them, in pixels."""
+        box = attention.token_box(self.model, block)
+        return cell(box, self.backbone[block].grid, query) if query else box
+
+    def _map(self, maps, gradients, method, block, head, query):
+        """One map (rows, columns), and its caption."""
+        token = self.token
         if query:
-            token = num_class_tokens(self.model) + query[0] * grid[1] + query[1]
+            token = attention.num_class_tokens(self.model) + query[0] * self.backbone[block].grid[1] + query[1]
+        words = f"to block {block + 1}"
         if method == "rollout":
-            values, words = attention.rollout(maps[: block + 1], self.model, self.fused, token), f"to block {block + 1}"
+            values = attention.rollout(maps[: block + 1], self.model, self.fusion, token)
         elif method == "gradient":
             values = attention.relevance(maps[: block + 1], gradients[: block + 1], self.model, token)
-            words = f"to block {block + 1}"
         else:
-            heads = maps[block]
-            rows = attention.FUSIONS[self.fused](heads, axis=1) if head is None else heads[:, head]
-            values, words = on_grid(rows[:, token], self.model, block), f"block {block + 1}"
-            words += "" if head is None else f", head {head + 1}"
-        whose = f" of {query[0] + 1},{query[1] + 1}" if query else ""
-        whose = f": {name}" if method == "gradient" else whose
-        looking = cell(token_box(self.model, block), grid, query) if query else None
-        box = token_box(self.model, block if method == "attention" else 0)
-        return Panel(values[0].numpy(), f"{method}{whose}\n{words}", box, looking)
+            heads = maps[block]  # (1, h, N, N)
+            rows = attention.FUSIONS[self.fusion](heads, axis=1) if head is None else heads[:, head]
+            values = attention.on_grid(rows[:, token], self.model, block)
+            words = f"block {block + 1}" if head is None else f"block {block + 1}, head {head + 1}"
+        return values[0].numpy(), words
 
 
-class ModuleLook:
-    """Maps of a layer of the T2T module: `explanations`, and `at(pixels)`."""
+class StageMaps:
+    """Maps of a layer with attention before the blocks: a token layer of a T2T module."""
 
     def __init__(self, args, model, names):
-        self.model, self.names, self.stage = model, names, args.stage
+        self.model, self.names, self.number = model, names, args.stage
         given = [name for name in ("method", "block", "head", "class_id", "token") if getattr(args, name) is not None]
         if given:
-            raise UserError(
-                f"--{given[0].replace('_', '-')} is of the backbone, --stage of the T2T module: leave one out"
-            )
-        if not isinstance(model, T2TViT):
-            raise UserError("--stage is of the T2T module, which a PiT has not")
-        count = attention.attending_stages(model.tokens_to_token)
-        if not count:
-            raise UserError("--stage: with the token type convolution the T2T module has no attention")
-        if not 1 <= args.stage <= count:
-            raise UserError(f"--stage is {args.stage} but the layers of the T2T module are 1 to {count}")
-        self.grid = model.tokens_to_token.grids[args.stage - 1]
-        self.queries = args.query or [tuple(length * part // 4 for length in self.grid) for part in (1, 2, 3)]
-        _check_queries(self.queries, self.grid, f"layer {args.stage} of the T2T module")
+            option = given[0].replace("_", "-")
+            raise UserError(f"--{option} is for the backbone and --stage for the T2T module: give one of them")
+        stages = attention.attending_stages(model)
+        if not stages:
+            raise UserError("--stage is for a T2T module with attention, which this model does not have")
+        if not 1 <= args.stage <= len(stages):
+            raise UserError(f"--stage is {args.stage} but the layers of the T2T module are 1 to {len(stages)}")
+        self.stage = stages[args.stage - 1]
+        self.queries = args.query or [tuple(length * i // 4 for length in self.stage.grid) for i in (1, 2, 3)]
+        _check_queries(self.queries, self.stage.grid, f"layer {args.stage} of the T2T module")
 
     def explanations(self):
-        rows, columns = self.grid
+        """What the sheet shows."""
+        rows, columns = self.stage.grid
         return [
-            f"what the marked token takes from the {rows} x {columns} tokens of layer {self.stage} of the T2T module",
-            "each from its least value, dark, to its largest, light",
-            "sum: of all that it takes, which is 1 but for the performer's eps",
+            f"what the marked token takes from the {rows} x {columns} tokens of layer {self.number} of the T2T module",
+            _SCALE,
+            "sum: of the whole map; 1 but for the performer's eps",
         ]
 
-    def at(self, pixels):
-        """An input (1, C, H, W): the answer in words, and rows of `Panel`s."""
-        with paddle.no_grad():
-            logits = self.model(pixels)
-        places = [row * self.grid[1] + column for row, column in self.queries]
-        maps = attention.token_maps(self.model, pixels, self.stage - 1, places)[0].numpy()
-        box = stage_box(self.model, self.stage - 1)
-        panels = [
-            Panel(
-                values,
-                f"layer {self.stage}, token {query[0] + 1},{query[1] + 1}\nsum {values.sum():.3f}",
-                box,
-                cell(box, self.grid, query),
-            )
-            for query, values in zip(self.queries, maps)
-        ]
-        return _answer(logits, self.names), [panels]
+    def draw(self, picture):
+        """The predicted class in words, and a row of `Cell`s with the maps over a `Picture`."""
+        indices = [row * self.stage.grid[1] + column for row, column in self.queries]
+        logits, maps = attention.token_maps(self.model, picture.pixels, self.number - 1, indices)
+        box, cells = attention.grid_box(self.stage.windows, self.stage.grid), []
+        for query, values in zip(self.queries, maps[0].numpy()):
+            lines = (f"layer {self.number}, token {query[0] + 1},{query[1] + 1}", f"sum {values.sum():.3f}")
+            cells.append(_cell(picture.image, values, lines, box, cell(box, self.stage.grid, query)))
+        return _answer(logits, self.names), [cells]
+
+
+def _cell(image, values, lines, box, mark):
+    """`Cell` of a map in its `box` over an image, with a frame around the box `mark` if given (both in pixels)."""
+    drawn = overlay(image, values, box=box)
+    return Cell(marked(drawn, scaled(mark, drawn.width / image.width)) if mark else drawn, lines)
+
+
+def _joined(rows):
+    """Rows of one cell each as a single row; others as they are."""
+    return rows if max(map(len, rows)) > 1 else [sum(rows, [])]
 
 
 def _chosen_methods(args):
-    """Those of --method, else those that the other options leave a meaning."""
+    """Those of --method, or else all that the other options allow."""
     single_heads = args.head is not None and args.head not in attention.FUSIONS
     if args.method == "rollout" and single_heads or args.method == "gradient" and args.head not in (None, "mean"):
         allowed = ", ".join(attention.FUSIONS) if args.method == "rollout" else "mean"
-        raise UserError(f"--head is {args.head} but --method {args.method} takes {allowed} of the heads")
+        raise UserError(f"--head is {args.head} but --method {args.method} takes only {allowed}")
     if args.method == "gradient" and args.query:
-        raise UserError("--query is not of --method gradient: the answer depends on the class token alone")
+        raise UserError("--query does not fit --method gradient: the logits depend on the class token alone")
     if args.method:
         return [args.method]
     if single_heads or args.query:
@@ -185,25 +179,25 @@ def _chosen_methods(args):
 
 
 def _chosen_token(args, model):
-    """Place of the token that looks where no --query says another."""
+    """Index of the token whose attention is drawn, unless --query chooses patches."""
     if args.token and args.query:
-        raise UserError("--token and --query both say which token looks: leave one out")
-    if args.token == "distillation" and num_class_tokens(model) < 2:
-        raise UserError("--token distillation is of a distilled PiT, which this model is not")
+        raise UserError("--token and --query both choose a token: give one of them")
+    if args.token == "distillation" and attention.num_class_tokens(model) < 2:
+        raise UserError("--token distillation is for a distilled model, which this is not")
     return 1 if args.token == "distillation" else 0
 
 
-def _check_queries(queries, grid, what):
+def _check_queries(queries, grid, where):
     for row, column in queries:
         if row >= grid[0] or column >= grid[1]:
             raise UserError(
-                f"--query is {row + 1},{column + 1} but the tokens of {what} are 1,1 to {grid[0]},{grid[1]}"
+                f"--query is {row + 1},{column + 1} but the tokens of {where} are 1,1 to {grid[0]},{grid[1]}"
             )
 
 
 def _answer(logits, names):
     """The predicted class and its probability, in words."""
     logits = logits[0].astype("float64").numpy()
-    chances = np.exp(logits - logits.max())
-    best = int(chances.argmax())
-    return f"{short_name(names[best])} {chances[best] / chances.sum():.2f}"
+    exponentials = np.exp(logits - logits.max())
+    best = int(exponentials.argmax())
+    return f"{short_name(names[best])} {exponentials[best] / exponentials.sum():.2f}"

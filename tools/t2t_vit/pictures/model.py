@@ -1,80 +1,60 @@
-"""What the pictures of a model begin with: the model, and images as it sees them."""
+"""The start of the pictures of a model: open the model, read images as it sees them."""
 
 import sys
+from typing import NamedTuple
+
+import paddle
+from PIL import Image
+
+from t2t_vit.common.errors import UserError, printable
+from t2t_vit.common.logger import log, setup_logging
+from t2t_vit.data.images import to_image
+from t2t_vit.deploy.engines import to_input
+from t2t_vit.deploy.open_model import open_model
+from t2t_vit.deploy.predict import find_images, read_images
+from t2t_vit.pictures.sheet import check_sheet
+
+OVERLAY_TILE = 192  # pixels: side of a picture on the sheets
 
 
-def open_model(args, cfg):
-    """(model in eval mode, the config that fits it, `Metadata` of its input and classes).
+class Picture(NamedTuple):
+    """An image as the model sees it."""
 
-    Raises UserError for an exported model: of that only the answer can be had.
+    path: str
+    image: Image.Image
+    pixels: paddle.Tensor  # (1, C, S, S), normalised
+
+
+def open_pictures(args, cfg):
+    """Open the model and at most --count of the images of a command line, evenly from the first to the last.
+
+    Unreadable images are listed on stderr.
+
+    Returns:
+        (`OpenedModel`, list of `Picture`, exit status: 1 if an image cannot be read).
+
+    Raises:
+        UserError: wrong options, an exported model, or no readable image.
     """
-    from t2t_vit.common.errors import UserError
-    from t2t_vit.deploy.engines import engine_of, file_beside_part
-    from t2t_vit.deploy.predictor import open_weights
-
-    if args.weights_named and (engine_of(args.pretrained) != "paddle" or file_beside_part(args.pretrained)):
-        raise UserError(
-            f"{args.pretrained} is an exported model, whose inside cannot be looked at: give the weights that it was "
-            "made from by --pretrained"
-        )
-    predictor, cfg, model = open_weights(cfg, args.pretrained, args.weights_named)
-    return model, cfg, predictor.metadata
-
-
-def chosen_paths(args):
-    """--count of the images that the command line names, as predict.py finds them, evenly from first to last."""
-    from predict import DEFAULT_IMAGE, find_images
-    from t2t_vit.common.errors import UserError
-    from t2t_vit.common.files import display_path
-    from t2t_vit.common.logger import log
-    from t2t_vit.config import resolve
-
+    setup_logging()
     if args.count < 1:
         raise UserError(f"--count is {args.count} but must be 1 or more")
-    paths = find_images(args.words or [str(display_path(resolve(DEFAULT_IMAGE)))])
-    if len(paths) <= args.count:
-        return paths
-    log.info("%d of %d images are drawn, evenly from first to last: --count takes more", args.count, len(paths))
-    return [paths[len(paths) * place // args.count] for place in range(args.count)]
-
-
-def read_images(paths, cfg, metadata):
-    """(list of (path, PIL image as the model sees it, input (1, C, S, S)), number of images that could not be read).
-
-    The unreadable are told on stderr. Raises UserError if all are.
-    """
-    import paddle
-
-    from t2t_vit.common.errors import printable
-    from t2t_vit.data.images import ImageError, load_image, reading, to_image
-    from t2t_vit.data.transforms import EvalTransform
-    from t2t_vit.deploy.engines import to_input
-
-    transform, found, failed = EvalTransform(cfg), [], []
-    for path in paths:
-        try:
-            pixels = transform(load_image(path, **reading(cfg, by_hand=True)))
-        except ImageError as error:
-            failed.append(error)
-            continue
-        found.append((path, to_image(pixels), paddle.to_tensor(to_input(pixels[None], metadata))))
+    paths = find_images(args.words)
+    check_sheet(args.sheet, [*args.inputs, *paths])
+    if len(paths) > args.count:
+        log.info("%d of %d images are drawn, evenly from first to last: --count takes more", args.count, len(paths))
+        paths = [paths[len(paths) * i // args.count] for i in range(args.count)]
+    opened = open_model(args, cfg, weights_only=True)
+    if not args.weights_named:
+        log.info("note: %s", opened)
+    found, errors = read_images(paths, opened.cfg)
     if not found:
-        raise failed[0]
-    for error in failed:
+        raise UserError(errors[paths[0]])
+    for error in errors.values():
         print(f"error: {printable(error)}", file=sys.stderr)
-    return found, len(failed)
-
-
-def add_image_options(parser, picture):
-    """The options of a sheet of images, and its usage."""
-    from t2t_vit.cli import not_empty
-
-    parser.usage = f"visualize.py {picture} [options] [IMAGE|FOLDER|GLOB ...] [KEY VALUE ...]"
-    parser.set_defaults(opens_run=True)
-    sheet = f"{picture}.png"
-    parser.add_argument(
-        "--sheet", type=not_empty, default=sheet, metavar="FILE", help=f".png, .pdf or .jpg; default {sheet}"
-    )
-    parser.add_argument(
-        "--count", type=int, default=8, metavar="N", help="images drawn at most, evenly of those given; default 8"
-    )
+    metadata = opened.predictor.metadata
+    pictures = [
+        Picture(path, to_image(pixels), paddle.to_tensor(to_input(pixels[None], metadata)))
+        for path, pixels in found.items()
+    ]
+    return opened, pictures, 1 if errors else 0

@@ -10,40 +10,36 @@ from pathlib import Path
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import display_path
 
-# What a run may tell of an epoch: shares are 0 to 1, "val" is of the raw weights, "val_ema" of their average.
+# Numbers of an epoch: accuracies from 0 to 1; "val" is of the raw weights, "val_ema" of their moving average.
 KEYS = (
     "lr", "train_loss", "train_acc", "val_loss", "val_top1", "val_top5", "val_ema_loss", "val_ema_top1",
     "val_ema_top5", "images_per_second",
 )  # fmt: skip
-_MOST = 10**15  # no whole number of a run is as large
 _INTEGER = r"\d{1,15}"
-_LONGEST = 10_000  # characters of a line
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
+_LONGEST_LINE = 10_000  # characters that are searched
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run.
-
-    name: to show; source: its file; rows: {epoch from 1: {key of KEYS: number, None if it was not finite}}, where what
-    the run does not tell has no key.
-    """
+    """One training run."""
 
     name: str
-    source: Path
-    rows: dict
+    source: Path  # its file
+    rows: dict  # {epoch from 1: {key of KEYS: number, or None if it is not finite}}
 
     def series(self, key):
-        """(epochs, numbers) of the epochs that tell `key`; nan for a number that was not finite."""
-        told = {epoch: row[key] for epoch, row in sorted(self.rows.items()) if key in row}
-        return list(told), [math.nan if number is None else number for number in told.values()]
+        """(epochs, numbers) of the epochs that have `key`; nan for a number that is not finite."""
+        found = {epoch: row[key] for epoch, row in sorted(self.rows.items()) if key in row}
+        return list(found), [math.nan if number is None else number for number in found.values()]
+
+    def epochs(self):
+        """The rows in order, each with its "epoch"."""
+        return [{"epoch": epoch, **row} for epoch, row in sorted(self.rows.items())]
 
 
 def read_runs(paths):
-    """`Run`s of files and run folders, each once, by names that differ.
-
-    Raises UserError for what `read_run` cannot read.
-    """
+    """`Run`s of files and run folders, each file once, with different names. Raises UserError, see `read_run`."""
     runs = list({run.source.resolve(): run for run in map(read_run, paths)}.values())
     names = [run.name for run in runs]
     return [
@@ -52,11 +48,11 @@ def read_runs(paths):
 
 
 def read_run(path):
-    """`Run` of a run folder (timm's too), a metrics.jsonl (times.jsonl beside it), timm's summary.csv, or a log.
+    """`Run` of a run folder (timm's too), a metrics.jsonl (with times.jsonl beside it), timm's summary.csv, or a log.
 
-    Logs are of this repository, T2T_paddle or paddle_pit. An epoch that comes twice counts as it came last.
+    Logs are those of this repository, T2T_paddle or paddle_pit. Of an epoch that comes twice the last row counts.
 
-    Raises UserError: there is no such file, no epoch in it, or a bad line, which is named.
+    Raises UserError if the file does not exist, has no epoch, or has a bad line, which is named.
     """
     path = Path(path)
     if path.is_dir():
@@ -65,7 +61,7 @@ def read_run(path):
             raise UserError(f"{path} has no metrics.jsonl, which a run writes after its first epoch")
         path = tables[0]
     if not path.is_file():
-        raise UserError(f"{path}: {'is no file' if path.exists() else 'no such file or run folder'}")
+        raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file or run folder'}")
     with open(path, "rb") as file:
         start = file.read(64).lstrip()
     if path.suffix == ".jsonl" or start.startswith(b'{"'):
@@ -76,14 +72,14 @@ def read_run(path):
         name, rows = path.stem, _read_log(path)
     if not rows:
         raise UserError(
-            f"{path} tells of no epoch; a RUN is a run folder, its metrics.jsonl, a log of this repository, T2T_paddle "
-            "or paddle_pit, or timm's summary.csv"
+            f"{path} has no epoch; a RUN is a run folder, its metrics.jsonl, a log of this repository, T2T_paddle or "
+            "paddle_pit, or timm's summary.csv"
         )
     return Run(name, path, rows)
 
 
 def _finite(number):
-    """None for what cannot be drawn: nan, inf, numbers beyond 1e100."""
+    """None for a number that cannot be drawn: nan, inf, beyond 1e100."""
     return number if number is not None and abs(number) <= 1e100 else None
 
 
@@ -91,16 +87,16 @@ def _finite(number):
 
 
 def _read_metrics(path):
-    rows = _read_rows(path)
+    rows = _read_json_lines(path)
     times = path.with_name("times.jsonl")
     if path.name == "metrics.jsonl" and times.is_file():
-        for epoch, row in _read_rows(times).items():
+        for epoch, row in _read_json_lines(times).items():
             rows.setdefault(epoch, {}).update(row)
     return rows
 
 
-def _read_rows(path):
-    """{epoch: row} of JSON lines; the last one may be torn, which the run will write again."""
+def _read_json_lines(path):
+    """{epoch: row}. The last line may be torn: the run will write it again."""
     lines = path.read_bytes().split(b"\n")
     rows = {}
     for number, line in enumerate(lines, start=1):
@@ -112,47 +108,39 @@ def _read_rows(path):
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number}: not valid JSON") from None
-        if not isinstance(row, dict) or not _is_epoch(row.get("epoch")):
+        if not isinstance(row, dict) or type(row.get("epoch")) is not int or row["epoch"] < 1:
             raise UserError(f'{path}, line {number}: expected {{"epoch": 1, ...}}')
-        wrong = [key for key in KEYS if key in row and not _is_number(row[key])]
-        if wrong:
-            value = repr(row[wrong[0]])[:80]
-            raise UserError(f"{path}, line {number}: {wrong[0]} is {value} but must be a number or null")
+        for key in KEYS:
+            if key in row and type(row[key]) not in (int, float, type(None)):
+                value = repr(row[key])[:80]
+                raise UserError(f"{path}, line {number}: {key} is {value} but must be a number or null")
         rows[row["epoch"]] = {key: _finite(row[key]) for key in KEYS if key in row}
     return rows
 
 
-def _is_epoch(value):
-    return type(value) is int and 1 <= value < _MOST
-
-
-def _is_number(value):
-    return value is None or type(value) is float or (type(value) is int and abs(value) < _MOST)
+# Column of timm's summary.csv: (key, what the number is divided by).
+_COLUMNS = {
+    "train_loss": ("train_loss", 1), "eval_loss": ("val_loss", 1), "eval_top1": ("val_top1", 100),
+    "eval_top5": ("val_top5", 100), "lr": ("lr", 1),
+}  # fmt: skip
 
 
 def _read_summary(path):
-    """timm's summary.csv: epochs from 0, accuracies in percent, of the averaged weights if those were validated.
-
-    A resumed run has written its header again.
-    """
-    scales = {
-        "train_loss": ("train_loss", 1), "eval_loss": ("val_loss", 1), "eval_top1": ("val_top1", 100),
-        "eval_top5": ("val_top5", 100), "lr": ("lr", 1),
-    }  # fmt: skip
+    """timm's summary.csv: epochs from 0, accuracies in percent. A resumed run writes its header again."""
     rows, header = {}, []
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         reader = csv.reader(file)
         try:
-            for cells in reader:
-                if cells[:1] == ["epoch"]:
+            for cells in filter(None, reader):
+                if cells[0] == "epoch":
                     header = cells
-                elif cells:
-                    row = dict(zip(header, cells))
-                    told = {scales[name]: float(cell) for name, cell in row.items() if name in scales and cell}
-                    epoch = int(row["epoch"]) + 1
-                    if not _is_epoch(epoch):
-                        raise ValueError(f"epoch is {row['epoch']}")
-                    rows[epoch] = {key: _finite(value / scale) for (key, scale), value in told.items()}
+                    continue
+                row = dict(zip(header, cells))
+                rows[int(row["epoch"]) + 1] = {
+                    key: _finite(float(row[column]) / scale)
+                    for column, (key, scale) in _COLUMNS.items()
+                    if row.get(column)
+                }
         except (ValueError, csv.Error) as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}") from None
     return rows
@@ -161,17 +149,25 @@ def _read_summary(path):
 # --- Logs ---
 
 
+def _read_log(path):
+    log = _Log()
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            log.read(line[:_LONGEST_LINE])
+    first = 1 if 0 in log.rows else 0  # T2T_paddle counts epochs from 0
+    return {epoch + first: row for epoch, row in log.rows.items()}
+
+
 class _Log:
-    """The epochs of a log, line by line.
+    """The epochs of a log, read line by line.
 
-    This repository and T2T_paddle: `Epoch [1/40], avg_Loss: 2.3, avg_acc: 0.1`, before it `Epoch [1/40], Step [10/22],
-    ... read_time: 0.01, train_time: 0.2, lr: 0.001`, after it `ImageNet val acc is:0.1`, here perhaps with ` (EMA)`.
-    paddle_pit: `Now training epoch 1. LR=0.001`, `Epoch[001/310], Step[0000/1251], ...`, `Epoch[001/310], Train Loss:
-    6.9, Train Acc: 0.01, time: 1500.0`, `Epoch[001/310], Validation Loss: 6.5, Validation Acc@1: ...`.
+    This repository and T2T_paddle write `Epoch [1/40], Step [10/22], ... read_time: 0.01, train_time: 0.2, lr: 0.001`,
+    then `Epoch [1/40], avg_Loss: 2.3, avg_acc: 0.1`, then `ImageNet val acc is:0.1`, here perhaps with ` (EMA)`.
+    paddle_pit writes `Now training epoch 1. LR=0.001`, `Epoch[001/310], Step[0000/1251], ...`, `Epoch[001/310], Train
+    Loss: 6.9, Train Acc: 0.01, time: 1500.0`, `Epoch[001/310], Validation Loss: 6.5, Validation Acc@1: ...`.
 
-    T2T_paddle counts from 0 at each start, also where it goes on from saved weights and appends to the log, as in its
-    published ones: then the epochs of `rows` go on behind the last that was finished. Elsewhere the parts of a run are
-    merged by epoch, in whatever order they were joined.
+    T2T_paddle counts from 0 again after each start and appends to its log: there, the epochs of a later start follow
+    those of the earlier ones. Otherwise the parts of a run are merged by epoch, in any order.
     """
 
     NAMES = {
@@ -186,9 +182,9 @@ class _Log:
     SETTING = re.compile(rf"(?:^\s+(BATCH_SIZE): |(world_size) = |(train list len) = )({_INTEGER})")
 
     def __init__(self):
-        self.rows = {}  # of the epochs that were finished
-        self.row = {}  # of the epoch that the log is in
-        self.printed = self.epoch = None  # the epoch as the log has it, and as the key of its row
+        self.rows = {}  # finished epochs
+        self.row = {}  # the current epoch
+        self.printed = self.epoch = None  # the current epoch's number in the log, and its key in `rows`
         self.before = 0  # epochs of earlier starts
         self.settings = {}
 
@@ -196,53 +192,45 @@ class _Log:
         if match := self.SETTING.search(line):
             self.settings[match[1] or match[2] or match[3]] = int(match[4])
         elif match := self.RATE.search(line):
-            self._enter(int(match[1]), begins=True)["lr"] = _finite(float(match[2]))
+            self._enter(int(match[1]), begins=True)
+            self.row["lr"] = _finite(float(match[2]))
         elif match := self.EPOCH.search(line):
-            self._read_epoch(self._enter(int(match[1]), begins=bool(self.STEP.search(line))), line)
+            self._enter(int(match[1]), begins=bool(self.STEP.search(line)))
+            self._read_epoch(line)
         elif (match := self.VALIDATION.search(line)) and self.epoch is not None:
             self.row["val_ema_top1" if match[2] else "val_top1"] = _finite(float(match[1]))
 
     def _enter(self, printed, begins):
-        """The epoch's row, empty if it begins here: `begins` says that the line cannot be of one that is finished."""
+        """Start an empty row for another epoch. `begins`: this line cannot belong to a finished epoch."""
         if printed != self.printed or (begins and "train_loss" in self.row):
             if printed == 0:
                 self.before = 1 + max(self.rows, default=-1)
             self.printed, self.epoch = printed, self.before + printed
             self.row = {}
             self.step, self.steps, self.images, self.seconds = 0, 0, 0.0, 0.0
-        return self.row
 
-    def _read_epoch(self, row, line):
+    def _read_epoch(self, line):
         fields = {key: float(number) for key, number in self.FIELD.findall(line)}
-        row.update({self.NAMES[key]: _finite(number) for key, number in fields.items() if key in self.NAMES})
+        self.row.update({self.NAMES[key]: _finite(number) for key, number in fields.items() if key in self.NAMES})
         if match := self.STEP.search(line):
             self.steps = int(match[2])
-            self._read_times(int(match[1]), fields)
+            self._add_time(int(match[1]), fields)
         if "Train Loss" in fields and "time" in fields:
             batch = self.settings.get("BATCH_SIZE", 0) * self.settings.get("world_size", 1)
             self.images, self.seconds = self.steps * batch, fields["time"]
         if self.images and self.seconds:
-            row["images_per_second"] = self.images / self.seconds
-        if "train_loss" in row:
-            self.rows[self.epoch] = row
+            self.row["images_per_second"] = self.images / self.seconds
+        if "train_loss" in self.row:
+            self.rows[self.epoch] = self.row
 
-    def _read_times(self, step, fields):
-        """Add the steps since the last line, of which it tells the mean seconds."""
+    def _add_time(self, step, fields):
+        """Add the images and seconds of the steps since the last line, whose times are means over these steps."""
         if "read_time" not in fields or "train_time" not in fields:
             return
-        if step <= self.step:  # the epoch was begun again
+        if step <= self.step:  # the epoch started again
             self.step, self.images, self.seconds = 0, 0.0, 0.0
         steps = step - self.step
         seconds = steps * (fields["read_time"] + fields["train_time"])
         per_step = self.settings.get("train list len", 0) / max(1, self.steps)
         images = fields["images/s"] * seconds if "images/s" in fields else steps * per_step
         self.step, self.images, self.seconds = step, self.images + images, self.seconds + seconds
-
-
-def _read_log(path):
-    log = _Log()
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            log.read(line[:_LONGEST])
-    first = 1 if 0 in log.rows else 0  # T2T_paddle counts its epochs from 0
-    return {epoch + first: row for epoch, row in log.rows.items()}

@@ -1,96 +1,136 @@
-"""Sheets of pictures drawn with Pillow: strips of tiles with text, one below the other."""
+"""Sheets of pictures with captions, drawn with Pillow: rows of square cells below a title."""
 
 import contextlib
-import os
+import math
+from dataclasses import dataclass
+from pathlib import Path
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+from PIL import Image, ImageDraw, ImageFont
 
-TILE = 128  # pixels, the largest side of a tile; smaller images are enlarged by a whole factor
-GAP, MARGIN = 12, 20
-COLUMNS = 16
-CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.figures import check_suffix
+from t2t_vit.common.files import atomic_path, check_outputs, display_path
+from t2t_vit.common.logger import log
+from t2t_vit.data.images import to_image
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".pdf": "PDF"}
+TILE = 128  # pixels: side of a picture, unless the sheet sets another
+GAP, MARGIN, LINE = 12, 20, 20  # pixels: between pictures, around the sheet, of a line of text
+LONGEST_ROW = 11  # cells of a row of `lines_of`
+MAX_HEIGHT = 65_500  # pixels of a JPEG file
 PAPER, SHADE, INK, FAINT = "white", (233, 236, 240), (25, 25, 25), (110, 110, 110)
+CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")
 
 
-def check_sheet(path):
-    """Raise UserError for a name that no sheet can have."""
-    from t2t_vit.common.errors import UserError
+@dataclass(frozen=True)
+class Heading:
+    """A title and lines in smaller letters, over the whole width."""
 
-    if os.path.splitext(path)[1].lower() not in FORMATS:
-        raise UserError(f"--sheet is {path} but must end in {', '.join(FORMATS)}")
+    title: str
+    notes: tuple = ()
 
 
-def save(image, path):
-    from t2t_vit.common.files import atomic_path
+@dataclass(frozen=True)
+class Cell:
+    """A picture and its caption."""
 
+    image: object  # PIL image or uint8 (H, W, 1 or 3); None: the caption alone
+    lines: tuple = ()  # below the picture, each a text or (text, colour)
+    sign: str = ""  # in the gap on the right
+    shaded: bool = False
+
+
+def check_sheet(path, inputs=()):
+    """Raise UserError or OSError if no sheet can be written to `path`, or if it is one of `inputs`."""
+    check_suffix(path, "--sheet", FORMATS)
+    check_outputs([path], inputs)
+
+
+def save_sheet(rows, path, tile=TILE, columns=4):
+    """Draw a sheet into a file, complete or not at all; for the arguments see `draw_sheet`."""
+    sheet = draw_sheet(rows, tile, columns)
     with atomic_path(path) as temporary:
-        image.save(temporary, FORMATS[os.path.splitext(path)[1].lower()], quality=92, subsampling=0)
+        sheet.save(temporary, FORMATS[Path(path).suffix.lower()], quality=92, subsampling=0, resolution=150)
+    log.info("%s written", display_path(path))
 
 
-def width():
-    return 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
+def draw_sheet(rows, tile=TILE, columns=4):
+    """RGB PIL image of a sheet.
 
-
-def left_of(column):
-    return MARGIN + column * (TILE + GAP)
-
-
-def blank(height):
-    """(empty strip, its ImageDraw)"""
-    from PIL import Image, ImageDraw
-
-    strip = Image.new("RGB", (width(), height), PAPER)
-    return strip, ImageDraw.Draw(strip)
-
-
-def stack(strips):
-    """The strips below each other, with a margin."""
-    from PIL import Image
-
-    sheet = Image.new("RGB", (width(), sum(strip.height for strip in strips) + 2 * MARGIN), PAPER)
-    top = MARGIN
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
+    Args:
+        rows: each a `Heading` or a list of `Cell`s; None leaves a place empty.
+        tile: side of a picture in pixels.
+        columns: places in a row at least.
+    """
+    columns = max(columns, *(len(row) for row in rows if isinstance(row, list)), 1)
+    width = 2 * MARGIN + columns * tile + (columns - 1) * GAP
+    heights = [_height(row, tile) for row in rows]
+    height = sum(heights) + 2 * MARGIN
+    if height > MAX_HEIGHT:
+        raise UserError(f"the sheet would be {height} pixels high, at most {MAX_HEIGHT}: lower --count")
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw, top = ImageDraw.Draw(sheet), MARGIN
+    for row, height in zip(rows, heights):
+        if isinstance(row, Heading):
+            write(draw, row.title, MARGIN, top + 8, width - 2 * MARGIN, size=25)
+            for place, note in enumerate(row.notes):
+                write(draw, note, MARGIN, top + 42 + LINE * place, width - 2 * MARGIN, colour=FAINT)
+        else:
+            for column, cell in enumerate(row):
+                if cell:
+                    _draw_cell(sheet, draw, cell, (MARGIN + column * (tile + GAP), top), tile, height)
+        top += height
     return sheet
 
 
-def heading(title, settings):
-    strip, draw = blank(78)
-    write(draw, title, MARGIN, 10, width() - 2 * MARGIN, size=26)
-    write(draw, settings, MARGIN, 46, width() - 2 * MARGIN, size=16, ink=FAINT)
-    return strip
+def _height(row, tile):
+    if isinstance(row, Heading):
+        return 54 + LINE * len(row.notes)
+    cells = [cell for cell in row if cell]
+    picture = tile if any(cell.image is not None for cell in cells) else 0
+    return picture + LINE * max(len(cell.lines) for cell in cells) + 14
 
 
-def tile(pixels):
-    """uint8 (S, S, channels) -> RGB PIL image of at most TILE x TILE, in the middle of a tile."""
-    from PIL import Image
-
-    from t2t_vit.data.images import to_image
-
-    image = to_image(pixels).convert("RGB")
-    factor = TILE // image.width
-    if factor:
-        return centred(image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST))
-    return image.resize((TILE, TILE), Image.Resampling.BICUBIC)
-
-
-def thumbnail(image):
-    """PIL image of any shape -> the whole of it within a tile."""
-    from PIL import Image
-
-    image = image.convert("RGB")
-    scale = TILE / max(image.size)
-    size = tuple(max(1, round(scale * length)) for length in image.size)
-    return centred(image.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST))
+def _draw_cell(sheet, draw, cell, place, tile, height):
+    left, top = place
+    if cell.shaded:
+        draw.rectangle((left, top, left + tile + (GAP if cell.sign else 0) - 1, top + height - 9), SHADE)
+    if cell.image is not None:
+        sheet.paste(fitted(cell.image, tile), (left, top))
+        write(draw, cell.sign, left + tile + 1, top + tile // 2 - 9, GAP)
+        top += tile + 4
+    for number, line in enumerate(cell.lines):
+        text, colour = (line, INK) if isinstance(line, str) else line
+        write(draw, text, left + 2, top + LINE * number, tile - 2, colour=colour)
 
 
-def centred(image):
-    from PIL import Image
+def fitted(image, tile=TILE):
+    """A picture as large as it can be in the middle of a square; small ones are enlarged by a whole factor."""
+    image = (image if isinstance(image, Image.Image) else to_image(image)).convert("RGB")
+    scale = tile / max(image.size)
+    scale, resampling = (int(scale), Image.Resampling.NEAREST) if scale >= 1 else (scale, Image.Resampling.BICUBIC)
+    image = image.resize([max(1, round(scale * length)) for length in image.size], resampling)
+    square = Image.new("RGB", (tile, tile), SHADE)
+    square.paste(image, ((tile - image.width) // 2, (tile - image.height) // 2))
+    return square
 
-    tile = Image.new("RGB", (TILE, TILE), SHADE)
-    tile.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
-    return tile
+
+def lines_of(picture, rows):
+    """Rows of a sheet for one picture: its cell, then the cells of each row, divided evenly where they are too many."""
+    parts = []
+    for row in rows:
+        length = math.ceil(len(row) / math.ceil(len(row) / (LONGEST_ROW - 1)))
+        parts += [row[start : start + length] for start in range(0, len(row), length)]
+    return [[None if place else picture, *part] for place, part in enumerate(parts)]
+
+
+def paired(lines):
+    """Short rows that show a picture each, two in a row."""
+    if len(lines) < 3 or max(map(len, lines)) > 4 or not all(line[0] for line in lines):
+        return lines
+    width = max(map(len, lines))
+    rights = [*lines[1::2], []]
+    return [[*left, *[None] * (width - len(left)), *right] for left, right in zip(lines[::2], rights)]
 
 
 def short_name(name):
@@ -98,25 +138,23 @@ def short_name(name):
     return name.split(",")[0].strip()
 
 
-def write(draw, text, left, top, room, size=15, ink=INK):
-    """Write a line, cut to a width in pixels."""
+def write(draw, text, left, top, room, size=15, colour=INK):
+    """Write a line, shortened to `room` pixels."""
     font = load_font(size, text)
-    if not hasattr(font, "font"):  # Pillow's bitmap font knows Latin letters only
+    if not hasattr(font, "font"):  # Pillow's bitmap font has Latin letters only
         text = text.encode("latin-1", "replace").decode("latin-1")
     short = text
     while text and draw.textlength(short, font) > room:
         text = text[:-1]
         short = text.rstrip() + "..."
-    draw.text((left, top), short, ink, font)
+    draw.text((left, top), short, colour, font)
 
 
 def load_font(size, text=""):
-    """Pillow's own font, or one of `CHINESE_FONTS` that the system has for text which needs it."""
-    from PIL import ImageFont
-
+    """Pillow's own font, or an installed one of `CHINESE_FONTS` if the text has Chinese characters."""
     for name in CHINESE_FONTS if max(text, default="") >= "\u2e80" else ():
         with contextlib.suppress(OSError, ImportError):
-            return ImageFont.truetype(name, size)  # searched for in the folders of the system's fonts
+            return ImageFont.truetype(name, size)  # found in the system's font folders
     try:
         return ImageFont.load_default(size)
     except (TypeError, ImportError):  # Pillow before 10.1, or without FreeType

@@ -5,9 +5,9 @@ import signal
 import threading
 import time
 
-from t2t_vit.common.interrupts import ignore_interrupts
 from t2t_vit.common.logger import leave_terminal, write_from_handler
-from t2t_vit.config import to_seconds
+from t2t_vit.common.runtime import ignore_interrupts
+from t2t_vit.config_values import to_seconds
 from t2t_vit.parallel import processes
 
 GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes agree on the largest

@@ -11,7 +11,7 @@ import paddle
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import log
-from t2t_vit.common.threads import cores
+from t2t_vit.common.runtime import cores
 from t2t_vit.data.dataset import most_skipped
 from t2t_vit.parallel import processes
 

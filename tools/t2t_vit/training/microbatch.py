@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import paddle
 from paddle.base import core
 
-from t2t_vit.common.threads import asked_threads
+from t2t_vit.common.runtime import asked_threads
 from t2t_vit.models.dropout import drawing_from
 
 PIXELS = 224 * 224  # of the images that CPU.MICRO_BATCH counts; of smaller ones a part has more

@@ -9,9 +9,8 @@ import paddle
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import log
-from t2t_vit.common.plain_yaml import load_yaml
-from t2t_vit.common.threads import asked_threads
-from t2t_vit.config import ROOT, all_keys, default_config, with_keys
+from t2t_vit.common.runtime import asked_threads
+from t2t_vit.config import ROOT, all_keys, stored_values, with_keys
 from t2t_vit.data.images import reader_name, reading
 from t2t_vit.parallel import processes
 from t2t_vit.training import teacher
@@ -36,6 +35,7 @@ _EXACT = {
 }  # fmt: skip
 _YOUNGER = {"threads", "train_sizes", "val_sizes"}
 _BATCH_KEYS = ("TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS")
+_STEP_KEYS = {*_BATCH_KEYS, "TRAIN.GLOBAL_BATCH"}
 _TYPES = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "epoch": int, "images": int, "meter": dict,
           "best_top1": float, "best_epoch": int, "scores": dict, "streak": np.ndarray, "validation_seconds": float,
           "sizes": dict, "setting": dict}  # fmt: skip
@@ -205,7 +205,7 @@ def _differences(then, now):
     before, after = _config(then), _config(now)
     matters = [key for key in all_keys() if key not in FREE_KEYS | _ROUNDING_KEYS]
     if _step(then)[1] == _step(now)[1]:
-        matters = [key for key in matters if key not in _BATCH_KEYS]  # the same step, divided otherwise
+        matters = [key for key in matters if key not in _STEP_KEYS]  # the same step, divided otherwise
     pairs = [(key, before[key], after[key]) for key in matters]
     for split in ("train", "val"):
         pairs.append((f"number of {split} images", then.get(f"{split}_images"), now[f"{split}_images"]))
@@ -228,12 +228,4 @@ def _step(setting):
 
 def _config(setting):
     """{key: value}. Of a key that is younger than the setting the default, which does what was done without it."""
-    tree, default = load_yaml(str(setting.get("config"))), default_config()
-    values = {key: _value(tree, key) for key in all_keys()}
-    return {key: _value(default, key) if value is None else value for key, value in values.items()}
-
-
-def _value(tree, key):
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
+    return stored_values(str(setting.get("config")))

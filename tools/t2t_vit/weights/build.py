@@ -1,10 +1,10 @@
 """The model that a config names, with or without weights from a file."""
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import best_weights, resolve, with_classes
+from t2t_vit.config import best_weights, class_list, resolve, with_classes
 from t2t_vit.data.classes import ClassList, read_classes
 from t2t_vit.models.layers import fuse_attention
-from t2t_vit.models.zoo import create_model, model_family
+from t2t_vit.models.zoo import create_model, family_of
 from t2t_vit.weights.download import local_file
 from t2t_vit.weights.load import count_classes, load_pretrained
 
@@ -40,13 +40,17 @@ def build_model(cfg):
 
 
 def _family_overrides(model):
-    """Constructor arguments from the section of the model's family; the other's must be as it is by default."""
-    family = model_family(model.NAME)
-    for other in {"T2T", "PIT"} - {family}:
-        for key, value in model[other].items():
-            if value:
-                raise UserError(f"MODEL.{other}.{key} is {value!r}, but MODEL.NAME {model.NAME} is of MODEL.{family}")
-    return {key.lower(): value for key, value in model[family].items() if value}
+    """Constructor arguments from the config section of the model's family, if there is one.
+
+    Raises UserError if the section of another family is set.
+    """
+    family = family_of(model.NAME).name
+    sections = {key: section for key, section in model.items() if isinstance(section, dict)}
+    for name, section in sections.items():
+        for key, value in section.items():
+            if value and name != family:
+                raise UserError(f"MODEL.{name}.{key} is {value!r}, but MODEL.NAME {model.NAME} is a {family}")
+    return {key.lower(): value for key, value in sections.get(family, {}).items() if value}
 
 
 def build_trained_model(cfg, chosen):
@@ -73,7 +77,7 @@ def classes_of(cfg, weights):
     """
     candidates = [weights.with_name("classes.txt"), resolve(cfg.DATA.PATH) / "classes.txt"]
     if cfg.DATA.CLASSES:
-        candidates.insert(1, resolve(cfg.DATA.CLASSES))
+        candidates.insert(1, class_list(cfg))
     for path in candidates:
         if path.is_file():
             classes = read_classes(path)

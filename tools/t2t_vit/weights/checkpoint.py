@@ -1,8 +1,7 @@
-"""Weights and training state on disk.
+"""Save and read weights and training states (.pdparams, .pdopt).
 
-Files are in the format of `paddle.save` with a checksum behind it, which `paddle.load` does not look at, and are
-replaced whole or not at all. They are read without `paddle.load`, which unpickles them and so runs any code that a
-stranger put into a .pdparams file: see unpickle.py.
+A file is in the format of `paddle.save`, followed by a checksum, which `paddle.load` ignores. It is replaced completely
+or not at all. It is read without `paddle.load`, which would run any code in it: see common/unpickle.py.
 """
 
 import errno
@@ -16,16 +15,16 @@ import paddle
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import atomic_path, flush_to_disk
+from t2t_vit.common.unpickle import Refused, Unpickler
 from t2t_vit.models.layers import in_head
-from t2t_vit.weights.unpickle import MAKERS, MOST_OBJECTS, Array, Maker, Refused, Unpickler
 
-_SEAL = b"\nsha256:"  # before the 32 bytes of the checksum at the end of a file
+_SEAL = b"\nsha256:"  # comes before the 32 bytes of the checksum at the end of a file
 
 
 def save(path, tree):
-    """Write nested dicts of tensors, arrays, numbers and strings; plain `paddle.load` reads them.
+    """Write nested dicts of tensors, arrays, numbers and strings, which `paddle.load` can read.
 
-    The file is read back before it takes the place of an earlier one. Raises OSError naming it.
+    The new file is read back before it replaces an earlier one. Raises OSError that names it.
     """
     buffer = io.BytesIO()
     paddle.save(_to_numpy(tree), buffer)
@@ -36,51 +35,52 @@ def save(path, tree):
             file.writelines([data, _SEAL, checksum])
             flush_to_disk(file)
         if hashlib.sha256(Path(temporary).read_bytes()[: len(data)]).digest() != checksum:
-            raise OSError(errno.EIO, "what was written is not what the disk gives back", str(path))
+            raise OSError(errno.EIO, "the disk does not give back what was written", str(path))
 
 
 def read(path):
-    """Read a .pdparams or .pdopt file into nested dicts of NumPy arrays, numbers and strings, running no code of it.
+    """Read a .pdparams or .pdopt file: nested dicts of NumPy arrays, numbers and strings. Runs no code from the file.
 
     Raises:
-        UserError: the file is missing, torn, no Paddle file, or holds anything but such data (which is named).
+        UserError: the file is missing, damaged, not a Paddle file, or holds something else, which is named.
     """
     try:
         data = Path(path).read_bytes()
         _check_seal(memoryview(data))
-        tree = _plain(Unpickler(data, _MAKERS).load(), [MOST_OBJECTS])
+        tree = Unpickler(data).load()
+        _check(tree)
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
     except Refused as error:
         raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
     except OSError:
         raise
-    except Exception as error:  # a torn or crafted pickle raises nearly anything
-        raise UserError(f"{path} is damaged or no Paddle weights file ({type(error).__name__}: {error})") from None
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UserError(f"{path} is damaged or not a Paddle weights file ({type(error).__name__}: {error})") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no state dict")
+        raise UserError(f"{path} does not hold a state dict")
     return tree
 
 
 def _check_seal(data):
-    """Raise ValueError if `data` ends in a checksum that is not its own; files of other programs end in none."""
+    """Raise ValueError if `data` ends in a wrong checksum. Files of other programs have none."""
     content, end = data[: -len(_SEAL) - 32], data[-len(_SEAL) - 32 :]
     if bytes(end).startswith(_SEAL) and not bytes(end).endswith(hashlib.sha256(content).digest()):
-        raise ValueError("its checksum is not that of its content")
+        raise ValueError("wrong checksum")
 
 
 def is_own(path):
-    """True for a file that `save` wrote, by the checksum at its end."""
+    """Whether `save` wrote a file: it ends in a checksum."""
     with open(path, "rb") as file:
         file.seek(-min(os.path.getsize(path), len(_SEAL) + 32), os.SEEK_END)
         return file.read().startswith(_SEAL)
 
 
 def load_state(model, weights, path):
-    """Copy `weights`, arrays by name, into `model`: every tensor once, and none left over.
+    """Copy `weights`, {name: array}, into `model`.
 
     Raises:
-        UserError: tensors are missing, left over or of another shape, naming them and what to set.
+        UserError: tensors are missing, unknown, or have another shape; it names them.
     """
     own = model.state_dict()
     wrong = [f"no {name}" for name in own if name not in weights]
@@ -90,14 +90,14 @@ def load_state(model, weights, path):
         if value is None:
             continue
         if not isinstance(value, np.ndarray):
-            wrong.append(f"{name} is no array")
+            wrong.append(f"{name} is not an array")
         elif list(value.shape) != list(own[name].shape):
             wrong.append(f"{name} is {list(value.shape)}, the model's is {list(own[name].shape)}")
     if wrong:
         rest = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         head, own_head = np.shape(weights.get("head.bias")), own.get("head.bias")
         other = len(head) == 1 and own_head is not None and list(head) != list(own_head.shape)
-        other = other and all(in_head(line) for line in wrong)  # each begins with a name
+        other = other and all(in_head(line) for line in wrong)  # each line begins with a name
         classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")
     with paddle.no_grad():
@@ -106,13 +106,13 @@ def load_state(model, weights, path):
 
 
 def to_float32(value, name, path):
-    """A finite array of any floating-point type, Paddle's bfloat16 too; UserError for any other."""
-    if value.dtype == np.uint16:  # how Paddle stores bfloat16: the upper half of a float32
+    """A floating-point array, including bfloat16, as float32. Raises UserError if it is not, or not finite."""
+    if value.dtype == np.uint16:  # Paddle stores bfloat16 as the upper half of a float32
         value = (value.astype(np.uint32) << 16).view(np.float32)
     if value.dtype.kind != "f":
         raise UserError(f"{path} does not fit the model: {name} holds {value.dtype}, not floating-point numbers")
     if not np.isfinite(value).all():
-        raise UserError(f"{path} is of no use: {name} holds numbers that are not finite (NaN or infinity)")
+        raise UserError(f"{path} cannot be used: {name} holds numbers that are not finite (NaN or infinity)")
     return value.astype(np.float32)
 
 
@@ -123,32 +123,19 @@ def _to_numpy(tree):
 
 
 def to_array(tensor):
-    """A tensor as an array of its own. numpy() of a slice (flat.py) copies all that it is a slice of (2.6.2, 3.3.1)."""
+    """Copy a tensor to an array."""
+    # Without clone(), numpy() of a slice (flat.py) copies the whole tensor (Paddle 2.6.2 and 3.3.1).
     return tensor.clone().numpy()
 
 
-def _make_pair(pair):
-    """The (name, array) pair that paddle.save makes of a nested tensor."""
-    if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], Array):
-        raise Refused("a tuple that is no named array")
-    return pair[1]
-
-
-_MAKERS = {**MAKERS, ("builtins", "tuple"): Maker(_make_pair, "tuple")}
-
-
-def _plain(tree, left):
-    """Check types all the way down and unwrap the arrays; `left`, in a list: values that there may still be.
-
-    A dict that a file holds many times, perhaps within itself, could stand for endlessly many.
-    """
-    left[0] -= 1
-    if left[0] < 0:
-        raise Refused(f"more than {MOST_OBJECTS:,} objects")
-    if type(tree) is dict and all(isinstance(key, str) for key in tree):
-        return {key: _plain(value, left) for key, value in tree.items()}
-    if isinstance(tree, Array) and tree.value is not None:
-        return tree.value
-    if tree is None or type(tree) in (bool, int, float, str):
-        return tree
-    raise Refused(f"a {type(tree).__name__}")
+def _check(tree):
+    """Raise Refused if nested dicts hold anything but arrays, numbers and strings."""
+    rest, seen = [tree], set()
+    while rest:
+        value = rest.pop()
+        if type(value) is dict and all(isinstance(key, str) for key in value):
+            if id(value) not in seen:
+                seen.add(id(value))
+                rest.extend(value.values())
+        elif not isinstance(value, (np.ndarray, bool, int, float, str, type(None))):
+            raise Refused(f"a {type(value).__name__}")

@@ -1,7 +1,6 @@
-"""Weights files of other programs: read without running code of theirs, and brought to our names and layout.
+"""Read weights files of all known programs and convert them to this repository's names and layout.
 
-Our names are those of the official PyTorch code, and our arrays are Paddle's: Linear weights [in, out], which PyTorch
-stores as [out, in].
+The names are those of the official PyTorch code. Linear weights are [in, out] as in Paddle; PyTorch stores [out, in].
 """
 
 import errno
@@ -13,33 +12,33 @@ import numpy as np
 import paddle
 
 from t2t_vit.common.errors import UserError, one_line
-from t2t_vit.common.files import atomic_path, is_web_page, read_text
+from t2t_vit.common.files import is_web_page, read_text
 from t2t_vit.common.plain_yaml import load_yaml
+from t2t_vit.common.unpickle import Refused
 from t2t_vit.data.dataset import some
 from t2t_vit.models.layers import in_head
 from t2t_vit.models.zoo import list_models
 from t2t_vit.weights import checkpoint, torch_file
-from t2t_vit.weights.unpickle import Namespace, Refused
 
-# Where the weights of a larger file are; of several, the moving average first, as the programs themselves do. Our own
-# training states give the raw model: their average is best.pdparams.
+# Entries that hold the weights in a larger file. The moving average comes first, as in the programs that write them.
+# Training states of this repository name their average "ema", so they give the raw model.
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
-EXTRA = ("aux_head.weight", "aux_head.bias")  # of Token Labeling, unused at inference
-_ANCHOR = "cls_token"  # which every model here has, outside all its parts
-_COUNTERS = ("total_ops", "total_params")  # which thop adds to every layer
+EXTRA = ("aux_head.weight", "aux_head.bias")  # of Token Labeling, not used for inference
+_ANCHOR = "cls_token"  # a tensor of every model here, at the top level
+_COUNTERS = ("total_ops", "total_params")  # thop adds them to every layer
 _LFS = b"version https://git-lfs.github.com/"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds, by official names, in the layout of the file."""
+    """The weights in a file, by official names, in the layout of the file."""
 
     path: Path
     tensors: dict  # {name: array}
-    extra: dict  # the same of tensors that no model here has
+    extra: dict  # tensors of EXTRA
     form: str  # for the log: "PaddleViT T2T-ViT, entry model_ema, Paddle file"
-    is_torch: bool  # written by PyTorch or safetensors, whose Linear weights are [out, in]
-    variant: str = ""  # which the file, or the config of its run, says that it is of
+    is_torch: bool  # a PyTorch or safetensors file, whose Linear weights are usually [out, in]
+    variant: str = ""  # name of the model, from the file or from the config of its run
 
     @property
     def is_own(self):
@@ -51,9 +50,10 @@ class Weights:
 
 
 def read_weights(path):
-    """Recognise a weights file by its content and read it.
+    """Read a weights file, whose kind is recognised by its content.
 
-    Raises UserError: missing, damaged, of an unknown kind, or holding anything but data.
+    Raises:
+        UserError: it is missing, damaged, of an unknown kind, or holds something other than data.
     """
     path = Path(path)
     kind, tree = read_tree(path)
@@ -90,17 +90,17 @@ def read_tree(path):
 
 
 def _read_with(read, path, program):
-    """`read(path)`; whatever it raises at a torn or crafted file becomes one line."""
+    """The dict that `read(path)` returns. Its exceptions become UserErrors."""
     try:
         tree = read(path)
     except Refused as error:
         raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
     except UserError:
         raise
-    except Exception as error:  # each reader has exceptions of its own, which share no other base
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the disk; EINVAL is a place before the file
+    except Exception as error:  # a damaged file can raise nearly anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: the file names a negative position
             raise
-        raise UserError(f"{path} is damaged or no {program} weights file ({_first_sentence(error)})") from None
+        raise UserError(f"{path} is damaged or not a {program} weights file ({_first_sentence(error)})") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}, not a state dict")
     return tree
@@ -129,16 +129,23 @@ def _read_safetensors(path):
 
 
 def _weights_of(tree, path):
-    """(name of the entry that holds the weights or None, the arrays in it). Raises UserError if that is not clear."""
+    """Find the weights in the dict of a file.
+
+    Returns:
+        (name of their entry, or None for the dict itself; {name: array}).
+
+    Raises:
+        UserError: there are none, or several models.
+    """
     held = {}
     for entry, inner in [*tree.items(), (None, tree)]:
         if isinstance(inner, dict):
-            arrays = {name: value for name, value in inner.items() if isinstance(value, np.ndarray)}
+            arrays = {str(name): value for name, value in inner.items() if isinstance(value, np.ndarray)}
             held |= {entry: arrays} if arrays else {}
     if any(str(key).endswith("_moment1_0") or key == "LR_Scheduler" for key in tree):
         raise UserError(f"{path} is the state of an optimizer (.pdopt): give the .pdparams beside it, the weights")
     if not held:
-        found = f"only {', '.join(list(tree)[:3])}" if tree else "nothing"
+        found = f"only {', '.join(map(str, list(tree)[:3]))}" if tree else "nothing"
         raise UserError(f"{path} holds no weights: no tensors, {found}")
     models = [entry for entry, arrays in held.items() if any(_is_anchor(name) for name in arrays)] or list(held)
     known = [entry for entry in (*_ENTRIES, None) if entry in models]
@@ -153,16 +160,20 @@ def _is_anchor(name):
 
 
 def _without_wrappers(tensors, path):
-    """({name in the model: array}, names of what is no part of it).
+    """Remove what wrappers add to the names.
 
-    Programs wrap a model in others, each of which puts its name for it before all names: module., model., backbone.
-    What stands before "cls_token" is therefore no part of any name. The names that wrappers put inside, such as
-    _orig_mod of torch.compile, begin with an underscore. A head may lie outside the wrapper.
+    A wrapper puts a prefix before all names: module., model., backbone. So the prefix of "cls_token" is that of all
+    tensors, except that the head may lie outside the wrapper. Names that wrappers insert, such as _orig_mod of
+    torch.compile, begin with an underscore.
 
-    Raises UserError if there are several models in `tensors`.
+    Returns:
+        ({name in the model: array}, names of the tensors that do not belong to it).
+
+    Raises:
+        UserError: `tensors` holds several models.
     """
     if not any(map(_is_anchor, tensors)):
-        return tensors, []  # a teacher of another family, in which _mean and _variance are names
+        return tensors, []  # a teacher of another family, which has names like _mean and _variance
     plain = {}
     for name, value in tensors.items():
         short = ".".join(part for part in name.split(".") if not part.startswith("_"))
@@ -182,9 +193,9 @@ def _without_wrappers(tensors, path):
 
 
 def _variant_of(tree):
-    """The variant that a PyTorch training says that its file is of, "" if none here: its `arch` or `args.model`."""
+    """The variant that a PyTorch training has written into its file (`arch` or `args.model`); "" if unknown."""
     args = tree.get("args")
-    args = args.values if isinstance(args, Namespace) else args if isinstance(args, dict) else {}
+    args = args if isinstance(args, dict) else {}
     for name in (tree.get("arch"), args.get("model"), args.get("arch")):
         if isinstance(name, str):
             name = name.lower().partition(".")[0]
@@ -195,7 +206,7 @@ def _variant_of(tree):
 
 
 def _variant_of_run(path):
-    """The variant of the run that a file of ours is of, by the config beside it; "" if unknown or with other heads."""
+    """The variant of a run's weights, from the config beside them; "" if unknown, or with another number of heads."""
     beside = path.with_name("config.yaml")
     is_of_run = re.fullmatch(r"(best|latest(\.\d+)?)\.pdparams", path.name)
     if not is_of_run or not checkpoint.is_own(path) or not beside.is_file():
@@ -203,18 +214,18 @@ def _variant_of_run(path):
     try:
         model = load_yaml(read_text(beside, 2**20), fast=True)["MODEL"]
         name, heads = model["NAME"], model["T2T"]["NUM_HEADS"] or model["PIT"]["HEADS"]
-    except (ValueError, KeyError, TypeError):  # some other program's
+    except (ValueError, KeyError, TypeError):  # of another program
         return ""
     return name if name in list_models() and not heads else ""
 
 
 def _official_names(tensors):
-    """({official name: array}, which program's names they had)."""
+    """({official name: array}, the program whose names they had)."""
     if any(name.startswith("patch_embed.attn1.") for name in tensors):
         return {_from_paddlevit(name): value for name, value in tensors.items()}, "PaddleViT T2T-ViT"
     pools = sorted({match.group(1) for name in tensors if (match := _TIMM_POOL.match(name))})
     if pools:
-        # Old timm counts a pool with the stage before it (from 0), new timm with the one after it (from 1).
+        # Old timm gives a pool the number of the stage before it, new timm that of the stage after it.
         names = {name: _TIMM_POOL.sub(lambda m: f"pools.{pools.index(m.group(1))}.", name) for name in tensors}
         return {names[name]: value for name, value in tensors.items()}, "timm PiT"
     for start, program in (("tokens_to_token.", "T2T-ViT, official names"), ("transformers.", "PiT, official names")):
@@ -240,18 +251,22 @@ def _from_paddlevit(name):
 
 
 def linear_weights(model):
-    """Names of the 2-D weights whose layouts differ: Paddle's are [in, out], PyTorch's [out, in]."""
+    """Names of the weights that are [in, out] in Paddle and [out, in] in PyTorch."""
     layers = model.named_sublayers()
     return [f"{name}.weight" for name, layer in layers if isinstance(layer, paddle.nn.Linear)]
 
 
 def in_paddle_layout(weights, model):
-    """Tensors and extra ones of a file as Paddle stores them, and which layout the file has: "PyTorch" or "Paddle".
+    """The tensors of a file in Paddle's layout.
 
-    The file's own non-square Linear weights decide, whatever program wrote it: their shapes are those of the model's
-    weights, or those transposed. Only where none says anything does the kind of the file decide.
+    The shapes of the Linear weights that are not square show the layout of the file. Only if there are none, the kind
+    of the file decides.
 
-    Raises UserError naming weights that contradict each other.
+    Returns:
+        ({name: array} of the model, {name: array} of EXTRA, whether the file has PyTorch's layout).
+
+    Raises:
+        UserError: the file mixes both layouts.
     """
     own, names = model.state_dict(), linear_weights(model)
     votes = {True: [], False: []}  # PyTorch's layout: names
@@ -274,23 +289,3 @@ def transposed(tensors, names, wanted=True):
         name: np.ascontiguousarray(value.T) if wanted and name in names and value.ndim == 2 else value
         for name, value in tensors.items()
     }
-
-
-def write_torch(path, model, extra):
-    """Write the weights of `model`, and `extra` tensors, as the official code of its family reads them.
-
-    Raises UserError without PyTorch.
-    """
-    try:
-        import torch
-    except ImportError:
-        raise UserError("PyTorch writes its files: pip install torch (its CPU build will do)") from None
-    tensors = transposed(
-        {name: checkpoint.to_array(tensor) for name, tensor in model.state_dict().items()}, linear_weights(model)
-    )
-    tensors.update(transposed(extra, EXTRA))
-    tree = {name: torch.tensor(value) for name, value in tensors.items()}
-    if any(name.startswith("tokens_to_token.") for name in tree):
-        tree = {"state_dict": tree, "state_dict_ema": tree}  # main.py and transfer_learning.py take either
-    with atomic_path(path) as temporary:
-        torch.save(tree, temporary)

@@ -1,4 +1,4 @@
-"""Weights of any known file brought into a model: names, layout, another number of classes, another image size."""
+"""Load weights of any known file into a model, also for another number of classes or another image size."""
 
 import numpy as np
 import paddle
@@ -13,37 +13,40 @@ from t2t_vit.weights.identify import has_heads_of, identify
 
 
 def load_pretrained(model, path, head="same", pos_resize="bicubic"):
-    """Put the weights of a file into `model`; see `fit_weights`."""
+    """Load the weights of a file into `model`; see `fit_weights`."""
     weights = read_weights(path)
     try:
         checkpoint.load_state(model, fit_weights(model, weights, head, pos_resize), path)
     except UserError as error:
         beside = weights.path.with_name("config.yaml")
-        hint = f"; {display_path(beside)} says of which model it is" if beside.is_file() else ""
+        hint = f"; {display_path(beside)} describes its model" if beside.is_file() else ""
         raise UserError(f"{error}{hint}") from error
 
 
 def count_classes(path):
-    """Number of classes that the weights of a file are for. Raises UserError if it has no head."""
+    """Number of classes of the weights in a file. Raises UserError if it has no head."""
     head = read_weights(path).shapes.get("head.bias", ())
     if len(head) != 1:
-        raise UserError(f"{path} has no head.bias to tell the number of classes by; set MODEL.NUM_CLASSES")
+        raise UserError(f"{path} has no head.bias, which shows the number of classes; set MODEL.NUM_CLASSES")
     return head[0]
 
 
 def fit_weights(model, weights, head="same", pos_resize="bicubic"):
-    """The state dict of arrays that `checkpoint.load_state` puts into `model`; the log says what was adapted.
+    """Adapt the weights of a file to `model` and log what was changed.
 
     Args:
-        model: one of ours, with fresh weights.
+        model: a model of this repository, with fresh weights.
         weights: `formats.Weights`.
-        head: "same": a head for another number of classes is an error; "fit": it is left out and the model's own kept;
-            "new": the model's own is kept in any case.
-        pos_resize: of a position embedding for another image size: "bicubic", or "sinusoid" to compute it anew where
-            it is still the sinusoid.
+        head: for another number of classes: "same" is an error, "fit" keeps the model's own head. "new" always keeps
+            it.
+        pos_resize: for another image size: "bicubic" resizes the position embedding, "sinusoid" recomputes it if it is
+            still the sinusoid.
+
+    Returns:
+        {name: array} for `checkpoint.load_state`.
 
     Raises:
-        UserError: the file is of another model, which is named if it is known.
+        UserError: the file holds another model, which is named if known.
     """
     tensors, extra, is_torch = in_paddle_layout(weights, model)
     if not weights.is_own:
@@ -61,7 +64,7 @@ def fit_weights(model, weights, head="same", pos_resize="bicubic"):
 
 
 def check_variant(model, weights):
-    """Raise UserError with the right names if the file is of other variants than the model."""
+    """Raise UserError if the file holds another variant than the model; it names the right ones."""
     fitting = identify(weights.shapes)
     mine = identify({name: tensor.shape for name, tensor in model.state_dict().items()})
     if fitting and not set(fitting) & set(mine):
@@ -72,13 +75,13 @@ def check_variant(model, weights):
         )
     if weights.variant in fitting and not has_heads_of(weights.variant, model):
         raise UserError(
-            f"{weights.path} is of {weights.variant} by its own account, but the model has another number of heads: "
-            f"set MODEL.NAME {weights.variant} (convert.py: --model), or give the weights of the model"
+            f"{weights.path} says that it holds {weights.variant}, but the model has another number of heads: set "
+            f"MODEL.NAME {weights.variant} (convert.py: --model), or give other weights"
         )
 
 
 def _with_own_head(own, tensors, path, always):
-    """`tensors` with the model's own head, `always` or if theirs is for another number of classes."""
+    """`tensors` with the model's own head, `always` or if theirs has another number of classes."""
     heads = [name for name in own if in_head(name)]
     if not always and all(np.shape(tensors.get(name)) == tuple(own[name].shape) for name in heads):
         return tensors
@@ -93,7 +96,7 @@ def _fit_pos_embed(model, table, path, pos_resize):
     expected = model.state_dict()["pos_embed"].shape
     channels = 1 if len(expected) == 4 else -1  # of (1, C, h, w) or (1, N, C)
     if table.ndim != len(expected) or table.shape[channels] != expected[channels]:
-        return table  # of another model: load_state names it
+        return table  # of another model: load_state reports it
     try:
         table = paddle.to_tensor(checkpoint.to_float32(table, "pos_embed", path))
         fitted, how = model.fit_pos_embed(table, anew=pos_resize == "sinusoid")

@@ -1,7 +1,7 @@
-"""Files of torch.save, read without PyTorch, whose own reader can be made to crash, hang or take all memory.
+"""Read files of torch.save without PyTorch, whose own reader can crash, hang or use all memory on a forged file.
 
-A zip archive holds a pickle (data.pkl) and the bytes of each storage; before PyTorch 1.6 the pickles and storages of a
-file followed each other. Tensors are views of a storage, by offset, shape and strides.
+A zip archive holds a pickle (data.pkl) and the bytes of each storage. Before PyTorch 1.6, a file held several pickles
+followed by the storages. A tensor is a view of a storage: offset, shape and strides.
 """
 
 import math
@@ -10,111 +10,33 @@ import zipfile
 
 import numpy as np
 
-from t2t_vit.weights.unpickle import MAKERS, Array, Maker, Namespace, Refused, Unpickler
+from t2t_vit.common import unpickle
+from t2t_vit.common.unpickle import Name, Refused, Unpickler, check_shape
 
 # First bytes: a zip archive, or a pickle of the magic number.
 ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_TYPES = {
-    "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4", "Short": "i2",
-    "Char": "i1", "Byte": "u1", "Bool": "b1",
+_STORAGES = {  # bfloat16 is read as uint16, as Paddle stores it
+    "torch.FloatStorage": "f4", "torch.DoubleStorage": "f8", "torch.HalfStorage": "f2", "torch.BFloat16Storage": "u2",
+    "torch.LongStorage": "i8", "torch.IntStorage": "i4", "torch.ShortStorage": "i2", "torch.CharStorage": "i1",
+    "torch.ByteStorage": "u1", "torch.BoolStorage": "b1",
 }  # fmt: skip
-_MOST_AXES = 8  # from 33 on, as_strided of NumPy 1 crashes
-
-
-class _StorageType:
-    def __init__(self, code):
-        self.dtype = np.dtype(code)
-
-
-class _Storage:
-    """Numbers that tensors view; `values` is filled in where they are read."""
-
-    def __init__(self, dtype, length):
-        self.dtype, self.length, self.values = dtype, length, None
-
-    def fill(self, data, order):
-        if len(data) != self.length * self.dtype.itemsize:
-            raise Refused("a storage of another size than its data")
-        self.values = np.frombuffer(data, self.dtype.newbyteorder(order))
-
-
-class _Tensor(Array):
-    """A view of a storage."""
-
-    def __init__(self, storage, offset, shape, strides):
-        numbers = [offset, *shape, *strides]
-        if not isinstance(storage, _Storage) or any(type(number) is not int or number < 0 for number in numbers):
-            raise Refused("a tensor of an unknown kind")
-        if len(shape) != len(strides) or len(shape) > _MOST_AXES or max(shape, default=0) > 2**31:
-            raise Refused("a tensor of an unknown shape")
-        last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides))
-        count = math.prod(shape)
-        if count > storage.length or (count and last >= storage.length):
-            raise Refused("a tensor larger than its data")
-        self._view = storage, offset, shape, [stride if length > 1 else 0 for length, stride in zip(shape, strides)]
-
-    @property
-    def value(self):
-        storage, offset, shape, strides = self._view
-        start = storage.values[offset:]
-        return np.lib.stride_tricks.as_strided(start, shape, [stride * storage.dtype.itemsize for stride in strides])
-
-
-def _make_tensor(storage, offset, shape, strides, *_):
-    return _Tensor(storage, offset, shape, strides)
-
-
-def _make_parameter(tensor, *_):
-    return tensor
-
-
-def _make_device(*parts):
-    return ":".join(str(part) for part in parts if type(part) in (str, int))
-
-
-def _refuse(what):
-    def make(*_):
-        raise Refused(what)
-
-    return Maker(make, what)
-
-
-_MAKERS = {
-    **MAKERS,
-    ("torch._utils", "_rebuild_tensor"): Maker(_make_tensor, "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"): Maker(_make_tensor, "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"): Maker(_make_parameter, "_rebuild_parameter"),
-    ("torch._utils", "_rebuild_qtensor"): _refuse("quantised tensors"),
-    ("torch._utils", "_rebuild_sparse_tensor"): _refuse("sparse tensors"),
-    ("torch._utils", "_rebuild_meta_tensor_no_storage"): _refuse("tensors without values (of the device meta)"),
-    **{("torch", f"{name}Storage"): _StorageType(code) for name, code in _TYPES.items()},
-    **{("torch", f"{kind}Storage"): _refuse("quantised tensors") for kind in ("QInt8", "QUInt8", "QInt32")},
-    **{("torch", name): f"torch.{name}" for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32")},
-    ("torch", "device"): Maker(_make_device, "device"),
-    ("torch", "Size"): Maker(lambda sizes=(): tuple(sizes), "Size"),
-    ("argparse", "Namespace"): Maker(Namespace, "Namespace"),
-    ("collections", "Counter"): Maker(MAKERS["collections", "OrderedDict"].make, "Counter"),
-    ("collections", "defaultdict"): Maker(lambda *_: {}, "defaultdict"),
-    **{("builtins", name): f"builtins.{name}" for name in ("dict", "list", "int", "float")},
-}  # fmt: skip
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32")
 
 
 def read(path):
-    """What a file of torch.save holds: dicts, with arrays for tensors (uint16 for bfloat16) in the first three levels.
+    """The object in a file of torch.save, with arrays for tensors.
 
     Raises:
-        Refused: it holds anything but data.
-        Exception: nearly any, if it is torn or crafted.
+        Refused: it holds something other than data.
+        Exception: the file is damaged or forged.
     """
     with open(path, "rb") as file:
-        tree = _read_zip(file) if file.read(4) == ZIP else _read_legacy(file)
-    return _arrays(tree, 3, {})
+        return _read_zip(file) if file.read(4) == ZIP else _read_legacy(file)
 
 
 def _read_zip(file):
     with zipfile.ZipFile(file) as archive:
-        sizes = [entry.file_size for entry in archive.infolist()]
-        if sum(sizes) > file.seek(0, 2):
+        if sum(entry.file_size for entry in archive.infolist()) > file.seek(0, 2):
             raise Refused("more bytes than the file has (compressed?)")
         names = archive.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
@@ -123,61 +45,80 @@ def _read_zip(file):
         if len(pickles) != 1:
             raise ValueError("no data.pkl in the zip archive")
         folder = pickles[0].partition("/")[0]
-        order = "<"
-        if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") == b"big":
-            order = ">"
+        is_big_endian = f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") == b"big"
         storages = {}
 
-        def load(identity):
-            kind, key, length = _storage_of(identity)
+        def load_storage(identity):
+            dtype, key, length = _parse_storage(identity)
             if key not in storages:
-                storages[key] = _Storage(kind.dtype, length)
-                storages[key].fill(archive.read(f"{folder}/data/{key}"), order)
+                data = archive.read(f"{folder}/data/{key}")
+                if len(data) != length * dtype.itemsize:
+                    raise Refused("a storage of another size than its data")
+                array = np.frombuffer(data, dtype.newbyteorder(">" if is_big_endian else "<"))
+                storages[key] = array.astype(dtype, copy=False)
             return storages[key]
 
-        return Unpickler(archive.read(pickles[0]), _MAKERS, load).load()
+        return Unpickler(archive.read(pickles[0]), ALLOWED, load_storage).load()
 
 
 def _read_legacy(file):
     file.seek(0)
+    data = file.read()
     storages = {}
 
-    def load(identity):
-        kind, key, length = _storage_of(identity)
+    def load_storage(identity):  # the bytes come after the last pickle
+        dtype, key, length = _parse_storage(identity)
         if type(identity[-1]) is tuple:
             raise Refused("views of storages, which PyTorch 0.3 wrote")
-        return storages.setdefault(key, _Storage(kind.dtype, length))
+        if key not in storages:
+            if sum(array.nbytes for array in storages.values()) + length * dtype.itemsize > len(data):
+                raise Refused("more bytes than the file has")
+            storages[key] = np.zeros(length, dtype)
+        return storages[key]
 
-    reader = Unpickler(file.read(), _MAKERS, load)
+    reader = Unpickler(data, ALLOWED, load_storage)
     _, _, _, tree, keys = (reader.load() for _ in range(5))
     for key in keys:
-        (length,) = struct.unpack("<q", reader.take(8))
+        (length,) = struct.unpack("<q", reader.read(8))
         storage = storages[key]
-        if length != storage.length:
+        if length != len(storage):
             raise Refused("a storage of another size than its data")
-        storage.fill(reader.take(length * storage.dtype.itemsize), "<")  # whatever machine wrote it
+        storage[:] = np.frombuffer(reader.read(storage.nbytes), storage.dtype)  # always little-endian
     return tree
 
 
-def _storage_of(identity):
-    """(type, key, number of values) of ("storage", type, key, device, number of values, ...)."""
+def _parse_storage(identity):
+    """(dtype, key, number of values) of ("storage", type, key, device, number of values, ...)."""
     if type(identity) is not tuple or len(identity) < 5 or identity[0] != "storage":
-        raise Refused("a reference to something that is no storage")
+        raise Refused("a reference to something that is not a storage")
     _, kind, key, _, length, *_ = identity
-    if isinstance(kind, Maker):
-        kind.make()
-    if not isinstance(kind, _StorageType) or type(key) is not str or type(length) is not int or length < 0:
+    if not isinstance(kind, Name) or kind.title not in _STORAGES or type(key) is not str or type(length) is not int \
+            or length < 0:  # fmt: skip
         raise Refused("a storage of an unknown kind")
-    return kind, key, length
+    return np.dtype(_STORAGES[kind.title]), key, length
 
 
-def _arrays(tree, levels, done):
-    """`tree` with arrays for tensors and text for keys in its first levels; `done` holds {id: result} of its dicts."""
-    if isinstance(tree, Array):
-        return tree.value
-    if type(tree) is not dict or not levels:
-        return tree
-    if id(tree) not in done:
-        done[id(tree)] = made = {}
-        made.update((str(key), _arrays(value, levels - 1, done)) for key, value in tree.items())
-    return done[id(tree)]
+def _make_tensor(storage, offset, shape, strides, *_):
+    """A view of `storage` that stays within it."""
+    if not isinstance(storage, np.ndarray) or storage.ndim != 1 or not storage.flags.c_contiguous:
+        raise Refused("a tensor of an unknown kind")
+    check_shape(shape)
+    if len(shape) != len(strides) or any(type(number) is not int or number < 0 for number in (offset, *strides)):
+        raise Refused("a tensor of an impossible shape")
+    last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides))
+    count = math.prod(shape)
+    if offset > len(storage) or count > len(storage) or (count and last >= len(storage)):
+        raise Refused("a tensor larger than its data")
+    strides = [stride * storage.itemsize if length > 1 else 0 for length, stride in zip(shape, strides)]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides)
+
+
+ALLOWED = {
+    **unpickle.ALLOWED,
+    "torch._utils._rebuild_tensor": _make_tensor,
+    "torch._utils._rebuild_tensor_v2": _make_tensor,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch.Size": lambda sizes=(): tuple(sizes),
+    "torch.device": lambda *_: None,
+    **dict.fromkeys([*_STORAGES, *(f"torch.{name}" for name in _DTYPES)]),
+}

@@ -1,4 +1,4 @@
-"""Whether PaddlePaddle computes on the card, and what to install where it does not."""
+"""The GPUs that Paddle can use, and what to install if it cannot use them."""
 
 import logging
 import os
@@ -12,13 +12,27 @@ from t2t_vit.common.errors import UserError, one_line
 log = logging.getLogger("t2t")
 
 
-def try_out():
-    """Compute one matrix product and one convolution on the current card, which load cuBLAS and cuDNN.
+def count():
+    """Number of GPUs that this PaddlePaddle can use."""
+    return paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
 
-    Raises UserError: the card is taken by others, or which wheel this machine needs.
+
+def require(action):
+    """`count()`. Raises UserError, which begins with `action`, if it is 0."""
+    found = count()
+    if not found:
+        build = "finds none" if paddle.is_compiled_with_cuda() else f"is a CPU build; {wheels.advice()}"
+        raise UserError(f"{action} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}")
+    return found
+
+
+def try_out():
+    """Compute a matrix product and a convolution on the current GPU, which loads cuBLAS and cuDNN.
+
+    Raises UserError if other processes use the GPU, or with the wheel that this machine needs.
     """
     capability = paddle.device.cuda.get_device_capability()
-    # Without code for the card, 3.3.1 raises below; 2.6.2 may abort the process in C++ (PaddlePaddle/Paddle#70902).
+    # Without machine code for the GPU, 3.3.1 raises an error below; 2.6.2 may abort (PaddlePaddle/Paddle#70902).
     is_of_pypi = paddle.version.full_version.startswith("2.") and paddle.version.cuda() == "11.8"
     if is_of_pypi and not wheels.runs_on(wheels.PYPI_ARCHS, capability):
         name, version = paddle.device.cuda.get_device_name(), ".".join(map(str, capability))
@@ -26,8 +40,8 @@ def try_out():
     try:
         images = paddle.ones([1, 3, 4, 4])
         filtered = paddle.nn.functional.conv2d(images, paddle.ones([1, 3, 2, 2]))
-        computed = float(paddle.matmul(images, images).sum() + filtered.sum())  # waits for the card
-    except Exception as error:  # of any type: RuntimeError, OSError, MemoryError
+        computed = float(paddle.matmul(images, images).sum() + filtered.sum())  # waits for the GPU
+    except Exception as error:  # RuntimeError, OSError, MemoryError, ...
         if re.search("out of memory|busy or unavailable", str(error), flags=re.IGNORECASE):
             taken = f"{paddle.device.get_device()} is in use by other processes (nvidia-smi lists them)"
             raise UserError(f"{taken}: {one_line(error)[:300]}") from error
@@ -37,12 +51,12 @@ def try_out():
 
 
 def _unusable(reason):
-    """UserError of this PaddlePaddle on this machine's cards."""
+    """UserError about this PaddlePaddle, with the wheel to install."""
     return UserError(f"this PaddlePaddle {paddle.__version__} {reason}; {wheels.advice()}")
 
 
 def warn_of_idle_cards():
-    """Warn where a run that names no device computes on the CPU although nvidia-smi lists cards."""
+    """Warn that a run without DEVICE uses the CPU although nvidia-smi lists GPUs."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return
     machine = wheels.look()

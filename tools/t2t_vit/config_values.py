@@ -1,0 +1,229 @@
+"""Values of the settings: how one is set, names of earlier versions, and what is allowed. Does not import paddle."""
+
+import difflib
+import functools
+import os
+import re
+import sys
+
+from t2t_vit.common import ranks
+from t2t_vit.common.errors import UserError
+
+# Names of earlier versions: accepted in YAML files, run folders, states and on the command line.
+RENAMED = {"DATA.VAL_SHARE": "DATA.VAL_FRACTION"}
+_OLD_CLASS_LIST = "configs/imagenet1k_classes.tsv"
+
+# Allowed numbers by key. For a list, every element must be in the interval.
+_INTERVALS = {
+    "(-inf, inf)": "DATA.MEAN",
+    "[0, inf)": "MODEL.QK_SCALE AUG.MIXUP AUG.CUTMIX AUG.MIX_OFF_EPOCH TRAIN.GLOBAL_BATCH TRAIN.COOLDOWN_EPOCHS "
+                "TRAIN.WARMUP_EPOCHS TRAIN.WARMUP_LR TRAIN.MIN_LR TRAIN.BACKBONE_LR TRAIN.WEIGHT_DECAY TRAIN.CLIP_NORM "
+                "TRAIN.SAVE_MINUTES",
+    "(0, inf)": "DISTILL.TAU TRAIN.BASE_LR",
+    "[1e-06, inf)": "DATA.STD",
+    "[1, inf)": "TRAIN.BATCH_SIZE TRAIN.ACCUM_STEPS TRAIN.EPOCHS TRAIN.MAX_BAD_STEPS TRAIN.LOG_EVERY TRAIN.KEEP "
+                "VAL.BATCH_SIZE VAL.EVERY VAL.LOG_EVERY",
+    "[0, 1)": "MODEL.DROP_RATE MODEL.ATTN_DROP_RATE MODEL.DROP_PATH_RATE DATA.VAL_FRACTION TRAIN.BETAS TRAIN.MOMENTUM "
+              "TRAIN.LABEL_SMOOTHING TRAIN.EMA_DECAY",
+    "[0, 1]": "DISTILL.ALPHA AUG.PADDED_CROP AUG.HFLIP AUG.COLOR_JITTER AUG.ERASE_PROB AUG.CUTMIX_MINMAX AUG.MIX_PROB "
+              "AUG.MIX_SWITCH_PROB",
+    "(0, 1)": "TRAIN.EPSILON",
+    "(0, 1]": "TRAIN.LAYER_DECAY",
+    "[1e-06, 1]": "AUG.SCALE",
+    "[0.1, 1]": "VAL.CROP_PCT",
+    "[0.01, 100]": "AUG.RATIO",
+    "[1, 100]": "AUG.ERASE_COUNT AUG.REPEATS",
+    "[8, 16]": "DATA.GREY_BITS",
+    "[0, 256]": "DATA.NUM_WORKERS",
+    "[0, 1024]": "CPU.MICRO_BATCH",
+    "[1, 4096]": "DATA.IMAGE_SIZE",
+    "[0, 65536]": "MODEL.T2T.EMBED_DIM MODEL.T2T.DEPTH MODEL.T2T.NUM_HEADS MODEL.T2T.MLP_RATIO MODEL.T2T.TOKEN_DIM "
+                  "MODEL.PIT.PATCH_SIZE MODEL.PIT.STRIDE MODEL.PIT.MLP_RATIO MODEL.NUM_CLASSES",
+    "[0, 2147483647]": "SEED",
+}  # fmt: skip
+_CHOICES = {
+    "MODEL.POS_RESIZE": ("bicubic", "sinusoid"),
+    "DISTILL.TYPE": ("hard", "soft", ""),
+    "DATA.CHANNELS": (1, 3),
+    "DATA.EXIF": ("auto", "upright", "ignore"),
+    "DATA.READER": ("turbo", "pillow"),
+    "DATA.ON_ERROR": ("raise", "skip"),
+    "AUG.INTERPOLATION": ("bilinear", "bicubic", "random"),
+    "AUG.ERASE_MODE": ("pixel", "rand", "const"),
+    "AUG.MIX_MODE": ("batch", "pair", "elem"),
+    "TRAIN.OPTIMIZER": ("adamw", "sgd"),
+    "TRAIN.AMP": ("O1", "O2", ""),
+    "TRAIN.AMP_DTYPE": ("float16", "bfloat16"),
+    "VAL.INTERPOLATION": ("bilinear", "bicubic"),
+    "VAL.CROP_MODE": ("center", "squash"),
+    "VAL.BEST": ("ema", "raw"),
+}
+
+
+def leaves(tree, prefix=""):
+    """(key, value) pairs of nested mappings: ("TRAIN.EPOCHS", 300)."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def value_of(tree, key):
+    """Value of a key such as TRAIN.EPOCHS in nested mappings; None if it is missing."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def set_value(cfg, key, value, source):
+    """Set a key to a value of `source`, a file or the command line. Raises UserError: unknown key, wrong type."""
+    if key in RENAMED:
+        _note(f"note: {key} is now called {RENAMED[key]}")
+        key = RENAMED[key]
+    if key == "DATA.CLASSES" and str(value).endswith(_OLD_CLASS_LIST) and not os.path.exists(value):
+        _note(f"note: DATA.CLASSES {_OLD_CLASS_LIST} is now called imagenet1k")
+        value = "imagenet1k"
+    if key == "MODEL.QK_SCALE" and value in (None, "None"):  # as in PaddleViT's configs
+        value = 0.0
+    known = [name for name, _ in leaves(cfg)]
+    if key not in known:
+        raise _unknown(key, known, source)
+    before = value_of(cfg, key)
+    try:
+        if value is None or isinstance(value, dict):
+            raise ValueError
+        put(cfg, key, value)
+        if value_of(cfg, key) is None:  # yacs turns the word None into None for every type but text
+            raise ValueError
+    except (ValueError, RecursionError, MemoryError):  # the last two from Python's parser, for deeply nested text
+        kind = type(before).__name__
+        hint = f" (write {value}.0)" if kind == "float" and str(value).lstrip("-").isdigit() else ""
+        hint = f' (write "{value}")' if kind == "str" and isinstance(value, (int, float)) else hint
+        raise UserError(f"{source}: {key} must be of type {kind}{hint}, not {_brief(value)}") from None
+
+
+def put(cfg, key, value):
+    """Set a key. Raises ValueError for a value of another type."""
+    *sections, leaf = key.split(".")
+    node = functools.reduce(getattr, sections, cfg)
+    if isinstance(node[leaf], str) and isinstance(value, str):
+        node[leaf] = value  # yacs would turn a folder named 2012 into a number
+    else:
+        cfg.merge_from_list([key, value])
+
+
+@functools.cache  # once, however often a config is loaded
+def _note(text):
+    if ranks.is_main():
+        print(text, file=sys.stderr)
+
+
+def _unknown(key, known, source):
+    """UserError for an unknown key, with the near matches."""
+    near = difflib.get_close_matches(key.upper(), known, n=3, cutoff=0.5)
+    near += [k for k in known if k.split(".")[-1] == key.split(".")[-1].upper() and k not in near]
+    hint = f"did you mean {', '.join(near)}?" if near else "tools/t2t_vit/config.py lists the keys"
+    return UserError(f"{source}: unknown key {key}; {hint}")
+
+
+# --- Allowed values ---
+
+
+def check(cfg):
+    """Raise UserError naming the first key with an impossible value."""
+    for interval, keys in _INTERVALS.items():
+        for key in keys.split():
+            _require(cfg, key, _is_in(value_of(cfg, key), interval), _in_words(interval))
+    for key, choices in _CHOICES.items():
+        named = [str(choice) if choice != "" else '""' for choice in choices]
+        _require(cfg, key, value_of(cfg, key) in choices, f"{', '.join(named[:-1])} or {named[-1]}")
+    for key, holds, allowed in _other_rules(cfg):
+        _require(cfg, key, holds, allowed)
+
+
+def _require(cfg, key, holds, allowed):
+    if not holds:
+        raise UserError(f"{key} is {_brief(value_of(cfg, key))} but must be {allowed}")
+
+
+def _brief(value):
+    """`repr` of a value of a setting, cut after 200 characters."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def to_seconds(text):
+    """Seconds of a time such as 71h30m, 90m or 30s; 0 for any other text."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1))) if match else 0
+
+
+def _is_in(value, interval):
+    low, high = map(float, interval[1:-1].split(", "))
+    return all(
+        type(number) in (int, float)
+        and (low < number if interval[0] == "(" else low <= number)
+        and (number < high if interval[-1] == ")" else number <= high)
+        for number in (value if isinstance(value, (list, tuple)) else [value])
+    )
+
+
+def _in_words(interval):
+    low, high = interval[1:-1].split(", ")
+    if low == "-inf":
+        return "finite"
+    if high == "inf":
+        return f"above {low}" if interval[0] == "(" else f"{low} or more"
+    return f"{low} to {high}" if interval[0] + interval[-1] == "[]" else f"in {interval}"
+
+
+def _is_pair(values):
+    return len(values) == 2 and values[0] <= values[1]
+
+
+def _is_split(split):
+    is_triple = isinstance(split, (list, tuple)) and len(split) == 3 and {type(number) for number in split} == {int}
+    return is_triple and split[0] >= 1 and split[1] >= 1 and 0 <= split[2] < split[0]
+
+
+def _other_rules(cfg):
+    """Rules of several keys and of texts: (key, whether it holds, what is allowed)."""
+    model, distill, data, aug, train = cfg.MODEL, cfg.DISTILL, cfg.DATA, cfg.AUG, cfg.TRAIN
+    per_channel = f"a list of {data.CHANNELS} number(s), one per channel"
+    lr = train.BACKBONE_LR
+    return [
+        ("NAME", cfg.NAME not in (".", "..") and not re.search(r"[/\0]", cfg.NAME), "a plain name without a path"),
+        ("NAME", cfg.NAME != "pretrained", "another name: output/pretrained holds the published runs"),
+        ("OUTPUT", cfg.OUTPUT, "a folder"),
+        ("LOG", cfg.LOG, "a folder"),
+        ("DATA.PATH", data.PATH, "a folder"),
+        ("DEVICE", re.fullmatch(r"(cpu|gpu(:[0-9]+)?)?", cfg.DEVICE), "cpu, gpu or gpu:N"),
+        ("MODEL.NUM_CLASSES", model.NUM_CLASSES != 1, "2 or more, or 0"),
+        ("MODEL.FUSED_ATTENTION", not (model.FUSED_ATTENTION and model.ATTN_DROP_RATE),
+         "False with MODEL.ATTN_DROP_RATE: FlashAttention has no dropout here"),
+        ("MODEL.T2T.SPLITS", len(model.T2T.SPLITS) != 1 and all(map(_is_split, model.T2T.SPLITS)),
+         "[] or two or more [kernel, stride, padding] with padding below kernel"),
+        *((f"MODEL.PIT.{key}", all(type(n) is int and 1 <= n <= 65536 for n in model.PIT[key]), "a list of 1 to 65536")
+          for key in ("BASE_DIMS", "DEPTH", "HEADS")),
+        ("DISTILL.TEACHER", distill.TEACHER or not distill.TYPE, f"a model or config with DISTILL.TYPE {distill.TYPE}"),
+        ("DATA.VAL_FRACTION", not data.VAL_FRACTION or not (data.TRAIN_LIST or data.VAL_LIST),
+         "0.0 with DATA.TRAIN_LIST or DATA.VAL_LIST, which name the images themselves"),
+        ("DATA.MEAN", len(data.MEAN) == data.CHANNELS, per_channel),
+        ("DATA.STD", len(data.STD) == data.CHANNELS, per_channel),
+        *((f"AUG.{key}", _is_pair(aug[key]), "[smallest, largest]") for key in ("SCALE", "RATIO")),
+        ("AUG.CUTMIX_MINMAX", not aug.CUTMIX_MINMAX or _is_pair(aug.CUTMIX_MINMAX), "[] or [smallest, largest]"),
+        ("AUG.CUTMIX", aug.CUTMIX > 0 or not aug.CUTMIX_MINMAX, "above 0.0 with AUG.CUTMIX_MINMAX"),
+        ("TRAIN.WARMUP_EPOCHS", train.WARMUP_EPOCHS < train.EPOCHS, f"below TRAIN.EPOCHS {train.EPOCHS}"),
+        ("TRAIN.WARMUP_LR", train.WARMUP_LR <= train.BASE_LR, f"at most TRAIN.BASE_LR {train.BASE_LR}"),
+        ("TRAIN.MIN_LR", train.MIN_LR <= train.BASE_LR, f"at most TRAIN.BASE_LR {train.BASE_LR}"),
+        ("TRAIN.BACKBONE_LR", lr == 0 or lr >= train.MIN_LR, f"0.0, or TRAIN.MIN_LR {train.MIN_LR} or more"),
+        ("TRAIN.BACKBONE_LR", lr == 0 or not train.WARMUP_EPOCHS or lr >= train.WARMUP_LR,
+         f"0.0, or TRAIN.WARMUP_LR {train.WARMUP_LR} or more"),
+        ("TRAIN.FREEZE", all(isinstance(pattern, str) and pattern.lstrip("!") for pattern in train.FREEZE),
+         'a list of patterns such as ["blocks.0.*", "!head*"]'),
+        ("TRAIN.BETAS", len(train.BETAS) == 2, "two numbers"),
+        ("TRAIN.TF32", not (train.TF32 and train.TO_STATIC),
+         "False with TRAIN.TO_STATIC, which would round the performer's exponents too"),
+        ("TRAIN.TIME_LIMIT", not train.TIME_LIMIT or to_seconds(train.TIME_LIMIT), "a time such as 71h30m, 90m or 30s"),
+    ]  # fmt: skip

@@ -1,0 +1,158 @@
+"""Open the model that a command line names: weights, or an exported file in its inference engine.
+
+Paddle is imported only if it computes the answer: prediction with onnxruntime or OpenVINO starts without it.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import display_path, is_url, sha256
+from t2t_vit.common.logger import log
+from t2t_vit.common.runtime import import_paddle
+from t2t_vit.config import load_config, resolve, with_classes
+from t2t_vit.data.classes import ClassList
+from t2t_vit.deploy.engines import SUFFIXES, EagerPredictor, engine_of, file_beside_part, open_predictor
+from t2t_vit.deploy.metadata import Metadata
+from t2t_vit.training.schedule import total_epochs
+
+_FORMATS = {"inference": "paddle", "onnxruntime": "onnx", "openvino": "openvino"}
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model that is ready to answer.
+
+    `str()` gives its name and file, for a log line.
+    """
+
+    predictor: object  # `engines.Predictor`: float32 (B, C, H, W), normalised -> logits (B, K)
+    cfg: object  # the config that fits the model
+    classes: ClassList
+    path: Path  # file of the weights, or the exported file
+    model: object = None  # paddle.nn.Layer in eval mode; None if exported
+
+    def __str__(self):
+        return f"{self.cfg.MODEL.NAME} with {display_path(self.path)}{best_epoch(self.path)}"
+
+
+def open_model(args, cfg, weights_only=False):
+    """`OpenedModel` of a command line: its --pretrained, or else the best weights or the export of the config's run.
+
+    Args:
+        args: from a parser of `cli.common_parser`.
+        cfg: config.
+        weights_only: refuse an exported model.
+
+    Raises:
+        UserError: the file is missing, damaged, or does not fit the options.
+    """
+    if weights_only and is_exported(args):
+        raise UserError(
+            f"{args.pretrained} is an exported model: give the weights that it was made from with --pretrained"
+        )
+    engine = choose_engine(args)
+    if engine in ("paddle", "inference") and "paddle" not in sys.modules:
+        import_paddle(cfg.DEVICE)
+    if engine == "paddle":
+        from t2t_vit.parallel import processes  # here because it imports Paddle
+
+        processes.setup(cfg)
+        return open_weights(cfg, args.pretrained)
+    return _open_exported(args, cfg, engine)
+
+
+def is_exported(args):
+    """Whether a command line names an exported model, or a part of one."""
+    named = args.weights_named and args.pretrained
+    return bool(named) and (engine_of(named) != "paddle" or file_beside_part(named) is not None)
+
+
+def choose_engine(args):
+    """The engine of a command line: --engine, or else the one that reads the file of --pretrained.
+
+    Raises UserError if the two do not fit.
+    """
+    if args.weights_named and (main_file := file_beside_part(args.pretrained)):
+        raise UserError(f"{args.pretrained} is part of an exported model: give --pretrained {display_path(main_file)}")
+    fitting = engine_of(args.pretrained)
+    engine = args.engine or fitting
+    if engine != "paddle" and args.weights_named and fitting == "paddle":
+        raise UserError(
+            f"--engine {engine} reads a {' or '.join(SUFFIXES[engine])} file, not {args.pretrained}: export that "
+            f"first, python tools/export.py --pretrained {args.pretrained} --format {_FORMATS[engine]}"
+        )
+    if engine == "paddle" and fitting != "paddle":
+        raise UserError(f"--engine paddle reads weights, not {args.pretrained}: leave --engine out")
+    return engine
+
+
+def open_weights(cfg, chosen=None):
+    """`OpenedModel` of weights: the file or URL `chosen`, or else the best weights of the config's run."""
+    # Here because they import Paddle.
+    from t2t_vit.training.microbatch import inference
+    from t2t_vit.weights.build import build_trained_model, classes_of
+
+    model, path = build_trained_model(cfg, chosen)
+    cfg = with_classes(cfg, model.head.bias.shape[0])
+    classes = classes_of(cfg, path)
+    metadata = Metadata.of(cfg, classes, "fp32", batch_size=0)
+    return OpenedModel(EagerPredictor(inference(model, cfg), metadata), cfg, classes, path, model)
+
+
+def _open_exported(args, cfg, engine):
+    if args.weights_named and is_url(args.pretrained):
+        raise UserError(f"an exported model must be a local file, not {args.pretrained}: download it first")
+    path = Path(args.pretrained).absolute() if args.weights_named else _export_of_run(args, cfg, engine)
+    predictor = open_predictor(engine, path, device=cfg.DEVICE or "cpu")
+    metadata = predictor.metadata
+    if not args.weights_named:
+        _warn_if_stale(args, cfg, metadata, path)
+    cfg = metadata.settle(cfg, args.opts[::2], display_path(path))
+    classes = ClassList(tuple(metadata.folders), tuple(metadata.classes), str(path))
+    return OpenedModel(predictor, cfg, classes, path)
+
+
+def export_folder(cfg):
+    """Folder of the exported files of a run."""
+    return resolve(cfg.OUTPUT) / cfg.NAME / "export"
+
+
+def _export_of_run(args, cfg, engine):
+    paths = [export_folder(cfg) / f"{cfg.NAME}{suffix}" for suffix in SUFFIXES[engine]]
+    for path in paths:
+        if path.is_file():
+            return path
+    config = f" --config {args.config}" if args.config else ""
+    raise UserError(
+        f"{display_path(paths[0])} not found for --engine {engine}: make it with `python tools/export.py{config} "
+        f"--format {_FORMATS[engine]}`, or name a file with --pretrained"
+    )
+
+
+def _warn_if_stale(args, cfg, metadata, path):
+    """Warn if the run's weights have changed since the export."""
+    best = Path(args.pretrained) if args.pretrained else export_folder(cfg).parent / "best.pdparams"
+    if metadata.weights and best.is_file() and sha256(best) != metadata.weights:
+        log.warning(
+            "warning: %s was made from other weights than those in %s: export again",
+            display_path(path),
+            display_path(best),
+        )
+
+
+def best_epoch(weights):
+    """Epoch and accuracy of a run's best.pdparams, in brackets, read from the files beside it; "" if unknown."""
+    if weights.name != "best.pdparams":
+        return ""
+    try:
+        cfg = load_config(weights.with_name("config.yaml"))
+        lines = weights.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        key = "val_ema_top1" if cfg.VAL.BEST == "ema" and any("val_ema_top1" in row for row in rows) else "val_top1"
+        best = max((row for row in rows if row.get(key) is not None), key=lambda row: row[key])
+        return f" (weights of epoch {best['epoch']:d} of {total_epochs(cfg.TRAIN)}, val acc {best[key]:.4f})"
+    except (UserError, OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError, AttributeError):
+        return ""  # the files are of an older version, or forged

@@ -1,0 +1,141 @@
+"""Classify image files, and the command predict.py."""
+
+import glob
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from t2t_vit.common.errors import UserError, printable
+from t2t_vit.common.files import check_outputs, display_path, write_text
+from t2t_vit.common.logger import above_progress_bars, log, progress_bar, setup_logging
+from t2t_vit.config import resolve
+from t2t_vit.data.images import MOST_BYTES, ImageError, load_image, reading
+from t2t_vit.data.index import EXTENSIONS, image_files
+from t2t_vit.data.transforms import EvalTransform
+from t2t_vit.deploy.engines import to_input
+from t2t_vit.deploy.open_model import open_model
+
+DEFAULT_IMAGE = "lit_data/val/3/0045.png"
+
+
+def predict(args, cfg):
+    """Classify the images of a command line, print the classes and write the JSON files. Returns the exit status."""
+    setup_logging(aside=True)  # stdout holds the answers
+    if args.top_k < 1:
+        raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
+    paths = find_images(args.words)
+    check_outputs((args.json, args.json_ids), [*args.inputs, *paths])
+    opened = open_model(args, cfg)
+    if not args.weights_named:
+        log.info("note: %s", opened)
+    results, size = {}, opened.cfg.VAL.BATCH_SIZE
+    for start in progress_bar(range(0, len(paths), size), desc="predict"):
+        batch = predict_batch(opened.predictor, paths[start : start + size], opened.cfg, args.top_k)
+        with above_progress_bars():
+            print_results(batch, single=len(paths) == 1)
+        results |= batch
+    if args.json:
+        write_text(args.json, json.dumps(results, indent=1) + "\n")
+    if args.json_ids:
+        ids = {path: result["class_id"] for path, result in results.items() if "class_id" in result}
+        write_text(args.json_ids, json.dumps(ids, indent=1) + "\n")
+    return print_errors(results)
+
+
+def find_images(patterns):
+    """Paths of the images that files, folders (searched recursively) and glob patterns name, without duplicates.
+
+    Without patterns, the image that comes with the repository. A pattern that matches nothing stays in the list and
+    is reported like an unreadable image.
+
+    Raises:
+        UserError: a folder holds no images.
+    """
+    paths = []
+    for pattern in patterns or [str(display_path(resolve(DEFAULT_IMAGE)))]:
+        if pattern and Path(pattern).is_dir():
+            found = image_files(pattern)
+            if not found:
+                raise UserError(f"no image ({', '.join(sorted(EXTENSIONS))}) in {pattern}")
+        elif pattern and Path(pattern).exists():
+            found = [pattern]
+        else:
+            found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+        paths += found or [pattern]
+    return list(dict.fromkeys(paths))
+
+
+def predict_batch(predictor, paths, cfg, top_k):
+    """Classify one batch of image files.
+
+    Returns:
+        {path: {"class_id", "name", "probability", "top": [the same three for each of the top K classes]}}, or
+        {path: {"error": reason}} for an image that cannot be read; in the order of `paths`.
+    """
+    pixels, errors = read_images(paths, cfg)
+    answers = classify(predictor, list(pixels.values()), top_k)
+    results = {path: {**top[0], "top": top} for path, top in zip(pixels, answers)}
+    return {path: results[path] if path in results else {"error": errors[path]} for path in paths}
+
+
+def read_images(paths, cfg, most_bytes=MOST_BYTES):
+    """Read image files as the model sees them.
+
+    Args:
+        most_bytes: limit for each decoded image.
+
+    Returns:
+        ({path: uint8 (S, S, channels)}, {path: why it cannot be read}).
+    """
+    transform = EvalTransform(cfg)
+    pixels, errors = {}, {}
+    for path in paths:
+        try:
+            pixels[path] = transform(load_image(path, **reading(cfg, by_hand=True), most_bytes=most_bytes))
+        except ImageError as error:
+            errors[path] = str(error)
+    return pixels, errors
+
+
+def classify(predictor, pixels, top_k):
+    """Top K classes of each image, a list of {"class_id", "name", "probability"}; `pixels`: uint8 (S, S, channels)."""
+    if not pixels:
+        return []
+    names = predictor.metadata.classes
+    logits = predictor(to_input(np.stack(pixels), predictor.metadata)).astype(np.float64)  # (B, K)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return [
+        [
+            {"class_id": int(class_id), "name": names[class_id], "probability": round(float(row[class_id]), 6)}
+            for class_id in np.argsort(-row, kind="stable")[:top_k]
+        ]
+        for row in probabilities
+    ]
+
+
+def print_results(results, single):
+    """Print one line per image; for a single image, its top classes and `class_id is: N`."""
+    for path, result in results.items():
+        if "error" in result:
+            continue
+        if single:
+            print(printable(path))
+            for entry in result["top"]:
+                print(f"  {entry['probability']:.4f}  {entry['class_id']:>4}  {printable(entry['name'])}")
+            print(f"class_id is: {result['class_id']}")
+        else:
+            line = f"{path} (class: {result['class_id']}) {result['name']}, prob: {result['probability']:.4f}"
+            print(printable(line))
+
+
+def print_errors(results):
+    """Print the images that could not be read, on stderr. Returns the exit status."""
+    errors = [result["error"] for result in results.values() if "error" in result]
+    for error in errors:
+        print(f"error: {printable(error)}", file=sys.stderr)
+    if errors and len(results) > 1:
+        print(f"error: {len(errors)} of {len(results)} images could not be read", file=sys.stderr)
+    return 1 if errors else 0

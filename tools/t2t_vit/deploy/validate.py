@@ -1,0 +1,46 @@
+"""Evaluate a model on a data set, and the command val.py."""
+
+from t2t_vit.common.files import display_path
+from t2t_vit.common.logger import log, setup_logging
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.loader import EvalLoader
+from t2t_vit.deploy.open_model import open_model
+from t2t_vit.parallel import processes
+from t2t_vit.training.evaluator import PredictorModel, evaluate
+from t2t_vit.weights.build import first_difference, refuse_other_order
+
+
+def validate(args, cfg):
+    """Evaluate the model of a command line and log its loss and its top-1 and top-5 accuracy."""
+    setup_logging(main=processes.is_main())
+    opened, _, split = open_evaluation(args, cfg)
+    log.info("%s on %d images of %s", opened, len(split), display_path(split.source))
+    scores = evaluate_split(opened, split, log_every=opened.cfg.VAL.LOG_EVERY)
+    log.info(scores.line())
+    log.info("%s final val acc is:%.4f", opened.cfg.DATA.NAME, scores.top1)
+
+
+def open_evaluation(args, cfg):
+    """The model of a command line and the images of its --split.
+
+    Returns:
+        (`OpenedModel`, `ClassList` of the data set, `Split`).
+
+    Raises:
+        UserError: see `open_model` and `load_data`; or the model and the data set order the same classes differently.
+    """
+    opened = open_model(args, cfg)
+    if opened.model is None:
+        processes.setup(opened.cfg)  # Paddle computes the scores
+    classes, splits = load_data(opened.cfg, [args.split], model_file=display_path(opened.path))
+    if other := first_difference(classes, opened.classes):
+        refuse_other_order(classes, opened.classes)
+        log.warning("warning: %s; DATA.CLASSES FILE gives the data set the class ids of a class list", other)
+    return opened, classes, splits[args.split]
+
+
+def evaluate_split(opened, split, log_every=None, each_batch=None):
+    """`Scores` of an opened model on a split, of which each process evaluates a part; see `evaluate`."""
+    model = PredictorModel(opened.predictor) if opened.model is None else opened.model
+    loader = EvalLoader(split, opened.cfg, processes.rank(), processes.world_size())
+    return evaluate(model, loader, opened.cfg, log_every, each_batch=each_batch)

@@ -1,0 +1,55 @@
+"""What layers read and put out in a forward pass, recorded by hooks."""
+
+import contextlib
+
+
+@contextlib.contextmanager
+def inputs_of(layers):
+    """Context with a list of the first input of each layer, in the order of the calls."""
+    found = []
+    with _hooked(layers, "register_forward_pre_hook", lambda layer, inputs: found.append(inputs[0])):
+        yield found
+
+
+@contextlib.contextmanager
+def outputs_of(layers):
+    """Context with a list of the output of each layer, in the order of the calls."""
+    found = []
+    with _hooked(layers, "register_forward_post_hook", lambda layer, inputs, output: found.append(output)):
+        yield found
+
+
+@contextlib.contextmanager
+def _hooked(layers, register, hook):
+    handles = [getattr(layer, register)(hook) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def all_tokens(blocks):
+    """Context in which blocks compute all tokens, even if fewer are read, and no attention is fused."""
+    fused = [block.attn.fused for block in blocks]
+    for block in blocks:
+        block.all_tokens, block.attn.fused = True, False
+    try:
+        yield
+    finally:
+        for block, flag in zip(blocks, fused):
+            block.all_tokens, block.attn.fused = False, flag
+
+
+@contextlib.contextmanager
+def frozen(model):
+    """Context in which no parameter of a model has a gradient."""
+    trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+    for parameter in trained:
+        parameter.stop_gradient = True
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.stop_gradient = False

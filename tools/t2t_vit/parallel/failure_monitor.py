@@ -1,0 +1,75 @@
+"""If one of several processes fails, all stop. Otherwise the others would wait forever in a collective operation.
+
+Paddle's launcher ends the processes of its own machine only, and the reason, which only the failed process knows, is
+lost. So each process starts a monitor process (monitor_process.py) beside it.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from t2t_vit.common import ranks
+from t2t_vit.common.errors import UserError, one_line
+
+_OTHERS_SECONDS = 5  # time for the monitor to learn that another process failed first
+_DONE_SECONDS = 70  # the monitor of rank 0 waits 60 s for the others to be done
+
+
+class FailureMonitor:
+    """Context manager around everything that several processes do together. With one process it does nothing.
+
+    If a process leaves it with an exception, hangs or dies, the reason is written to stderr and to the log of the main
+    process, and all processes end with a status other than 0.
+
+    Args:
+        start_seconds: time until all processes must have started.
+        silence_seconds: time without an answer after which a process counts as lost.
+    """
+
+    def __init__(self, start_seconds=300, silence_seconds=60):
+        self.limits = (start_seconds, silence_seconds)
+        self._monitor = None
+
+    def __enter__(self):
+        if ranks.world_size() == 1:
+            return self
+        setting = {
+            "pid": os.getpid(),
+            "rank": ranks.rank(),
+            "world_size": ranks.world_size(),
+            "address": ranks.main_endpoint(),
+            "job": os.environ["PADDLE_TRAINER_ENDPOINTS"],
+            "limits": self.limits,
+        }
+        command = [sys.executable, str(Path(__file__).with_name("monitor_process.py")), json.dumps(setting)]
+        # In its own session: the launcher ends the whole process group, and Ctrl-Z stops it.
+        self._monitor = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        return self
+
+    def __exit__(self, kind, error, _traceback):
+        if not self._monitor:
+            return
+        if error is None:
+            self.send(done=True)
+            if ranks.rank() == 0:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # another process hangs at its end
+                    self._monitor.wait(_DONE_SECONDS)
+            return
+        if not isinstance(error, (UserError, OSError, KeyboardInterrupt)):
+            # Perhaps a collective operation failed because another process is gone. Then the monitor ends this process
+            # during this time, and the log has the reason of the other one.
+            time.sleep(_OTHERS_SECONDS)
+        self.send(reason=one_line(error))
+
+    def send(self, **message):
+        """Send `log` (file in which the main process reports a failure) or `hint` (added to that line)."""
+        if self._monitor:
+            with contextlib.suppress(OSError):  # the monitor is gone; the other monitors end this process
+                self._monitor.stdin.write((json.dumps(message) + "\n").encode())
+                self._monitor.stdin.flush()

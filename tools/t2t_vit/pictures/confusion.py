@@ -1,0 +1,70 @@
+"""Which classes a model confuses, drawn with matplotlib: a matrix, or of many classes the most confused pairs."""
+
+import numpy as np
+
+from t2t_vit.common.figures import figure_to, plain
+from t2t_vit.pictures.sheet import short_name
+
+MAX_MATRIX = 30  # classes
+PAIRS = 30
+_LONGEST_NAME = 20  # letters
+
+
+def draw_confusion(labels, predicted, names, title, path):
+    """Draw the confusion of true `labels` (N,) and `predicted` classes (N,) into a file."""
+    short = [short_name(name) for name in names]
+    short = [plain(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}...") for name in short]
+    if len(names) <= MAX_MATRIX:
+        side = 2.5 + 0.5 * len(names)
+        with figure_to(path, (max(side + 1, 6.5), side)) as figure:
+            _draw_matrix(figure.subplots(), confusion_matrix(labels, predicted, len(names)), short, plain(title))
+        return
+    pairs = confused_pairs(labels, predicted, len(names))[:PAIRS]
+    with figure_to(path, (9, 1.5 + 0.28 * len(pairs))) as figure:
+        _draw_pairs(figure.subplots(), pairs, short, plain(title))
+
+
+def confusion_matrix(labels, predicted, num_classes):
+    """(K, K): images of each true class (row) by predicted class (column)."""
+    pairs = labels.astype(np.int64) * num_classes + predicted
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def confused_pairs(labels, predicted, num_classes):
+    """(true class, predicted class, images, fraction of the true class's images), the most images first."""
+    wrong = labels != predicted
+    pairs, counts = np.unique(labels[wrong].astype(np.int64) * num_classes + predicted[wrong], return_counts=True)
+    class_sizes = np.bincount(labels, minlength=num_classes)
+    found = [
+        (*divmod(int(pairs[place]), num_classes), int(counts[place])) for place in np.argsort(-counts, kind="stable")
+    ]
+    return [(true, other, count, count / int(class_sizes[true])) for true, other, count in found]
+
+
+def _draw_matrix(axes, matrix, names, title):
+    """The counts, coloured by their fraction of the row."""
+    fractions = matrix / matrix.sum(axis=1, keepdims=True).clip(1)
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    for true, other in zip(*matrix.nonzero()):
+        colour = "white" if fractions[true, other] > 0.5 else "black"
+        axes.text(other, true, str(matrix[true, other]), ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+    axes.figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.8)
+
+
+def _draw_pairs(axes, pairs, names, title):
+    """A bar for each pair, the most confused one at the top."""
+    axes.set_title(title)
+    if not pairs:
+        axes.text(0.5, 0.5, "no image is classified wrongly", ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return
+    axes.barh(range(len(pairs)), [count for _, _, count, _ in pairs])
+    axes.set_yticks(range(len(pairs)), [f"{names[true]} → {names[other]}" for true, other, _, _ in pairs])
+    for place, (_, _, count, fraction) in enumerate(pairs):
+        axes.text(count, place, f" {fraction:.0%}", va="center", fontsize=8)
+    axes.margins(x=0.1)
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.set_xlabel("images of the true class (left) predicted as the other; as a fraction of the class")

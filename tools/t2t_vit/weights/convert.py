@@ -1,0 +1,127 @@
+"""The command convert.py: weights of a known program as a file of this repository, or of the official PyTorch code."""
+
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from t2t_vit.common.errors import UserError, printable
+from t2t_vit.common.files import atomic_path, check_outputs, display_path, sha256
+from t2t_vit.common.logger import setup_logging
+from t2t_vit.config import load_config
+from t2t_vit.models.zoo import create_model
+from t2t_vit.weights import checkpoint
+from t2t_vit.weights.build import build_model
+from t2t_vit.weights.download import local_file
+from t2t_vit.weights.formats import EXTRA, in_paddle_layout, linear_weights, read_weights, transposed
+from t2t_vit.weights.identify import closest, identify
+from t2t_vit.weights.load import check_variant
+
+_SUFFIXES = {"paddle": (".pdparams",), "torch": (".pth", ".pt", ".bin", ".tar")}
+
+
+def convert(args):
+    """Convert the file of a command line, and print what it holds and what it computes."""
+    setup_logging()
+    source = local_file(args.source, "give a weights file or a URL")
+    output = Path(args.output)
+    if output.suffix.lower() not in (*_SUFFIXES[args.to], ""):
+        raise UserError(f"--output {output} must end in {' or '.join(_SUFFIXES[args.to])}, as --to is {args.to}")
+    check_outputs([output], filter(None, [source, args.config]))
+    weights = read_weights(source)
+    name, model = _build(args, weights)
+    tensors, extra, is_torch = in_paddle_layout(weights, model)
+    check_variant(model, weights)
+    checkpoint.load_state(model, tensors, source)
+    print(printable(f"{display_path(source)}: {weights.form}, {'PyTorch' if is_torch else 'Paddle'}'s layout"))
+    print(f"{name}: {len(tensors)} of {len(model.state_dict())} tensors placed")
+    if extra:
+        kept = "kept" if args.keep_aux_head else "left out (--keep-aux-head keeps it)"
+        print(f"extra head: {', '.join(extra)} {kept}")
+    extra = extra if args.keep_aux_head else {}
+    if args.to == "torch":
+        _write_torch(output, model, extra)
+    else:
+        checkpoint.save(output, {**model.state_dict(), **extra})
+    _print_fingerprint(model)
+    print(f"{printable(output)}: {args.to}, {output.stat().st_size:,} bytes, SHA-256 {sha256(output)}")
+
+
+def _build(args, weights):
+    """(name, model with fresh weights): of --config, of the config beside a run's weights, or of a variant."""
+    cfg = _find_config(args, weights)
+    model = build_model(cfg) if cfg is not None else None
+    if model is not None and (args.config or _shapes_of(model) == weights.shapes):
+        return cfg.MODEL.NAME, model
+    return _build_variant(args.model, weights)
+
+
+def _shapes_of(model):
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _find_config(args, weights):
+    """The config of --config, or the one beside a file of this repository; None if there is none, or for --model."""
+    beside = weights.path.with_name("config.yaml")
+    if not args.config and not (weights.is_own and beside.is_file()):
+        return None
+    classes = weights.shapes.get("head.bias")
+    try:
+        cfg = load_config(args.config or beside, [("MODEL.NUM_CLASSES", str(classes[0]))] if classes else ())
+    except UserError:
+        if args.config:
+            raise
+        return None  # of another program
+    if args.model in (None, cfg.MODEL.NAME):
+        return cfg
+    if args.config:
+        raise UserError(f"--model is {args.model}, but MODEL.NAME in {args.config} is {cfg.MODEL.NAME}")
+    return None
+
+
+def _build_variant(name, weights):
+    """(name, model) of a variant with the class count, channels and image size of the file."""
+    candidates = identify(weights.shapes)
+    if name is None:
+        names = [weights.variant] if weights.variant in candidates else closest(candidates)
+        if len(names) != 1:
+            fits = f"fits {' and '.join(names)}: give --model" if names else "fits no variant: give its --config"
+            raise UserError(f"{weights.path} ({weights.form}) {fits}")
+        name = names[0]
+        print(f"--model {name}, the one that the file {'names' if name == weights.variant else 'fits'}")
+    try:
+        return name, create_model(name, **candidates.get(name, {}))
+    except ValueError as error:
+        raise UserError(f"--model {name}: {error}") from None
+
+
+def _write_torch(path, model, extra):
+    """Write the weights of `model` and the tensors of `extra` in the form that the official PyTorch code reads.
+
+    Raises UserError if PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError("PyTorch writes its files: pip install torch (its CPU build will do)") from None
+    tensors = transposed(
+        {name: checkpoint.to_array(tensor) for name, tensor in model.state_dict().items()}, linear_weights(model)
+    )
+    tensors.update(transposed(extra, EXTRA))
+    tree = {name: torch.tensor(value) for name, value in tensors.items()}
+    if any(name.startswith("tokens_to_token.") for name in tree):
+        tree = {"state_dict": tree, "state_dict_ema": tree}  # the official code reads one or the other
+    with atomic_path(path) as temporary:
+        torch.save(tree, temporary)
+
+
+def _print_fingerprint(model):
+    """Print statistics of the logits for one fixed image of noise, to compare two conversions."""
+    model.eval()
+    shape = (1, model.in_chans, *model.image_size)
+    image = np.random.default_rng(0).standard_normal(shape).astype("float32")
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(image)).numpy()[0]  # (K,)
+    largest = ", ".join(f"{logits[i]:.4f} (class {i})" for i in np.argsort(-logits)[:3])
+    print(f"logits of default_rng(0).standard_normal({shape}): mean {logits.mean():.4f}, standard deviation "
+          f"{logits.std():.4f}, largest {largest}")  # fmt: skip
