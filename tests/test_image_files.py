@@ -270,7 +270,7 @@ def test_key_decides_which_pictures_are_rotated():
     ]  # fmt: skip
     both = [[True, True], [False, False]]
     assert found == [[False, True], *both, [True, True], *both]  # ImageNet's own data as in the official evaluation
-    with pytest.raises(UserError, match="DATA.EXIF is 'yes' but must be auto, upright, ignore"):
+    with pytest.raises(UserError, match="DATA.EXIF is 'yes' but must be auto, upright or ignore"):
         load_config("configs/lit_data.yaml", [("DATA.EXIF", "yes")])
 
 
