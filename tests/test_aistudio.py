@@ -151,7 +151,7 @@ def test_exit_status_of_a_killed_script(monkeypatch, tmp_path):
 def test_failed_unpacking_is_one_line(folders):
     (folders / "broken.tar").write_bytes(b"no archive" * 100)
     errors = job(folders, JOB_ARCHIVES=str(folders / "broken.tar"), status=1)
-    assert len(errors) == 1 and f"{folders}/broken.tar is damaged, incomplete or no tar or zip archive" in errors[0]
+    assert len(errors) == 1 and f"{folders}/broken.tar is damaged, incomplete or not a tar or zip archive" in errors[0]
     assert not (folders / "runs").exists()
 
 

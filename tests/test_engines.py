@@ -82,7 +82,7 @@ def test_data_with_other_classes_names_the_file(alone, tmp_path):
     for name, *words in (["val", "--pretrained", alone / "lit_data.onnx"],
                          ["export", "--format", "onnx", "--file", tmp_path / "x.onnx"]):  # fmt: skip
         line = error_line(name, *words, "--data-path", tmp_path)
-        assert "has 3 classes but" in line and "was trained for 10; give the data that it is for" in line
+        assert "has 3 classes but" in line and "was trained for 10; give the data set of these classes" in line
     assert not (tmp_path / "x.onnx").exists()
 
 

@@ -15,7 +15,7 @@ from test_fold import small_model
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import remove_temporary_files
 from t2t_vit.config import load_config, with_keys
-from t2t_vit.data.dataset import ClassList
+from t2t_vit.data.classes import ClassList
 from t2t_vit.deploy import exporter
 from t2t_vit.deploy.compare import Samples
 from t2t_vit.deploy.engines import open_predictor

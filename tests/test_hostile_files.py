@@ -13,7 +13,7 @@ from t2t_vit.common.errors import UserError, one_line, printable
 from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.common.unpickle import Refused, Unpickler
 from t2t_vit.config import load_config
-from t2t_vit.data.dataset import read_classes
+from t2t_vit.data.classes import read_classes
 from t2t_vit.weights import checkpoint, torch_file
 from t2t_vit.weights.formats import read_weights
 

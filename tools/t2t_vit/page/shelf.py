@@ -11,9 +11,9 @@ import paddle
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import log
 from t2t_vit.config import best_weights, load_config, resolve
-from t2t_vit.data.dataset import split_folder
 from t2t_vit.data.images import ImageError, load_image, to_image
 from t2t_vit.data.index import class_folders, image_files
+from t2t_vit.data.layout import split_folder
 from t2t_vit.deploy.engines import to_input
 from t2t_vit.deploy.open_model import open_model, open_weights
 from t2t_vit.deploy.predict import classify, read_images

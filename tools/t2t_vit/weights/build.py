@@ -2,7 +2,7 @@
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import best_weights, class_list, resolve, with_classes
-from t2t_vit.data.dataset import ClassList, read_classes
+from t2t_vit.data.classes import ClassList, read_classes
 from t2t_vit.models.layers import fuse_attention
 from t2t_vit.models.zoo import create_model, family_of
 from t2t_vit.weights.download import local_file
