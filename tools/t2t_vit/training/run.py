@@ -9,7 +9,8 @@ from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.files import display_path, is_url
 from t2t_vit.common.logger import log, log_to_file, setup_logging, write_to_file_only
 from t2t_vit.config import accumulation, resolve, with_classes, with_keys
-from t2t_vit.data.dataset import above_train, load_data
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.layout import above_train
 from t2t_vit.parallel import processes
 from t2t_vit.runs.interruption import InterruptHandler
 from t2t_vit.runs.place import check_move, check_place

@@ -71,7 +71,7 @@ class TrainStep:
         for layer in frozen_layers(self.live_model):
             layer.eval()
 
-    def __call__(self, batches, lr, epoch, step):
+    def __call__(self, batches, lr, epoch, step, lap=lambda part: None):
         """Make one step with the mean gradient of `batches` and return its `StepResult`.
 
         Dropout depends on the seed, the process, the epoch, the step and the position in the list only.
@@ -81,14 +81,17 @@ class TrainStep:
             lr: learning rate of the head.
             epoch: from 0; the other layers' rates depend on it.
             step: of the epoch, from 0.
+            lap: called after the parts "input" and "forward and backward" of each pass; benchmark.py times them.
         """
         losses, correct, passes = [], [], len(batches)
         for number, batch in enumerate(batches):
             images, targets = self.train_input(batch)  # (B, C, H, W); (B,) labels or (B, K) mixed
+            lap("input")
             is_last = number == passes - 1  # DataParallel averages the gradients in the last backward pass only
             with contextlib.nullcontext() if is_last else processes.local_gradients(self.parallel_model):
                 seed_key = [self.cfg.SEED, processes.rank(), epoch, step, number]
                 loss, logits = self._backward(images, targets, 1 / passes, seed_key)
+            lap("forward and backward")
             labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
             losses.append(loss)
             correct.append((logits.argmax(axis=-1) == labels).astype("float32").sum())
