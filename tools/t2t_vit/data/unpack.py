@@ -32,10 +32,7 @@ def unpack(paths, output, val_list=None):
         UserError: for a damaged archive, one without images, an unknown class, a full disk.
     """
     paths, folder = [Path(path) for path in paths], Path(output)
-    stamps = {path: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path} is not a file")
+    stamps = {path: _stamp(path) for path in paths}
     val_classes = ValClasses(paths, val_list)
     check_not_shipped(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +59,14 @@ def unpack(paths, output, val_list=None):
         os.sync()  # a power cut must not keep the mark and lose the images
         _write_mark(folder, marks, path, [*stamp, "done"])
     _print_result(display_path(folder))
+
+
+def _stamp(path):
+    """[size, mtime in ns] of an archive."""
+    status = path.stat()
+    if not path.is_file():
+        raise UserError(f"{path} is not a file")
+    return [status.st_size, status.st_mtime_ns]
 
 
 # --- The folder ---
