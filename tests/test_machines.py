@@ -47,8 +47,7 @@ def test_file_system_without_locks_and_folder_flushes(tmp_path, monkeypatch, tol
     write_text(tmp_path / "lit_data/config.yaml", cfg.dump())
     run.save_state({"epoch": 1})
     assert run.latest.is_file()
-    claim(tmp_path)
-    with download._only_one(tmp_path):
+    with claim(tmp_path), download._only_one(tmp_path):
         pass
 
     def broken(*_):

@@ -3,6 +3,7 @@
 An interrupted command leaves no half-written image under its name, and the same command continues.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -36,10 +37,16 @@ def unpack(paths, output, val_list=None):
     val_classes = ValClasses(paths, val_list)
     check_not_shipped(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    claim(folder)
+    with claim(folder):
+        _unpack_all(stamps, folder, val_classes)
+    _print_result(display_path(folder))
+
+
+def _unpack_all(stamps, folder, val_classes):
+    """Unpack the archives of {path: [size, mtime in ns]} that are not done."""
     is_new = not (folder / MARKS).exists()
     marks = _read_marks(folder)
-    _check_space(folder, [path for path in paths if path.name not in marks])
+    _check_space(folder, [path for path in stamps if path.name not in marks])
     for path, stamp in stamps.items():
         before = marks.get(path.name, [*stamp, "begun"])
         if before == [*stamp, "done"]:
@@ -58,7 +65,6 @@ def unpack(paths, output, val_list=None):
             raise
         os.sync()  # a power cut must not keep the mark and lose the images
         _write_mark(folder, marks, path, [*stamp, "done"])
-    _print_result(display_path(folder))
 
 
 def _stamp(path):
@@ -72,13 +78,18 @@ def _stamp(path):
 # --- The folder ---
 
 
+@contextlib.contextmanager
 def claim(folder):
-    """Keep other processes from unpacking to the folder until this one ends."""
+    """Keep other processes from unpacking to the folder. Raises UserError if one does."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        lock(descriptor)  # does nothing on a file system without locks
-    except BlockingIOError:
-        raise UserError(f"another process unpacks to {folder}") from None
+        try:
+            lock(descriptor)  # does nothing on a file system without locks
+        except BlockingIOError:
+            raise UserError(f"another process unpacks to {folder}") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read_marks(folder):
