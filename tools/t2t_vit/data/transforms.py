@@ -24,19 +24,16 @@ class TrainTransform:
         self.is_padded = cfg.AUG.PADDED_CROP > 0
         self.interpolation = cfg.AUG.INTERPOLATION
         self.hflip = cfg.AUG.HFLIP
-        self.augment = build_augment(cfg)
+        self.augmentations = build_augment(cfg)
+        # (stage, function of a picture or pixels and a generator) in this order; the benchmark times them.
+        self.steps = [("crop and resize", self.crop), ("flip", self.flip), ("augment", self.augment)]
 
     def __call__(self, picture, rng):
         """Transform a `PillowPicture` or `JpegPicture`."""
-        pixels = self.crop(picture, rng)
-        if rng.random() < self.hflip:
-            pixels = mirrored(pixels)
-        if not self.augment:
-            return pixels
-        image = to_image(pixels)
-        for augment in self.augment:
-            image = augment(image, rng)
-        return to_array(image)
+        pixels = picture
+        for _, step in self.steps:
+            pixels = step(pixels, rng)
+        return pixels
 
     def crop(self, picture, rng):
         """uint8 (S, S, channels): a random crop as the config says."""
@@ -44,6 +41,17 @@ class TrainTransform:
         if self.is_padded:
             return self._padded_crop(picture, name, rng)
         return picture.crop(self.crop_box(picture.size, rng), (self.size, self.size), name)
+
+    def flip(self, pixels, rng):
+        return mirrored(pixels) if rng.random() < self.hflip else pixels
+
+    def augment(self, pixels, rng):
+        if not self.augmentations:
+            return pixels
+        image = to_image(pixels)
+        for augment in self.augmentations:
+            image = augment(image, rng)
+        return to_array(image)
 
     def _padded_crop(self, picture, name, rng):
         """Resize the shorter side to S, add a black border, crop S x S anywhere.
