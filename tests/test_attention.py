@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from test_lean import KINDS, small_model
+from test_fold import KINDS, small_model
 
 from t2t_vit.explain import attention
 from t2t_vit.explain.attention import attention_gradients, attention_maps, gradient_maps, rollout, token_maps

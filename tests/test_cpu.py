@@ -1,13 +1,17 @@
 """What makes a CPU fast changes no result: other operations, parts of a batch on threads, recomputing, compiling."""
 
+import collections
 import contextlib
 import itertools
 import time
+import types
 
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 import pytest
 from conftest import ROOT, error_line, few_digits, tool
+from paddle.base import core
 from test_train_step import steps
 
 from t2t_vit.common.errors import UserError
@@ -15,6 +19,8 @@ from t2t_vit.common.runtime import asked_threads
 from t2t_vit.config import load_config
 from t2t_vit.models import cpu_ops
 from t2t_vit.models.dropout import Dropout, drawing_from
+from t2t_vit.models.layers import LayerNorm, Linear
+from t2t_vit.models.t2t import TokenPerformer
 from t2t_vit.models.zoo import create_model
 from t2t_vit.training import microbatch
 from t2t_vit.training.microbatch import MicroBatches, inference
@@ -49,43 +55,64 @@ def value_and_gradients(function, *arrays):
     return [output.numpy() for output in outputs], [tensor.grad.numpy() for tensor in tensors]
 
 
-FORMS = {
-    "linear": (lambda x, w, b: cpu_ops.linear(x, w, b), [(2, 7, 5), (5, 3), (3,)]),
-    "normed linear": (
-        lambda x, scale, shift, w, b: cpu_ops.normed_linear(x, Norm(scale, shift), w, b),
-        [(2, 7, 5), (5,), (5,), (5, 3), (3,)],
+# The operation, Paddle's own form, shapes of the arguments.
+OPERATIONS = {
+    "linear": (cpu_ops.linear, F.linear, [(2, 7, 5), (5, 3), (3,)]),
+    "layer norm": (
+        lambda x, weight, bias: cpu_ops.layer_norm(x, weight, bias, 1e-5),
+        lambda x, weight, bias: F.layer_norm(x, x.shape[-1:], weight, bias, 1e-5),
+        [(2, 7, 5), (5,), (5,)],
     ),
-    "normed linear without bias": (
-        lambda x, scale, shift, w: cpu_ops.normed_linear(x, Norm(scale, shift), w),
-        [(2, 7, 5), (5,), (5,), (5, 3)],
+    "softmax and logsumexp": (
+        cpu_ops.softmax_and_logsumexp,
+        lambda x: (F.softmax(x), paddle.logsumexp(x, axis=-1, keepdim=True)),
+        [(2, 7, 5)],
     ),
-    "softmax and logsumexp": (cpu_ops.softmax_and_logsumexp, [(2, 7, 5)]),
-    "add to each": (cpu_ops.add_to_each, [(2, 7, 5), (2, 1, 5)]),
+    "add to each": (cpu_ops.add_to_each, paddle.add, [(2, 7, 5), (2, 1, 5)]),
 }
 
 
-class Norm:
-    """A LayerNorm whose scale and shift are any tensors."""
-
-    _epsilon, training = 1e-5, True
-
-    def __init__(self, weight, bias):
-        self.weight, self.bias = weight, bias
-
-    def __call__(self, x):
-        return paddle.nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self._epsilon)
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_the_form_for_a_cpu_is_the_same_function_and_gradient(name, cpu_forms):
-    function, shapes = FORMS[name]
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-14)])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_equal_paddles_in_value_and_gradient(name, dtype, tolerance):
+    function, paddles, shapes = OPERATIONS[name]
     rng = np.random.default_rng(0)
-    arrays = [3 * rng.standard_normal(shape).astype("float32") for shape in shapes]
-    fast = value_and_gradients(function, *arrays)
-    cpu_forms(False)
-    plain = value_and_gradients(function, *arrays)
-    for ours, theirs in zip(fast[0] + fast[1], plain[0] + plain[1]):
-        assert close(ours, theirs)
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    found, expected = value_and_gradients(function, *arrays), value_and_gradients(paddles, *arrays)
+    for ours, theirs in zip(found[0] + found[1], expected[0] + expected[1]):
+        assert ours.dtype == dtype and close(ours, theirs, tolerance)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-12, 1e-3, 0.2, 1.0])
+def test_layer_norm_gradients_hold_at_any_scale(scale):
+    # y = (z - shift) / scale loses all digits where the scale is small.
+    _, paddles, shapes = OPERATIONS["layer norm"]
+    rng = np.random.default_rng(0)
+    x, weight, bias = (rng.standard_normal(shape).astype("float32") for shape in shapes)
+    weight[2] *= scale
+    found = value_and_gradients(OPERATIONS["layer norm"][0], x, weight, bias)[1]
+    exact = value_and_gradients(paddles, *(array.astype("float64") for array in (x, weight, bias)))[1]
+    for ours, theirs in zip(found, exact):
+        assert close(ours, theirs, 5e-6)
+
+
+def test_fast_forms_are_for_float32_and_float64_on_a_cpu_in_eager_mode():
+    def tensor(dtype, cpu=True):
+        place = types.SimpleNamespace(is_cpu_place=lambda: cpu)
+        return types.SimpleNamespace(dtype=dtype, place=place)
+
+    assert all(cpu_ops.uses_fast_form(tensor(dtype)) for dtype in (paddle.float32, paddle.float64))
+    assert not any(cpu_ops.uses_fast_form(tensor(dtype)) for dtype in (paddle.float16, paddle.bfloat16))
+    assert not cpu_ops.uses_fast_form(tensor(paddle.float32, cpu=False))
+
+
+def test_fast_forms_leave_autocast_to_paddle(monkeypatch):
+    # A CPU without bfloat16 products ignores paddle.amp.auto_cast, so the tracer is a stand-in.
+    tracer = types.SimpleNamespace(_amp_level=core.AmpLevel.O1)
+    monkeypatch.setattr(cpu_ops.framework, "_dygraph_tracer", lambda: tracer)
+    assert not cpu_ops.uses_fast_form(paddle.ones([1]))
+    tracer._amp_level = core.AmpLevel.O0
+    assert cpu_ops.uses_fast_form(paddle.ones([1]))
 
 
 def test_softmax_and_logsumexp_at_magnitudes_whose_exponentials_overflow():
@@ -104,22 +131,55 @@ def gradients(model, images):
     return outputs.numpy(), found
 
 
+@pytest.fixture
+def fast_calls(monkeypatch):
+    """Counter of the calls of each PyLayer of cpu_ops."""
+    calls = collections.Counter()
+    for layer in (cpu_ops._Linear, cpu_ops._LayerNorm, cpu_ops._SoftmaxAndLogsumexp):
+
+        def forward(ctx, *arguments, name=layer.__name__, original=layer.forward):
+            calls[name] += 1
+            return original(ctx, *arguments)
+
+        monkeypatch.setattr(layer, "forward", staticmethod(forward))
+    return calls
+
+
 @pytest.mark.parametrize("kind", MODELS)
-def test_models_compute_the_same_in_both_forms(kind, cpu_forms):
+def test_models_compute_the_same_in_both_forms(kind, cpu_forms, fast_calls):
     paddle.seed(1)
     name, overrides = MODELS[kind]
     model = create_model(name, **overrides)
     for layer in model.sublayers():
         if isinstance(layer, Dropout):
-            layer.rate = 0.0
+            layer.p = 0.0
     images = paddle.randn([3, 3, 32, 32])
     logits, fast = gradients(model, images)
+    kinds = collections.Counter(type(layer) for layer in model.sublayers())
+    unbiased = sum(isinstance(layer, Linear) and layer.bias is None for layer in model.sublayers())
+    assert fast_calls["_Linear"] == kinds[Linear] - unbiased
+    assert fast_calls["_LayerNorm"] == kinds[LayerNorm]
+    assert fast_calls["_SoftmaxAndLogsumexp"] == 2 * kinds[TokenPerformer]
+    fast_calls.clear()
     cpu_forms(False)
     plain_logits, plain = gradients(model, images)
+    assert not fast_calls
     assert close(logits, plain_logits)
     assert set(fast) == set(plain) == {n for n, p in model.named_parameters() if not p.stop_gradient}
     for parameter, gradient in plain.items():
         assert close(fast[parameter], gradient, 1e-4), parameter
+
+
+def test_a_compiled_graph_uses_paddles_form(fast_calls):
+    name, overrides = MODELS["performer"]
+    model = create_model(name, **overrides)
+    images = paddle.randn([2, 3, 32, 32])
+    model.eval()
+    expected = model(images).numpy()
+    assert fast_calls.total() > 0
+    fast_calls.clear()
+    assert close(paddle.jit.to_static(model, full_graph=True)(images).numpy(), expected)
+    assert not fast_calls
 
 
 @pytest.mark.parametrize("form", [True, False])
@@ -329,7 +389,7 @@ def test_dropout_of_a_thread_keeps_the_rate_and_the_mean():
     assert (first != second).any()
     assert (first == 0).mean() == pytest.approx(0.3, abs=0.005)  # 4.9 standard deviations
     assert first.mean() == pytest.approx(1.0, abs=0.008)
-    layer.rate = 1 - 1e-9
+    layer.p = 1 - 1e-9
     with drawing_from([1]):
         assert np.isfinite(layer(x).numpy()).all()
 

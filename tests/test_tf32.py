@@ -5,7 +5,7 @@ import os
 
 import paddle
 import pytest
-from test_lean import small_model
+from test_fold import small_model
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config, with_keys

@@ -1,4 +1,4 @@
-"""Weights in the wrappings of other programs: found by one rule, or refused by a line that says what they are."""
+"""Weights inside wrappers of other programs are found, or refused in one line that describes them."""
 
 import argparse
 import copy
@@ -62,7 +62,7 @@ def test_one_rule_unwraps_them_all(tmp_path, tensors, wrap):
     load(tmp_path / "w.pth")
 
 
-def test_names_that_are_left_out_are_said(tmp_path, tensors, caplog, monkeypatch):
+def test_tensors_that_are_left_out_are_logged(tmp_path, tensors, caplog, monkeypatch):
     log = logging.getLogger("t2t")
     monkeypatch.setattr(log, "propagate", True)
     caplog.set_level(logging.INFO, "t2t")
@@ -90,7 +90,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path):
     )
 
 
-def test_the_model_that_a_file_names_is_believed_where_shapes_do_not_tell(tmp_path, capsys):
+def test_the_name_in_a_file_decides_between_equal_shapes(tmp_path, capsys):
     torch = need_torch()
     model = create_model("t2t_vit_14_resnext", num_classes=2, image_size=32)
     other = create_model("t2t_vit_14", num_classes=2, image_size=32)

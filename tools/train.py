@@ -26,7 +26,7 @@ def main(args, cfg):
 def _train(args, cfg, monitor):
     from t2t_vit.common.errors import UserError, one_line
     from t2t_vit.common.logger import log, setup_logging, write_to_file_only
-    from t2t_vit.data.dataset import above_train
+    from t2t_vit.data.layout import above_train
     from t2t_vit.parallel import processes
     from t2t_vit.runs.interruption import InterruptHandler
     from t2t_vit.training.trainer import Stopped

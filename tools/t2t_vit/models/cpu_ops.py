@@ -1,58 +1,56 @@
-"""Operations in the form that suits the device: Paddle's own, or one that spares a CPU its slow kernels.
+"""Operations that avoid Paddle's slow CPU kernels: the same functions, to the rounding of their type.
 
-Both are the same functions to float32 rounding. On a CPU in eager mode Paddle 3.3.1 spends 40 % of a training step of
-t2t_vit_7 on the gradients of biases and LayerNorm, which are slow reductions on one core. Milliseconds on one core of a
-Xeon (Sapphire Rapids), for 12544 tokens of width 64, Paddle's form and the one here:
+Paddle's CPU gradients of biases and of LayerNorm are slow reductions on one core. Here they are matrix products.
+MEASURED
 
-    gradient of a linear layer with bias             6.0    1.8
-    gradient of that and of a LayerNorm before it   13.9    4.6
-    softmax and logsumexp of 4 x 32 x 3136           6.8    1.5
-
-and on both cores, without gradients, the attention of one image of 3136 tokens of width 64   46.8   29.0
-
-`enable(False)` (the config key CPU.FAST_OPS) leaves Paddle's own, which a GPU and a compiled graph always take.
+These forms are used on a CPU in eager mode, in float32 and float64. A GPU, a compiled graph and 16 bits always use
+Paddle's own. `enable(False)`, the config key CPU.FAST_OPS, uses Paddle's own everywhere.
 """
 
 import paddle
 import paddle.nn.functional as F
 from paddle import _legacy_C_ops
 from paddle.autograd import PyLayer
+from paddle.base import core, framework
 
 _LOGITS = 2**20  # of attention at a time: 4 MB, which stay in the cache
+_MAX_SHIFT = 32  # see _LayerNorm
 
-_enabled = not paddle.is_compiled_with_cuda()
+_enabled = True
 
 
 def enable(flag):
-    """Take the forms for a CPU (True) or Paddle's own."""
+    """Use the forms of this module (True) or Paddle's own (False)."""
     global _enabled
     _enabled = flag
 
 
-def _for_cpu():
-    return _enabled and paddle.in_dynamic_mode()
+def uses_fast_form(x):
+    """Whether the functions of this module use their own form for a tensor."""
+    return (
+        _enabled
+        and paddle.in_dynamic_mode()
+        and x.place.is_cpu_place()
+        and x.dtype in (paddle.float32, paddle.float64)
+        and framework._dygraph_tracer()._amp_level == core.AmpLevel.O0
+    )
 
 
 def linear(x, weight, bias=None):
     """x @ weight + bias: (..., in), (in, out), (out) -> (..., out)."""
-    if bias is None or not _for_cpu():
+    if bias is None or not uses_fast_form(x):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias) if paddle.is_grad_enabled() else _addmm(x, weight, bias)
 
 
-def normed_linear(x, norm, weight, bias=None):
-    """A LayerNorm `norm` and a linear layer after it: (..., in), (in, out), (out) -> (..., out)."""
-    if not (_for_cpu() and norm.training):
-        return linear(norm(x), weight, bias)
-    # (n * scale + shift) @ W + b = n @ (scale * W) + (shift @ W + b): scale and shift meet the matrix, not the tokens.
-    folded_bias = norm.bias @ weight if bias is None else norm.bias @ weight + bias
-    scaled = norm.weight.unsqueeze(1) * weight
-    return linear(_Normalize.apply(x, norm._epsilon), scaled, folded_bias)
+def layer_norm(x, weight, bias, epsilon):
+    """LayerNorm over the last axis, with gradients: (..., C), (C), (C) -> (..., C). Needs `uses_fast_form(x)`."""
+    return _LayerNorm.apply(x, weight, bias, epsilon)
 
 
 def softmax_and_logsumexp(x):
-    """Both over the last axis, in float32 or more: (..., n) -> (..., n), (..., 1)."""
-    if not _for_cpu():
+    """Both over the last axis: (..., n) -> (..., n), (..., 1)."""
+    if not uses_fast_form(x):
         return F.softmax(x, axis=-1), paddle.logsumexp(x, axis=-1, keepdim=True)
     return _SoftmaxAndLogsumexp.apply(x)
 
@@ -60,7 +58,7 @@ def softmax_and_logsumexp(x):
 def attend(q, k, v):
     """softmax(q k^T) v: (B, M, E), (B, N, E), (B, N, E) -> (B, M, E)."""
     rows = max(1, _LOGITS // (k.shape[0] * k.shape[1]))
-    if not _for_cpu() or paddle.is_grad_enabled() or rows >= q.shape[1]:
+    if not uses_fast_form(q) or paddle.is_grad_enabled() or rows >= q.shape[1]:
         return paddle.matmul(F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1), v)
     parts = (q[:, start : start + rows] for start in range(0, q.shape[1], rows))
     return paddle.concat([attend(part, k, v) for part in parts], axis=1)
@@ -68,18 +66,23 @@ def attend(q, k, v):
 
 def add_to_each(x, row):
     """x + row, one row for all tokens of an image: (B, N, C), (B, 1, C) -> (B, N, C)."""
-    if not _for_cpu():
+    if not uses_fast_form(x):
         return x + row
     return x + paddle.matmul(paddle.ones([x.shape[0], x.shape[1], 1], x.dtype), row)
 
 
 def _addmm(x, weight, bias):
-    """`linear` without a pass of its own for the bias."""
+    """`linear` without a pass over the output for the bias."""
     return paddle.addmm(bias, x.reshape([-1, x.shape[-1]]), weight).reshape([*x.shape[:-1], -1])
 
 
+def _column_sums(rows):
+    """(tokens, C) -> (C)."""
+    return paddle.matmul(paddle.ones([1, rows.shape[0]], rows.dtype), rows).reshape([-1])
+
+
 class _Linear(PyLayer):
-    """x @ W + b, whose gradients are three matrix products."""
+    """x @ W + b; its gradients are three matrix products."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -94,8 +97,53 @@ class _Linear(PyLayer):
         x_frozen, weight_frozen, bias_frozen = ctx.frozen
         dx = None if x_frozen else paddle.matmul(dy, weight, transpose_y=True)
         dw = None if weight_frozen else paddle.matmul(x.reshape([-1, x.shape[-1]]), rows, transpose_x=True)
-        db = None if bias_frozen else paddle.matmul(paddle.ones([1, rows.shape[0]], rows.dtype), rows).reshape([-1])
-        return dx, dw, db
+        return dx, dw, None if bias_frozen else _column_sums(rows)
+
+
+class _LayerNorm(PyLayer):
+    """LayerNorm z = y * scale + shift, of y = (x - mean) / deviation.
+
+    It keeps z for the gradient, as the linear layer after it does, and y = (z - shift) / scale costs no memory. Where
+    a scale is too small for this, compared to its shift, it keeps y instead. So what it keeps is y * factor + offset.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, epsilon):
+        # Unlike F.layer_norm, this returns the variance too.
+        attributes = ("epsilon", epsilon, "begin_norm_axis", x.ndim - 1)
+        z, _, variance = _legacy_C_ops.layer_norm(x, weight, bias, *attributes)
+        kept, factor, offset = z, weight, bias
+        if (bias.abs() >= _MAX_SHIFT * weight.abs()).any():
+            kept = _legacy_C_ops.layer_norm(x, None, None, *attributes)[0]
+            factor, offset = paddle.ones_like(weight), paddle.zeros_like(bias)
+        ctx.save_for_backward(kept, factor, offset, weight, (variance + epsilon).rsqrt())
+        ctx.frozen = x.stop_gradient, weight.stop_gradient, bias.stop_gradient
+        return z
+
+    @staticmethod
+    def backward(ctx, dz):
+        kept, factor, offset, weight, inverse = ctx.saved_tensor()
+        x_frozen, weight_frozen, bias_frozen = ctx.frozen
+        shape, C = dz.shape, dz.shape[-1]
+        dz, kept = dz.reshape([-1, C]), kept.reshape([-1, C])  # (tokens, C)
+        product = dz * kept
+        dbias = _column_sums(dz)
+        dweight = None if weight_frozen else (_column_sums(product) - offset * dbias) / factor
+        dx = None
+        if not x_frozen:
+            # dx = (g - mean(g) - y * mean(g * y)) / deviation, of g = dz * scale. Paddle's broadcasting is slow, so
+            # factors of rows and columns become matrices of rank 1.
+            ratio = (weight / factor / C).unsqueeze(1)  # (C, 1)
+            inverse = inverse.reshape([-1, 1])  # (tokens, 1)
+            mean_g = paddle.matmul(dz, weight.unsqueeze(1) / C)
+            mean_gy = paddle.matmul(product, ratio) - paddle.matmul(dz, ratio * offset.unsqueeze(1))
+            along_y, back = mean_gy * inverse, (1 / factor).unsqueeze(0)  # (tokens, 1), (1, C)
+            dx = paddle.matmul(inverse, weight.unsqueeze(0)).multiply_(dz)
+            dx.subtract_(paddle.matmul(along_y, back).multiply_(kept))
+            columns = paddle.concat([along_y, mean_g * inverse], axis=1)  # (tokens, 2)
+            rows = paddle.concat([offset.unsqueeze(0) * back, -paddle.ones_like(back)])  # (2, C)
+            dx = dx.add_(paddle.matmul(columns, rows)).reshape(shape)
+        return dx, dweight, None if bias_frozen else dbias
 
 
 class _SoftmaxAndLogsumexp(PyLayer):
@@ -114,27 +162,3 @@ class _SoftmaxAndLogsumexp(PyLayer):
     def backward(ctx, dy, dlog):
         (y,) = ctx.saved_tensor()
         return (dy - ((dy * y).sum(axis=-1, keepdim=True) - dlog)).multiply_(y)
-
-
-class _Normalize(PyLayer):
-    """LayerNorm without scale and shift; its gradient's means over the width are matrix products."""
-
-    @staticmethod
-    def forward(ctx, x, epsilon):
-        # F.layer_norm keeps the variance, which the gradient needs, to itself.
-        y, _, variance = _legacy_C_ops.layer_norm(x, None, None, "epsilon", epsilon, "begin_norm_axis", x.ndim - 1)
-        scale = (variance + epsilon).rsqrt().reshape([*x.shape[:-1], 1])
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        y, scale = ctx.saved_tensor()
-        dx = dy - _mean(dy)
-        return dx.subtract_(y * _mean(dy * y)).multiply_(scale)
-
-
-def _mean(x):
-    """(..., n) -> (..., 1)."""
-    width = x.shape[-1]
-    return paddle.matmul(x, paddle.full([width, 1], 1 / width, x.dtype))

@@ -10,9 +10,10 @@ import math
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
+from paddle.hapi import dynamic_flops
 from paddle.nn.initializer import Assign, Constant, Normal, Uniform
 
-from t2t_vit.models.cpu_ops import linear, normed_linear
+from t2t_vit.models import cpu_ops
 from t2t_vit.models.dropout import Dropout, DropPath
 
 # timm's trunc_normal_(std=.02) cuts at +-2, i.e. at 100 standard deviations: a plain normal.
@@ -64,37 +65,51 @@ def frozen_parameter(layer, value):
     return layer.create_parameter(value.shape, attr=attr, default_initializer=Assign(value))
 
 
-class LayerNorm(nn.LayerNorm):
-    """nn.LayerNorm with the right gradient of x where its scale is frozen.
-
-    Paddle's kernel for CPUs then leaves the scale out of it (2.6.2, 3.3.1).
-    """
+class Linear(nn.Linear):
+    """nn.Linear with fast gradients on a CPU (cpu_ops.py)."""
 
     def forward(self, x):
-        if not (self.weight.stop_gradient and paddle.is_grad_enabled()):
-            return F.layer_norm(x, self._normalized_shape, self.weight, self.bias, self._epsilon)
-        return F.layer_norm(x, self._normalized_shape, epsilon=self._epsilon) * self.weight + self.bias
+        return cpu_ops.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm over the last axis, with fast gradients on a CPU (cpu_ops.py)."""
+
+    def forward(self, x):
+        if not paddle.is_grad_enabled():
+            return super().forward(x)
+        if cpu_ops.uses_fast_form(x):
+            return cpu_ops.layer_norm(x, self.weight, self.bias, self._epsilon)
+        # Paddle's CPU kernel leaves the scale out of x's gradient unless it also computes that of the scale (2.6.2,
+        # 3.3.1). It does not if the scale is frozen, nor in paddle.grad by x alone, as explanations do in eval mode.
+        if self.weight.stop_gradient or (paddle.in_dynamic_mode() and not self.training):
+            return F.layer_norm(x, self._normalized_shape, epsilon=self._epsilon) * self.weight + self.bias
+        return super().forward(x)
+
+
+# paddle.flops looks for the exact class of a layer.
+dynamic_flops.register_hooks[Linear] = dynamic_flops.count_linear
 
 
 class Mlp(nn.Layer):
-    """Linear, GELU, Linear, on what `norm` makes of the input: (B, N, C) -> (B, N, C)."""
+    """Linear, GELU, Linear: (B, N, C) -> (B, N, C)."""
 
     def __init__(self, dim, hidden_dim, drop=0.0):
         super().__init__()
         if hidden_dim < 1:
             raise ValueError(f"the MLP of width {dim} has a hidden width of {hidden_dim}: raise mlp_ratio")
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = Linear(hidden_dim, dim)
         self.drop = Dropout(drop)
 
-    def forward(self, x, norm):
-        x = normed_linear(x, norm, self.fc1.weight, self.fc1.bias)  # (B, N, hidden_dim)
-        x = linear(self.drop(F.gelu(x)), self.fc2.weight, self.fc2.bias)  # (B, N, C)
-        return self.drop(x)
+    def forward(self, x):
+        x = self.drop(self.act(self.fc1(x)))  # (B, N, hidden_dim)
+        return self.drop(self.fc2(x))  # (B, N, C)
 
 
 class Attention(nn.Layer):
-    """Multi-head self-attention on what `norm` makes of the input: (B, N, C) -> (B, M, C) of its first M tokens."""
+    """Multi-head self-attention: (B, N, C) -> (B, M, C), the output of the first M = num_queries tokens or of all."""
 
     fused = False  # see fuse_attention
 
@@ -104,9 +119,9 @@ class Attention(nn.Layer):
             raise ValueError(f"the width {dim} is not divisible by {num_heads} heads")
         self.num_heads = num_heads
         self.scale = qk_scale or (dim // num_heads) ** -0.5
-        self.qkv = nn.Linear(dim, dim * 3, bias_attr=None if qkv_bias else False)
+        self.qkv = Linear(dim, dim * 3, bias_attr=None if qkv_bias else False)
         self.attn_drop = Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = Dropout(proj_drop)
 
     def token_products(self, N):
@@ -114,22 +129,11 @@ class Attention(nn.Layer):
         h, width = self.num_heads, self.proj.weight.shape[0] // self.num_heads
         return [(h, N, width, N), (h, N, N, width)]
 
-    def forward(self, x, norm, num_queries=None):
-        x = self._attend(*self._heads(x, norm, num_queries)).flatten(2)  # (B, M, C)
-        return self.proj_drop(linear(x, self.proj.weight, self.proj.bias))
-
-    def _heads(self, x, norm, num_queries):
-        """q of the first tokens, k and v of all: (B, M, h, C/h) and twice (B, N, h, C/h)."""
-        if num_queries is None:
-            return self._split(normed_linear(x, norm, self.qkv.weight, self.qkv.bias), 3)
-        C, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
-        q_bias, kv_bias = (None, None) if bias is None else (bias[:C], bias[C:])
-        q = self._split(normed_linear(x[:, :num_queries], norm, weight[:, :C], q_bias), 1)
-        return *q, *self._split(normed_linear(x, norm, weight[:, C:], kv_bias), 2)
-
-    def _split(self, x, parts):
-        """(B, N, parts * C) -> `parts` of (B, N, h, C/h)."""
-        return x.reshape([x.shape[0], x.shape[1], parts, self.num_heads, -1]).unbind(2)
+    def forward(self, x, num_queries=None):
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).reshape([B, N, 3, self.num_heads, -1]).unbind(2)  # each (B, N, h, C/h)
+        x = self._attend(q[:, :num_queries], k, v).flatten(2)  # (B, M, C)
+        return self.proj_drop(self.proj(x))
 
     def _attend(self, q, k, v):
         """(B, M, h, C/h) and twice (B, N, h, C/h) -> (B, M, h, C/h)."""
@@ -185,6 +189,5 @@ class Block(nn.Layer):
 
     def forward(self, x, num_queries=None):
         num_queries = None if self.all_tokens else num_queries
-        residual = x if num_queries is None else x[:, :num_queries]
-        x = residual + self.drop_path(self.attn(x, self.norm1, num_queries))
-        return x + self.drop_path(self.mlp(x, self.norm2))
+        x = x[:, :num_queries] + self.drop_path(self.attn(self.norm1(x), num_queries))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

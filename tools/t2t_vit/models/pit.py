@@ -12,7 +12,7 @@ from paddle.nn.initializer import Normal
 
 from t2t_vit.models.dropout import Dropout
 from t2t_vit.models.family import BlockPlace, Family, Stage, VisionTransformer, count_layers
-from t2t_vit.models.layers import Block, LayerNorm, check_images, init_from_fan_in
+from t2t_vit.models.layers import Block, LayerNorm, Linear, check_images, init_from_fan_in
 from t2t_vit.models.position import resize_map
 from t2t_vit.models.recompute import recomputed
 
@@ -81,7 +81,7 @@ class HeadPooling(nn.Layer):
         if out_dim % dim:
             raise ValueError(f"the width {dim} of a stage does not divide the next one's, {out_dim}")
         self.conv = nn.Conv2D(dim, out_dim, stride + 1, stride, stride // 2, groups=dim)
-        self.fc = nn.Linear(dim, out_dim)
+        self.fc = Linear(dim, out_dim)
 
     def forward(self, x, cls_tokens):
         return self.conv(x), self.fc(cls_tokens)
@@ -153,9 +153,9 @@ class PoolingTransformer(VisionTransformer):
         )  # fmt: skip
         self.pools = nn.LayerList(HeadPooling(dim, next_dim) for dim, next_dim in zip(dims, dims[1:]))
         self.norm = LayerNorm(dims[-1], epsilon=_EPSILON)
-        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.head = Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         if distilled:
-            self.head_dist = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+            self.head_dist = Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.apply(init_from_fan_in)
 
     def fit_pos_embed(self, table, anew=False):

@@ -15,12 +15,13 @@ from paddle import nn
 from paddle.nn.initializer import Normal, Orthogonal
 
 from t2t_vit.models import tf32
-from t2t_vit.models.cpu_ops import add_to_each, attend, linear, normed_linear, softmax_and_logsumexp
+from t2t_vit.models.cpu_ops import add_to_each, attend, softmax_and_logsumexp
 from t2t_vit.models.dropout import Dropout
 from t2t_vit.models.family import BlockPlace, Family, Stage, VisionTransformer, count_layers
 from t2t_vit.models.layers import (
     Block,
     LayerNorm,
+    Linear,
     Mlp,
     check_images,
     frozen_parameter,
@@ -77,13 +78,11 @@ class TokenPerformer(nn.Layer):
     def __init__(self, dim, token_dim, kernel_ratio=0.5, drop=0.1):
         super().__init__()
         self.norm1 = LayerNorm(dim, epsilon=1e-5)
-        self.kqv = nn.Linear(dim, 3 * token_dim)
-        self.proj = nn.Linear(token_dim, token_dim)
+        self.kqv = Linear(dim, 3 * token_dim)
+        self.proj = Linear(token_dim, token_dim)
         self.dp = Dropout(drop)
         self.norm2 = LayerNorm(token_dim, epsilon=1e-5)
-        self.mlp = nn.Sequential(
-            nn.Linear(token_dim, token_dim), nn.GELU(), nn.Linear(token_dim, token_dim), Dropout(drop)
-        )
+        self.mlp = nn.Sequential(Linear(token_dim, token_dim), nn.GELU(), Linear(token_dim, token_dim), Dropout(drop))
         num_features = int(token_dim * kernel_ratio)
         if num_features < 1:
             raise ValueError(f"the token width {token_dim} leaves no random features: it must be 2 or more")
@@ -126,12 +125,10 @@ class TokenPerformer(nn.Layer):
         return [(2, N, E, m), (1, m, N, E), (1, N, m, E)]
 
     def forward(self, x):
-        k, q, v = normed_linear(x, self.norm1, self.kqv.weight, self.kqv.bias).split(3, axis=-1)  # each (B, N, E)
+        k, q, v = self.kqv(self.norm1(x)).split(3, axis=-1)  # each (B, N, E)
         # The input is wider than E, so the skip connection starts from v (paper, section 3.1).
-        x = v + self.dp(linear(self.attend(k, q, v), self.proj.weight, self.proj.bias))
-        first, gelu, second, drop = self.mlp
-        hidden = gelu(normed_linear(x, self.norm2, first.weight, first.bias))  # (B, N, E)
-        return x + drop(linear(hidden, second.weight, second.bias))
+        x = v + self.dp(self.proj(self.attend(k, q, v)))
+        return x + self.mlp(self.norm2(x))
 
 
 def _at_least_float32(x):
@@ -146,24 +143,23 @@ def _log_features(x, w):
 
 
 class TokenAttention(nn.Layer):
-    """Single-head attention that narrows what `norm` makes of its tokens: (B, N, dim) -> (B, N, E)."""
+    """Single-head attention that narrows its tokens: (B, N, dim) -> (B, N, E)."""
 
     def __init__(self, dim, token_dim):
         super().__init__()
         # Of the input width (147, 576), not of token_dim as usual; kept from the official token_transformer.py.
         self.scale = dim**-0.5
-        self.qkv = nn.Linear(dim, 3 * token_dim, bias_attr=False)
-        self.proj = nn.Linear(token_dim, token_dim)
+        self.qkv = Linear(dim, 3 * token_dim, bias_attr=False)
+        self.proj = Linear(token_dim, token_dim)
 
     def token_products(self, N):
         """(count, rows, inner, columns) of the matrix products between N tokens: q k and (q k) v."""
         E = self.proj.weight.shape[0]
         return [(1, N, E, N), (1, N, N, E)]
 
-    def forward(self, x, norm):
-        q, k, v = normed_linear(x, norm, self.qkv.weight).split(3, axis=-1)  # each (B, N, E)
-        y = attend(q * self.scale, k, v)  # (B, N, E)
-        return v + linear(y, self.proj.weight, self.proj.bias)  # v is the skip connection
+    def forward(self, x):
+        q, k, v = self.qkv(x).split(3, axis=-1)  # each (B, N, E)
+        return v + self.proj(attend(q * self.scale, k, v))  # v is the skip connection
 
 
 class TokenTransformer(nn.Layer):
@@ -183,8 +179,8 @@ class TokenTransformer(nn.Layer):
         return F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)
 
     def forward(self, x):
-        x = self.attn(x, self.norm1)  # (B, N, E)
-        return x + self.mlp(x, self.norm2)
+        x = self.attn(self.norm1(x))  # (B, N, E)
+        return x + self.mlp(self.norm2(x))
 
 
 TOKEN_LAYERS = {"performer": TokenPerformer, "transformer": TokenTransformer}
@@ -231,7 +227,7 @@ class T2TModule(nn.Layer):
             layer = TOKEN_LAYERS[tokens_type](width * kernel**2, token_dim)
             self.stages.append(self.add_sublayer(f"attention{i}", layer))
             width = token_dim
-        self.project = nn.Linear(width * self.splits[-1][0] ** 2, embed_dim)
+        self.project = Linear(width * self.splits[-1][0] ** 2, embed_dim)
 
     def _add_convolutions(self, in_chans, token_dim, embed_dim):
         names = [f"soft_split{i}" for i in range(len(self.splits) - 1)] + ["project"]
@@ -333,7 +329,7 @@ class T2TViT(VisionTransformer):
             for rate in drop_path_rates
         )
         self.norm = LayerNorm(embed_dim, epsilon=1e-5)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head = Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.apply(init_linear_and_norm)
 
     def fit_pos_embed(self, table, anew=False):

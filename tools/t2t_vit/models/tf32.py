@@ -1,6 +1,6 @@
-"""TensorFloat-32: from Ampere on, a GPU may round the factors of float32 products and convolutions to 10 bits.
+"""TensorFloat-32: GPUs from Ampere on may round the factors of float32 products and convolutions to 10 bits.
 
-Paddle allows it by default and asks its two switches at every call (3.3.1: phi/backends/gpu/gpu_context.cc,
+Paddle allows it by default. It reads its two switches at every call (3.3.1: phi/backends/gpu/gpu_context.cc,
 phi/kernels/gpudnn/conv_cudnn_v7.h), so they may change while a process runs, but not inside a compiled graph.
 """
 
@@ -8,14 +8,14 @@ from paddle.base import core
 
 
 def allow(flag):
-    """Allow or forbid it from now on."""
+    """Allow or forbid TF32 from now on."""
     for name in ("set_cublas_switch", "set_cudnn_switch"):
-        if hasattr(core, name):  # 2.6.2 for CPUs has none
+        if hasattr(core, name):  # 2.6.2 for CPUs has neither
             getattr(core, name)(flag)
 
 
 class _Forbidden:
-    """Context in which it is forbidden. An object without arguments: to_static cannot convert a generator."""
+    """Context without TF32. It is an object because to_static cannot convert a generator."""
 
     def __init__(self):
         self.before = []

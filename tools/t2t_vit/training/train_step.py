@@ -77,9 +77,10 @@ class TrainStep:
         for layer in frozen_layers(self.live_model):
             layer.eval()
 
-    def __call__(self, batches, lr, epoch, step):
+    def __call__(self, batches, lr, epoch, step, lap=lambda part: None):
         """Step by the mean gradient of `batches`, a list of `Batch` that pass through the model one by one.
 
+        `lap(part)` is called after the parts "input" and "forward and backward" (benchmark.py times them).
         `lr` is the head's learning rate; `epoch` tells the others' share of it.
         Dropout depends on the seed, the process, the epoch, the step and the place in the list alone.
         """
@@ -88,11 +89,13 @@ class TrainStep:
             images, targets = self.train_input(batch)
             numbers = [self.seed, processes.rank(), epoch, step, place]
             _seed_dropout(numbers)
+            lap("input")
             if place == len(batches) - 1:
                 loss, logits = self._backward(images, targets, len(batches), numbers)
             else:
                 with processes.local_gradients(self.parallel_model):
                     loss, logits = self._backward(images, targets, len(batches), numbers)
+            lap("forward and backward")
             losses.append(loss)
             labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
             correct.append((logits.argmax(axis=-1) == labels).astype("float32").sum())
@@ -185,7 +188,7 @@ class TrainStep:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
 
     def start_from(self, path, head="fit"):
-        """Begin with the weights of a file; `head`: see `pretrained.fit_weights`."""
+        """Begin with the weights of a file; `head`: see `load_weights`."""
         load_pretrained(self.model, path, head, self.pos_resize)
         self.optimizer.take_weights()
         if self.ema:

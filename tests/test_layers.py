@@ -1,0 +1,202 @@
+"""The models are made of ordinary Paddle layers: hooks fire, Paddle counts right, sublayers can be replaced."""
+
+import collections
+import math
+
+import paddle
+import pytest
+from paddle import nn
+
+from t2t_vit.models import pit, t2t
+from t2t_vit.models.dropout import DropPath
+from t2t_vit.models.layers import Attention, Linear
+from t2t_vit.models.zoo import create_model, list_models
+
+T2T = dict(image_size=32, num_classes=5, embed_dim=16, depth=2, num_heads=2, token_dim=8)
+PIT = dict(image_size=32, num_classes=5, patch_size=8, stride=4, base_dims=(8, 8), depth=(1, 2), heads=(1, 2))
+KINDS = {
+    "performer": ("t2t_vit_7", T2T),
+    "transformer": ("t2t_vit_t_14", T2T),
+    "convolution": ("t2t_vit_7", {**T2T, "tokens_type": "convolution"}),
+    "pit": ("pit_ti", PIT),
+    "distilled pit": ("pit_ti_distilled", PIT),
+}
+
+
+def small_model(kind):
+    paddle.seed(5)
+    name, options = KINDS[kind]
+    return create_model(name, **options)
+
+
+def forward_calls(model, images):
+    """{name of a sublayer without sublayers: how many forward hooks fired}."""
+    calls = collections.Counter({name: 0 for name, layer in model.named_sublayers() if not layer.sublayers()})
+    for name, layer in model.named_sublayers():
+        if name in calls:
+            layer.register_forward_post_hook(lambda layer, inputs, y, name=name: calls.update([name]))
+    model(images)
+    return calls
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_hooks_of_every_layer_fire(kind, mode):
+    model = small_model(kind)
+    getattr(model, mode)()
+    calls = forward_calls(model, paddle.randn([2, 3, 32, 32]))
+    assert len(calls) > 20 and not [name for name, count in calls.items() if count == 0]
+    assert {count for name, count in calls.items() if not name.endswith(("drop", "drop_path"))} == {1}
+
+
+def test_every_sublayer_is_a_plain_layer():
+    plain = (nn.Linear, nn.LayerNorm, nn.Conv2D, nn.GELU, nn.Dropout, DropPath)
+    for kind in KINDS:
+        leaves = [layer for layer in small_model(kind).sublayers() if not layer.sublayers()]
+        assert all(isinstance(layer, plain) for layer in leaves)
+
+
+# --- Paddle's own counts ---
+
+# Published GMACs without attention: the official T2T-ViT and PaddleViT tables, which count every token in every layer.
+PUBLISHED = {
+    "t2t_vit_7": 1.01, "t2t_vit_10": 1.32, "t2t_vit_12": 1.52, "t2t_vit_14": 4.37, "t2t_vit_14_384": 12.79,
+    "t2t_vit_14_resnext": 4.37, "t2t_vit_14_wide": 4.99, "t2t_vit_19": 7.82, "t2t_vit_24": 12.71,
+    "pit_ti": 0.50, "pit_xs": 1.09, "pit_s": 2.42, "pit_b": 10.54,
+    "pit_ti_distilled": 0.50, "pit_xs_distilled": 1.10, "pit_s_distilled": 2.44, "pit_b_distilled": 10.61,
+}  # fmt: skip
+
+
+def block_macs(N, C, mlp_ratio, outputs):
+    """Of a block with N tokens, whose projection and MLP run on `outputs` of them."""
+    return N * 3 * C * C + outputs * (C * C + 2 * int(C * mlp_ratio) * C)
+
+
+def t2t_macs(name):
+    """(what paddle.flops counts, what the published figures count besides) of a T2T-ViT with token layers."""
+    variant = t2t.VARIANTS[name]
+    C, ratio, side = variant["embed_dim"], variant["mlp_ratio"], variant.get("image_size", 224) // 4
+    tokens, E, m = [side**2, (side // 2) ** 2], 64, 32
+    N = 1 + (side // 4) ** 2
+    counted = sum(n * E * (3 * width + 3 * E) for n, width in zip(tokens, (3 * 7 * 7, E * 3 * 3)))
+    counted += (N - 1) * E * 9 * C + C * 1000
+    counted += (variant["depth"] - 1) * block_macs(N, C, ratio, N) + block_macs(N, C, ratio, 1)
+    performer = 4 * m * E * sum(tokens)
+    return counted, performer + block_macs(N, C, ratio, N - 1) - block_macs(N, C, ratio, 0)
+
+
+def pit_macs(name):
+    """The same of a PiT. paddle.flops counts the bias of a convolution as well."""
+    variant = pit.VARIANTS[name]
+    T, patch = 1 + variant["distilled"], variant["patch_size"]
+    widths = [width * heads for width, heads in zip(variant["base_dims"], variant["heads"])]
+    side = (224 - patch) // variant["stride"] + 1
+    counted = side**2 * widths[0] * (3 * patch**2 + 1) + T * widths[-1] * 1000
+    for stage, (C, depth) in enumerate(zip(widths, variant["depth"])):
+        if stage:
+            side = (side + 1) // 2
+            counted += side**2 * C * (3 * 3 + 1) + T * widths[stage - 1] * C
+        N = T + side**2
+        counted += depth * block_macs(N, C, 4.0, N)
+    skipped = block_macs(N, C, 4.0, N) - block_macs(N, C, 4.0, T)
+    return counted - skipped, skipped
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_paddle_counts_all_parameters_and_operations(name, capsys):
+    model = create_model(name)
+    size = [1, 3, *model.image_size]
+    # paddle.summary leaves out the parameters that the model itself holds: the class token and the positions.
+    held = [parameter for name, parameter in model.named_parameters() if "." in name]
+    summary = paddle.summary(model, tuple(size))
+    assert summary["total_params"] == sum(math.prod(parameter.shape) for parameter in held)
+    trained = [parameter for parameter in held if not parameter.stop_gradient]
+    assert summary["trainable_params"] == sum(math.prod(parameter.shape) for parameter in trained)
+    found = paddle.flops(model, size)
+    if "_t_" in name:
+        performer = name.replace("_t_", "_")
+        assert found == t2t_macs(performer)[0]  # a token transformer has the linear layers of a performer
+        return
+    counted, others = (pit_macs if name.startswith("pit") else t2t_macs)(name)
+    assert found == counted
+    assert (counted + others) / 1e9 == pytest.approx(PUBLISHED[name], abs=0.006)
+
+
+# --- Replaced sublayers ---
+
+
+class Lora(nn.Layer):
+    """A linear layer that is frozen, and a trained product of rank 2 beside it (Hu et al., 2021)."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        for parameter in base.parameters():
+            parameter.stop_gradient = True
+        inner, columns = base.weight.shape
+        self.down = nn.Linear(inner, 2, bias_attr=False)
+        self.up = nn.Linear(2, columns, bias_attr=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_learns_through_lora_layers(kind):
+    model = small_model(kind)
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    for layer in model.sublayers():
+        if isinstance(layer, (Attention, t2t.TokenAttention)):
+            layer.qkv = Lora(layer.qkv)
+        if isinstance(layer, t2t.TokenPerformer):
+            layer.kqv = Lora(layer.kqv)
+    logits = model(paddle.randn([2, 3, 32, 32]))
+    (sum(logits) if isinstance(logits, tuple) else logits).square().sum().backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, _ in model.named_parameters() if name.endswith((".down.weight", ".up.weight"))}
+    for name, parameter in model.named_parameters():
+        assert name not in trained or float(parameter.grad.abs().max()) > 0, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_replaced_layer_is_used(kind):
+    """Each linear layer, LayerNorm, convolution and GELU in turn: a layer that returns zeros changes the logits."""
+    model = small_model(kind)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.set_value(parameter + 0.2 * paddle.randn(parameter.shape))
+    images = paddle.randn([1, 3, 32, 32])
+    with paddle.no_grad():
+        expected = model(images).numpy()
+        for name, layer in list(model.named_sublayers()):
+            if not isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Conv2D, nn.GELU)):
+                continue
+            parent, _, attribute = name.rpartition(".")
+            owner = dict(model.named_sublayers())[parent] if parent else model
+            setattr(owner, attribute, Zeros(layer))
+            assert (model(images).numpy() != expected).any(), name
+            setattr(owner, attribute, layer)
+        assert (model(images).numpy() == expected).all()
+
+
+class Zeros(nn.Layer):
+    """Zeros in the shape of another layer's output."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return paddle.zeros_like(self.layer(x))
+
+
+def test_linear_layers_are_built_as_paddles():
+    assert Linear(3, 2, bias_attr=False).bias is None
+    paddle.seed(0)
+    ours = Linear(30, 20)
+    paddle.seed(0)
+    theirs = nn.Linear(30, 20)
+    x = paddle.randn([4, 30])
+    assert (ours.weight.numpy() == theirs.weight.numpy()).all()
+    assert abs(ours(x).numpy() - theirs(x).numpy()).max() < 1e-6
