@@ -67,7 +67,7 @@ def coloured(values):
 
 
 def cell(box, grid, place):
-    """Box (left, top, right, bottom) of the cell at `place` (row, column) of a grid (rows, columns) that fills `box`."""
+    """Box (left, top, right, bottom) of the cell at `place` (row, column) of a grid (rows, columns) over `box`."""
     (left, top, right, bottom), (rows, columns), (row, column) = box, grid, place
     width, height = (right - left) / columns, (bottom - top) / rows
     return left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height
