@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
 _thread = threading.local()
@@ -57,9 +58,9 @@ class Dropout(nn.Dropout):
     """nn.Dropout that draws from this thread's own generator inside `drawing_from`."""
 
     def forward(self, x):
-        if self.training and self.p and is_drawing():
-            return x * _kept(x.shape, 1 - self.p)
-        return super().forward(x) if self.training and self.p else x
+        if not self.training or self.p == 0.0:
+            return x
+        return x * _kept(x.shape, 1 - self.p) if is_drawing() else F.dropout(x, self.p)
 
 
 class DropPath(nn.Layer):

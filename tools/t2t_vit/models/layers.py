@@ -76,15 +76,16 @@ class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm over the last axis, with fast gradients on a CPU (cpu_ops.py)."""
 
     def forward(self, x):
-        if not paddle.is_grad_enabled():
-            return super().forward(x)
-        if cpu_ops.uses_fast_form(x):
-            return cpu_ops.layer_norm(x, self.weight, self.bias, self._epsilon)
-        # Paddle's CPU kernel leaves the scale out of x's gradient unless it also computes that of the scale (2.6.2,
-        # 3.3.1). It does not if the scale is frozen, nor in paddle.grad by x alone, as explanations do in eval mode.
-        if self.weight.stop_gradient or (paddle.in_dynamic_mode() and not self.training):
-            return F.layer_norm(x, self._normalized_shape, epsilon=self._epsilon) * self.weight + self.bias
-        return super().forward(x)
+        if paddle.is_grad_enabled():
+            if cpu_ops.uses_fast_form(x):
+                return cpu_ops.layer_norm(x, self.weight, self.bias, self._epsilon)
+            # Paddle's CPU kernel leaves the scale out of x's gradient unless it also computes that of the scale (2.6.2,
+            # 3.3.1). It does not if the scale is frozen, nor in paddle.grad by x alone, as explanations do in eval
+            # mode.
+            if self.weight.stop_gradient or (paddle.in_dynamic_mode() and not self.training):
+                return F.layer_norm(x, self._normalized_shape, epsilon=self._epsilon) * self.weight + self.bias
+        # to_static of 2.6.2 cannot convert super().forward(x).
+        return F.layer_norm(x, self._normalized_shape, self.weight, self.bias, self._epsilon)
 
 
 # paddle.flops looks for the exact class of a layer.
