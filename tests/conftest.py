@@ -21,7 +21,7 @@ from t2t_vit import cli  # noqa: E402
 if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests at a time: none takes all cores, unless it says so
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-cli.import_paddle("cpu", several=True)  # tests/amp_in_ranks.py is one of two processes
+cli.import_paddle("cpu", several=True)  # tests/programs/amp_in_ranks.py is one of two processes
 
 import in_process  # noqa: E402  imports paddle
 import session  # noqa: E402

@@ -126,7 +126,7 @@ def test_interrupted_command_continues_and_keeps_whole_pictures(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"cifar-10-batches-py/data_batch_2": b"\x80\x02cos\nsystem\n(U\x04truetR."}, "it names os.system"),
+        ({"cifar-10-batches-py/data_batch_2": b"\x80\x02cos\nsystem\n(U\x04truetR."}, "Refused: os.system"),
         ({"cifar-10-batches-py/data_batch_2": pickle.dumps({"labels": [0], "data": 1})}, "AttributeError"),
         ({"cifar-10-batches-py/data_batch_2": b"\x80\x02}."}, "KeyError"),
         ({"cifar-10-batches-py/data_batch_2": b""}, "EOFError"),

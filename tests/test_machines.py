@@ -47,7 +47,8 @@ def test_file_system_without_locks_and_folder_flushes(tmp_path, monkeypatch, tol
     write_text(tmp_path / "lit_data/config.yaml", cfg.dump())
     run.save_state({"epoch": 1})
     assert run.latest.is_file()
-    claim(tmp_path)
+    with claim(tmp_path):
+        pass
     with open(tmp_path / "lock", "w") as file:
         assert lock(file, wait=True) is False
 

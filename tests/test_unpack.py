@@ -312,7 +312,7 @@ def test_nothing_is_written_outside_the_folder(tmp_path):
         "evil.tar": archive.read_bytes(),
     }
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"warning: {archive}: left out 6 links, devices and names that lead out of the folder: ")
+    assert line.startswith(f"warning: {archive}: left out 6 links, devices and unsafe names: ")
 
 
 def test_full_disk_is_one_line(tmp_path):

@@ -98,7 +98,7 @@ def test_nothing_of_a_zip_is_written_outside_the_folder(tmp_path):
     done = tool("unpack", archive, "--output", place / "out", cwd=place)
     assert {name for name in tree(tmp_path) if not name.endswith(".zip")} == {"deep/er/out/train/b/1.jpg"}
     (line,) = done.stderr.splitlines()
-    assert "left out 7 links, devices and names that lead out of the folder: '/train/a/1.jpg'" in line
+    assert "left out 7 links, devices and unsafe names: '/train/a/1.jpg'" in line
     assert line.isprintable()
 
 

@@ -83,6 +83,13 @@ def test_what_is_not_clear_is_refused(tmp_path, tensors, tree, message):
         read_weights(tmp_path / "w.pdparams")
 
 
+def test_models_with_numbers_for_names_are_refused(tmp_path, tensors):
+    need_torch()
+    peers.save_torch(tmp_path / "w.pth", {0: tensors, 1: tensors})
+    with pytest.raises(UserError, match="w.pth holds several models, 0, 1: keep one"):
+        read_weights(tmp_path / "w.pth")
+
+
 def test_a_pointer_of_git_lfs_is_named(tmp_path):
     (tmp_path / "w.pdparams").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     assert error_line("predict", "--pretrained", tmp_path / "w.pdparams").endswith(

@@ -13,8 +13,6 @@ from t2t_vit.common.figures import check_suffix, figure_to, require_matplotlib
 from t2t_vit.common.logger import log, progress_bar
 from t2t_vit.config import with_keys
 
-IMAGE_SIZES = (224, 288, 384, 448, 512)
-BATCH_SIZES = (1, 2, 4, 8, 16)
 TITLES = ("model", "part", "pixels", "tokens", "batch", "threads", "ms/image", "images/s", "GMACs")
 
 
@@ -29,11 +27,11 @@ def benchmark_growth(args, cfgs):
             raise UserError(f"MODEL.NAME {cfg.MODEL.NAME}: growth needs a T2T module, and a PiT has none")
     check_suffix(args.plot, "--plot")
     require_matplotlib()
-    most, sizes = args.threads[-1:], args.batch_sizes or BATCH_SIZES
+    most = args.threads[-1:]
     sweeps = {
-        "image_size": [(size, 1, most) for size in args.image_sizes or IMAGE_SIZES],
-        "batch_size": [(None, size, most) for size in sizes],
-        "threads": [(None, sizes[-1], args.threads)],
+        "image_size": [(size, 1, most) for size in args.image_sizes],
+        "batch_size": [(None, size, most) for size in args.batch_sizes],
+        "threads": [(None, args.batch_sizes[-1], args.threads)],
     }
     with matmul_limits(args, cfgs[0]) as limits:
         rows = {name: measure_sweep(args, cfgs, points, limits, name) for name, points in sweeps.items()}

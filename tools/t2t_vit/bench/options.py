@@ -15,6 +15,7 @@ BENCHMARKS = {
 }
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "bf16", "int8")
+GROWTH_PIXELS = (224, 288, 384, 448, 512)
 
 
 def benchmark_parser(kind):
@@ -32,11 +33,14 @@ def benchmark_parser(kind):
         add("--workers", type=_number(0), metavar="N",
             help="loader processes; default: DATA.NUM_WORKERS of the command line, else one per core")  # fmt: skip
         return parser
-    add("--batch-sizes", type=_list(_number(1)), metavar="N,N", help="one after the other; default: --batch-size, else "
-        f"{'1,2,4,8,16' if kind == 'growth' else 16}")  # fmt: skip
-    add("--image-sizes", type=_list(_number(1, 4096)), metavar="N,N", help="pixels, one after the other; default: "
-        f"{'224,288,384,448,512' if kind == 'growth' else 'that of the config'}")  # fmt: skip
-    add("--threads", type=_list(_number(1, 1024)), metavar="N,N", help="default: OMP_NUM_THREADS, else one per core")
+    growth = kind == "growth"
+    add("--batch-sizes", type=_list(_number(1)), metavar="N,N", default=[1, 2, 4, 8, 16] if growth else None,
+        help=f"one after the other; default: {'1,2,4,8,16' if growth else '--batch-size, else 16'}")  # fmt: skip
+    add("--image-sizes", type=_list(_number(1, 4096)), metavar="N,N", default=[*GROWTH_PIXELS] if growth else None,
+        help="pixels, one after the other; default: "
+        f"{','.join(map(str, GROWTH_PIXELS)) if growth else 'that of the config'}")  # fmt: skip
+    add("--threads", type=_list(_number(1, 1024)), metavar="N,N", help="default: "
+        f"{'1, 2, 4 and so on up to ' if growth else ''}OMP_NUM_THREADS, else one per core")  # fmt: skip
     add("--markdown", action="store_true", help="print tables in Markdown")
     if kind == "model":
         add("--memory", action="store_true", help="also measure the memory of inference and training")
@@ -44,7 +48,7 @@ def benchmark_parser(kind):
         for option, choices in (("--engines", ENGINES), ("--precisions", PRECISIONS)):
             add(option, type=_list(_choice(choices)), default=[choices[0]], metavar="X,X",
                 help=f"any of {','.join(choices)}; default {choices[0]}")  # fmt: skip
-    if kind == "growth":
+    if growth:
         add("--plot", default="growth.png", metavar="FILE", help="picture to write, .png, .pdf or .svg; "
             "default growth.png")  # fmt: skip
     return parser

@@ -9,7 +9,7 @@ from t2t_vit.common.errors import one_line
 from t2t_vit.config import load_config, resolve, with_classes
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.images import ImageError
-from t2t_vit.data.index import Paths
+from t2t_vit.data.paths import Paths
 
 DIGITS = "configs/lit_data.yaml"  # its images are in the repository
 

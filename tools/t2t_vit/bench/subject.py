@@ -6,7 +6,7 @@ from pathlib import Path
 import paddle
 
 from t2t_vit.bench.rounds import Timed
-from t2t_vit.training.meter import memory_mb
+from t2t_vit.training.train_log import memory_mb
 
 
 class Subject:

@@ -56,9 +56,9 @@ class Unpickler:
         """
         self.stack, self.marks, self.memo = [], [], {}
         for _ in range(MOST_OBJECTS):
-            code = self.file.read(1)
+            code = self.read(1)
             if code not in _OPCODES:
-                raise ValueError(f"opcode {code!r} at byte {self.file.tell()}")
+                raise ValueError(f"opcode {code!r} at byte {self.file.tell() - 1}")
             name, read_argument = _OPCODES[code]
             if name == "STOP":
                 return self.stack.pop()
@@ -68,7 +68,7 @@ class Unpickler:
         raise Refused(f"more than {MOST_OBJECTS:,} objects")
 
     def read(self, length):
-        """The next bytes after a pickle. Raises EOFError if there are fewer."""
+        """The next bytes. Raises EOFError if there are fewer."""
         data = self.file.read(length)
         if len(data) < length:
             raise EOFError("the file ends too early")

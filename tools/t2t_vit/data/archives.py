@@ -16,7 +16,7 @@ from t2t_vit.data.classes import UNWRITABLE
 _HEADERS = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
             tarfile.SOLARIS_XHDTYPE}  # fmt: skip
 _LONGEST_HEADER = 2**20  # bytes, which tarfile reads at once
-_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # that zipfile can read
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # those of zipfile
 _DRIVE = re.compile("[A-Za-z]:")
 
 
@@ -42,7 +42,7 @@ def is_zip(path):
 
 
 def unpacked_size(path):
-    """Bytes that the files of an archive need: of a tar archive its own size, as JPEG files do not shrink."""
+    """Bytes that the files of an archive need: of a tar archive its own size, as images hardly compress."""
     if not is_zip(path):
         return os.path.getsize(path)
     with open(path, "rb") as file, _open_zip(file) as archive:

@@ -4,7 +4,6 @@ The Python form is a pickle. It is read without running any code from it.
 """
 
 import io
-import pickle
 import re
 import tarfile
 
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from t2t_vit.common.errors import UserError
+from t2t_vit.common.unpickle import Unpickler
 from t2t_vit.data.archives import Entry, open_tar
 
 _SIDE = 32  # pixels
@@ -51,13 +51,13 @@ def entries(file, path, form):
     places, meta, names_entry, label_entry, label_bytes = _FORMS[form]
     files, images = _read_files(file, {meta, *places}), []
     try:
-        names = _unpickle(files[meta])[names_entry] if names_entry else files[meta].decode("ascii").split()
+        names = Unpickler(files[meta]).load()[names_entry] if names_entry else files[meta].decode("ascii").split()
         if not all(re.fullmatch(r"\w[\w -]*", name) for name in names):  # they become folders
             raise ValueError(f"classes named {names}")
         for name, (split, first) in places.items():
             labels, pixels = _batch(files[name], label_entry, label_bytes)
             images += [(f"{split}/{names[label]}/{first + i:05d}.png", pixels[i]) for i, label in enumerate(labels)]
-    except Exception as error:  # a crafted pickle raises nearly anything
+    except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(f"{path} is damaged or not a CIFAR archive ({type(error).__name__}: {error})") from error
     for name, image in images:
         yield Entry(name, None, True, lambda image=image: _png(image))
@@ -91,53 +91,8 @@ def _batch(content, label_entry, label_bytes):
         records = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + _PIXELS)
         labels, pixels = records[:, label_entry].tolist(), records[:, label_bytes:]
     else:
-        batch = _unpickle(content)
-        labels, pixels = batch[label_entry], batch["data"].pixels()
+        batch = Unpickler(content).load()
+        labels, pixels = batch[label_entry], batch["data"]
+        if pixels.dtype != np.uint8:
+            raise ValueError(f"an array of {pixels.dtype}")
     return labels, pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-
-
-# --- Pickles of Python 2 ---
-
-
-def _unpickle(content):
-    # latin1 maps each byte to one character and back: byte strings of Python 2 are texts and the bytes of arrays.
-    return _Unpickler(io.BytesIO(content), encoding="latin1").load()
-
-
-class _Unpickler(pickle.Unpickler):
-    """Gives a pickle no class or function but stand-ins for arrays of bytes.
-
-    NumPy's own would be unsafe: the state of a crafted dtype can make it read any memory.
-    """
-
-    def find_class(self, module, name):
-        stand_ins = {
-            "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
-            "numpy.ndarray": None,
-            "numpy.dtype": _DType,
-        }
-        full_name = f"{module.replace('numpy._core', 'numpy.core')}.{name}"  # NumPy 2 writes numpy._core
-        if full_name not in stand_ins:
-            raise pickle.UnpicklingError(f"it names {full_name}, and a CIFAR batch holds only bytes, numbers and texts")
-        return stand_ins[full_name]
-
-
-class _DType:
-    def __init__(self, code, *_):
-        self.code = code
-
-    def __setstate__(self, state):
-        pass  # byte order and the like, which bytes do not have
-
-
-class _Array:
-    def __setstate__(self, state):
-        _version, self.shape, self.dtype, self.is_fortran, self.content = state
-
-    def pixels(self):
-        """uint8 (N, 3072)"""
-        if self.dtype.code != "u1":
-            raise ValueError(f"an array of {self.dtype.code!r}")
-        content = self.content if isinstance(self.content, bytes) else self.content.encode("latin1")
-        array = np.frombuffer(content, np.uint8).reshape(self.shape, order="F" if self.is_fortran else "C")
-        return array.reshape(-1, _PIXELS)

@@ -36,8 +36,10 @@ def look_at(paths, how, jobs):
     try:
         # Ctrl-C during a fork could be lost. The reading processes inherit the blocked signal.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        chunks = pool.map(_look_at_chunk, range(0, len(paths), _CHUNK))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            chunks = pool.map(_look_at_chunk, range(0, len(paths), _CHUNK))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield from itertools.chain.from_iterable(chunks)
     except BrokenProcessPool:
         raise UserError(

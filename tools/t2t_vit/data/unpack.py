@@ -3,6 +3,7 @@
 An interrupted command leaves no half-written image under its name, and the same command continues.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -32,17 +33,20 @@ def unpack(paths, output, val_list=None):
         UserError: for a damaged archive, one without images, an unknown class, a full disk.
     """
     paths, folder = [Path(path) for path in paths], Path(output)
-    stamps = {path: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path} is not a file")
+    stamps = {path: _stamp(path) for path in paths}
     val_classes = ValClasses(paths, val_list)
     check_not_shipped(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    claim(folder)
+    with claim(folder):
+        _unpack_all(stamps, folder, val_classes)
+    _print_result(display_path(folder))
+
+
+def _unpack_all(stamps, folder, val_classes):
+    """Unpack the archives of {path: [size, mtime in ns]} that are not done."""
     is_new = not (folder / MARKS).exists()
     marks = _read_marks(folder)
-    _check_space(folder, [path for path in paths if path.name not in marks])
+    _check_space(folder, [path for path in stamps if path.name not in marks])
     for path, stamp in stamps.items():
         before = marks.get(path.name, [*stamp, "begun"])
         if before == [*stamp, "done"]:
@@ -61,19 +65,31 @@ def unpack(paths, output, val_list=None):
             raise
         os.sync()  # a power cut must not keep the mark and lose the images
         _write_mark(folder, marks, path, [*stamp, "done"])
-    _print_result(display_path(folder))
+
+
+def _stamp(path):
+    """[size, mtime in ns] of an archive."""
+    status = path.stat()
+    if not path.is_file():
+        raise UserError(f"{path} is not a file")
+    return [status.st_size, status.st_mtime_ns]
 
 
 # --- The folder ---
 
 
+@contextlib.contextmanager
 def claim(folder):
-    """Keep other processes from unpacking to the folder until this one ends."""
+    """Keep other processes from unpacking to the folder. Raises UserError if one does."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        lock(descriptor)  # does nothing on a file system without locks
-    except BlockingIOError:
-        raise UserError(f"another process unpacks to {folder}") from None
+        try:
+            lock(descriptor)  # does nothing on a file system without locks
+        except BlockingIOError:
+            raise UserError(f"another process unpacks to {folder}") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read_marks(folder):

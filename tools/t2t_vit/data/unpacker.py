@@ -46,8 +46,8 @@ def unpack_archive(path, unpacker_of):
         ) from error
     if unpacker.unsafe:
         names = ", ".join(map(ascii, unpacker.unsafe[:3]))
-        print(f"warning: {path}: left out {len(unpacker.unsafe)} links, devices and names that lead out of the folder: "
-              f"{names}", file=sys.stderr)  # fmt: skip
+        print(f"warning: {path}: left out {len(unpacker.unsafe)} links, devices and unsafe names: {names}",
+              file=sys.stderr)  # fmt: skip
     if unpacker.repeated:
         print(f"warning: {path}: left out {unpacker.repeated} files that would replace an earlier one", file=sys.stderr)
     if not unpacker.images:

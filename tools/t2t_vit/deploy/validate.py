@@ -1,12 +1,14 @@
 """Evaluate a model on a data set, and the command val.py."""
 
+import paddle
+
 from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import EvalLoader
 from t2t_vit.deploy.open_model import best_epoch, open_model
 from t2t_vit.parallel import processes
-from t2t_vit.training.evaluator import PredictorModel, evaluate
+from t2t_vit.training.evaluator import evaluate
 from t2t_vit.weights.build import first_difference, refuse_other_order
 
 
@@ -42,6 +44,6 @@ def open_evaluation(args, cfg):
 
 def evaluate_split(opened, split, log_every=None, each_batch=None):
     """`Scores` of an opened model on a split, of which each process evaluates a part; see `evaluate`."""
-    model = PredictorModel(opened.predictor) if opened.model is None else opened.model
+    model = opened.model or (lambda images: paddle.to_tensor(opened.predictor(images.numpy())))
     loader = EvalLoader(split, opened.cfg, processes.rank(), processes.world_size())
     return evaluate(model, loader, opened.cfg, log_every, each_batch=each_batch)
