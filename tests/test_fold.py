@@ -1,9 +1,13 @@
-"""The graph that is exported computes the model's function, in fewer operations."""
+"""A folded model computes the function of its model, by other operations."""
 
 import paddle
+import paddle.nn.functional as F
 import pytest
+from paddle import nn
 
-from t2t_vit.deploy.fold import fold
+from t2t_vit.deploy.fold import FoldedBlock, fold
+from t2t_vit.models.layers import Block
+from t2t_vit.models.t2t import T2TModule
 from t2t_vit.models.zoo import create_model
 
 SMALL_T2T = dict(depth=2, embed_dim=24, num_heads=3, token_dim=8, num_classes=5)
@@ -42,7 +46,7 @@ def largest_difference(model, other, images):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lean_model_computes_the_same(kind):
+def test_folded_model_computes_the_same(kind):
     model = small_model(kind)
     images = paddle.randn([3, model.in_chans, *model.image_size])
     before = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
@@ -50,8 +54,24 @@ def test_lean_model_computes_the_same(kind):
     assert all((tensor.numpy() == before[name]).all() for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_folding_removes_scales_unfolded_tokens_and_unread_outputs(kind, monkeypatch):
+    model = small_model(kind)
+    layer = fold(model)
+    norms = [each for each in layer.sublayers() if isinstance(each, nn.LayerNorm)]
+    assert norms and not any(norm.weight or norm.bias for norm in norms)
+    assert not any(isinstance(each, (Block, T2TModule)) for each in layer.sublayers())
+    blocks = [each for each in layer.sublayers() if isinstance(each, FoldedBlock)]
+    assert len(blocks) == len(model.backbone())
+    unfolded, outputs = [], []
+    monkeypatch.setattr(F, "unfold", lambda *_: unfolded.append(1))
+    blocks[-1].register_forward_post_hook(lambda layer, inputs, y: outputs.append(y.shape[1]))
+    layer(paddle.randn([1, model.in_chans, *model.image_size]))
+    assert outputs == [model.cls_token.shape[1]] and not unfolded
+
+
 @pytest.mark.parametrize("kind", ["performer", "transformer", "grey"])
-def test_lean_model_computes_the_same_of_flat_colours(kind):
+def test_folded_model_computes_the_same_of_flat_colours(kind):
     # In a window of one colour the deviation that LayerNorm divides by is as small as its epsilon lets it be.
     model = small_model(kind)
     images = paddle.full([2, model.in_chans, *model.image_size], 2.2)
@@ -67,11 +87,3 @@ def test_performer_neither_overflows_nor_underflows():
     with paddle.no_grad():
         assert paddle.isfinite(fold(model)(images)).all()
     assert largest_difference(model, fold(model), images) < 1e-4
-
-
-def test_last_block_leaves_out_what_is_not_read():
-    layer = fold(small_model("distilled pit"))
-    tokens = paddle.randn([2, 2 + 15, 32])
-    last = layer.blocks[-1]
-    with paddle.no_grad():
-        assert last(tokens).shape == [2, 2, 32]

@@ -241,4 +241,4 @@ def read_shapes(shapes):
     return found, {"num_classes": shapes["head.bias"][0], "in_chans": in_chans, "image_size": image_size}
 
 
-FAMILY = Family("PIT", PoolingTransformer, VARIANTS, traits, read_shapes, fold="t2t_vit.deploy.fold:LeanPiT")
+FAMILY = Family("PIT", PoolingTransformer, VARIANTS, traits, read_shapes, fold="t2t_vit.deploy.fold:fold_pit")

@@ -219,24 +219,28 @@ class T2TModule(nn.Layer):
         self.splits = [tuple(split) for split in splits]
         self.grids = split_grids(image_size, self.splits)
         if tokens_type == "convolution":
-            self.stages = self._add_convolutions(in_chans, token_dim, embed_dim)
+            self._add_convolutions(in_chans, token_dim, embed_dim)
             return
-        self.stages = []
         width = in_chans
         for i, (kernel, _, _) in enumerate(self.splits[:-1], start=1):
-            layer = TOKEN_LAYERS[tokens_type](width * kernel**2, token_dim)
-            self.stages.append(self.add_sublayer(f"attention{i}", layer))
+            self.add_sublayer(f"attention{i}", TOKEN_LAYERS[tokens_type](width * kernel**2, token_dim))
             width = token_dim
         self.project = Linear(width * self.splits[-1][0] ** 2, embed_dim)
 
     def _add_convolutions(self, in_chans, token_dim, embed_dim):
-        names = [f"soft_split{i}" for i in range(len(self.splits) - 1)] + ["project"]
-        widths = [in_chans] + [token_dim] * (len(self.splits) - 1) + [embed_dim]
-        layers = []
-        for name, split, in_width, out_width in zip(names, self.splits, widths[:-1], widths[1:]):
-            layers.append(self.add_sublayer(name, nn.Conv2D(in_width, out_width, *split)))
-            init_from_fan_in(layers[-1])
-        return layers
+        widths = [in_chans] + [token_dim] * (len(self.splits) - 1)
+        for i, (split, width) in enumerate(zip(self.splits[:-1], widths)):
+            self.add_sublayer(f"soft_split{i}", nn.Conv2D(width, token_dim, *split))
+        self.project = nn.Conv2D(widths[-1], embed_dim, *self.splits[-1])
+        self.apply(init_from_fan_in)
+
+    @property
+    def stages(self):
+        """The token layers, or all convolutions."""
+        splits = range(len(self.splits) - 1)
+        if hasattr(self, "soft_split0"):
+            return [*(getattr(self, f"soft_split{i}") for i in splits), self.project]
+        return [getattr(self, f"attention{i + 1}") for i in splits]
 
     def layers(self):
         """The `Stage`s of the module, the last of which makes the patches of the backbone."""
@@ -402,4 +406,4 @@ def read_shapes(shapes):
     return found, {"num_classes": shapes["head.bias"][0], "in_chans": in_chans, "image_size": image_size}
 
 
-FAMILY = Family("T2T", T2TViT, VARIANTS, traits, read_shapes, fold="t2t_vit.deploy.fold:LeanT2TViT")
+FAMILY = Family("T2T", T2TViT, VARIANTS, traits, read_shapes, fold="t2t_vit.deploy.fold_t2t:fold_t2t")
