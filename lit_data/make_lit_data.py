@@ -25,7 +25,7 @@ def main(root):
             name = f"{label}/{index:04d}.png"
             path = root / split / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Stored, not deflated: the bytes then do not depend on the zlib at hand.
+            # Stored, not deflated, so that the bytes do not depend on the zlib version.
             Image.fromarray(pixels[index]).save(path, compress_level=0)
             lines.append(f"{name} {label}\n")
         (root / f"{split}.txt").write_text("".join(sorted(lines)))

@@ -1,7 +1,7 @@
 """The page of tools/demo.py as AI Studio starts it: a file that ends in .gradio.py, without options.
 
 AI Studio deploys only the folder of this file. It must also contain tools/, configs/ and model/, a run folder with
-best.pdparams (README, "A page"). In the repository, tools/ is one folder up.
+best.pdparams (README, "Try it on a page"). In the repository, tools/ is one folder up.
 """
 
 import runpy

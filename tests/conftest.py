@@ -21,7 +21,7 @@ from t2t_vit import cli  # noqa: E402
 if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests at a time: none takes all cores, unless it says so
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-cli.import_paddle("cpu", several=True)  # tests/amp_in_ranks.py is one of two processes
+cli.import_paddle("cpu", several=True)  # tests/programs/amp_in_ranks.py is one of two processes
 
 import in_process  # noqa: E402  imports paddle
 import session  # noqa: E402
@@ -90,11 +90,13 @@ def few_digits(folder, count=10):
 def tool(name, *words, status=0, timeout=300, cwd=ROOT, fresh=None):
     """Run tools/NAME.py as a user would; check its exit status and return the finished process.
 
-    A command that must fail runs in this process, which is faster, unless it is to be `fresh` or starts processes.
+    Unless it is to be `fresh` or may start processes, a command that must fail, or takes less time than the start of
+    Python and Paddle, runs in this process.
     """
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
     if fresh is None:
-        fresh = status == 0 or "DATA.NUM_WORKERS" in words
+        is_quick = status != 0 or name in ("convert", "predict", "val")
+        fresh = not is_quick or name == "demo" or "DATA.NUM_WORKERS" in words or "--jobs" in words
     if fresh:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
     else:

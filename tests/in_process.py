@@ -36,7 +36,6 @@ def run(script, words, cwd):
         except Exception:
             traceback.print_exc()
             status = 1
-    assert not _end_processes(), f"{command} leaves processes: run it with fresh=True"
     out, error = (stream.buffer.getvalue().decode("utf-8", "surrogateescape") for stream in streams)
     return subprocess.CompletedProcess([sys.executable, *command], status, out, error)
 
@@ -57,6 +56,8 @@ def _unchanged_process():
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
+        for process in multiprocessing.active_children():  # as the end of a process would
+            process.kill()
         for number, handler in handlers.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
@@ -69,14 +70,6 @@ def _unchanged_process():
         for (module, name), value in switches.items():
             setattr(sys.modules[module], name, value)
         gc.collect()  # closes files, and with them the lock of a run folder
-
-
-def _end_processes():
-    """Kill the processes that a command has started and left; returns them."""
-    left = multiprocessing.active_children()
-    for process in left:
-        process.kill()
-    return left
 
 
 def _switches():

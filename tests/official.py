@@ -1,4 +1,4 @@
-"""Weights, images and figures for comparison with the official PyTorch code; see golden/README.md."""
+"""Weights, images and reference values for comparison with the official PyTorch code; see golden/README.md."""
 
 import json
 import zlib
@@ -21,7 +21,7 @@ def linear_weights(model):
 
 
 def set_weights(model, seed=0):
-    """Give every parameter but T2T-ViT's sinusoid the value that its official name and shape determine."""
+    """Set every parameter except T2T-ViT's sinusoid to the value of `weight` for its official name."""
     transposed = linear_weights(model)
     for name, parameter in model.named_parameters():
         if name != "pos_embed" or not parameter.stop_gradient:
@@ -33,7 +33,7 @@ def set_weights(model, seed=0):
 
 
 def weight(name, shape, seed=0):
-    """Value of a tensor by its official name and shape in PyTorch's layout."""
+    """Pseudo-random value of a tensor, from its official name and its shape in PyTorch's layout."""
     value = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(shape)
     last = name.split(".")[-1]
     if last == "w":

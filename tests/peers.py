@@ -1,4 +1,4 @@
-"""Files like those of other programs: their names and layout, with the values of `official.weight`."""
+"""Weights files as other programs write them, with the values of `official.weight`."""
 
 import json
 from pathlib import Path
@@ -48,12 +48,12 @@ def official_tensors(peer, seed=0):
 
 
 def save_paddle(path, tree):
-    """As the other projects do: paddle.save of tensors."""
+    """Write a file as the Paddle projects do."""
     paddle.save(_map(tree, paddle.to_tensor), str(path))
 
 
 def save_torch(path, tree, **options):
-    """As the other projects do: torch.save of tensors."""
+    """Write a file as the PyTorch projects do."""
     import torch
 
     torch.save(_map(tree, torch.from_numpy), path, **options)

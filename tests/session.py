@@ -15,9 +15,20 @@ def read_durations():
 
 
 def longest_first(items):
-    """Sort tests by the duration of their file, for processes that share the files. New files come first."""
+    """Sort tests by the duration of their file, for processes that share the files. New files come first.
+
+    Within a file the random order is kept, unless the file sets IN_ORDER.
+    """
     durations = read_durations()
-    items.sort(key=lambda item: -durations.get(item.path.name, 1e9))
+
+    def place(item):
+        place_in_file = ()
+        if getattr(item.module, "IN_ORDER", False):
+            parameters = item.callspec.indices.values() if hasattr(item, "callspec") else ()
+            place_in_file = (item.function.__code__.co_firstlineno, *parameters)
+        return -durations.get(item.path.name, 1e9), place_in_file
+
+    items.sort(key=place)
 
 
 def read_skipped():

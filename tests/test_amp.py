@@ -14,6 +14,7 @@ from t2t_vit.config import load_config
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.parallel import processes
+from t2t_vit.training import precision
 from t2t_vit.training.train_step import TrainStep
 from t2t_vit.weights import checkpoint
 
@@ -39,7 +40,7 @@ def stand_in(monkeypatch):
         assert level == "O2"
         return amp_initialize([model], dtype, None)[0]
 
-    monkeypatch.setattr("t2t_vit.training.precision._why_not", lambda dtype: "")
+    monkeypatch.setattr(precision, "_why_not", lambda dtype: "")
     monkeypatch.setattr(paddle.amp, "decorate", decorate)
     monkeypatch.setattr(grad_scaler, "_dygraph_tracer", Place)
 
@@ -107,7 +108,7 @@ def test_weights_average_and_state_are_those_after_the_last_step(dtype):
     for which, model in step.models().items():
         assert all(tensor.dtype == paddle.float32 for tensor in model.state_dict().values())
         assert_same(model.state_dict(), plain.models()[which].state_dict(), but=2e-3)
-        for name in step.optimizer.rates.trained:
+        for name in step.optimizer.rates.decays:
             assert (model.state_dict()[name].numpy() != initial[name]).any(), (which, name)
     state, state_of_plain = step.state(), plain.state()
     for part in ("model", "ema", "optimizer"):
@@ -147,24 +148,38 @@ def test_a_start_from_a_file_reaches_every_copy(dtype, tmp_path):
     assert_live(step)
 
 
-def test_an_overflow_is_skipped_and_halves_the_loss_scale(dtype, tmp_path):
+def overflowing(criterion):
+    """A criterion whose gradients are beyond float32."""
+    return lambda logits, targets: criterion(logits, targets) * 1e30 * 1e8
+
+
+def loss_scale(step):
+    """The scale in the state of a step; None in bfloat16, which has none."""
+    scaler = step.state()["scaler"]
+    return float(scaler["scale"][0]) if scaler else None
+
+
+def test_an_overflow_is_skipped_and_halves_the_loss_scale_which_a_state_keeps(dtype, tmp_path):
     cfg = config("O2", dtype)
     step, steps = make_step(cfg), batches(cfg)
-    assert step(next(steps), 1e-2, 0, 0).ok.item()
+    scales = [65536.0, 32768.0, 16384.0] if dtype == "float16" else [None] * 3
+    assert step(next(steps), 1e-2, 0, 0).ok.item() and loss_scale(step) == scales[0]
     before = {which: arrays(step.weights(which)) for which in ("raw", "ema")}
     criterion = step.criterion
-    step.criterion = lambda logits, targets: criterion(logits, targets) * 1e30 * 1e8  # gradients beyond float32
-    assert not step(next(steps), 1e-2, 0, 1).ok.item()
+    step.criterion = overflowing(criterion)
+    assert not step(next(steps), 1e-2, 0, 1).ok.item() and loss_scale(step) == scales[1]
     for which in ("raw", "ema"):
         assert all((value == before[which][name]).all() for name, value in arrays(step.weights(which)).items())
-    scaler = step.state()["scaler"]
-    assert not scaler if dtype == "bfloat16" else float(scaler["scale"][0]) == 32768.0
     step.criterion = criterion
     assert step(next(steps), 1e-2, 0, 2).ok.item()
-    scaler = step.state()["scaler"]
+
     checkpoint.save(tmp_path / "state.pdparams", step.state())
     other = make_step(cfg)
     other.load_state(checkpoint.read(tmp_path / "state.pdparams"), "memory")
-    assert {key: float(value) for key, value in other.state()["scaler"].items() if key != "scale"} == {
-        key: float(value) for key, value in scaler.items() if key != "scale"}  # fmt: skip
-    assert other.state()["scaler"].get("scale") == scaler.get("scale")
+    assert other.state()["scaler"] == step.state()["scaler"] and loss_scale(other) == scales[1]
+    batch = next(steps)
+    for each in (step, other):
+        assert each(batch, 1e-2, 0, 3).ok.item()
+    assert_same(step.weights("raw"), other.weights("raw"))
+    other.criterion = overflowing(other.criterion)
+    assert not other(next(steps), 1e-2, 0, 4).ok.item() and loss_scale(other) == scales[2]

@@ -290,6 +290,6 @@ def test_what_a_string_builds_and_that_jitter_is_inert_beside_a_policy():
      "rand-ninf", "rand-minf", "rand-pinf", "rand-incinf", "rand-w0", "rand-m9.", "rand m9", "rand-m9-mstd0.5-inc",
      "randm9", "rand_m9", "v1", "v0-m9", "original-mstd", "3a-m9", "augmix-m3", "-", " rand", "rand-m9\n"],
 )  # fmt: skip
-def test_wrong_strings_are_told(text):
+def test_wrong_strings_are_refused(text):
     with pytest.raises(UserError, match="AUG.AUTO_AUGMENT is "):
         build_augment(settings(AUG__AUTO_AUGMENT=text))

@@ -4,6 +4,7 @@ import pytest
 
 import predict
 from t2t_vit import cli
+from t2t_vit.config import load_config
 
 
 def parsed(*words):
@@ -31,3 +32,19 @@ def test_key_and_value_with_an_equals_sign_are_refused(capsys):
     with pytest.raises(SystemExit):
         cli.check_pairs(predict.parser(), parsed("TRAIN.EPOCHS=3"))
     assert "write TRAIN.EPOCHS 3: KEY VALUE pairs have a blank between them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, found",
+    [
+        ("imagenet1k", "imagenet1k"),
+        ("configs/imagenet1k_classes.tsv", "imagenet1k"),  # of earlier versions
+        ("list.txt", "{here}/list.txt"),
+        ("", ""),
+    ],
+)
+def test_class_list_on_the_command_line(given, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config("configs/lit_data.yaml", cli.overrides(parsed("DATA.CLASSES", given)))
+    expected = found.format(here=tmp_path)
+    assert expected == cfg.DATA.CLASSES

@@ -37,7 +37,7 @@ def test_interrupted_training_leaves_the_clone_clean_and_is_preferred(clone, tmp
     lines = signalled(words, "Epoch [2/40], Step", signal.SIGINT, clone)
     assert lines[-2].startswith("stopped by SIGINT after 1 epochs and ")
     assert lines[-1] == f"continue with: {' '.join(words)} --resume auto".replace("my t2t", r"my\ t2t")
-    which = r"t2t_vit_7 with output/lit_data/best.pdparams \(weights of epoch 1 of 40, val acc 0\.\d{4}\)%s\n"
+    which = r"t2t_vit_7 with output/lit_data/best.pdparams%s \(weights of epoch 1 of 40, val acc 0\.\d{4}\)\n"
     on = f" on 200 images of {tmp_path}/val.txt"
     assert re.match(which % on, in_folder(clone, "bash", "scripts/val.sh").stdout)
     assert re.fullmatch("note: " + which % "", in_folder(clone, "bash", "scripts/predict.sh").stderr)

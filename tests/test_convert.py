@@ -1,4 +1,4 @@
-"""tools/convert.py: what it recognises, writes and says."""
+"""tools/convert.py."""
 
 import hashlib
 import re
@@ -95,7 +95,7 @@ def test_a_run_is_converted_by_the_config_beside_its_weights(tmp_path, capsys):
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
-def test_a_config_of_another_model_beside_the_file_is_no_matter(tmp_path, capsys):
+def test_a_config_of_another_model_beside_the_file_is_ignored(tmp_path, capsys):
     shutil.copy(ROOT / "output/pretrained/lit_data/config.yaml", tmp_path)
     checkpoint.save(tmp_path / "own.pdparams", create_model("pit_ti", num_classes=10).state_dict())
     peers.save_paddle(tmp_path / "theirs.pdparams", peers.peer_tensors(PIT))
@@ -104,7 +104,7 @@ def test_a_config_of_another_model_beside_the_file_is_no_matter(tmp_path, capsys
         assert "--model pit_ti, the one that the file fits" in capsys.readouterr().out
 
 
-def test_the_extra_head_is_dropped_or_kept_knowingly(tmp_path, capsys):
+def test_the_extra_head_is_left_out_or_kept(tmp_path, capsys):
     need_torch()
     source, output = tmp_path / "tl.pth.tar", tmp_path / "tl.pdparams"
     head = np.random.default_rng(0).standard_normal((1000, 256)).astype("float32")

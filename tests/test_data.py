@@ -12,8 +12,10 @@ from scipy import stats
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import CLASS_LISTS, load_config
+from t2t_vit.data import transforms
 from t2t_vit.data.batch import Normalize
-from t2t_vit.data.dataset import load_data, read_classes
+from t2t_vit.data.classes import read_classes
+from t2t_vit.data.dataset import load_data
 from t2t_vit.data.images import ImageError, PillowPicture, load_image, open_picture
 from t2t_vit.data.transforms import EvalTransform, TrainTransform
 
@@ -78,13 +80,13 @@ def test_a_split_folder_given_is_the_one_used(tmp_path):
     assert load_data(folder_config(tmp_path / "train"), ["train"])[1]["train"].labels.tolist() == [0, 1]
 
 
-def test_train_folder_is_not_validated_by_mistake(tmp_path):
+def test_train_folder_is_not_used_for_validation(tmp_path):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 3})
-    with pytest.raises(UserError, match="train is no val folder; give the folder above it"):
+    with pytest.raises(UserError, match="train is not a val folder; give the folder above it"):
         load_data(folder_config(tmp_path / "train"), ["val"])
 
 
-def test_hidden_files_are_no_images_and_links_are_followed(tmp_path):
+def test_hidden_files_are_skipped_and_links_are_followed(tmp_path):
     make_folders(tmp_path, {"train/ant/.ipynb_checkpoints": 2, "train/bee/more": 1, "elsewhere": 2})
     (tmp_path / "train/ant/._x.png").write_bytes(b"macOS")
     (tmp_path / "train/ant/dir.png").mkdir()
@@ -99,7 +101,7 @@ def test_class_list_with_a_repeated_folder_is_refused(tmp_path):
         read_classes(tmp_path / "classes.txt")
 
 
-def test_class_missing_in_one_split_is_told(tmp_path, told):
+def test_class_missing_in_one_split_is_reported(tmp_path, told):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 1, "val/wasp": 1})
     with pytest.raises(UserError, match="val has class folders that .*train has not: wasp"):
         load_data(folder_config(tmp_path))
@@ -241,11 +243,11 @@ def test_unreadable_images_are_named(tmp_path, content, reason):
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     for read in (load_image, lambda path: open_picture(path, 3, "turbo")):
-        with pytest.raises(ImageError, match="pipe.jpg cannot be read: it is no file"):
+        with pytest.raises(ImageError, match="pipe.jpg cannot be read: it is not a file"):
             read(tmp_path / "pipe.jpg")
 
 
-def test_checksum_tells_names_and_labels_not_places(tmp_path):
+def test_checksum_depends_on_names_and_labels_but_not_on_folders(tmp_path):
     sums = []
     for folder, spec in (("a", 2), ("b", 2), ("c", 3)):
         make_folders(tmp_path / folder, {"train/ant": spec, "train/bee": 1, "val/ant": 1})
@@ -297,7 +299,7 @@ def test_ends_of_a_very_long_image_are_cut_off_first(shape, monkeypatch):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8))
     transform = EvalTransform(load_config(ROOT / "configs/t2t_vit_7.yaml"))
     cut = transform(image)
-    monkeypatch.setattr("t2t_vit.data.transforms._LONGEST", 1000)
+    monkeypatch.setattr(transforms, "_LONGEST", 1000)
     assert np.abs(cut.astype(int) - transform(image)).max() <= 1
     monkeypatch.undo()
     assert transform(Image.new("RGB", (1, 65000))).shape == (224, 224, 3)  # 12 GB otherwise

@@ -1,7 +1,8 @@
-"""The page: what a visitor sees in a real browser, where it listens, and how mistakes are told."""
+"""The page: what a visitor sees in a real browser, where it listens, and its messages."""
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -34,22 +35,24 @@ from t2t_vit.deploy.open_model import open_weights
 from t2t_vit.deploy.predict import predict_batch
 from t2t_vit.explain.attention import attention_maps, on_grid, rollout, token_box
 from t2t_vit.explain.overlay import overlay
-from t2t_vit.page import server, shelf
-from t2t_vit.page.shelf import METHODS, Opened, Shelf
+from t2t_vit.page import shelf
+from t2t_vit.page.address import address, listen, url_of
+from t2t_vit.page.shelf import METHODS, Shelf
 
 THREE, SEVEN = ROOT / "lit_data/val/3/0103.png", ROOT / "lit_data/val/7/0081.png"
+PROGRAMS = ROOT / "tests/programs"
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 FLAGS += " --disable-component-update --disable-sync --window-size=1120,930"
 
 
 class Recorder:
-    """A proxy that answers nobody and notes who asked."""
+    """A proxy that records requests and answers none."""
 
     def __init__(self):
         self.listener, self.asked = socket.create_server(("127.0.0.1", 0)), []
-        threading.Thread(target=self._note, daemon=True).start()
+        threading.Thread(target=self._record, daemon=True).start()
 
-    def _note(self):
+    def _record(self):
         with contextlib.suppress(OSError):  # closed
             while True:
                 visitor, _ = self.listener.accept()
@@ -68,7 +71,7 @@ def recorder():
 
 @pytest.fixture(scope="module")
 def page(recorder, tmp_path_factory):
-    """The page as a user starts it, but for any free port; whoever would ask another machine is noted."""
+    """The page as a user starts it, but at any free port; requests to other machines are recorded."""
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     uploads = tmp_path_factory.mktemp("uploads")
     asked = {name: recorder.url for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
@@ -112,7 +115,7 @@ class Visitor:
         """{class: percent} of the bars."""
         return {name: int(percent) for name, percent in re.findall(r"^(\S+)\n(\d+)%$", self.text("top"), re.M)}
 
-    def likeliest(self):
+    def top_class(self):
         return next(iter(self.top()), None)
 
     def captions(self):
@@ -157,32 +160,32 @@ def visitor(page, driver):
 
 def expected(path, name="lit_data"):
     """{class: percent} that predict.py would print."""
-    predictor, cfg, _ = opened_run(name)
-    return {entry["name"]: entry["probability"] for entry in predict_batch(predictor, [path], cfg, 5)[path]["top"]}
+    opened = opened_run(name)
+    found = predict_batch(opened.predictor, [path], opened.cfg, 5)[path]
+    return {entry["name"]: entry["probability"] for entry in found["top"]}
 
 
 def opened_run(name):
     run = ROOT / "output/pretrained" / name
-    opened = open_weights(load_config(run / "config.yaml"), str(run / "best.pdparams"))
-    return opened.predictor, opened.cfg, opened.model
+    return open_weights(load_config(run / "config.yaml"), str(run / "best.pdparams"))
 
 
-def test_upload_is_answered_as_predict_does(visitor):
+def test_answer_is_that_of_predict(visitor):
     visitor.upload(THREE)
     source = visitor.wait(visitor.attention)
     right = expected(THREE)
-    assert visitor.likeliest() == "three" == next(iter(right))
+    assert visitor.top_class() == "three" == next(iter(right))
     assert visitor.top() == {name: round(100 * share) for name, share in right.items()}
     assert visitor.note() == ""
     with urllib.request.urlopen(source) as answer:
         seen = np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"), np.float32)
-    model = Opened("lit_data", *opened_run("lit_data"))
-    found, _ = shelf.look(model, [THREE])
-    own = np.asarray(shelf.attention(model, found[0].pixels, "gradient", "three"), np.float32)
+    model = opened_run("lit_data")
+    ((pixels, _),), _ = shelf.look(model, [THREE])
+    own = np.asarray(shelf.attention(model, pixels, "gradient", "three"), np.float32)
     assert seen.shape == own.shape and np.abs(seen - own).mean() < 6  # of 255, by the page's WebP
 
 
-def test_several_pictures_one_of_them_bad(visitor, tmp_path):
+def test_several_pictures_one_of_them_unreadable(visitor, tmp_path):
     bad = tmp_path / "<b>notes.png"
     bad.write_text("no picture")
     visitor.upload(THREE, SEVEN, bad)
@@ -191,21 +194,21 @@ def test_several_pictures_one_of_them_bad(visitor, tmp_path):
     assert re.fullmatch(r"image \S*notes.png cannot be read: not an image", visitor.wait(visitor.note))
     first = visitor.wait(visitor.attention)
     visitor.all("#answers button.thumbnail-item")[1].click()
-    visitor.wait(lambda: visitor.likeliest() == "seven")
+    visitor.wait(lambda: visitor.top_class() == "seven")
     assert visitor.wait(lambda: visitor.attention() != first and visitor.attention())
 
 
-def test_pictures_are_taken_away(visitor):
+def test_pictures_can_be_removed(visitor):
     visitor.upload(THREE, SEVEN)
     visitor.wait(lambda: len(visitor.captions()) == 2)
     visitor.all("#files button[aria-label='Remove this file']")[0].click()
     visitor.wait(lambda: [caption.split()[-1] for caption in visitor.captions()] == ["seven"])
-    visitor.wait(lambda: visitor.likeliest() == "seven")
+    visitor.wait(lambda: visitor.top_class() == "seven")
     visitor.all("#files button[aria-label='Clear']")[0].click()
     visitor.wait(lambda: not visitor.captions() and not visitor.top() and not visitor.attention())
 
 
-def test_bad_file_alone_is_answered(visitor, tmp_path):
+def test_unreadable_file_alone(visitor, tmp_path):
     bad = tmp_path / "notes.png"
     bad.write_text("no picture")
     visitor.upload(bad)
@@ -213,7 +216,7 @@ def test_bad_file_alone_is_answered(visitor, tmp_path):
     assert visitor.top() == {} and not visitor.attention()
     assert "Traceback" not in visitor.driver.page_source
     visitor.visit().upload(SEVEN)
-    visitor.wait(lambda: visitor.likeliest() == "seven")
+    visitor.wait(lambda: visitor.top_class() == "seven")
 
 
 def test_very_large_pictures(visitor, tmp_path):
@@ -224,20 +227,20 @@ def test_very_large_pictures(visitor, tmp_path):
     (tmp_path / "bomb.png").write_bytes(small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:])
     visitor.upload(tmp_path / "large.jpg", tmp_path / "bomb.png")
     assert "bomb.png cannot be read" in visitor.wait(visitor.note)
-    visitor.wait(lambda: visitor.likeliest() == "three")
+    visitor.wait(lambda: visitor.top_class() == "three")
     for image in visitor.all("#answers img"):
         assert visitor.driver.execute_script("return arguments[0].naturalWidth", image) <= 512
 
 
 def test_other_model_answers_about_the_same_picture(visitor):
     visitor.upload(THREE)
-    visitor.wait(lambda: visitor.likeliest() == "three")
+    visitor.wait(lambda: visitor.top_class() == "three")
     assert visitor.all("#examples img")
     visitor.pick("model", "lit_data_pit")
     right = {name: round(100 * share) for name, share in expected(THREE, "lit_data_pit").items()}
     visitor.wait(lambda: visitor.top() == right)
     visitor.pick("model", "cifar10_seven")
-    visitor.wait(lambda: visitor.likeliest() in ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"))
+    visitor.wait(lambda: visitor.top_class() in ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"))
     visitor.wait(lambda: not visitor.all("#examples img"))  # pictures of CIFAR-10 are not shipped
 
 
@@ -257,10 +260,10 @@ def test_methods_and_classes_show_other_maps(visitor):
 def test_examples_are_the_digits(visitor):
     assert len(visitor.all("#examples button.thumbnail-item")) == 10
     visitor.all("#examples button.thumbnail-item")[4].click()
-    visitor.wait(lambda: visitor.likeliest() == "four")
+    visitor.wait(lambda: visitor.top_class() == "four")
 
 
-def test_everything_has_its_place(visitor):
+def test_parts_of_the_page_do_not_overlap(visitor):
     visitor.upload(THREE, *(sorted((ROOT / "lit_data/val" / digit).iterdir())[1] for digit in "0678"))
     visitor.wait(lambda: visitor.attention() and len(visitor.captions()) == 5)
     boxes = {
@@ -279,7 +282,7 @@ def test_everything_has_its_place(visitor):
         visitor.driver.save_screenshot(os.environ["T2T_SCREENSHOT"])
 
 
-def test_nothing_is_asked_of_other_machines(visitor, recorder, page):
+def test_no_requests_to_other_machines(visitor, recorder, page):
     visitor.upload(THREE)
     visitor.wait(visitor.attention)
     logged = [json.loads(entry["message"])["message"] for entry in visitor.driver.get_log("performance")]
@@ -313,10 +316,10 @@ def test_gradio_file_listens_where_the_environment_says(tmp_path):
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-    told = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "GRADIO_ROOT_PATH": "/below"}
+    environment = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "GRADIO_ROOT_PATH": "/below"}
     command_of_readme("mkdir -p /path/to/page ", tmp_path)  # a folder that holds all it needs
-    with Page(script=tmp_path / "page/demo.gradio.py", **told) as page:
-        assert page.lines[-2] == "the page has no password: whoever reaches this machine reaches it\n"
+    with Page(script=tmp_path / "page/demo.gradio.py", **environment) as page:
+        assert page.lines[-2] == "the page has no password: everyone who can reach this machine can use it\n"
         assert page.port == port and listening(port) == ["00000000"]
         with urllib.request.urlopen(page.url) as answer:
             html = answer.read().decode()
@@ -356,61 +359,64 @@ def test_closed_terminal_leaves_no_uploads(ignored, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_clean_up_before_the_page_is_up(number, tmp_path):
-    (tmp_path / "gradio.py").write_text(f"import signal\nsignal.raise_signal({int(number)})\n")
-    uploads = tmp_path / "uploads"
-    uploads.mkdir()
     command = [sys.executable, str(ROOT / "tools/demo.py"), "--port", "0"]
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "TMPDIR": str(uploads)}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(PROGRAMS / "interrupting"),
+        "SIGNAL": str(int(number)),
+        "TMPDIR": str(tmp_path),
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert (done.returncode, done.stderr) == (1, "error: interrupted\n")
-    assert not list(uploads.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_win_over_the_environment(monkeypatch):
-    assert demo.address(demo.parser().parse_args([])) == ("127.0.0.1", None)
+    def found(*words):
+        return address(demo.parser().parse_args(list(words)))
+
+    assert found() == ("127.0.0.1", None)
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
     monkeypatch.setenv("GRADIO_SERVER_PORT", "7000")
-    assert demo.address(demo.parser().parse_args([])) == ("0.0.0.0", 7000)
-    assert demo.address(demo.parser().parse_args(["--host", "127.0.0.2", "--port", "0"])) == ("127.0.0.2", 0)
+    assert found() == ("0.0.0.0", 7000)
+    assert found("--host", "127.0.0.2", "--port", "0") == ("127.0.0.2", 0)
 
 
-def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
-    with server.listen("127.0.0.1", 0) as first:
+def test_without_a_port_the_next_free_one_is_taken():
+    with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        monkeypatch.setattr(server, "FIRST_PORT", port)
-        with server.listen("127.0.0.1", None) as second:
+        with listen("127.0.0.1", None, range(port, port + 100)) as second:
             assert port < second.getsockname()[1] < port + 100
-        monkeypatch.setattr(server, "TRIED_PORTS", 1)
         with pytest.raises(UserError, match=f"all ports from {port} to {port} of 127.0.0.1 are taken"):
-            server.listen("127.0.0.1", None)
+            listen("127.0.0.1", None, range(port, port + 1))
 
 
 def test_addresses_of_version_6():
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
-    with server.listen("::1", 0) as listener:
-        assert re.fullmatch(r"http://\[::1\]:\d+", server.url_of(listener))
+    with listen("::1", 0) as listener:
+        assert re.fullmatch(r"http://\[::1\]:\d+", url_of(listener))
 
 
 def test_taken_port_is_one_line():
-    with server.listen("127.0.0.1", 0) as first:
+    with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        message = f"error: port {port} of 127.0.0.1 is taken: give another by --port, or 0 for any free one"
+        message = f"error: port {port} of 127.0.0.1 is taken: give another with --port, or 0 for any free one"
         assert error_line("demo", "--port", port) == message
 
 
 @pytest.mark.parametrize(
     "host, port, message",
     [
-        ("no.such.host.invalid", None, "host 'no.such.host.invalid' is no address: "),
-        ("192.0.2.1", None, "host 192.0.2.1 is no address of this machine"),
+        ("no.such.host.invalid", None, "host 'no.such.host.invalid' is not an address: "),
+        ("192.0.2.1", None, "cannot listen at 192.0.2.1, port 7860: "),
         ("127.0.0.1", 65536, "the port is 65536 but must be 0 .any free one. to 65535"),
         ("127.0.0.1", -1, "the port is -1 but must be 0"),
     ],
 )
-def test_impossible_addresses_are_told(host, port, message):
+def test_impossible_addresses_are_errors(host, port, message):
     with pytest.raises(UserError, match=message):
-        server.listen(host, port)
+        listen(host, port)
 
 
 def test_port_of_the_environment_must_be_a_number(monkeypatch):
@@ -421,18 +427,17 @@ def test_port_of_the_environment_must_be_a_number(monkeypatch):
 # --- Models and mistakes ---
 
 
-def test_missing_gradio_is_one_line(tmp_path, monkeypatch):
-    (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError('gone', name='gradio')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def test_missing_gradio_is_one_line(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS / "missing"))
     message = "error: the page needs gradio, which is not installed: pip install gradio"
-    assert error_line("demo", "--port", 0) == message
+    assert error_line("demo", "--port", 0, fresh=True) == message
 
 
 @pytest.mark.parametrize("port", ["", "http"])
-def test_missing_weights_are_told_before_the_page_is_up(port, tmp_path, monkeypatch):
+def test_missing_weights_are_an_error_before_the_page_is_up(port, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     monkeypatch.setenv("GRADIO_SERVER_PORT", port)  # which Gradio must not see, nor we ask beside --port
-    line = error_line("demo", "--port", 0, "--pretrained", tmp_path / "absent.pdparams")
+    line = error_line("demo", "--port", 0, "--pretrained", tmp_path / "absent.pdparams", fresh=True)
     assert "absent.pdparams" in line
 
 
@@ -480,14 +485,14 @@ def test_examples_are_pictures_that_can_be_read(split, tmp_path):
     assert models.ask("lit_data", shelf.examples) == []
 
 
-def test_answers_are_drawn_by_the_model_that_gave_them():
+def test_attention_is_that_of_the_model_that_answered():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     from t2t_vit.page.layout import Actions
 
     models = shelf_of()
     act = Actions(models)
     _, answers, *_, expected, _ = act.answer("lit_data", [str(THREE)], "gradient")
-    # The visitor has picked another model since, whose pictures have another size and whose classes are others.
+    # The visitor has picked another model since, with pictures of another size and other classes.
     act.answer("cifar10_seven", [str(THREE)], "gradient")
     assert answers[0].model == "lit_data"
     assert act.draw(answers, 0, "gradient", "three")[0] == expected
@@ -496,20 +501,20 @@ def test_answers_are_drawn_by_the_model_that_gave_them():
     assert image == expected and not notes["visible"]
 
 
-def test_the_map_of_a_pit_lies_where_its_tokens_look():
-    model = Opened("lit_data_pit", *opened_run("lit_data_pit"))
-    answer = shelf.look(model, [THREE])[0][0]
+def test_the_map_of_a_pit_covers_the_pixels_of_its_tokens():
+    model = opened_run("lit_data_pit")
+    pixels, _ = shelf.look(model, [THREE])[0][0]
     for method, block in (("rollout", 0), ("last block", -1)):
-        drawn = shelf.attention(model, answer.pixels, method, "three")
-        images = paddle.to_tensor(to_input(answer.pixels[None], model.predictor.metadata))
+        drawn = shelf.attention(model, pixels, method, "three")
+        images = paddle.to_tensor(to_input(pixels[None], model.predictor.metadata))
         maps = attention_maps(model.model, images)
         values = rollout(maps, model.model) if block == 0 else on_grid(maps[-1].mean(axis=1)[:, 0], model.model)
         box = token_box(model.model, block)
-        assert drawn == overlay(to_image(answer.pixels), values[0].numpy(), box=box)
+        assert drawn == overlay(to_image(pixels), values[0].numpy(), box=box)
     assert token_box(model.model, 0) == (1, 1, 15, 15) != box
 
 
-def test_many_visitors_share_a_model_that_one_thread_asks():
+def test_one_thread_computes_for_all_visitors():
     models, threads = shelf_of(), set()
     source = models.sources["lit_data"]
     opened = []
@@ -517,7 +522,7 @@ def test_many_visitors_share_a_model_that_one_thread_asks():
 
     def question(model, path):
         threads.add(threading.get_ident())
-        return shelf.look(model, [path])[0][0].top
+        return shelf.look(model, [path])[0][0][1]
 
     with ThreadPoolExecutor(8) as visitors:
         found = list(visitors.map(lambda path: models.ask("lit_data", question, path), [THREE, SEVEN] * 8))
@@ -526,18 +531,18 @@ def test_many_visitors_share_a_model_that_one_thread_asks():
         assert top == pytest.approx(expected(path), abs=2e-6)
 
 
-def test_classes_of_one_name_are_told_apart():
-    predictor = argparse.Namespace(metadata=argparse.Namespace(classes=["crane", "ox", "crane"]))
-    assert Opened("birds", predictor, None, None).classes() == ["crane (0)", "ox", "crane (2)"]
+def test_class_names_are_unique():
+    metadata = argparse.Namespace(classes=["crane", "ox", "crane"])
+    opened = argparse.Namespace(predictor=argparse.Namespace(metadata=metadata))
+    assert shelf.class_names(opened) == ["crane (0)", "ox", "crane (2)"]
 
 
-def test_exported_model_has_no_attention_and_says_so():
+def test_exported_model_has_no_attention():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     from t2t_vit.page.layout import Actions
 
-    predictor, cfg, _ = opened_run("lit_data")
     models = shelf_of()
-    models.sources["lit_data"] = lambda: (predictor, cfg, None)
+    models.sources["lit_data"] = lambda: dataclasses.replace(opened_run("lit_data"), model=None)
     *_, bars, _, image, notes = Actions(models).answer("lit_data", [str(THREE)], "gradient")
     assert next(iter(bars)) == "three" and image is None
     assert notes["value"] == "an exported model does not show its attention"
@@ -545,7 +550,7 @@ def test_exported_model_has_no_attention_and_says_so():
 
 def test_engine_is_that_of_the_option(tmp_path):
     models = shelf_of("OUTPUT", str(tmp_path), engine="onnxruntime")
-    with pytest.raises(UserError, match="no .*lit_data.onnx for --engine onnxruntime"):
+    with pytest.raises(UserError, match="lit_data.onnx not found for --engine onnxruntime"):
         models.ask("lit_data", shelf.examples)
 
 
@@ -556,21 +561,21 @@ def test_new_pictures_are_drawn_by_the_chosen_method():
     models, images = shelf_of(), []
     for method in METHODS:
         *_, image, _ = Actions(models).answer("lit_data", [str(THREE)], method)
-        pixels = models.ask("lit_data", shelf.look, [THREE])[0][0].pixels
+        pixels = models.look("lit_data", [THREE])[0][0].pixels
         assert image == models.ask("lit_data", shelf.attention, pixels, method, "three")
         assert image not in images
         images.append(image)
 
 
-def test_too_many_pictures_are_told():
+def test_too_many_pictures_are_reported():
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
-    from t2t_vit.page.layout import MOST_PICTURES, Actions
+    from t2t_vit.page.layout import MAX_PICTURES, Actions
 
-    paths = sorted(map(str, (ROOT / "lit_data/val").glob("*/*.png")))[: MOST_PICTURES + 3]
+    paths = sorted(map(str, (ROOT / "lit_data/val").glob("*/*.png")))[: MAX_PICTURES + 3]
     _, answers, *_, notes = Actions(shelf_of("VAL.BATCH_SIZE", "5")).answer("lit_data", paths, "gradient")
-    assert len(answers) == MOST_PICTURES
-    assert answers[-1].top == pytest.approx(expected(paths[MOST_PICTURES - 1]), abs=2e-6)
-    assert notes["value"] == f"only the first {MOST_PICTURES} of {len(paths)} pictures are shown"
+    assert len(answers) == MAX_PICTURES
+    assert answers[-1].top == pytest.approx(expected(paths[MAX_PICTURES - 1]), abs=2e-6)
+    assert notes["value"] == f"only the first {MAX_PICTURES} of {len(paths)} pictures are shown"
 
 
 def test_help_names_the_options():

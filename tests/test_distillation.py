@@ -1,4 +1,4 @@
-"""Learning from a teacher: the losses by hand, which teacher, what it sees, and that a run goes on with it."""
+"""Distillation: losses, choice of the teacher, its images, and resumed runs."""
 
 import re
 import shutil
@@ -41,7 +41,7 @@ def plain_config(tmp_path):
 # --- The losses ---
 
 RNG = np.random.default_rng(3)
-CLASS, DISTILLED, TAUGHT = RNG.standard_normal((3, 4, 5))  # logits (B, K)
+CLASS, DISTILLED, TEACHER_LOGITS = RNG.standard_normal((3, 4, 5))  # logits (B, K)
 LABELS = np.array([0, 4, 2, 2])
 
 
@@ -55,15 +55,15 @@ def loss_of(kind, alpha, tau, outputs, targets, smoothing=0.0):
     tensors = tuple(paddle.to_tensor(o, "float32") for o in outputs)
     outputs = tensors if len(tensors) > 1 else tensors[0]
     loss = DistillationLoss(CrossEntropy(smoothing), distill)
-    return loss(outputs, paddle.to_tensor(targets), paddle.to_tensor(TAUGHT, "float32")).item()
+    return loss(outputs, paddle.to_tensor(targets), paddle.to_tensor(TEACHER_LOGITS, "float32")).item()
 
 
 def by_hand(kind, alpha, tau, class_logits, distilled_logits):
     truth = -log_softmax(class_logits)[range(4), LABELS].mean()
     if kind == "hard":
-        distance = -log_softmax(distilled_logits)[range(4), TAUGHT.argmax(-1)].mean()
+        distance = -log_softmax(distilled_logits)[range(4), TEACHER_LOGITS.argmax(-1)].mean()
     else:
-        p, q = log_softmax(TAUGHT / tau), log_softmax(distilled_logits / tau)
+        p, q = log_softmax(TEACHER_LOGITS / tau), log_softmax(distilled_logits / tau)
         distance = tau**2 * (np.exp(p) * (p - q)).sum() / p.size
     return (1 - alpha) * truth + alpha * distance
 
@@ -89,8 +89,8 @@ def test_gradient_of_the_soft_loss_is_the_difference_of_the_probabilities():
     # F.kl_div, given log-probabilities for a target, is 0 with a gradient of 0.
     loss = DistillationLoss(CrossEntropy(0.0), config(*SOFT, "DISTILL.ALPHA", "1.0").DISTILL)
     logits = paddle.to_tensor(CLASS, "float32", stop_gradient=False)
-    loss(logits, paddle.to_tensor(LABELS), paddle.to_tensor(TAUGHT, "float32")).backward()
-    expected = 2.0 * (np.exp(log_softmax(CLASS / 2)) - np.exp(log_softmax(TAUGHT / 2))) / CLASS.size  # tau = 2
+    loss(logits, paddle.to_tensor(LABELS), paddle.to_tensor(TEACHER_LOGITS, "float32")).backward()
+    expected = 2.0 * (np.exp(log_softmax(CLASS / 2)) - np.exp(log_softmax(TEACHER_LOGITS / 2))) / CLASS.size  # tau = 2
     assert np.abs(expected).max() > 0.01
     assert np.allclose(logits.grad.numpy(), expected, atol=1e-6)
 
@@ -127,11 +127,11 @@ def test_teacher_sees_the_same_batch_in_eval_mode_and_is_never_changed():
 
 def test_teacher_changes_the_step_but_not_the_initial_weights():
     alone, step_alone = one_step(config())
-    taught, step_taught = one_step(config(*SOFT))
-    weights = [{name: t.numpy().copy() for name, t in step.model.state_dict().items()} for step in (alone, taught)]
+    distilled, step_distilled = one_step(config(*SOFT))
+    weights = [{name: t.numpy().copy() for name, t in step.model.state_dict().items()} for step in (alone, distilled)]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
-    step_alone(), step_taught()
-    assert (alone.model.head.weight.numpy() != taught.model.head.weight.numpy()).any()
+    step_alone(), step_distilled()
+    assert (alone.model.head.weight.numpy() != distilled.model.head.weight.numpy()).any()
 
 
 def test_distilled_model_learns_with_both_heads_with_and_without_a_teacher(plain_config):
@@ -174,12 +174,12 @@ SHIPPED_WEIGHTS = ("DISTILL.WEIGHTS", "output/pretrained/lit_data/best.pdparams"
           "DATA.STD", "[0.5]"), "takes RGB images"),
     ],
 )  # fmt: skip
-def test_teachers_that_cannot_be_had_are_named(words, message):
+def test_wrong_teachers_are_named(words, message):
     with pytest.raises(UserError, match=message):
         Teacher(config("DISTILL.TYPE", "hard", *words))
 
 
-def test_images_that_the_teacher_cannot_take_are_told_at_the_start(tmp_path):
+def test_images_that_the_teacher_cannot_take_are_an_error_at_the_start(tmp_path):
     model = paddle.vision.models.googlenet(num_classes=10)
     checkpoint.save(tmp_path / "googlenet.pdparams", model.state_dict())
     words = (
@@ -200,13 +200,13 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
     classes = tmp_path / "classes.txt"
     classes.write_text(classes.read_text().replace("0\t0\t", "0\tnought\t"))
     words = ("--output", tmp_path, "DISTILL.TYPE", "hard", "DISTILL.TEACHER", tmp_path / "config.yaml")
-    assert "the teacher knows other classes than the data: class 0 is 0 in" in error_line("train", *words)
+    assert "the teacher has other classes than the data: class 0 is 0 in" in error_line("train", *words)
 
 
-def test_a_teacher_that_nobody_listens_to_is_told(tmp_path):
+def test_a_teacher_without_a_type_is_an_error(tmp_path):
     for key in ("DISTILL.WEIGHTS", "DISTILL.TEACHER"):
         line = error_line("train", "--output", tmp_path, key, SHIPPED)
-        assert line == f"error: {key} is given, but DISTILL.TYPE '' listens to no teacher; set hard or soft"
+        assert line == f"error: {key} is given, but DISTILL.TYPE '' uses no teacher; set hard or soft"
 
 
 def test_a_teachers_config_and_weights_come_from_one_place(tmp_path):
@@ -223,7 +223,7 @@ def test_a_teachers_config_and_weights_come_from_one_place(tmp_path):
 def test_settings_that_do_not_fit_are_named():
     for words, message in (
         (("DISTILL.TYPE", "hard"), "DISTILL.TEACHER is '' but must be a model or config"),
-        (("DISTILL.TYPE", "firm"), "DISTILL.TYPE is 'firm' but must be hard, soft or empty"),
+        (("DISTILL.TYPE", "firm"), "DISTILL.TYPE is 'firm' but must be hard, soft or \"\""),
         (("DISTILL.ALPHA", "1.5"), "DISTILL.ALPHA is 1.5"),
         (("DISTILL.TAU", "0.0"), "DISTILL.TAU is 0.0"),
     ):
@@ -234,7 +234,7 @@ def test_settings_that_do_not_fit_are_named():
 # --- The run ---
 
 
-def test_a_run_goes_on_with_its_teacher_and_with_no_other(tmp_path):
+def test_run_continues_with_its_teacher_only(tmp_path):
     def words(folder, *more):
         short = ("MODEL.T2T.DEPTH", "1", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0", "VAL.EVERY", "3")
         return ("--output", tmp_path / folder, *SOFT, *short, "TRAIN.EPOCHS", "3", *few, *more)

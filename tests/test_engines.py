@@ -1,4 +1,4 @@
-"""val.py and predict.py on inference engines: the same answers, without paddle where it is not needed; mistakes."""
+"""val.py and predict.py with inference engines: same answers, no Paddle unless it computes, mistakes in one line."""
 
 import json
 import os
@@ -76,13 +76,13 @@ def without_paddle(folder, *words):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
-def test_data_of_other_classes_is_told_with_the_file(alone, tmp_path):
+def test_data_with_other_classes_names_the_file(alone, tmp_path):
     for folder in ("train/0", "train/1", "train/2", "val/1"):
         shutil.copytree(ROOT / "lit_data" / folder, tmp_path / folder)
     for name, *words in (["val", "--pretrained", alone / "lit_data.onnx"],
                          ["export", "--format", "onnx", "--file", tmp_path / "x.onnx"]):  # fmt: skip
         line = error_line(name, *words, "--data-path", tmp_path)
-        assert "has 3 classes but" in line and "was trained for 10; give the data that it is for" in line
+        assert "has 3 classes but" in line and "was trained for 10; give the data set of these classes" in line
     assert not (tmp_path / "x.onnx").exists()
 
 
@@ -104,7 +104,7 @@ def test_openvino_reads_onnx_too(alone):
     np.testing.assert_allclose(*logits, atol=1e-5)
 
 
-def test_weights_that_have_changed_are_told(run_folder, tmp_path):
+def test_a_stale_export_is_a_warning(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path, dirs_exist_ok=True)
     words = ["predict", "--engine", "onnxruntime", "--output", tmp_path]
     assert tool(*words).stderr == f"note: t2t_vit_7 with {tmp_path}/lit_data/export/lit_data.onnx\n"
@@ -113,7 +113,7 @@ def test_weights_that_have_changed_are_told(run_folder, tmp_path):
     assert "lit_data.onnx was made from other weights than those in" in tool(*words).stderr
 
 
-def test_run_without_export_says_how_to_make_it(tmp_path):
+def test_a_run_without_export_names_the_command(tmp_path):
     line = error_line("predict", "--engine", "openvino", "--output", tmp_path, "--config", "configs/lit_data.yaml")
     assert "`python tools/export.py --config configs/lit_data.yaml --format openvino`" in line
 
@@ -134,7 +134,7 @@ def test_mistakes_are_one_line(run_folder, words, part):
 
 
 @pytest.mark.parametrize(("name", "whole"), [("bin", "xml"), ("pdiparams", "json"), ("yml", "json")])
-def test_a_part_names_the_file_to_give(alone, name, whole):
+def test_a_part_names_the_main_file(alone, name, whole):
     line = error_line("predict", "--pretrained", alone / f"lit_data.{name}")
     assert line.endswith(f"is part of an exported model: give --pretrained {alone}/lit_data.{whole}")
 
@@ -155,7 +155,7 @@ def test_the_data_set_keeps_its_name(alone, tmp_path):
     assert tool(*words, "DATA.NAME", "digits").stdout.splitlines()[-1] == "digits final val acc is:0.9917"
 
 
-def test_what_the_file_fixes_cannot_be_changed(alone):
+def test_settings_of_the_file_cannot_be_changed(alone):
     words = ["predict", "--pretrained", alone / "lit_data.onnx", "DATA.IMAGE_SIZE"]
     assert "DATA.IMAGE_SIZE is 32 but" in error_line(*words, 32)
     assert tool(*words, 16).stdout.endswith("class_id is: 3\n")
@@ -192,7 +192,7 @@ def test_a_renamed_or_linked_file_finds_its_parts(alone, tmp_path, engine):
 
 
 @pytest.mark.parametrize("engine", FILES)
-def test_a_class_too_few_is_told(alone, tmp_path, engine):
+def test_a_missing_class_is_an_error(alone, tmp_path, engine):
     import onnx
 
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
@@ -212,7 +212,7 @@ def test_a_class_too_few_is_told(alone, tmp_path, engine):
         open_predictor(engine, tmp_path / FILES[engine])(np.zeros((1, 3, 16, 16)))
 
 
-def test_files_of_other_programs_are_told(tmp_path):
+def test_files_of_other_programs_are_refused(tmp_path):
     import onnx
     import openvino
 
@@ -227,7 +227,7 @@ def test_files_of_other_programs_are_told(tmp_path):
             open_predictor(engine, tmp_path / name)
 
 
-def test_input_of_another_size_is_told(alone):
+def test_input_of_another_size_is_refused(alone):
     predictor = open_predictor("onnxruntime", alone / "lit_data.onnx", threads=1)
     with pytest.raises(UserError, match="takes images of shape"):
         predictor(np.zeros((2, 3, 32, 32), np.float32))

@@ -8,8 +8,11 @@ import pytest
 from scipy import integrate, stats
 from test_data import settings
 
+from t2t_vit.config import with_keys
 from t2t_vit.data.batch import Batch, BatchDraws, TrainInput, channels_first, to_tensors
 from t2t_vit.data.erasing import RandomErasing
+from t2t_vit.data.mixup import Mixup
+from t2t_vit.data.seeding import MIX, generator
 
 # Of the image, where the box's sides are sure to fit: 0.28 * 10 / 3 < 1.
 SMALLEST, SURE, LARGEST = 0.02, 0.28, 1 / 3
@@ -180,9 +183,32 @@ def test_the_models_input_is_erased_after_normalising():
 
 
 def test_erasing_comes_after_mixing():
-    """As in the official training, whose loader mixes while it gathers a batch and erases on the GPU."""
+    """As in T2T-ViT's training, whose loader mixes while it gathers a batch and erases on the GPU."""
     cfg = settings(AUG__ERASE_MODE="const", AUG__MIXUP="0.8")
     untouched = TrainInput(cfg)(batch(cfg, np.zeros(16)))[0].numpy()
     out = TrainInput(cfg)(batch(cfg, [[2, 3, 9, 12], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))[0].numpy()
-    assert (out[0, :, 2:9, 3:12] == 0).all()  # nothing of the partner shines through
-    assert (out[1:] == untouched[1:]).all()  # and the partner's mix is whole
+    assert (out[0, :, 2:9, 3:12] == 0).all()  # the partner does not shine through
+    assert (out[1:] == untouched[1:]).all()  # the partner's mix is whole
+
+
+@pytest.mark.parametrize("mode", ["batch", "elem"])
+@pytest.mark.parametrize("kind", ["MIXUP", "CUTMIX"])
+def test_erasing_comes_before_mixing_with_erase_mixed_false(mode, kind):
+    """As in PiT's training (DeiT), whose data set erases each image."""
+    cfg = settings(AUG__ERASE_MODE="const", AUG__ERASE_MIXED="False", AUG__MIX_MODE=mode, **{f"AUG__{kind}": "1.0"})
+    boxes = [[2, 3, 9, 12], [0, 0, 0, 0], [0, 0, 16, 16], [0, 0, 0, 0]]
+    erased = batch(cfg, boxes)
+    images = TrainInput(cfg).normalize.channels_last(erased.images).numpy()
+    for image, (top, left, bottom, right) in zip(images, boxes):
+        image[top:bottom, left:right] = 0
+    lam, cuts = Mixup(cfg).draw(4, 16, 16, generator(cfg.SEED, MIX, (0, 7, 0)))
+    expected = [lam[i] * images[i] + (1 - lam[i]) * images[3 - i] for i in range(4)]
+    if kind == "CUTMIX":
+        expected = images.copy()
+        for i, (top, left, bottom, right) in enumerate(cuts):
+            expected[i, top:bottom, left:right] = images[3 - i, top:bottom, left:right]
+    expected = np.stack(expected).transpose(0, 3, 1, 2)
+    out = TrainInput(cfg)(erased)[0].numpy()
+    assert np.abs(out - expected).max() < 1e-5
+    after = TrainInput(with_keys(cfg, {"AUG.ERASE_MIXED": True}))(erased)[0].numpy()
+    assert np.abs(out - after).max() > 0.1

@@ -1,4 +1,4 @@
-"""Files for inference engines: what is written, that it computes the model's function, and what is refused."""
+"""Export: the files compute what the model does, and mistakes leave nothing behind."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from test_fold import small_model
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import remove_temporary_files
 from t2t_vit.config import load_config, with_keys
-from t2t_vit.data.dataset import ClassList
+from t2t_vit.data.classes import ClassList
 from t2t_vit.deploy import exporter
 from t2t_vit.deploy.compare import Samples
 from t2t_vit.deploy.engines import open_predictor
@@ -65,21 +65,21 @@ def test_every_kind_exports(exported, kind, form):
 
 @pytest.mark.parametrize("form", exporter.FORMATS)
 @pytest.mark.parametrize("batch_size", [0, 4])
-def test_any_number_of_images_is_answered(exported, form, batch_size):
+def test_any_number_of_images_is_accepted(exported, form, batch_size):
     model, path, _ = exported("pit", form, batch_size=batch_size)
     for count in (1, 6):
         found, expected = outputs(model, path, form, count)
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(exporter.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=r"x.onnx cannot be written: 0 MB free, about \d+ MB needed$"):
         export_model(small_model("pit"), CFG, tmp_path / "x.onnx", "onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_onnx_graph_is_lean_and_legible(exported):
+def test_onnx_graph_is_simple_and_named(exported):
     import onnx
 
     _, path, _ = exported("performer", "onnx")
@@ -91,7 +91,7 @@ def test_onnx_graph_is_lean_and_legible(exported):
     assert "blocks.0.mlp.fc1.weight" in {tensor.name for tensor in graph.initializer}
 
 
-def test_bf16_and_int8_say_what_they_are_and_compute_it(exported):
+def test_bf16_and_int8_have_their_precision(exported):
     import onnx
     import openvino
 
@@ -110,7 +110,7 @@ def test_bf16_and_int8_say_what_they_are_and_compute_it(exported):
 
 
 @pytest.mark.parametrize("form", exporter.FORMATS)
-def test_metadata_comes_back_whole(tmp_path, form):
+def test_metadata_is_kept(tmp_path, form):
     model = small_model("oblong")
     classes = ClassList(tuple("abcde"), ("甲", 'b"', "c d", "d\te", "e"), "list")
     cfg = with_keys(CFG, {"DATA.NAME": "2012"})
@@ -160,7 +160,7 @@ def test_a_failed_write_keeps_the_earlier_files(tmp_path, monkeypatch, form):
     assert {part: part.read_text() for part in tmp_path.iterdir()} == dict.fromkeys(parts, "an earlier one")
 
 
-def test_leftovers_of_dead_processes_go(tmp_path):
+def test_leftovers_of_dead_processes_are_removed(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
     names = [f".x.onnx.tmp{process}" for process in (dead.pid, os.getpid(), 1)] + [f".y.onnx.tmp{dead.pid}"]
@@ -201,7 +201,7 @@ def test_sigterm_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_command_writes_compares_and_tells(tmp_path):
+def test_command_writes_and_compares(tmp_path):
     done = tool("export", "--format", "onnx", "--file", tmp_path / "digits.onnx", "--images", 50)
     lines = done.stdout.splitlines()
     assert "fp32, batches of 1" in lines[-2] and "digits.onnx" in lines[-2]
@@ -237,14 +237,14 @@ def test_mistakes_are_one_line(words, part, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_choices_of_the_command_are_those_of_the_machinery():
+def test_choices_of_the_command_are_those_of_the_exporter():
     import export as command
 
     options = {action.dest: action.choices for action in command.parser()._actions}
     assert (options["format"], options["precision"]) == (exporter.FORMATS, exporter.PRECISIONS)
 
 
-def test_shipped_config_names_the_place_of_its_export(tmp_path):
+def test_default_place_of_an_export(tmp_path):
     tool("export", "--format", "paddle", "--output", tmp_path, "--pretrained", SHIPPED,
          "--images", 20, "--batch-size", 5)  # fmt: skip
     folder = tmp_path / "lit_data/export"

@@ -12,7 +12,7 @@ from PIL import Image
 sys.path.insert(0, str(ROOT / "tests/programs"))
 import toy_family  # noqa: E402
 
-from t2t_vit.bench.macs import macs, products  # noqa: E402
+from t2t_vit.bench.counts import macs, products  # noqa: E402
 from t2t_vit.config import load_config  # noqa: E402
 from t2t_vit.deploy.engines import open_predictor  # noqa: E402
 from t2t_vit.models.zoo import FAMILIES, create_model, list_models  # noqa: E402

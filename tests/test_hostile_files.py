@@ -1,4 +1,4 @@
-"""Files that a stranger may send: read, or refused in one line; never a crash, a hang, a traceback or a forged line."""
+"""Damaged and forged files are read or refused in one line: no crash, no hang, no traceback, no forged line."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ from t2t_vit.common.errors import UserError, one_line, printable
 from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.common.unpickle import Refused, Unpickler
 from t2t_vit.config import load_config
-from t2t_vit.data.dataset import read_classes
+from t2t_vit.data.classes import read_classes
 from t2t_vit.weights import checkpoint, torch_file
 from t2t_vit.weights.formats import read_weights
 
@@ -287,6 +287,15 @@ def test_odd_metadata_is_one_line(name, text):
     with pytest.raises(UserError, match="x.onnx") as raised:
         Metadata.from_entries(entries, "x.onnx")
     assert len(one_line(raised.value)) < 300
+
+
+def test_unknown_and_missing_new_entries_are_allowed():
+    from t2t_vit.deploy.metadata import Metadata
+
+    entries = metadata_entries()
+    del entries["exif"], entries["grey_bits"]  # as in the first exported files
+    metadata = Metadata.from_entries({**entries, "checksum_of_bin": "3f2a", "author": "me"}, "x.xml")
+    assert (metadata.exif, metadata.grey_bits) == ("auto", 16)
 
 
 def test_odd_sidecars_are_one_line(tmp_path):

@@ -10,8 +10,10 @@ from test_data import settings
 
 from t2t_vit.data import images
 from t2t_vit.data.augment import build_augment
+from t2t_vit.data.dataset import load_data
 from t2t_vit.data.images import ImageError, JpegPicture, PillowPicture, load_image, open_picture, reader_name
-from t2t_vit.data.transforms import EvalTransform, TrainTransform
+from t2t_vit.data.loader import EvalLoader, TrainLoader
+from t2t_vit.data.transforms import TrainTransform
 
 turbo = pytest.mark.skipif(images.simplejpeg is None, reason="simplejpeg and cykooz.resizer are not installed")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -257,21 +259,26 @@ def test_without_the_fast_libraries_pillow_reads(tmp_path, monkeypatch):
 
 
 @turbo
-def test_evaluation_and_the_pillow_reader_never_take_the_fast_way(tmp_path, monkeypatch):
-    assert (reader_name("turbo"), reader_name("pillow")) == ("turbo", "pillow")
-
-    def refuse(*_args, **_keys):
-        raise AssertionError("the fast way")
-
-    detailed(100, 100).save(tmp_path / "x.jpg")
-    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", refuse)
-    monkeypatch.setattr(images.simplejpeg, "decode_jpeg_header", refuse)
-    monkeypatch.setattr(images.cykooz_resizer, "Resizer", refuse)
-    assert EvalTransform(settings())(load_image(tmp_path / "x.jpg")).shape == (16, 16, 3)
-    transform = TrainTransform(settings())
-    assert transform(open_picture(tmp_path / "x.jpg", 3, "pillow"), np.random.default_rng(0)).shape == (16, 16, 3)
-    with pytest.raises(AssertionError, match="the fast way"):
-        transform(open_picture(tmp_path / "x.jpg", 3, "turbo"), np.random.default_rng(0))
+def test_only_the_training_loader_takes_the_fast_way(tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        for name, seed in (("ant", 0), ("bee", 1)):
+            (tmp_path / split / name).mkdir(parents=True)
+            detailed(100, 100, seed).save(tmp_path / split / name / "x.jpg")
+    used, decode_jpeg = [], images.simplejpeg.decode_jpeg
+    monkeypatch.setattr(
+        images.simplejpeg, "decode_jpeg", lambda *args, **keys: used.append(1) or decode_jpeg(*args, **keys)
+    )
+    expected = [np.asarray(Image.open(tmp_path / f"val/{name}/x.jpg")) for name in ("ant", "bee")]
+    for reader, number in (("turbo", 2), ("pillow", 0)):
+        cfg = settings(DATA__PATH=str(tmp_path), MODEL__NUM_CLASSES="2", DATA__READER=reader, DATA__NUM_WORKERS="0",
+                       DATA__IMAGE_SIZE="100", TRAIN__BATCH_SIZE="2", VAL__CROP_PCT="1.0")  # fmt: skip
+        splits = load_data(cfg)[1]
+        ((batch, labels),) = EvalLoader(splits["val"], cfg)
+        assert (batch.numpy() == expected).all() and labels.tolist() == [0, 1]
+        assert not used
+        list(TrainLoader(splits["train"], cfg).epoch_steps(0))
+        assert len(used) == number
+        used.clear()
 
 
 # --- The whole transform ---

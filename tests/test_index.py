@@ -1,4 +1,4 @@
-"""Finding the images of a folder, and remembering them."""
+"""The images below a folder, and the cache of a scan."""
 
 import os
 import random
@@ -12,12 +12,13 @@ from test_data import settings
 from t2t_vit.common.errors import UserError
 from t2t_vit.data import index
 from t2t_vit.data.dataset import load_data
-from t2t_vit.data.index import Paths, scan
+from t2t_vit.data.index import scan
+from t2t_vit.data.paths import Paths
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """12 classes x 3 empty files, old enough to be remembered."""
+    """12 classes x 3 empty files, old enough to be cached."""
     for number in range(12):
         (tmp_path / f"data/train/c{number:02d}").mkdir(parents=True)
         for i in range(3):
@@ -29,13 +30,12 @@ def tree(tmp_path):
 def age(folder):
     for path in [folder, *folder.rglob("*")]:
         if path.is_dir():
-            os.utime(path, (time.time() - 60,) * 2)
+            os.utime(path, (time.time() - 120,) * 2)
 
 
 @pytest.fixture
 def walks(monkeypatch):
-    """Folders that are read, with every result kept on disk."""
-    monkeypatch.setattr(index, "_CACHED_FROM", 1)
+    """Class folders that are read."""
     seen, walk = [], index._walk
     monkeypatch.setattr(index, "_walk", lambda folder: seen.append(folder) or walk(folder))
     return seen
@@ -46,41 +46,44 @@ def names(result):
     return [(found[number], os.path.basename(path)) for number, path in zip(class_of, paths)]
 
 
+def cached(folder, spare):
+    """`scan` of a folder that is cached however small it is."""
+    return scan(folder, spare, cached_from=1)
+
+
 def test_paths_are_a_list():
     rng = random.Random(0)
     words = ["a", "b c", "é", "日本", "\udcff", "x" * 40]
-    paths = ["/".join(["", *rng.choices(words, k=rng.randint(1, 4))]) for _ in range(200)]
-    compact = Paths.of(paths)
-    assert len(compact) == 200 and list(compact) == paths
+    names = ["/".join(rng.choices(words, k=rng.randint(1, 4))) for _ in range(200)]
+    paths, compact = [f"/data/{name}" for name in names], Paths.of(names, "/data")
+    assert len(compact) == 200 and list(compact) == paths == list(Paths.of(paths))
     assert compact[-1] == paths[-1] and compact[5:9] == paths[5:9]
-    assert list(Paths.joined([Paths.of(paths[:70]), Paths.of([]), Paths.of(paths[70:])])) == paths
-    assert list(Paths.joined([])) == []
+    assert list(Paths.of([])) == []
     for wrong in (200, -201):
         with pytest.raises(IndexError):
             compact[wrong]
 
 
 def test_memory_of_a_million_paths():
-    names = Paths.of(f"/data/imagenet/train/n{i // 1300:08d}/n{i // 1300:08d}_{i % 1300}.JPEG" for i in range(20_000))
+    names = Paths.of(f"n{i // 1300:08d}/n{i // 1300:08d}_{i % 1300}.JPEG" for i in range(20_000)).names
     assert names.nbytes / len(names) < 40  # bytes a path: 51 MB for ImageNet
 
 
 def test_second_scan_reads_no_folder(tree, tmp_path, walks):
-    first = scan(tree, tmp_path)
+    first = cached(tree, tmp_path)
     assert len(walks) == 12 and len(first[1]) == 36
     assert (tree.parent / ".index_of_train.npz").is_file()
-    second = scan(tree, tmp_path)
+    second = cached(tree, tmp_path)
     assert len(walks) == 12
     assert list(first[1]) == list(second[1]) and (first[2] == second[2]).all() and first[0] == second[0]
 
 
-@pytest.mark.usefixtures("walks")
 @pytest.mark.parametrize("change", ["new file", "lost file", "new class", "lost class", "renamed", "nested"])
 def test_a_changed_folder_is_read_again(tree, tmp_path, change):
     (tree / "c03/more").mkdir()
     (tree / "c03/more/deep.jpg").touch()
     age(tree)
-    before = names(scan(tree, tmp_path))
+    before = names(cached(tree, tmp_path))
     assert ("c03", "deep.jpg") in before
     expected = {
         "new file": lambda: (tree / "c05/new.jpg").touch(),
@@ -91,31 +94,28 @@ def test_a_changed_folder_is_read_again(tree, tmp_path, change):
         "nested": lambda: (tree / "c03/more/new.jpg").touch(),
     }
     expected[change]()
-    after = scan(tree, tmp_path)
+    after = cached(tree, tmp_path)
     on_disk = {(path.relative_to(tree).parts[0], path.name) for path in tree.rglob("*.jpg")}
     assert set(names(after)) == on_disk and len(after[1]) == len(on_disk)
     assert after[0] == sorted(path.name for path in tree.iterdir())
 
 
-@pytest.mark.usefixtures("walks")
 def test_a_moved_data_set_is_read_again(tree, tmp_path):
-    scan(tree, tmp_path)
+    cached(tree, tmp_path)
     tree.parent.rename(tmp_path / "moved")
-    assert {path.split("/")[-4] for path in scan(tmp_path / "moved/train", tmp_path)[1]} == {"moved"}
+    assert {path.split("/")[-4] for path in cached(tmp_path / "moved/train", tmp_path)[1]} == {"moved"}
 
 
-@pytest.mark.usefixtures("walks")
 def test_a_path_through_a_link_is_the_same_the_second_time(tree, tmp_path, walks):
     (tmp_path / "far/away").mkdir(parents=True)
     tree.parent.rename(tmp_path / "far/data")  # so data/link/.. is far/, not data/
     (tmp_path / "data").mkdir()
     (tmp_path / "data/link").symlink_to(tmp_path / "far/away")
     folder = tmp_path / "data/link/../data/train"
-    first, second = (list(scan(folder, tmp_path)[1]) for _ in range(2))
+    first, second = (list(cached(folder, tmp_path)[1]) for _ in range(2))
     assert len(walks) == 12 and first == second and all(os.path.isfile(path) for path in second)
 
 
-@pytest.mark.usefixtures("walks")
 def test_a_folder_that_cannot_be_listed_is_named(tree, tmp_path, monkeypatch):
     scandir = os.scandir
 
@@ -126,36 +126,34 @@ def test_a_folder_that_cannot_be_listed_is_named(tree, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=f"folder {tree}/c07 cannot be read: Permission denied"):
-        scan(tree, tmp_path)
+        cached(tree, tmp_path)
     assert not list(tree.parent.glob(".index*"))
 
 
-def test_a_folder_that_changes_while_it_is_listed_is_not_remembered(tree, tmp_path, monkeypatch, walks):
+def test_a_folder_that_changes_while_it_is_listed_is_read_again(tree, tmp_path, monkeypatch, walks):
     listed = index._listed
 
     def late(folder):
         found = listed(folder)
         if str(folder).endswith("c05"):
             (tree / "c05/late.jpg").touch()
-            os.utime(tree / "c05", (time.time() - 30,) * 2)
         return found
 
     monkeypatch.setattr(index, "_listed", late)
-    scan(tree, tmp_path)
-    assert not list(tree.parent.glob(".index*"))
+    cached(tree, tmp_path)
     monkeypatch.setattr(index, "_listed", listed)
-    assert len(scan(tree, tmp_path)[1]) == 37 and len(walks) == 24
+    assert len(cached(tree, tmp_path)[1]) == 37 and len(walks) == 24
 
 
-def test_a_folder_that_changed_a_moment_ago_is_not_remembered(tree, tmp_path):
+def test_a_folder_that_has_just_changed_is_not_cached(tree, tmp_path):
     (tree / "c00/new.jpg").touch()
-    scan(tree, tmp_path)
+    cached(tree, tmp_path)
     assert not list(tree.parent.glob(".index*"))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + b"x" * 100, "cut", "other arrays"])
-def test_a_broken_memory_is_no_harm(tree, tmp_path, walks, content):
-    expected = names(scan(tree, tmp_path))
+def test_a_damaged_cache_is_replaced(tree, tmp_path, walks, content):
+    expected = names(cached(tree, tmp_path))
     file = tree.parent / ".index_of_train.npz"
     if content == "cut":
         content = file.read_bytes()[: file.stat().st_size // 2]
@@ -163,11 +161,11 @@ def test_a_broken_memory_is_no_harm(tree, tmp_path, walks, content):
         np.savez(file, header=np.zeros(3))
     else:
         file.write_bytes(content)
-    assert names(scan(tree, tmp_path)) == expected and len(walks) == 24
-    assert names(scan(tree, tmp_path)) == expected and len(walks) == 24  # mended
+    assert names(cached(tree, tmp_path)) == expected and len(walks) == 24
+    assert names(cached(tree, tmp_path)) == expected and len(walks) == 24  # mended
 
 
-def test_data_that_cannot_be_written_is_remembered_elsewhere(tree, tmp_path, walks, monkeypatch):
+def test_cache_lies_elsewhere_if_the_data_folder_cannot_be_written(tree, tmp_path, walks, monkeypatch):
     def refuse(path, _open=index.atomic_path):
         if str(path).startswith(str(tree.parent)):
             raise PermissionError(13, "read-only", str(path))
@@ -175,7 +173,7 @@ def test_data_that_cannot_be_written_is_remembered_elsewhere(tree, tmp_path, wal
 
     monkeypatch.setattr(index, "atomic_path", refuse)
     for _ in range(2):
-        scan(tree, tmp_path / "output")
+        cached(tree, tmp_path / "output")
     assert len(walks) == 12 and len(list((tmp_path / "output").glob(".index_*.npz"))) == 1
 
 

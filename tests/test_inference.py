@@ -1,4 +1,4 @@
-"""What Paddle Inference answers for an exported file by its own defaults, with oneDNN and without."""
+"""Paddle Inference computes the right logits from an exported file, with its defaults, with and without oneDNN."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def differences(model, folder, batch, counts, settings):
-    """{setting: largest difference of the logits over the largest} of a model's lean graph in Paddle Inference."""
+    """{setting: largest difference of the logits from the model's, over the largest} of a folded model."""
     shape = [model.in_chans, *model.image_size]
     spec = paddle.static.InputSpec([batch, *shape], "float32", "images")
     paddle.jit.save(fold.fold(model), str(folder / "x"), input_spec=[spec])
@@ -52,7 +52,7 @@ def answer(predictor, images):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_answered_right(tmp_path, kind):
+def test_every_kind_of_model_gives_the_right_logits(tmp_path, kind):
     model = small_model(kind)
     for batch, counts, settings in ((1, [1], ["default"]), (3, [3], ["default"]), (None, [2, 1, 5], SETTINGS)):
         found = differences(model, tmp_path, batch, counts, settings)
@@ -73,7 +73,7 @@ def distinct_variants():
 
 
 @pytest.mark.parametrize("name", distinct_variants())
-def test_every_variant_is_answered_right(tmp_path, name):
+def test_every_variant_gives_the_right_logits(tmp_path, name):
     paddle.seed(3)
     depth = (1, 1, 1) if name.startswith("pit") else 2
     model = create_model(name, depth=depth, num_classes=10, image_size=64)
@@ -82,7 +82,7 @@ def test_every_variant_is_answered_right(tmp_path, name):
     assert max(found.values()) < 5e-6, found
 
 
-def test_a_graph_that_onednn_misreads_is_not_written(tmp_path, monkeypatch):
+def test_a_model_that_differs_with_onednn_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(exporter, "open_predictor", misread_with_onednn)
     with pytest.raises(UserError, match="differ by .* nothing was written"):
         export_model(small_model("pit"), CFG, tmp_path, "paddle")
@@ -96,11 +96,11 @@ def misread_with_onednn(engine, path, onednn, open_predictor=exporter.open_predi
     return predictor
 
 
-def test_a_program_of_a_strangers_gets_the_shipped_digits_right(tmp_path):
+def test_a_plain_program_gets_the_shipped_digits_right(tmp_path):
     tool("export", "--format", "paddle", "--file", tmp_path / f"x{exporter._PROGRAM}", "--images", 20)
     command = [
         sys.executable,
-        ROOT / "tests/plain_inference.py",
+        ROOT / "tests/programs/plain_inference.py",
         tmp_path / f"x{exporter._PROGRAM}",
         ROOT / "lit_data/val",
     ]

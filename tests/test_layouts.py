@@ -10,8 +10,9 @@ from test_data import folder_config, make_folders
 from test_own_folder import TINY, divided, own_config
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.data.dataset import above_train, load_data
-from t2t_vit.data.index import class_order
+from t2t_vit.data.classes import class_order
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.layout import above_train
 from t2t_vit.training.resume import check_setting, setting
 
 
@@ -39,7 +40,7 @@ def test_usual_names_of_splits(tmp_path, train, val):
             assert {os.path.relpath(path, tmp_path) for path in found.paths} == expected[split]
             if split == "train":
                 assert str(tmp_path) == above_train(own_config(tmp_path / given)).DATA.PATH
-    with pytest.raises(UserError, match="is no val folder; give the folder above it"):
+    with pytest.raises(UserError, match="is not a val folder; give the folder above it"):
         load_data(folder_config(tmp_path / train.split("/")[0]), ["val"])
 
 
@@ -72,10 +73,10 @@ def test_the_folder_above_the_data_set_is_named(tmp_path):
         divided(tmp_path)
 
 
-def test_a_path_that_is_no_folder_is_named(tmp_path):
+def test_a_path_that_is_not_a_folder_is_named(tmp_path):
     make_folders(tmp_path, {"set/train/ant": 1})
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is no folder; give it with --data-path"):
+    with pytest.raises(UserError, match="file is not a folder; give it with --data-path"):
         names(tmp_path / "file")
     with pytest.raises(UserError, match=r"not found \(its name 'set\\n' begins or ends with a blank or a line break\)"):
         names(f"{tmp_path}/set\n")
@@ -95,12 +96,12 @@ def test_numbered_folders_are_the_classes_of_their_numbers(tmp_path):
     make_folders(tmp_path, {f"{split}/{i}": 1 for split in ("train", "val") for i in range(12)})
     classes, splits = load_data(folder_config(tmp_path, 12))
     assert classes.folders == tuple(map(str, range(12)))
-    for split in splits.values():  # whose images keep their order of before, for runs that continue
+    for split in splits.values():  # images keep the order of earlier versions, for runs that continue
         assert list(split.paths) == sorted(split.paths)
         assert [int(path.split("/")[-2]) for path in split.paths] == split.labels.tolist()
 
 
-def test_a_run_with_another_order_of_the_classes_is_named_and_goes_on_with_its_own(tmp_path):
+def test_a_run_continues_only_with_its_own_order_of_classes(tmp_path):
     for i in range(11):
         shutil.copytree(ROOT / f"lit_data/val/{i % 10}", tmp_path / f"set/{i}")
     old = sorted(map(str, range(11)))  # of a version that sorted as text
@@ -124,7 +125,7 @@ def test_a_run_with_another_order_of_the_classes_is_named_and_goes_on_with_its_o
 def test_class_names_that_no_list_can_hold_are_named_at_the_start(tmp_path, name):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/ant": 1})
     os.mkdir(os.fsencode(tmp_path / "train") + b"/" + name)
-    with pytest.raises(UserError, match="no class list can hold its name") as caught:
+    with pytest.raises(UserError, match="rename it, because no class list can hold") as caught:
         names(tmp_path)
     assert str(caught.value).isprintable() and repr(os.fsdecode(name)) in str(caught.value)
 
@@ -141,7 +142,7 @@ def test_composed_and_decomposed_accents_are_the_same_class(tmp_path):
     assert np.bincount(load_data(folder_config(tmp_path))[1]["train"].labels).tolist() == [5, 1]
 
 
-def test_a_run_of_before_photos_were_rotated_is_not_continued_with_other_pixels(tmp_path):
+def test_a_run_from_before_photos_were_rotated_is_not_continued_with_other_pixels(tmp_path):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/ant": 1, "val/bee": 1})
     cfg = folder_config(tmp_path)
     now = setting(cfg, load_data(cfg)[1])
@@ -151,11 +152,11 @@ def test_a_run_of_before_photos_were_rotated_is_not_continued_with_other_pixels(
     check_setting(then, {**now, "upright": False}, "state")
 
 
-def test_pictures_of_other_sizes_under_the_same_names_are_told_when_a_run_continues(tmp_path, told):
+def test_resuming_with_files_of_other_sizes_is_a_warning(tmp_path, told):
     make_folders(tmp_path, {"train/ant": 1200, "train/bee": 1, "val/ant": 1, "val/bee": 1})
     cfg = folder_config(tmp_path)
     then = setting(cfg, load_data(cfg)[1])
-    (tmp_path / "train/ant/3.png").write_bytes(b"x")  # of 1201 every second one is asked for its size
+    (tmp_path / "train/ant/3.png").write_bytes(b"x")  # the sizes of every second of the 1201 are compared
     check_setting(then, setting(cfg, load_data(cfg)[1]), "state")
     assert told.text == ""
     for path in (tmp_path / "train/ant").iterdir():
@@ -168,7 +169,7 @@ def test_pictures_of_other_sizes_under_the_same_names_are_told_when_a_run_contin
     assert told.text == ""  # a state of an earlier version
 
 
-# --- What is no picture of the class ---
+# --- Files that are not images of the class ---
 
 
 @pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "lost+found", ".ipynb_checkpoints", "#recycle", "$RECYCLE.BIN"])

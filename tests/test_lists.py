@@ -7,7 +7,8 @@ import pytest
 from test_data import folder_config, make_folders
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.data.dataset import load_data, read_classes
+from t2t_vit.data.classes import read_classes
+from t2t_vit.data.dataset import load_data
 
 
 def listed(root, content, name="val", **keys):
@@ -80,12 +81,12 @@ def test_kaggle_list_of_the_imagenet_validation(tmp_path):
         ("caf\u00e9/0.png 0\n".encode("latin-1"), "list.txt is not a text file in UTF-8"),
     ],
 )  # fmt: skip
-def test_what_a_list_cannot_mean_is_named(pictures, content, message):
+def test_lines_without_a_meaning_are_named(pictures, content, message):
     with pytest.raises(UserError, match=message):
         listed(pictures, content)
 
 
-def test_repeated_lines_are_told(pictures, told):
+def test_repeated_lines_are_a_warning(pictures, told):
     assert len(listed(pictures, "a, b/0.png 0\na, b/1.png 1\na, b/0.png 0\n")) == 3
     assert "1 lines of" in told.text and "repeat an earlier line" in told.text
 

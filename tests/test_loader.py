@@ -152,14 +152,14 @@ def test_names_with_line_ends_count_once(tmp_path):
     assert len(batch.skipped) == 1
 
 
-def test_too_many_unreadable_images_in_a_row_are_no_chance(tmp_path):
+def test_too_many_unreadable_images_in_a_row_end_the_reading(tmp_path):
     broken_data(tmp_path, [f"train/{name}/{i}.png" for name in ("ant", "bee") for i in range(3)], images=3)
     cfg = folder_config(tmp_path, DATA__NUM_WORKERS="0", TRAIN__BATCH_SIZE="2", DATA__ON_ERROR="skip")
     with pytest.raises(UserError, match="cannot be read: not an image"):
         list(TrainLoader(load_data(cfg)[1]["train"], cfg).epoch_steps(0))
 
 
-def test_too_few_images_for_a_batch_is_told(tmp_path):
+def test_too_few_images_for_a_batch_are_an_error(tmp_path):
     make_folders(tmp_path, {"train/ant": 3, "train/bee": 3, "val/ant": 1})
     cfg = folder_config(tmp_path)
     with pytest.raises(UserError, match="6 images, fewer than one step of 64"):

@@ -18,12 +18,12 @@ import time
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line
 
-import unpack
 from t2t_vit import config
 from t2t_vit.common import runtime
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import display_path, write_text
+from t2t_vit.common.files import display_path, lock, write_text
 from t2t_vit.config import load_config
+from t2t_vit.data.unpack import claim
 from t2t_vit.runs.interruption import STOP_FOR_SIGNAL, InterruptHandler
 from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.weights import download
@@ -47,9 +47,10 @@ def test_file_system_without_locks_and_folder_flushes(tmp_path, monkeypatch, tol
     write_text(tmp_path / "lit_data/config.yaml", cfg.dump())
     run.save_state({"epoch": 1})
     assert run.latest.is_file()
-    unpack.claim(tmp_path)
-    with download._only_one(tmp_path):
+    with claim(tmp_path):
         pass
+    with open(tmp_path / "lock", "w") as file:
+        assert lock(file, wait=True) is False
 
     def broken(*_):
         raise OSError(errno.EIO, "Input/output error")

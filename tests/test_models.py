@@ -8,7 +8,7 @@ import pytest
 
 from t2t_vit.models.t2t import T2TViT, TokenPerformer, split_grids
 from t2t_vit.models.zoo import create_model, list_models
-from t2t_vit.training.optimizer import parameter_groups
+from t2t_vit.training.parameters import parameter_groups
 
 VARIANTS = [name for name in official.FIGURES if not name.startswith("tiny_")]
 # Small enough to train in a test, whatever the token type.

@@ -1,6 +1,5 @@
 """SGD and AdamW, rates that differ by layer, and parameters that are not trained."""
 
-import logging
 import math
 
 import numpy as np
@@ -13,10 +12,8 @@ from t2t_vit.config import load_config
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.models.zoo import create_model
-from t2t_vit.training.freeze import freeze
-from t2t_vit.training.layer_rates import LayerRates
-from t2t_vit.training.optimizer_state import load_optimizer_state, optimizer_state
-from t2t_vit.training.schedule import learning_rate
+from t2t_vit.training.parameters import freeze
+from t2t_vit.training.schedule import LayerRates, learning_rate
 from t2t_vit.training.train_step import TrainStep
 
 SMALL_PIT = [
@@ -108,10 +105,10 @@ def test_backbone_warms_up_and_cools_down_with_the_head():
 def test_layer_decay_counts_from_the_head():
     model = create_model("t2t_vit_7")
     factors = LayerRates(model, lit_config(LAYER_DECAY=0.5, BACKBONE_LR=1e-4, BASE_LR=1e-3).TRAIN).factors(30)
-    share = factors["norm.weight"]  # of the backbone, which is not constant: it ends at the head's MIN_LR
-    assert factors["head.weight"] == 1.0 and 0.1 < share < 1
-    assert factors["blocks.6.mlp.fc1.weight"] == share / 2
-    assert factors["tokens_to_token.project.weight"] == factors["cls_token"] == share / 2**8
+    backbone = factors["norm.weight"]  # not constant: it ends at the head's MIN_LR
+    assert factors["head.weight"] == 1.0 and 0.1 < backbone < 1
+    assert factors["blocks.6.mlp.fc1.weight"] == backbone / 2
+    assert factors["tokens_to_token.project.weight"] == factors["cls_token"] == backbone / 2**8
 
 
 def test_without_the_keys_all_rates_are_the_same():
@@ -126,23 +123,13 @@ def test_both_heads_of_a_distilled_model_are_the_head():
         "head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}  # fmt: skip
 
 
-def test_start_tells_the_rates(caplog, monkeypatch):
-    from t2t_vit.runs.interruption import InterruptHandler
-    from t2t_vit.runs.run_folder import RunFolder
-    from t2t_vit.training.resume import setting
-    from t2t_vit.training.trainer import Trainer
-
-    monkeypatch.setattr(logging.getLogger("t2t"), "propagate", True)
-    cfg = lit_config(BACKBONE_LR=5e-4, LAYER_DECAY=0.75, BASE_LR=0.05, MIN_LR=2e-4, WARMUP_EPOCHS=0, EPOCHS=60,
-                     COOLDOWN_EPOCHS=0, FREEZE=["norm.*", "cls_token"])  # fmt: skip
-    classes, splits = load_data(cfg)
-    with caplog.at_level(logging.INFO, logger="t2t"):
-        trainer = Trainer(cfg, classes, splits, RunFolder(cfg), InterruptHandler(cfg.TRAIN, 0.0), setting(cfg, splits))
-        trainer._log_summary()
-    assert ("lr: 0.05 in epoch 1, 0.000234125 in epoch 60; backbone 0.0005 in epoch 1, 0.000200206 in epoch 60; "
-            "layer decay 0.75: 0.422 x in layer 0 to 1 x in layer 3") in caplog.text  # fmt: skip
-    assert "in 6 tensors" in caplog.text  # frozen: those three, pos_embed and w of two performers
-    assert trainer._new_meter().lr == 0.05
+def test_summary_states_the_rates():
+    model, keys = create_model("t2t_vit_7"), dict(WARMUP_EPOCHS=0, EPOCHS=60, COOLDOWN_EPOCHS=0)
+    train = lit_config(BACKBONE_LR=5e-4, LAYER_DECAY=0.75, BASE_LR=0.05, MIN_LR=2e-4, **keys).TRAIN
+    assert LayerRates(model, train).summary([0, 59]) == (
+        "0.05 in epoch 1, 0.000234125 in epoch 60; backbone 0.0005 in epoch 1, 0.000200206 in epoch 60; "
+        "layer decay 0.75: 0.1 x in layer 0 to 1 x in layer 8"
+    )
 
 
 # --- Steps, against NumPy ---
@@ -312,7 +299,7 @@ def test_dropout_stays_on_where_something_learns():
 
 
 def state_of(step):
-    return {key: value.numpy() for key, value in optimizer_state(step.optimizer).items()}
+    return {key: value.numpy() for key, value in step.optimizer.state().items()}
 
 
 def test_momentum_moves_to_another_instance():
@@ -320,7 +307,7 @@ def test_momentum_moves_to_another_instance():
     steps, first = batches(cfg), make_step(cfg)
     first(next(steps), 0.1, 0, 0)
     state = first.state()
-    assert set(state["optimizer"]) == {f"{name}/velocity_0" for name in first.optimizer.rates.trained}
+    assert set(state["optimizer"]) == {f"{name}/velocity_0" for name in first.optimizer.rates.decays}
     as_read = {
         **state,
         **{part: {k: v.numpy() for k, v in state[part].items()} for part in ("model", "ema", "optimizer")},
@@ -338,9 +325,9 @@ def test_momentum_moves_to_another_instance():
 @pytest.mark.parametrize(
     "keys, message",
     [
-        (dict(OPTIMIZER="sgd"), "x.pdparams holds no SGD state of the 53 trained tensors of this model, but one of "
-         "AdamW for 53 tensors .TRAIN.OPTIMIZER, TRAIN.FREEZE.; its weights alone can be a start: --resume none MODEL"),
-        (dict(FREEZE=["*", "!head*"]), "no AdamW state of the 2 trained tensors of this model, but one of AdamW for "),
+        (dict(OPTIMIZER="sgd"), "x.pdparams holds no SGD state of the 53 trained tensors of this model "
+         ".TRAIN.OPTIMIZER, TRAIN.FREEZE.; to start from its weights alone: --resume none MODEL.PRETRAINED x.pdparams"),
+        (dict(FREEZE=["*", "!head*"]), "no AdamW state of the 2 trained tensors of this model"),
     ],
 )  # fmt: skip
 def test_state_of_another_optimizer_is_named(keys, message):
@@ -348,4 +335,4 @@ def test_state_of_another_optimizer_is_named(keys, message):
     step(next(batches(lit_config())), 1e-3, 0, 0)
     other = make_step(lit_config(**keys))
     with pytest.raises(UserError, match=message):
-        load_optimizer_state(other.optimizer, state_of(step), "x.pdparams")
+        other.optimizer.load_state(state_of(step), "x.pdparams")

@@ -64,7 +64,7 @@ def test_export(tmp_path):
     assert "top-1 agreement 1.0000" in tool(tmp_path, "tools/export.py", *words)
     assert tool(tmp_path, "tools/predict.py", "--pretrained", target) == "class_id is: 3"
     for words in ([], ["onednn"]):  # which 2.6 leaves off by default
-        command = [PYTHON, ROOT / "tests/plain_inference.py", target, ROOT / "lit_data/val", *words]
+        command = [PYTHON, ROOT / "tests/programs/plain_inference.py", target, ROOT / "lit_data/val", *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
         assert done.stdout.splitlines()[-1] == "0.9917", done.stdout + done.stderr
 

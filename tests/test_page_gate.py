@@ -1,4 +1,4 @@
-"""What a stranger may ask of the page: no file but its uploads, by no other name, from no other site, not too much."""
+"""What strangers cannot do to the page: read other files, use other names or sites, send too much."""
 
 import asyncio
 import http.client
@@ -13,8 +13,11 @@ from conftest import ROOT, Page
 from test_demo import Recorder, shelf_of
 from test_image_files import png
 
-from t2t_vit.page import gate, server
-from t2t_vit.page.gate import Gate
+from t2t_vit.page import server
+from t2t_vit.page.address import names_of
+
+gate = pytest.importorskip("t2t_vit.page.gate", reason="the page is made with gradio: pip install gradio")
+Gate = gate.Gate
 
 THREE = ROOT / "lit_data/val/3/0103.png"
 FILE = {"_type": "gradio.FileData"}
@@ -71,7 +74,6 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(folder):
-    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     with Page("--port", 0, "--allow-host", "Demo.Example", TMPDIR=str(folder)) as page:
         yield page
 
@@ -95,7 +97,7 @@ def copies(folder):
 # --- Files of the machine ---
 
 
-def test_no_event_brings_a_file_of_the_machine(stranger, secret):
+def test_no_event_reads_a_file_of_the_machine(stranger, secret):
     recorder = Recorder()
     outside = [
         str(secret), f"file://{secret}", f"{stranger.folder}/../../{secret}", f"{stranger.folder}", "", "\0", 7, [],
@@ -116,7 +118,7 @@ def test_no_event_brings_a_file_of_the_machine(stranger, secret):
             ):
                 for number in (0, 3, 5, 6):
                     status, text = stranger.join({"fn_index": number, "session_hash": "thief", **fields})
-                    assert (status, text) == (403, "no file of this page"), (path, fields)
+                    assert (status, text) == (403, "not a file of this page"), (path, fields)
     finally:
         link.unlink()
     assert copies(stranger.folder) == [] and recorder.asked == []
@@ -152,7 +154,7 @@ def test_no_path_leads_to_a_file_of_the_machine(stranger, secret):
         link.unlink()
 
 
-def test_names_of_uploads_lead_nowhere(stranger):
+def test_uploads_stay_in_their_folder(stranger):
     names = ["../../evil.png", "/tmp/evil.png", "a/../../evil.png", "evil.svg", "evil.html"]
     for path in stranger.upload(*((name, b"<script>") for name in names)):
         assert os.path.realpath(path).startswith(f"{stranger.folder}/")
@@ -175,8 +177,7 @@ def test_what_the_page_does_not_use_is_closed(stranger):
 
 
 def test_gradio_itself_keeps_files_to_the_uploads(secret, tmp_path, monkeypatch):
-    """Without the gate, so that each of the two holds alone."""
-    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
+    """Without the gate: each of the two must protect alone."""
     from gradio.context import LocalContext
 
     from t2t_vit.page.layout import build_page
@@ -201,7 +202,7 @@ def test_gradio_itself_keeps_files_to_the_uploads(secret, tmp_path, monkeypatch)
      ("localhost.evil.example", 403), ("evil.example:127.0.0.1", 403), ("0.0.0.0", 403), ("192.0.2.1", 403),
      ("[", 403), ("", 403)],
 )  # fmt: skip
-def test_page_answers_to_its_names_alone(stranger, host, status):
+def test_page_answers_to_its_names_only(stranger, host, status):
     for method, path in (("GET", "/"), ("GET", "/config")):
         assert stranger.ask(method, path, host=host)[0] == status
     event = {"data": ["lit_data", [], "gradient"], "fn_index": 0, "session_hash": "name"}
@@ -224,7 +225,7 @@ LOOPBACK = {"localhost", "127.0.0.1", "::1", "lab"}
 def test_names_are_those_of_the_options(monkeypatch, address, root, allowed, hosts):
     monkeypatch.setenv("GRADIO_ROOT_PATH", root)
     listener = type("Listener", (), {"getsockname": lambda _self: (address, 7860)})()
-    assert server.names_of(listener, "LAB", allowed) == hosts
+    assert names_of(listener, "LAB", allowed) == hosts
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_names_are_those_of_the_options(monkeypatch, address, root, allowed, hos
         ("GET", {"origin": "https://evil.example"}, False),
     ],
 )
-def test_other_sites_ask_nothing(method, headers, allowed, tmp_path):
+def test_requests_of_other_sites_are_refused(method, headers, allowed, tmp_path):
     path = "/config" if method == "GET" else "/reset"
     status = through(Gate(stub, tmp_path, None), method, path, {"host": "127.0.0.1:7860", **headers}, b"{}")[0]
     assert status == (200 if allowed else 403)
@@ -272,14 +273,14 @@ def test_a_proxy_over_plain_http_may_leave_out_the_port(host, forwarded, allowed
 
 
 async def stub(_scope, receive, send):
-    """Stands for Gradio: answers with what it gets."""
+    """Stands for Gradio: returns the body of the request."""
     body = (await receive())["body"]
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body})
 
 
 def through(app, method, path, headers, *parts):
-    """(status, body) of a request whose body comes in parts."""
+    """(status, body) of a request with a body in parts."""
     scope = {"type": "http", "method": method, "path": path, "query_string": b"",
              "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}  # fmt: skip
     waiting = [{"type": "http.request", "body": part, "more_body": i + 1 < len(parts)} for i, part in enumerate(parts)]
@@ -301,31 +302,29 @@ def through(app, method, path, headers, *parts):
         (b"{}", 200),
         (b"no json", 400),
         (b"[" * 100_000, 400),
-        (b'"' + b"x" * gate.MOST_JSON, 413),
+        (b'"' + b"x" * gate.MAX_JSON, 413),
         (json.dumps([{"path": None}] * 1000).encode(), 200),
         (b'{"path": "/etc/passwd", "path": null}', 200),  # Gradio is given the last one
     ],
 )
-def test_events_are_small_and_plain(tmp_path, body, status):
+def test_events_must_be_small_json(tmp_path, body, status):
     half = len(body) // 2
     found, answer = through(Gate(stub, tmp_path, None), "POST", "/gradio_api/queue/join", {}, body[:half], body[half:])
     assert found == status and b"passwd" not in answer
 
 
-def test_broken_off_events_reach_nobody(tmp_path):
+def test_events_that_are_broken_off_are_refused(tmp_path):
     assert through(Gate(stub, tmp_path, None), "POST", "/queue/join", {})[0] == 400
 
 
 def test_events_name_few_files(tmp_path):
-    inside = [{"path": str(tmp_path / "x.png")}] * gate.MOST_FILES
+    inside = [{"path": str(tmp_path / "x.png")}] * gate.MAX_FILES
     for files, status in ((inside, 200), (inside + inside[:1], 413)):
         assert through(Gate(stub, tmp_path, None), "POST", "/queue/join", {}, json.dumps(files).encode())[0] == status
 
 
-def test_uploads_have_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "MOST_UPLOADED", 100)
-    monkeypatch.setattr(gate, "MOST_KEPT", 1000)
-    app = Gate(stub, tmp_path, None)
+def test_uploads_have_a_limit(tmp_path):
+    app = Gate(stub, tmp_path, None, max_upload=100, max_kept=1000)
 
     def status(length):
         return through(app, "POST", "/upload", {} if length is None else {"content-length": length}, b"")[0]
@@ -345,7 +344,7 @@ def test_uploads_have_a_limit(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["old.png"]
 
 
-def test_page_outlives_several_bombs_at_once(stranger, page):
+def test_page_survives_decompression_bombs(stranger, page):
     bombs = [png(13000, 13700, 16, 0), png(13000, 13700, 8, 3, (b"PLTE", bytes(3)), (b"tRNS", b"\0")),
              png(16000, 11000, 8, 2), png(9000, 9000, 8, 6)]  # fmt: skip
     paths = stranger.upload(
@@ -367,16 +366,14 @@ def memory(status):
     return int(line.split()[1]) / 1024
 
 
-def test_queue_has_an_end():
-    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
-    from t2t_vit.page.layout import MOST_WAITING, build_page
+def test_queue_is_limited():
+    from t2t_vit.page.layout import MAX_WAITING, build_page
 
     page = build_page(shelf_of())
-    assert page._queue.max_size == MOST_WAITING and not page.api_open
+    assert page._queue.max_size == MAX_WAITING and not page.api_open
 
 
-def test_notes_and_names_say_no_more_than_they_should():
-    pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
+def test_notes_do_not_show_folders():
     from t2t_vit.page.layout import _note
 
     lines = [

@@ -1,4 +1,4 @@
-"""The contact sheet shows what training sees: its tiles are the data set's pixels, its texts the real targets."""
+"""The sheet of `augment`: its pictures are the pixels of the training data set, its texts the targets."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Curves: what is read of each form of run, by hand-made files in that form, and what of it is drawn."""
+"""Curves: reading every kind of run, and what is drawn."""
 
 import json
 import math
@@ -85,13 +85,13 @@ def test_run_folder_with_its_times(tmp_path):
     }  # fmt: skip
 
 
-def test_later_lines_win_and_a_torn_one_is_left_out(tmp_path):
+def test_later_lines_win_and_a_torn_one_is_ignored(tmp_path):
     path = jsonl(tmp_path / "metrics.jsonl", *({"epoch": epoch, "lr": lr} for epoch, lr in ((1, 1), (2, 2), (1, 3))))
     path.write_text(path.read_text() + '{"epoch": 3, "lr"')
     assert read_run(path).rows == {1: {"lr": 3}, 2: {"lr": 2}}
 
 
-def test_log_of_this_repository_tells_what_its_metrics_tell():
+def test_log_of_this_repository_agrees_with_its_metrics():
     log, run = read_run(ROOT / "log/pretrained/lit_data.log"), read_run(ROOT / "output/pretrained/lit_data")
     assert log.name == "lit_data" and sorted(log.rows) == sorted(run.rows) == list(range(1, 41))
     for epoch, row in log.rows.items():
@@ -115,7 +115,7 @@ def test_log_of_t2t_paddle(tmp_path):
     }  # fmt: skip
 
 
-def test_starts_of_t2t_paddle_go_on_behind_each_other(tmp_path):
+def test_starts_of_t2t_paddle_follow_each_other(tmp_path):
     """Each counts from 0: one with 3 epochs and the beginning of a fourth, one with a single epoch, one with two."""
     step = "Epoch [{}/200], Step [100/2500], Loss: 1.0000, read_time: 0.1, train_time: 0.1, lr: 0.0001\n"
     end = "Epoch [{}/200], avg_Loss: {}, avg_acc: 0.5\n"
@@ -145,7 +145,7 @@ def test_log_of_paddle_pit(tmp_path):
     assert read_run(written(tmp_path / "tail.txt", headless)).rows == expected
 
 
-def test_an_epoch_that_is_trained_again_counts_as_the_last_time(tmp_path):
+def test_of_an_epoch_trained_twice_the_last_counts(tmp_path):
     """Parts of a resumed run, joined; the second repeats the validated epoch 76 without validating it."""
     line = "2022-01-07 23:38:31,792 ----- Epoch[0{}/310], Train Loss: {}, Train Acc: 0.5, time: 10.00\n"
     again = line.format(75, 4.0) + line.format(76, 3.0)
@@ -155,7 +155,7 @@ def test_an_epoch_that_is_trained_again_counts_as_the_last_time(tmp_path):
     }
 
 
-def test_an_epoch_that_was_begun_again_but_cut_keeps_what_it_had(tmp_path):
+def test_an_epoch_interrupted_when_repeated_keeps_its_numbers(tmp_path):
     """T2T_paddle's form: an epoch's steps, then its loss and validation."""
     begun = "Epoch [{0}/9], Step [1/2], Loss: 1.0000, lr: 0.{1}\n"
     ended = begun + "Epoch [{0}/9], avg_Loss: {0}.{1}, avg_acc: 0.5\nImageNet val acc is:0.{1}\n"
@@ -170,7 +170,7 @@ def test_an_epoch_that_was_begun_again_but_cut_keeps_what_it_had(tmp_path):
     assert {epoch: row["val_top1"] for epoch, row in rows.items()} == {1: 0.1, 2: 0.7, 3: 0.1}
 
 
-def test_parts_of_a_run_are_merged_in_whatever_order_they_were_joined(tmp_path):
+def test_parts_of_a_run_are_merged_in_any_order(tmp_path):
     """A glob puts log_10-11.txt before log_3-4.txt."""
     line = "2022-01-01 00:10:00,000 ----- Epoch[{0:03}/011], Train Loss: {0}.5, Train Acc: 0.1, time: 600.00\n"
     joined = "".join(line.format(epoch) for epoch in (1, 2, 10, 11, 3, 4, 5, 6, 7, 8, 9))
@@ -192,7 +192,7 @@ def test_summary_of_timm(tmp_path):
     assert again.rows[3] == {"train_loss": 6.0, "val_loss": 5.5, "val_top1": 0.08, "val_top5": 0.2, "lr": 0.1}
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
+def test_runs_with_the_same_name_get_different_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("a/x", "b/x", "b/y"):
         jsonl(tmp_path / folder / "metrics.jsonl", {"epoch": 1, "lr": 1})
@@ -290,12 +290,12 @@ def test_other_forms_of_picture(tmp_path, suffix, start):
         ("empty.log", "", "empty.log has no epoch"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, name, text, message):
+def test_bad_lines_are_named(tmp_path, name, text, message):
     with pytest.raises(UserError, match=re.escape(f"{tmp_path}/{message}")):
         read_run(written(tmp_path / name, text))
 
 
-def test_bad_times_are_named_too(tmp_path):
+def test_bad_times_are_named(tmp_path):
     jsonl(tmp_path / "metrics.jsonl", {"epoch": 1, "lr": 1})
     written(tmp_path / "times.jsonl", "{\n{}\n")
     with pytest.raises(UserError, match=r"times.jsonl, line 1: not valid JSON"):
@@ -316,7 +316,7 @@ def test_bad_times_are_named_too(tmp_path):
         (["lit_data"], "lit_data has no metrics.jsonl, which a run writes after its first epoch"),
     ],
 )
-def test_mistakes_are_told(words, message, monkeypatch):
+def test_mistakes_are_one_line(words, message, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(ROOT)
     with pytest.raises((UserError, OSError)) as error:
@@ -325,7 +325,7 @@ def test_mistakes_are_told(words, message, monkeypatch):
     assert not (ROOT / "curves.png").exists()
 
 
-def test_nothing_to_draw_is_told(tmp_path):
+def test_nothing_to_draw_is_an_error(tmp_path):
     pytest.importorskip("matplotlib")
     path = jsonl(tmp_path / "metrics.jsonl", {"epoch": 1})
     line = error_line("visualize", "curves", path, "--sheet", tmp_path / "x.png")

@@ -1,4 +1,4 @@
-"""Predictions: the sheet shows the images it should, by losses computed otherwise; the confusion is counted by hand."""
+"""Predictions: the sheet and the confusion agree with losses and counts that are computed independently."""
 
 import json
 import math
@@ -85,15 +85,15 @@ def enlarged(path):
 
 
 def test_scores_are_those_of_val(shipped):
-    lines, _, told, confusion = shipped
+    lines, _, report, confusion = shipped
     printed = tool("val").stdout.splitlines()
     assert lines[1] == printed[-2]
     top1, top5 = re.search(r"top-1: (\S+), top-5: (\S+)", printed[-2]).groups()
     assert f"lit_data: top-1 {top1}, top-5 {top5} of 360 images" in confusion
-    results = told["results"]
-    assert told["num_images"] == len(results) == 360
-    assert told["top1"] == sum(row["label"] == row["predicted"] for row in results) / 360
-    assert told["loss"] == pytest.approx(sum(row["loss"] for row in results) / 360, rel=1e-5)
+    results = report["results"]
+    assert report["num_images"] == len(results) == 360
+    assert report["top1"] == sum(row["label"] == row["predicted"] for row in results) / 360
+    assert report["loss"] == pytest.approx(sum(row["loss"] for row in results) / 360, rel=1e-5)
 
 
 def test_every_image_has_its_loss_and_probability(shipped, expected):
@@ -176,15 +176,15 @@ def test_orders(monkeypatch):
 
 def test_order_split_and_fewer_images_than_asked_for(tmp_path):
     few = few_digits(tmp_path, count=2)
-    best, told = result(tmp_path, "--order", "best", *few)
-    results = told["results"]
-    assert len(results) == told["num_images"] == 20
+    best, report = result(tmp_path, "--order", "best", *few)
+    results = report["results"]
+    assert len(results) == report["num_images"] == 20
     order = sorted(range(20), key=lambda i: results[i]["loss"])
     for tile, index in zip(tiles(best, 20), order):
         assert (tile == enlarged(ROOT / results[index]["path"])).all()
     assert (best[TOP + ROW : TOP + ROW + TILE, MARGIN + 4 * (TILE + GAP) :] == 255).all()
-    drawn, told = result(tmp_path, "--order", "random", "--split", "train", "--count", 3, *few)
-    assert "/train/" in told["results"][0]["path"] and drawn.shape[0] == TOP + ROW + MARGIN
+    drawn, report = result(tmp_path, "--order", "random", "--split", "train", "--count", 3, *few)
+    assert "/train/" in report["results"][0]["path"] and drawn.shape[0] == TOP + ROW + MARGIN
     assert (tiles(drawn, 1)[0] != SHADE).any()
 
 

@@ -12,7 +12,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
 from t2t_vit.models.pit import PoolingTransformer
 from t2t_vit.models.zoo import create_model
-from t2t_vit.training.optimizer import parameter_groups
+from t2t_vit.training.parameters import parameter_groups
 from t2t_vit.weights import checkpoint
 from t2t_vit.weights.build import build_model
 

@@ -1,4 +1,4 @@
-"""Weights of every known program, another number of classes and another image size, as MODEL.PRETRAINED takes them."""
+"""Weights of every known program, also for another number of classes or another image size."""
 
 import argparse
 import copy
@@ -171,7 +171,7 @@ def test_the_shapes_decide_the_layout_not_the_kind_of_file(tmp_path):
         load_pretrained(model, path)
 
 
-def test_extra_head_of_token_labeling_is_left_out_and_said_so(tmp_path, lines):
+def test_extra_head_of_token_labeling_is_left_out_and_logged(tmp_path, lines):
     path = tmp_path / "w.pdparams"
     peers.save_paddle(path, {**peers.peer_tensors(T2T), "aux_head.weight": np.ones([256, 1000], "float32"),
                              "aux_head.bias": np.ones([1000], "float32")})  # fmt: skip
@@ -268,7 +268,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
         load_pretrained(create_model("pit_ti"), tmp_path / "w.pdparams")
 
 
-def test_flipped_bits_and_empty_files_are_noticed(tmp_path):
+def test_flipped_bits_and_empty_files_are_refused(tmp_path):
     need_torch()
     path = tmp_path / "w.pth"
     peers.save_torch(path, peers.official_tensors(PIT))
@@ -285,7 +285,7 @@ def test_flipped_bits_and_empty_files_are_noticed(tmp_path):
 # --- Another number of classes ---
 
 
-def test_training_keeps_a_new_head_and_says_so(tmp_path, lines):
+def test_training_keeps_a_new_head_and_logs_it(tmp_path, lines):
     path = tmp_path / "w.pdparams"
     peers.save_paddle(path, peers.peer_tensors("PaddleViT/pit_ti_distilled_224"))
     cfg = load_config(ROOT / "configs/pit_ti_distilled.yaml", [("MODEL.NUM_CLASSES", "7"), ("DISTILL.TYPE", "")])
@@ -366,7 +366,7 @@ def test_trained_t2t_positions_are_resized(tmp_path, lines, mode, size, grid):
     assert f"{path}: position embedding resized bicubically from 14x14 to {grid[0]}x{grid[1]}" in lines
 
 
-def test_the_sinusoid_is_computed_anew(tmp_path):
+def test_the_sinusoid_is_recomputed(tmp_path):
     path = t2t_file(tmp_path / "w.pdparams", sinusoid_table(197, 256).numpy())
     for mode, anew in (("sinusoid", True), ("bicubic", False)):
         model = create_model("t2t_vit_7", image_size=384)
@@ -381,7 +381,7 @@ def test_the_same_size_leaves_positions_as_they_are(tmp_path):
     assert np.array_equal(model.pos_embed.numpy(), table)
 
 
-def test_positions_of_no_square_are_refused(tmp_path):
+def test_positions_that_are_not_a_square_are_refused(tmp_path):
     path = t2t_file(tmp_path / "w.pdparams", np.zeros([1, 200, 256], "float32"))
     with pytest.raises(UserError, match="position embedding has 199 positions, which is no square grid"):
         load_pretrained(create_model("t2t_vit_7"), path)

@@ -83,9 +83,9 @@ def has_step(log, count=1):
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_evaluation_counts_every_image_once(world_size, tmp_path):
-    import evaluate_sizes
+    from programs import evaluate_sizes
 
-    process = start(tmp_path, ROOT / "tests/evaluate_sizes.py", launch=("--nproc_per_node", world_size))
+    process = start(tmp_path, ROOT / "tests/programs/evaluate_sizes.py", launch=("--nproc_per_node", world_size))
     assert process.wait(200) == 0, (tmp_path / "launcher.txt").read_text()
     printed = (tmp_path / "workerlog.0").read_text()
     result = json.loads(re.search(r"^SCORES (.*)", printed, flags=re.MULTILINE).group(1))
@@ -172,10 +172,10 @@ def test_accumulated_steps_train_like_whole_ones(ten_steps, tmp_path):
 
 
 def test_two_processes_train_in_16_bits_like_one(tmp_path, monkeypatch):
-    import amp_in_ranks
     import test_amp
+    from programs import amp_in_ranks
 
-    process = start(tmp_path, ROOT / "tests/amp_in_ranks.py", tmp_path)
+    process = start(tmp_path, ROOT / "tests/programs/amp_in_ranks.py", tmp_path)
     test_amp.stand_in(monkeypatch)
     initial = test_amp.arrays(test_amp.make_step(test_amp.config("O2", amp_in_ranks.DTYPE)).weights("raw"))
     one = amp_in_ranks.weights(8)
@@ -214,7 +214,7 @@ def test_two_nodes_train_like_one_process(ten_steps, tmp_path):
 
 def test_all_processes_skip_a_step_that_diverges_in_one(tmp_path, monkeypatch):
     monkeypatch.setitem(ENVIRONMENT, "PYTHONHASHSEED", "0")  # hashes of two processes are compared
-    assert start(tmp_path, ROOT / "tests/one_rank_diverges.py").wait(200) == 0
+    assert start(tmp_path, ROOT / "tests/programs/one_rank_diverges.py").wait(200) == 0
     first, second = (
         json.loads(re.search(r"^SEEN (.*)", (tmp_path / f"workerlog.{rank}").read_text(), flags=re.MULTILINE).group(1))
         for rank in (0, 1)
@@ -253,7 +253,7 @@ def test_killed_process_stops_all_and_the_run_resumes(tmp_path):
     assert state["images"] == state["meter"]["step"] * 64
     done = tool("train", *words, "TRAIN.TIME_LIMIT", "6s")
     assert "warning: process(es) was 2 and is now 1: no longer bit-exact" in done.stderr
-    assert "warning: a step had 64 images and has now 32: set TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS" in done.stderr
+    assert "warning: a step had 64 images and has now 32: set TRAIN.GLOBAL_BATCH 64 to keep them" in done.stderr
     first = re.search(r"Epoch \[(\d+)/500\], Step \[(\d+)/(\d+)\]", done.stdout)
     epoch, step, left = state["epoch"], state["meter"]["step"], (1437 - state["images"]) // 32
     if left == 0:  # cut after the last step of an epoch

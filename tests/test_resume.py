@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, few_digits
 
+from t2t_vit.config import accumulation, load_config, with_keys
+from t2t_vit.data.dataset import load_data
+from t2t_vit.training.resume import check_setting, setting
 from t2t_vit.weights import checkpoint
 
 # All that could make a difference is on: augmentation, dropout, drop path, two data workers, accumulation, clipping.
@@ -39,6 +42,14 @@ def command(output, *words):
 def start(output, *words):
     with open(f"{output}.stdout", "a") as stdout:
         return subprocess.Popen(command(output, *words), stdout=stdout, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+
+
+def die(output, call, name, count, *words):
+    """Run the command until it dies at one write; see dying_train.py."""
+    python, _, *rest = command(output, *words)
+    program = [python, str(ROOT / "tests/programs/dying_train.py"), call, name, str(count), *rest]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert done.returncode == 9, f"{call} {name} {count}\n{done.stdout}\n{done.stderr}"
 
 
 def wait_for(what, process=None, seconds=300):
@@ -73,31 +84,36 @@ def left_alone(tmp_path_factory):
     return output / "lit_data", seconds, time.monotonic() - began
 
 
-def test_twenty_kills_change_nothing(left_alone, tmp_path):
-    expected, seconds, _ = left_alone
-    output = tmp_path / "killed"
-    draw = random.Random(3)
-    in_a_save = 0
-    for number in range(20):
-        process = start(output, "TRAIN.EPOCHS", 6, *OFTEN)
-        if number % 3 == 2:  # in the middle of a save
-            wait_for(lambda: list((output / "lit_data").glob(".*.tmp*")), process)
-        else:
-            time.sleep(draw.uniform(0.3, 1.6) * seconds)
-        assert process.poll() is None, "ended before it was killed"
-        process.kill()
-        process.wait()
-        in_a_save += bool(list((output / "lit_data").glob(".*.tmp*")))
-    assert in_a_save >= 2
-    assert start(output, "TRAIN.EPOCHS", 6, *OFTEN).wait(300) == 0
-    assert_same_run(output / "lit_data", expected)
+# Kinds of writes in the life of a run, in an order in which the run gets further.
+WRITES = [
+    ("replace", "config.yaml", 1),  # the folder is empty
+    ("replace", "next.pdparams", 1),  # the first state is written but has no name
+    ("replace", "latest.pdparams", 2),  # the newest state is latest.1.pdparams, the next is next.pdparams
+    ("replace", "latest.2.pdparams", 2),
+    ("replace", "best.pdparams", 1),  # the epoch has no row
+    ("fsync", "metrics.jsonl", 1),  # the row of the epoch is written, its state is not
+    ("fsync", "times.jsonl", 2),
+]
+# And any others: the folder is flushed after each file that is written, and after each save.
+WRITES += [("fsync", "lit_data", count) for count in random.Random(3).sample(range(3, 21), 2)]
+
+
+@pytest.mark.timeout(900)
+def test_death_at_any_write_changes_nothing(left_alone, tmp_path):
+    output, words = tmp_path / "killed", ["TRAIN.EPOCHS", 6, *OFTEN]
+    for call, name, count in WRITES:
+        die(output, call, name, count, *words)
+    run(output, *words)
+    assert_same_run(output / "lit_data", left_alone[0])
     assert sorted(path.name for path in (output / "lit_data").iterdir()) == [
         "best.pdparams", "classes.txt", "config.yaml", "latest.1.pdparams", "latest.2.pdparams", "latest.pdparams",
         "metrics.jsonl", "times.jsonl"]  # fmt: skip
+    assert not list(output.glob("lit_data.[0-9]*"))  # nothing was moved aside
     log = (output / "lit_data.log").read_text()
+    log = log[log.rindex(": 0 epochs and ") :]  # starts before the first state leave their lines
     steps = re.findall(r"^Epoch \[(\d+)/6\], Step \[(\d+)/22\]", log, flags=re.MULTILINE)
-    assert steps == [(str(epoch), str(step)) for epoch in range(1, 7) for step in (5, 10, 15, 20, 22)]
-    assert log.count("avg_Loss") == log.count("(EMA)") == 6
+    assert steps[-5:] == [("6", str(step)) for step in (5, 10, 15, 20, 22)] and len(steps) == len(set(steps))
+    assert log.count("Epoch [2/6], avg_Loss") == 1
 
 
 def test_workers_change_nothing(left_alone, tmp_path):
@@ -186,7 +202,7 @@ def test_time_limit_saves_and_stops_before_it(left_alone, tmp_path):
     assert attempts >= 2 and done.stdout.splitlines()[-1].startswith("done: ")
     assert_same_run(output / "lit_data", expected)
     again = run(output, "TRAIN.EPOCHS", 6)
-    assert "all 6 epochs are done; --resume none trains anew" in again.stdout
+    assert "all 6 epochs are done; --resume none starts a new run" in again.stdout
     assert_same_run(output / "lit_data", expected)
 
 
@@ -210,18 +226,17 @@ def test_fine_tuning_resumes_exactly_too(tmp_path):
         "backbone 1e-06 in epoch 1, 0.0025" in alone.stdout
         and "layer decay 0.75: 0.562 x in layer 0 to 1 x" in alone.stdout
     )
-    assert "warning: TRAIN.BACKBONE_LR is for fine-tuning, but the weights are random" in alone.stderr
     for what in ("Epoch [1/2], Step [10/22]", "Epoch [2/2], Step [5/22]"):
         status, stdout, _ = run_until(tmp_path / "cut", what, subprocess.Popen.terminate, *words)
         assert status == 0 and "stopped by SIGTERM after " in stdout
     run(tmp_path / "cut", *words)
     assert_same_run(tmp_path / "cut/lit_data", tmp_path / "alone/lit_data")
     assert json.loads((tmp_path / "alone/lit_data/metrics.jsonl").read_text().splitlines()[1])["lr"] > 0.009
-    # To another optimizer there is no way, even by force.
+    # Another optimizer cannot continue, even with --force.
     line = the_only_error(run(tmp_path / "cut", *words, "TRAIN.OPTIMIZER", "adamw", status=1).stderr)
     assert "TRAIN.OPTIMIZER was 'sgd', is 'adamw'" in line
     line = the_only_error(run(tmp_path / "cut", *words, "TRAIN.OPTIMIZER", "adamw", "--force", status=1).stderr)
-    assert re.search("no AdamW state of the .* tensors of this model, but one of SGD for .*MODEL.PRETRAINED", line)
+    assert re.search("no AdamW state of the .* tensors of this model .TRAIN.OPTIMIZER, .*MODEL.PRETRAINED", line)
 
 
 # --- Faults ---
@@ -242,7 +257,7 @@ def test_damaged_state_is_noticed_and_the_one_before_used(left_alone, tmp_path):
 
     for path in (output / "lit_data").glob("latest*.pdparams"):
         path.write_bytes(path.read_bytes()[:-1000])
-    assert re.search(r"latest.2.pdparams is damaged .* --resume none starts anew",
+    assert re.search(r"latest.2.pdparams is damaged .* --resume none starts a new run",
                      the_only_error(run(output, "TRAIN.EPOCHS", 6, status=1).stderr))  # fmt: skip
 
 
@@ -367,7 +382,7 @@ def test_other_settings_are_refused_by_name_unless_forced(short_run, tmp_path):
     line = the_only_error(run(output, *same, "SEED", 7, "TRAIN.BATCH_SIZE", 8, "MODEL.DROP_RATE", 0.0, status=1).stderr)
     for difference in ("SEED was 42, is 7", "TRAIN.BATCH_SIZE was 16, is 8", "MODEL.DROP_RATE was 0.1, is 0.0"):
         assert difference in line
-    assert "--force goes on" in line and "--resume none" in line
+    assert "--force continues" in line and "--resume none" in line
     lists = ["DATA.VAL_LIST", tmp_path / "val.txt"]
     (tmp_path / "val.txt").write_text("".join((ROOT / "lit_data/val.txt").read_text().splitlines(True)[:300]))
     assert "number of val images was 360, is 300" in the_only_error(run(output, *same, *lists, status=1).stderr)
@@ -378,9 +393,21 @@ def test_other_settings_are_refused_by_name_unless_forced(short_run, tmp_path):
     # What decides only where and how fast may change; so may the division of a step.
     run(output, *same, "DATA.NUM_WORKERS", 0, "TRAIN.KEEP", 4, "TRAIN.BATCH_SIZE", 32, "TRAIN.ACCUM_STEPS", 1)
     done = run(output, "TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0, "--force")
-    assert "warning: going on with other settings (--force): TRAIN.EPOCHS was 1, is 2" in done.stderr
+    assert "warning: continuing with other settings (--force): TRAIN.EPOCHS was 1, is 2" in done.stderr
     assert "Epoch [2/2], avg_Loss" in done.stdout and "Epoch [1/2]" not in done.stdout
     assert "EPOCHS: 2" in (output / "lit_data/config.yaml").read_text()
+
+
+def test_global_batch_keeps_the_step_on_another_number_of_processes(told):
+    cfg = load_config(ROOT / "configs/lit_data.yaml", [("TRAIN.BATCH_SIZE", "32"), ("TRAIN.GLOBAL_BATCH", "64")])
+    splits = load_data(cfg)[1]
+
+    def setting_of(processes):
+        resolved = with_keys(cfg, {"TRAIN.ACCUM_STEPS": accumulation(cfg, processes)})
+        return {**setting(resolved, splits), "processes": processes}
+
+    check_setting(setting_of(2), setting_of(1), "latest.pdparams")  # is not refused
+    assert "TRAIN.ACCUM_STEPS was 1 and is now 2: no longer bit-exact" in told.text and "a step had" not in told.text
 
 
 def test_a_key_that_is_younger_than_the_state_had_its_default(short_run, tmp_path):
@@ -396,7 +423,7 @@ def test_a_key_that_is_younger_than_the_state_had_its_default(short_run, tmp_pat
     assert "AUG.MIX_SWITCH_PROB was 0.5, is 0.1" in error
 
 
-def test_resume_none_starts_anew_and_keeps_the_first(short_run, tmp_path):
+def test_resume_none_starts_a_new_run_and_keeps_the_first(short_run, tmp_path):
     output = tmp_path / "copy"
     shutil.copytree(short_run, output)
     done = run(output, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "--resume", "none")
@@ -406,14 +433,40 @@ def test_resume_none_starts_anew_and_keeps_the_first(short_run, tmp_path):
     assert (output / "lit_data.1.log").read_bytes() == (short_run / "lit_data.log").read_bytes()
 
 
-def test_run_that_fails_before_it_saves_leaves_the_earlier_one_in_place(short_run, tmp_path):
+def assert_moved(output, short_run):
+    """The run of `short_run` is complete in lit_data.1 of `output`, with its log, and nothing else was moved aside."""
+    for path in (short_run / "lit_data").iterdir():
+        assert (output / "lit_data.1" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert (output / "lit_data.1.log").read_bytes() == (short_run / "lit_data.log").read_bytes()
+    assert not list(output.glob("lit_data.2*"))
+
+
+def test_new_run_that_fails_at_once_keeps_the_earlier_one_in_one_place(short_run, tmp_path):
     output = tmp_path / "copy"
     shutil.copytree(short_run, output)
-    done = run(output, "TRAIN.EPOCHS", 2, "--resume", "none", "TRAIN.BASE_LR", 1e38, "TRAIN.WARMUP_EPOCHS", 0, status=1)
+    words = ["TRAIN.EPOCHS", 2, "TRAIN.BASE_LR", 1e38, "TRAIN.WARMUP_EPOCHS", 0]
+    done = run(output, *words, "--resume", "none", status=1)
+    assert f"an earlier run was moved to {output}/lit_data.1\n" in done.stdout
     assert done.stderr.rstrip().endswith("nothing was saved yet")
-    for path in short_run.rglob("*"):
-        assert path.is_dir() or (output / path.relative_to(short_run)).read_bytes() == path.read_bytes()
-    assert "error: " in (output / "lit_data.new.log").read_text()
+    for choice in ("none", "auto"):
+        assert "was moved" not in run(output, *words, "--resume", choice, status=1).stdout
+        assert_moved(output, short_run)
+    assert (output / "lit_data.log").read_text().count("error: ") == 3
+    # The earlier run continues from its new place.
+    state = output / "lit_data.1/latest.pdparams"
+    done = run(tmp_path / "again", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "--resume", state)
+    assert "all 1 epochs are done" in done.stdout and (tmp_path / "again/lit_data/latest.pdparams").is_file()
+
+
+def test_new_run_that_dies_while_it_moves_the_earlier_one_loses_nothing(short_run, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(short_run, output)
+    words = ["TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "--resume", "none"]
+    for name in ("lit_data.1", "lit_data.1.log", "config.yaml", "classes.txt", "next.pdparams"):
+        die(output, "replace", name, 1, *words)
+    run(output, *words)
+    assert_moved(output, short_run)
+    assert (output / "lit_data/metrics.jsonl").read_bytes() == (short_run / "lit_data/metrics.jsonl").read_bytes()
 
 
 def test_state_of_another_folder_brings_its_best_along(short_run, tmp_path):

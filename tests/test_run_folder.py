@@ -8,6 +8,7 @@ from conftest import ROOT, error_line
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
 from t2t_vit.deploy.open_model import best_epoch
+from t2t_vit.runs.place import check_place
 from t2t_vit.runs.run_folder import RunFolder
 
 SUMMARY = "x, 2026-01-01 00:00:00: PaddlePaddle 3.3.1 on cpu, float32, 1 process(es), Python 3.11.7\n"
@@ -19,15 +20,17 @@ def place(folder, *pairs):
     pairs = [("OUTPUT", str(folder)), ("LOG", str(folder)), *pairs]
     cfg = load_config(ROOT / "configs/lit_data.yaml", pairs)
     run = RunFolder(cfg)
-    run.check_place(cfg)
+    check_place(run, cfg)
     return run
 
 
-def begun(folder):
-    """Names in `folder` after a run has begun there."""
+def started(folder, epochs=0):
+    """Names in `folder` after a run has started there and trained some epochs."""
     run = place(folder)
     run.lock()
-    run.begin(load_config(ROOT / "configs/lit_data.yaml"), _Classes)
+    run.start(load_config(ROOT / "configs/lit_data.yaml"), _Classes)
+    for epoch in range(epochs):
+        run.append_rows({"epoch": epoch + 1}, {"epoch": epoch + 1})
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -64,7 +67,7 @@ def test_folder_of_other_files_is_refused(tmp_path, files):
         place(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["lit_data", "lit_data.log", "lit_data.new.log", "lit_data.visualdl"])
+@pytest.mark.parametrize("name", ["lit_data", "lit_data.log", "lit_data.visualdl"])
 def test_file_in_the_place_of_a_run_is_refused(tmp_path, name):
     message = f"{name} is not (of a run|a folder); give this run another NAME"
     (tmp_path / name).write_text("my diary\n")
@@ -88,24 +91,39 @@ def test_output_that_is_a_file_and_parts_that_are_folders_are_named(tmp_path):
         place(tmp_path)
 
 
-def test_run_begins_in_an_empty_folder_and_beside_an_export(tmp_path):
-    assert begun(tmp_path) == ["lit_data"]
-    assert begun(tmp_path) == ["lit_data", "lit_data.1"]  # a run is moved aside
+def test_run_starts_in_an_empty_folder_and_beside_an_export(tmp_path):
+    assert started(tmp_path) == ["lit_data"]
     fill(tmp_path / "other/lit_data/export", lit_onnx="x")
-    assert begun(tmp_path / "other") == ["lit_data"]
+    assert started(tmp_path / "other") == ["lit_data"]
     assert (tmp_path / "other/lit_data/export/lit.onnx").is_file()
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/lit_data").symlink_to(tmp_path / "disk")
     (tmp_path / "disk").mkdir()
-    assert begun(tmp_path / "linked") == ["lit_data"]
+    assert started(tmp_path / "linked") == ["lit_data"]
     assert (tmp_path / "disk/config.yaml").is_file()
 
 
-def test_log_of_an_earlier_run_is_one(tmp_path):
+@pytest.mark.parametrize("name", ["latest.pdparams", "latest.1.pdparams", "best.pdparams", "metrics.jsonl"])
+def test_run_with_results_is_moved_aside_whole(tmp_path, name):
+    started(tmp_path)
+    for path in (tmp_path / "lit_data" / name, tmp_path / "lit_data.log"):
+        path.write_text(SUMMARY)
+    assert started(tmp_path, epochs=1) == ["lit_data", "lit_data.1", "lit_data.1.log"]
+    assert (tmp_path / "lit_data.1" / name).read_text() == (tmp_path / "lit_data.1.log").read_text() == SUMMARY
+    assert started(tmp_path) == ["lit_data", "lit_data.1", "lit_data.1.log", "lit_data.2"]
+
+
+def test_run_without_results_is_continued(tmp_path):
+    for _ in range(3):
+        assert started(tmp_path) == ["lit_data"]
+    (tmp_path / "lit_data.log").write_text(SUMMARY)
+    assert started(tmp_path) == ["lit_data", "lit_data.log"]
+    assert (tmp_path / "lit_data.log").read_text() == SUMMARY
+
+
+def test_log_of_a_run_whose_folder_was_removed_is_moved_aside(tmp_path):
     (tmp_path / "lit_data.log").write_text("warning: slow\n" + SUMMARY)
-    (tmp_path / "lit_data.new.log").write_text("")
-    run = place(tmp_path)
-    assert run.log_until_begun().name == "lit_data.new.log"
+    assert started(tmp_path) == ["lit_data", "lit_data.1.log"]
 
 
 def test_run_that_reads_what_it_would_move_aside_is_refused(tmp_path):

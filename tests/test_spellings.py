@@ -184,7 +184,7 @@ def test_training_takes_the_folder_of_its_split(tmp_path):
     assert f"PATH: {tmp_path}/data\n" in (tmp_path / "lit_data/config.yaml").read_text()
     shutil.rmtree(tmp_path / "data/val")
     line = error_line("train", "--data-path", tmp_path / "data/train", "--output", tmp_path / "b", *words)
-    assert "train is no val folder; give the folder above it" in line
+    assert "train is not a val folder; give the folder above it" in line
 
 
 def test_training_with_official_options_is_the_same(tmp_path):

@@ -63,7 +63,7 @@ def test_wrong_folders_are_one_line(tmp_path):
     os.rename(tmp_path / "cifar10/test/truck", tmp_path / "cifar10/test/lorry")
     for words, status, text in (
         ([tmp_path / "cifar10"], 2, "usage: "),
-        ([tmp_path / "absent", tmp_path / "x"], 1, "error: .*absent is no folder"),
+        ([tmp_path / "absent", tmp_path / "x"], 1, "error: .*absent is not a folder"),
         ([tmp_path / "cifar10", tmp_path / "x"], 1, "error: .*cifar10 has no test/truck"),
     ):
         done = split(*words)

@@ -2,24 +2,32 @@
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT
+from conftest import ROOT, few_digits, tool
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import accumulation, load_config
+from t2t_vit.config import accumulation, all_keys, load_config
 from t2t_vit.config_values import to_seconds
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.runs import interruption
 from t2t_vit.runs.interruption import GO_ON, SAVE, STOP_FOR_TIME, InterruptHandler
-from t2t_vit.runs.visualdl import Scalars
+from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.training.ema import ModelEma
+from t2t_vit.training.epoch_sums import EpochSums
 from t2t_vit.training.flat import FlatWeights
-from t2t_vit.training.meter import EpochMeter, Reports
+from t2t_vit.training.resume import FREE_KEYS, setting
+from t2t_vit.training.stop_rules import BadSteps, check_skipped
+from t2t_vit.training.stopwatch import Lap, Stopwatch
+from t2t_vit.training.summary import log_summary
+from t2t_vit.training.train_log import TrainLog
 from t2t_vit.training.train_step import TrainStep
+from t2t_vit.training.trainer import Trainer
+from t2t_vit.weights import checkpoint
 
 
 def lit_config(*pairs):
@@ -113,30 +121,47 @@ def test_step_that_is_not_finite_is_skipped(fault):
     assert (step.model.state_dict()["head.weight"].numpy() != before[0]["head.weight"]).any()
 
 
-def meter(cfg, steps_of_epoch):
-    return EpochMeter(cfg, 0, 1, steps_of_epoch, 1e-3, Reports(Scalars()), paddle.zeros([]), 16 * steps_of_epoch)
+def diverging(criterion):
+    return lambda logits, labels: criterion(logits, labels) * float("nan")
 
 
 def test_skipped_steps_are_counted_and_leave_the_means_alone():
-    cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.MAX_BAD_STEPS", "3"))
+    cfg = lit_config()
     step, batches = make_step(cfg), steps(cfg)
-    criterion, epoch = step.criterion, meter(cfg, 6)
+    criterion, sums, rule = step.criterion, EpochSums(), BadSteps(3)
     losses = []
     for number in range(6):
         bad = number in (1, 2, 4)
-        step.criterion = (lambda logits, labels: criterion(logits, labels) * float("nan")) if bad else criterion
+        step.criterion = diverging(criterion) if bad else criterion
         result = step(next(batches), 1e-3, 0, number)
         losses += [] if bad else [result.loss.item()]
-        epoch.step_done(result)
-    row, _ = epoch.rows()
-    assert row["skipped_steps"] == 3
-    assert row["train_loss"] == pytest.approx(np.mean(losses), abs=1e-6) and math.isfinite(row["grad_norm"])
+        sums.add(result)
+        rule.add(result.ok)
+    means = sums.lap()
+    assert means == sums.means() and means.skipped_steps == 3
+    assert means.loss == pytest.approx(np.mean(losses), abs=1e-6) and math.isfinite(means.grad_norm)
+    rule.check(1, 6)  # two in a row are allowed
 
-    step.criterion, epoch = lambda logits, labels: criterion(logits, labels) * float("nan"), meter(cfg, 6)
-    epoch.step_done(step(next(batches), 1e-3, 0, 6))
-    epoch.step_done(step(next(batches), 1e-3, 0, 7))
-    with pytest.raises(UserError, match=r"not finite in 3 steps in a row \(TRAIN.MAX_BAD_STEPS\)"):
-        epoch.step_done(step(next(batches), 1e-3, 0, 8))
+
+def test_bad_steps_in_a_row_end_the_run_at_the_next_check():
+    rule = BadSteps(3)
+    for ok in (False, False, True, False, False, False, True):
+        rule.add(paddle.to_tensor(ok))
+    with pytest.raises(
+        UserError, match=r"not finite in 3 steps in a row \(TRAIN.MAX_BAD_STEPS\), up to epoch 2, step 7"
+    ):
+        rule.check(2, 7)
+    rule.check(2, 8)  # counts from the last check on
+    for _ in range(3):
+        rule.add(paddle.to_tensor(False))
+    assert rule.streak.item() == 3
+
+
+def test_too_many_unreadable_images_end_the_run():
+    log = TrainLog(1, 16, 0)
+    check_skipped(5, 500, log)
+    with pytest.raises(UserError, match="6 images could not be read, more than 5 of the 500 of an epoch"):
+        check_skipped(6, 500, log)
 
 
 def test_a_step_never_waits_for_the_device(monkeypatch):
@@ -147,9 +172,16 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
     recipe = [("AUG.ERASE_PROB", "1.0"), ("AUG.MIXUP", "0.8"), ("AUG.CUTMIX", "1.0"), ("AUG.MIX_MODE", "elem")]
     cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"), *recipe,
                      ("TRAIN.LAYER_DECAY", "0.9"), ("CPU.MICRO_BATCH", "0"))  # fmt: skip
-    step, epoch = make_step(cfg), meter(cfg, 100)
-    batches = [batches for _, batches in zip(range(3), steps(cfg))]
-    epoch.step_done(step(batches[0], 1e-3, 0, 0))  # makes the optimizer's state
+    step, sums, rule, log = make_step(cfg), EpochSums(), BadSteps(10), TrainLog(1, 32, 0)
+    batches = [batches for _, batches in zip(range(2), steps(cfg))]
+
+    def run(number):
+        result = step(batches[number], 1e-3, 0, number)
+        sums.add(result)
+        rule.add(result.ok)
+        log.add_skipped(result.skipped)
+
+    run(0)  # makes the optimizer's state
     read = []
     moving = [(paddle.Tensor, name) for name in ("numpy", "item", "tolist", "__bool__", "__float__", "__int__",
                                                  "__array__", "set_value", "copy_")]  # fmt: skip
@@ -161,39 +193,55 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
             return original(*arguments, **options)
 
         monkeypatch.setattr(owner, name, noting)
-    epoch.step_done(step(batches[1], 1e-3, 0, 1))
+    run(1)
     assert not read
-    epoch.step_done(step(batches[2], 1e-3, 0, 2))  # logs
+    sums.lap()
     assert read
 
 
-def test_a_save_is_no_reading(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("t2t_vit.training.meter.time.perf_counter", lambda: clock[0])
-    cfg = lit_config()
-    epoch = meter(cfg, 3)
-    clock[0] += 100
-    epoch.saved()
-    clock[0] += 0.5
-    epoch.batch_read()
-    assert epoch.read_time == 0.5
+def test_a_save_counts_neither_as_reading_nor_as_training():
+    now = [0.0]
+    stopwatch = Stopwatch(clock=lambda: now[0])
+
+    def wait(seconds):
+        now[0] += seconds
+
+    wait(100)
+    stopwatch.restart()
+    wait(0.5)
+    stopwatch.batch_read()
+    wait(2)
+    assert stopwatch.lap() == Lap(1, 0.5, 2.0)
+    wait(1)
+    stopwatch.step_done()
+    assert stopwatch.lap() == Lap(0, 0.0, 1.0)
+    assert stopwatch.state() == {
+        "window_steps": 0,
+        "read_time": 0.0,
+        "train_time": 0.0,
+        "seconds": 3.5,
+        "read_seconds": 0.5,
+    }
+    other = Stopwatch()
+    other.load_state(stopwatch.state())
+    assert other.state() == stopwatch.state()
 
 
 def test_sums_of_another_version_are_refused():
-    epoch = meter(lit_config(), 3)
-    state = epoch.state()
-    epoch.load_state(state)
+    sums = EpochSums()
+    state = sums.state()
+    sums.load_state(state)
     with pytest.raises(UserError, match="saved within an epoch by another version"):
-        epoch.load_state({**state, "sums": state["sums"][:, 1:]})
+        sums.load_state({**state, "sums": state["sums"][:, 1:]})
 
 
-def test_slow_reading_is_told_once_and_not_of_the_first_lines(told):
-    reports = Reports(Scalars())
-    for read_seconds, seconds in ((90, 100), (9, 100), (4, 5)):  # the first line; a good one; too short to judge
-        reports.check_reading(read_seconds, seconds, lit_config())
+def test_slow_reading_is_a_warning_once_but_not_in_the_first_lines(told):
+    log = TrainLog(1, 16, 0)
+    for read, seconds in ((90, 100), (9, 100), (4, 5)):  # the first line; a good one; too short to judge
+        log.check_reading(Lap(1, read, seconds - read))
     assert not told.text
-    for read_seconds, seconds in ((38, 95), (90, 100)):
-        reports.check_reading(read_seconds, seconds, lit_config())
+    for read, seconds in ((38, 95), (90, 100)):
+        log.check_reading(Lap(1, read, seconds - read))
     assert told.text.count("of the time was spent waiting for images") == 1
     assert "warning: 42 % of the time" in told.text and "raise DATA.NUM_WORKERS (0; " in told.text
 
@@ -209,7 +257,6 @@ def test_times_are_read():
 
 
 def test_room_for_the_save_is_measured(monkeypatch):
-
     now = [1000.0]
     monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(interruption, "_EXIT_SECONDS", 0.0)
@@ -233,9 +280,6 @@ def test_room_for_the_save_is_measured(monkeypatch):
 
 
 def test_settings_of_the_state_are_all_config_keys():
-    from t2t_vit.config import all_keys
-    from t2t_vit.training.resume import FREE_KEYS
-
     assert set(all_keys()) >= FREE_KEYS
 
 
@@ -244,8 +288,6 @@ def test_settings_of_the_state_are_all_config_keys():
 
 def test_visualdl_curves_hold_each_step_once(tmp_path):
     visualdl = pytest.importorskip("visualdl")
-    from conftest import tool
-
     words = ["--output", tmp_path, "MODEL.T2T.DEPTH", 1, "TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0]
     words += ["TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LOG_EVERY", 11]
     folder = tmp_path / "lit_data.visualdl"
@@ -266,19 +308,82 @@ def test_visualdl_curves_hold_each_step_once(tmp_path):
     assert values == pytest.approx([row["val_ema_top1"] for row in rows])
 
 
-@pytest.mark.parametrize("epochs, told", [(1, "0.8"), (40, None)])
-def test_short_run_is_told_of_its_average(epochs, told, tmp_path, caplog):
-    from t2t_vit.runs.run_folder import RunFolder
-    from t2t_vit.training.resume import setting
-    from t2t_vit.training.trainer import Trainer
-
+@pytest.mark.parametrize("epochs, advice", [(1, "0.8"), (40, None)])
+def test_short_run_is_warned_of_its_average(epochs, advice, tmp_path, caplog):
     pairs = [("TRAIN.EPOCHS", str(epochs)), ("TRAIN.WARMUP_EPOCHS", "0"), ("TRAIN.COOLDOWN_EPOCHS", "0")]
     cfg = lit_config(("TRAIN.BATCH_SIZE", "64"), ("TRAIN.EMA_DECAY", "0.99"), ("OUTPUT", str(tmp_path)), *pairs)
     classes, splits = load_data(cfg)
-    Trainer(cfg, classes, splits, RunFolder(cfg), InterruptHandler(cfg.TRAIN, 0.0), setting(cfg, splits))._log_summary()
+    interrupts = InterruptHandler(cfg.TRAIN, 0.0)
+    log_summary(Trainer(cfg, classes, splits, RunFolder(cfg), interrupts, setting(cfg, splits)))
     warnings = [record.getMessage() for record in caplog.records if "EMA_DECAY" in record.getMessage()]
-    assert bool(warnings) == bool(told)
-    assert not told or f"set TRAIN.EMA_DECAY {told} or VAL.BEST raw" in warnings[0]
+    assert bool(warnings) == bool(advice)
+    assert not advice or f"set TRAIN.EMA_DECAY {advice} or VAL.BEST raw" in warnings[0]
+
+
+# --- Ways to compute the same step ---
+
+
+def whole_step(*pairs):
+    """A `TrainStep` that takes each batch as a whole."""
+    return make_step(lit_config(("CPU.MICRO_BATCH", "0"), *pairs))
+
+
+def count_passes(step):
+    """Counter of the forward passes through each block, from now on."""
+    passes = Counter()
+    for number, block in enumerate(step.live_model.blocks):
+        block.register_forward_pre_hook(lambda layer, inputs, number=number: passes.update([number]))
+    return passes
+
+
+def test_recompute_runs_each_block_but_the_last_twice():
+    batch, losses = next(steps(lit_config())), []
+    for recompute, times in (("False", 1), ("True", 2)):
+        step = whole_step(("TRAIN.RECOMPUTE", recompute), ("MODEL.T2T.DEPTH", "2"))
+        passes = count_passes(step)
+        losses.append(step(batch, 1e-3, 0, 0).loss.item())
+        assert passes == {0: times, 1: 1}  # the gradient begins with the last block, so that nothing would be saved
+    assert losses[0] == losses[1]
+
+
+def test_compiled_training_runs_the_compiled_program():
+    step, plain = whole_step(("TRAIN.TO_STATIC", "True")), whole_step()
+    passes, batches = count_passes(step), steps(lit_config())
+    for number in range(2):
+        batch = next(batches)
+        loss = step(batch, 1e-3, 0, number).loss.item()
+        assert loss == pytest.approx(plain(batch, 1e-3, 0, number).loss.item(), rel=1e-5)
+        assert passes == ({0: 1} if number == 0 else {})  # Python runs the block only to compile it
+        passes.clear()
+    assert len(step.live_model.forward.program_cache) == 1
+
+
+def test_micro_batches_pass_through_the_model_in_parts():
+    step, sizes = make_step(lit_config(("CPU.MICRO_BATCH", "6"))), []
+    part = step._backward_part
+
+    def noted(model, tensors, weight):
+        sizes.append((len(tensors[0]), round(weight * 16)))
+        return part(model, tensors, weight)
+
+    step._backward_part = noted
+    batch = next(steps(lit_config()))
+    loss = step(batch, 1e-3, 0, 0).loss.item()
+    assert sorted(sizes) == [(4, 4), (6, 6), (6, 6)]
+    assert loss == pytest.approx(whole_step()(batch, 1e-3, 0, 0).loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("best", ["raw", "ema"])
+def test_best_weights_are_those_that_val_best_names(tmp_path, best):
+    words = ["--output", tmp_path, *few_digits(tmp_path), "MODEL.T2T.DEPTH", 1, "TRAIN.EPOCHS", 1]
+    words += ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.BATCH_SIZE", 20]
+    tool("train", *words, "VAL.BEST", best)
+    state, weights = (checkpoint.read(tmp_path / f"lit_data/{name}.pdparams") for name in ("latest", "best"))
+    own, other = ("model", "ema") if best == "raw" else ("ema", "model")
+    assert all((weights[name] == value).all() for name, value in state[own].items())
+    assert any((weights[name] != value).any() for name, value in state[other].items())
+    (row,) = (json.loads(line) for line in (tmp_path / "lit_data/metrics.jsonl").read_text().splitlines())
+    assert state["best_top1"] == row["val_top1" if best == "raw" else "val_ema_top1"]
 
 
 # --- Images of one step over all processes ---

@@ -1,4 +1,4 @@
-"""What an update costs a GPU: operations, each of which it must be told to start."""
+"""What an update costs a GPU: the number of operations that are started, and memory."""
 
 import re
 from collections import Counter
@@ -45,16 +45,16 @@ def test_an_update_of_t2t_vit_7_is_a_few_operations(keys, most, monkeypatch):
     step = TrainStep(cfg)
     step.train()
     step(next(batches), 1e-3, 0, 0)  # makes the optimizer's state
-    update, found = step._step, Counter()
+    update, found = step._update, Counter()
 
     def counted(*args):
         results = []
         found.update(operations(lambda: results.append(update(*args))))
         return results[0]
 
-    monkeypatch.setattr(step, "_step", counted)
+    monkeypatch.setattr(step, "_update", counted)
     assert step(next(batches), 1e-3, 0, 1).ok.item()
-    trained = len(step.optimizer.rates.trained)
+    trained = len(step.optimizer.rates.decays)
     assert trained == 108 and found["reshape_"] == trained  # which starts nothing on the GPU
     assert trained < sum(found.values()) <= most, found
 
@@ -75,7 +75,7 @@ def test_weights_with_memory_of_their_own_are_taken_back():
     step.load_state({**arrays, "scaler": {}}, "memory")
     step(next(batches), 1e-3, 0, 1)
     for which, part in (("raw", "model"), ("ema", "ema")):
-        for name in step.optimizer.rates.trained:
+        for name in step.optimizer.rates.decays:
             assert (step.weights(which)[name].numpy() != arrays[part][name]).any(), (which, name)
 
 

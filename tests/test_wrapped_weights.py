@@ -1,4 +1,4 @@
-"""Weights in the wrappings of other programs: found by one rule, or refused by a line that says what they are."""
+"""Weights inside wrappers of other programs are found, or refused in one line that describes them."""
 
 import argparse
 import copy
@@ -62,7 +62,7 @@ def test_one_rule_unwraps_them_all(tmp_path, tensors, wrap):
     load(tmp_path / "w.pth")
 
 
-def test_names_that_are_left_out_are_said(tmp_path, tensors, caplog, monkeypatch):
+def test_tensors_that_are_left_out_are_logged(tmp_path, tensors, caplog, monkeypatch):
     log = logging.getLogger("t2t")
     monkeypatch.setattr(log, "propagate", True)
     caplog.set_level(logging.INFO, "t2t")
@@ -83,6 +83,13 @@ def test_what_is_not_clear_is_refused(tmp_path, tensors, tree, message):
         read_weights(tmp_path / "w.pdparams")
 
 
+def test_models_with_numbers_for_names_are_refused(tmp_path, tensors):
+    need_torch()
+    peers.save_torch(tmp_path / "w.pth", {0: tensors, 1: tensors})
+    with pytest.raises(UserError, match="w.pth holds several models, 0, 1: keep one"):
+        read_weights(tmp_path / "w.pth")
+
+
 def test_a_pointer_of_git_lfs_is_named(tmp_path):
     (tmp_path / "w.pdparams").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     assert error_line("predict", "--pretrained", tmp_path / "w.pdparams").endswith(
@@ -90,7 +97,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path):
     )
 
 
-def test_the_model_that_a_file_names_is_believed_where_shapes_do_not_tell(tmp_path, capsys):
+def test_the_name_in_a_file_decides_between_equal_shapes(tmp_path, capsys):
     torch = need_torch()
     model = create_model("t2t_vit_14_resnext", num_classes=2, image_size=32)
     other = create_model("t2t_vit_14", num_classes=2, image_size=32)

@@ -20,8 +20,8 @@ def main(args):
 def parser():
     parser = argparse.ArgumentParser(
         description="Convert weights of the official PyTorch code, timm, PaddleViT, T2T_paddle, paddle_pit or this "
-        "repository, and say what they compute.",
-        epilog="Exit status: 0 done, 1 a failure told in one line, 2 an unknown option.",
+        "repository, and print what they compute.",
+        epilog="Exit status: 0 done, 1 failed (one line on stderr), 2 wrong options.",
     )
     parser.add_argument("source", type=not_empty, metavar="SRC", help="file or URL, recognised by its content")
     parser.add_argument("--output", type=not_empty, required=True, metavar="FILE", help="file to write")
@@ -39,7 +39,7 @@ def parser():
         "--config",
         type=not_empty,
         metavar="FILE",
-        help="of a model that is no named variant; default: config.yaml beside SRC",
+        help="config of a model that is not a named variant; default: config.yaml beside SRC",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser

@@ -24,7 +24,7 @@ assert isinstance(model, paddle.nn.Layer) and model.head.bias.shape == [10]
 assert "pit_ti" in t2t_vit.list_models()
 
 from t2t_vit.config import class_list  # noqa: E402
-from t2t_vit.data.dataset import read_classes  # noqa: E402
+from t2t_vit.data.classes import read_classes  # noqa: E402
 
 cfg = t2t_vit.load_config("own.yaml")
 assert cfg.MODEL.NAME == "pit_ti" and len(read_classes(class_list(cfg)).names) == 1000

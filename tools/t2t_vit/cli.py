@@ -20,15 +20,7 @@ from t2t_vit.common.runtime import ignore_interrupts, import_paddle, missing_pac
 if set(missing_packages()) - {"PaddlePaddle"}:
     sys.exit(f"error: {not_installed(missing_packages())}")
 
-from t2t_vit.config import (  # noqa: E402
-    CLASS_LISTS,
-    best_weights,
-    class_list,
-    find_config,
-    load_config,
-    resolve,
-    starts_like_a_key,
-)
+from t2t_vit import config  # noqa: E402
 from t2t_vit.parallel.failure_monitor import FailureMonitor  # noqa: E402
 from t2t_vit.spellings import take_data_folder, translate  # noqa: E402
 
@@ -130,7 +122,7 @@ def split_images(words):
     images, pairs = [], []
     words = iter(words)
     for word in words:
-        if starts_like_a_key(word) and not os.path.exists(word):
+        if config.starts_like_a_key(word) and not os.path.exists(word):
             pairs += [word, *itertools.islice(words, 1)]
         else:
             images.append(word)
@@ -185,10 +177,10 @@ def _load(args, parser, split_words):
         take_data_folder(args)
     check_pairs(parser, args)
     path = _config_path(args)
-    cfg = load_config(path, overrides(args))
+    cfg = config.load_config(path, overrides(args))
     if args.opens_run and not (args.config or cfg.MODEL.PRETRAINED) and (own := _config_of_run(cfg)):
         path = own
-        cfg = load_config(path, overrides(args))
+        cfg = config.load_config(path, overrides(args))
     args.inputs = _files_read(path, cfg)
     args.weights_named = bool(args.pretrained or "MODEL.PRETRAINED" in args.opts[::2])
     args.pretrained = cfg.MODEL.PRETRAINED if args.weights_named else _best_beside(path)
@@ -255,18 +247,18 @@ def _config_path(args):
     return _DEFAULT_CONFIG
 
 
-def _files_read(config, cfg):
+def _files_read(path, cfg):
     """Files that the config and the command line name as inputs, whether they exist or not."""
-    named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, class_list(cfg)]
+    named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, config.class_list(cfg)]
     lists = [os.path.join(cfg.DATA.PATH, name) for name in (cfg.DATA.TRAIN_LIST, cfg.DATA.VAL_LIST, "classes.txt")]
-    best = best_weights(cfg)
+    best = config.best_weights(cfg)
     weights = [cfg.MODEL.PRETRAINED + ".pdparams", best, best.with_name("classes.txt"), best.with_name("config.yaml")]
-    return [find_config(config), *(resolve(path) for path in [*filter(None, named), *lists, *weights])]
+    return [config.find_config(path), *(config.resolve(name) for name in [*filter(None, named), *lists, *weights])]
 
 
 def _config_of_run(cfg):
     """config.yaml of the run of `cfg`, or None if it has no weights."""
-    path = best_weights(cfg).with_name("config.yaml")
+    path = config.best_weights(cfg).with_name("config.yaml")
     return str(path) if path.is_file() and path.with_name("best.pdparams").is_file() else None
 
 
@@ -284,7 +276,7 @@ def overrides(args):
     for key, value in zip(args.opts[::2], args.opts[1::2]):
         is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED", "DISTILL.WEIGHTS")
         is_path = is_path or key == "DISTILL.TEACHER" and value.endswith((".yaml", ".yml"))
-        is_path = is_path and value and value not in CLASS_LISTS
+        is_path = is_path and value and value not in config.CLASS_LISTS
         pairs.append((key, absolute(value) if is_path else value))
     return pairs
 
@@ -294,10 +286,10 @@ def absolute(path):
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
-def _best_beside(config):
+def _best_beside(path):
     """best.pdparams beside a config.yaml, whatever the name of their folder; None if there is none."""
-    best = os.path.join(os.path.dirname(os.path.abspath(config)), "best.pdparams")
-    return best if os.path.basename(config) == "config.yaml" and os.path.isfile(best) else None
+    best = os.path.join(os.path.dirname(os.path.abspath(path)), "best.pdparams")
+    return best if os.path.basename(path) == "config.yaml" and os.path.isfile(best) else None
 
 
 def _fail(message, debug):

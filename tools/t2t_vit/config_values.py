@@ -163,6 +163,7 @@ def _is_in(value, interval):
     low, high = map(float, interval[1:-1].split(", "))
     return all(
         type(number) in (int, float)
+        and abs(number) <= sys.float_info.max  # not nan, inf or a larger int
         and (low < number if interval[0] == "(" else low <= number)
         and (number < high if interval[-1] == ")" else number <= high)
         for number in (value if isinstance(value, (list, tuple)) else [value])

@@ -1,1 +1,1 @@
-"""What tools/benchmark.py measures; each module has its measurements and the lines that tell them."""
+"""What tools/benchmark.py measures: a module for each benchmark."""

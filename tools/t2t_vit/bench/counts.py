@@ -1,32 +1,104 @@
-"""What can be counted of a config's model without running it."""
+"""Parameters, multiplications and activations of a model, counted without running it.
+
+Every token of an image counts in every layer, as in the official tables, also if the forward pass leaves some out.
+Elementwise work (norms, softmax, GELU, biases) does not count.
+"""
+
+import math
+from dataclasses import dataclass
 
 import paddle
+from paddle import nn
 
-from t2t_vit.bench import macs
+from t2t_vit.models.layers import in_head
 from t2t_vit.weights.build import build_model
+
+TOKEN_MODULE = "tokens_to_token."
+
+
+@dataclass(frozen=True)
+class Product:
+    """`count` products of a (rows, inner) and an (inner, columns) matrix."""
+
+    name: str
+    rows: int
+    inner: int
+    columns: int
+    count: int = 1
+    is_attention: bool = False  # between the tokens of a block of the backbone
+
+    @property
+    def macs(self):
+        return self.count * self.rows * self.inner * self.columns
+
+    @property
+    def outputs(self):
+        return self.count * self.rows * self.columns
 
 
 def count(cfg):
-    """Parameters, multiplications and activations of the model of a config, of one image.
+    """The counts of a config's model, for one image.
 
     Returns:
-        dict: parameters (trainable_parameters of them), weights_mb (float32), gmacs (of which gmacs_without are without
-        the products between the tokens of the backbone's blocks), token_module_gmacs (T2T module alone), tokens (of the
-        first layer), activations
-        (elements that matrix products put out: linear layers, convolutions, and products between tokens).
+        dict: "parameters"; "trainable_parameters"; "weights_mb" in float32; "gmacs"; "gmacs_without", those without
+        the products between the tokens of the backbone; "token_module_gmacs", those of the T2T module; "tokens" of the
+        first layer; "activations", elements of the results of all matrix products.
     """
-    with paddle.LazyGuard():  # shapes and no values
+    with paddle.LazyGuard():  # shapes without values
         model = build_model(cfg)
-    products = macs.products(model)
-    parameters = model.parameters()
+    found, parameters = products(model), model.parameters()
     total = sum(parameter.size for parameter in parameters)
     return {
         "parameters": total,
         "trainable_parameters": sum(parameter.size for parameter in parameters if not parameter.stop_gradient),
         "weights_mb": 4 * total / 2**20,
-        "gmacs": macs.macs(products) / 1e9,
-        "gmacs_without": macs.macs(products, attention=False) / 1e9,
-        "token_module_gmacs": macs.macs(macs.token_module(products)) / 1e9,
-        "tokens": products[0].rows,
-        "activations": sum(product.outputs for product in products),
+        "gmacs": macs(found) / 1e9,
+        "gmacs_without": macs(product for product in found if not product.is_attention) / 1e9,
+        "token_module_gmacs": macs(product for product in found if product.name.startswith(TOKEN_MODULE)) / 1e9,
+        "tokens": found[0].rows,
+        "activations": sum(product.outputs for product in found),
     }
+
+
+def macs(found):
+    """Multiplications of products."""
+    return sum(product.macs for product in found)
+
+
+def products(model):
+    """Every matrix product that the architecture does for one image, in the order of the forward pass."""
+    names = {id(layer): name for name, layer in model.named_sublayers()}
+    return [
+        product
+        for part, positions, is_block in _parts(model)
+        for name, layer in part.named_sublayers(prefix=names[id(part)], include_self=True)
+        for product in _layer_products(name, layer, positions, is_block)
+    ]
+
+
+def _parts(model):
+    """(layer, positions at which it runs, whether it is a block) in the order of the forward pass."""
+    T = model.cls_token.shape[1]
+    for stage in model.stages():
+        yield stage.layer, math.prod(stage.grid), False
+    for place in model.backbone():
+        N = math.prod(place.grid)
+        if place.pool is not None:
+            yield place.pool.conv, N, False
+            yield place.pool.fc, T, False
+        yield place.block, T + N, True
+    for name, layer in model.named_children():
+        if in_head(name):
+            yield layer, 1, False
+
+
+def _layer_products(name, layer, positions, in_block):
+    """The products of one layer without those of its sublayers."""
+    if isinstance(layer, nn.Linear):
+        yield Product(f"{name}.weight", positions, *layer.weight.shape)  # (in, out)
+    elif isinstance(layer, nn.Conv2D):
+        out, *window = layer.weight.shape  # (out, in / groups, kernel, kernel)
+        yield Product(f"{name}.weight", positions, math.prod(window), out)
+    elif hasattr(layer, "token_products"):
+        for count, rows, inner, columns in layer.token_products(positions):
+            yield Product(f"{name} tokens", rows, inner, columns, count, in_block)

@@ -7,77 +7,75 @@ import time
 
 import numpy as np
 
-from t2t_vit.bench.machine import CORES, describe_machine, machine_lines
 from t2t_vit.bench.one_core import core_lines, measure_core, measure_stages, stage_lines
-from t2t_vit.bench.pictures import choose_pictures, read_all, repeated
-from t2t_vit.bench.process import on_one_core
+from t2t_vit.bench.process import Process
 from t2t_vit.bench.rounds import finished, spread, summary
+from t2t_vit.bench.samples import read_files, repeated
 from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log
+from t2t_vit.common.runtime import cores
 from t2t_vit.config import with_classes, with_keys
 from t2t_vit.data.batch import BatchDraws, TrainInput, to_tensors
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.images import load_image, reader_name
 from t2t_vit.data.loader import EvalLoader, TrainLoader
 
-PACKAGES = ("numpy", "pillow", "simplejpeg", "cykooz.resizer")  # whose versions matter
-BATCHES_OF_A_WORKER = 4  # in a round of the loaders, whose processes deliver in bursts
+BATCHES_OF_A_WORKER = 4  # in a round of the loaders, because their processes deliver in bursts
 PASSES = 4  # of the device's part in a round
 
 
 def benchmark_data(args, cfg):
     """Measure the input pipeline, print it part by part, and return all figures."""
-    classes, splits = load_data(cfg)
-    cfg = with_classes(cfg, len(classes))
-    pictures = choose_pictures(splits, args.images)
-    read_all(pictures.paths)
-    report = {}
-    parts = (
-        ("machine", machine_lines, lambda: describe_machine(PACKAGES)),
-        ("pictures", picture_lines, lambda: describe_pictures(cfg, pictures, args.rounds)),
-        ("core", core_lines, lambda: on_one_core(measure_core, cfg, pictures, args.rounds)),
-        ("stages", stage_lines, lambda: on_one_core(measure_stages, cfg, pictures, args.rounds)),
-        ("device", device_lines, lambda: measure_device(cfg, pictures, args.rounds)),
-        ("loaders", loader_lines, lambda: measure_loaders(cfg, pictures, args.rounds, worker_count(args, cfg))),
-    )
-    for name, lines, measure in parts:
-        report[name] = measure()
-        for line in lines(report[name]):
-            log.info(line)
+    classes, splits = load_data(cfg, ["train"])
+    cfg, split = with_classes(cfg, len(classes)), repeated(splits["train"], args.images)
+    read_files(split.paths)
+    report = {"pictures": describe_pictures(cfg, split)}
+    show(picture_lines(report["pictures"]))
+    with Process("the input pipeline on one core", with_keys(cfg, {"DEVICE": "cpu"}), one_core=True) as process:
+        report["core"] = process.run(measure_core, cfg, split, args.rounds)
+        show(core_lines(report["core"]))
+        report["stages"] = process.run(measure_stages, cfg, split, args.rounds)
+        show(stage_lines(report["stages"]))
+    report["device"] = measure_device(cfg, split, args.rounds)
+    show(device_lines(report["device"]))
+    report["loaders"] = measure_loaders(cfg, split, args.rounds, worker_count(args, cfg))
+    show(loader_lines(report["loaders"]))
     return report
 
 
+def show(lines):
+    log.info("")
+    for line in lines:
+        log.info(line)
+
+
 def worker_count(args, cfg):
-    """Loader processes: as the command line has them, else one per core, whatever the config has."""
+    """Loader processes: those of the command line, else one per core, whatever the config says."""
     if args.workers is not None:
         return args.workers
-    return cfg.DATA.NUM_WORKERS if "DATA.NUM_WORKERS" in args.opts[::2] else CORES
+    return cfg.DATA.NUM_WORKERS if "DATA.NUM_WORKERS" in args.opts[::2] else cores()
 
 
-def describe_pictures(cfg, pictures, rounds):
-    sizes = [load_image(path).size for path in dict.fromkeys(pictures.paths)]
+def describe_pictures(cfg, split):
+    sizes = [load_image(path).size for path in dict.fromkeys(split.paths)]
     width, height = (int(statistics.median(lengths)) for lengths in zip(*sizes))
     return {
         "config": cfg.NAME,
-        "source": str(display_path(pictures.source)),
+        "image_size": cfg.DATA.IMAGE_SIZE,
+        "source": str(display_path(split.source)),
         "files": len(sizes),
-        "images": len(pictures),
-        "rounds": rounds,
+        "images": len(split),
         "median_width": width,
         "median_height": height,
-        "image_size": cfg.DATA.IMAGE_SIZE,
         "reader": reader_name(cfg.DATA.READER),
     }
 
 
-# --- The device's part, and all together ---
-
-
-def measure_device(cfg, pictures, rounds):
-    """Milliseconds per batch of what is left to the device: normalise, erase, mix."""
+def measure_device(cfg, split, rounds):
+    """Milliseconds per batch of what the device does: normalise, erase, mix."""
     size = cfg.TRAIN.BATCH_SIZE
     alone = with_keys(cfg, {"DATA.NUM_WORKERS": 0, "TRAIN.ACCUM_STEPS": 1})
-    batch = next(TrainLoader(repeated(pictures, size), alone).epoch_steps(0))[0]
+    batch = next(TrainLoader(repeated(split, size), alone).epoch_steps(0))[0]
     prepare, draw, milliseconds = TrainInput(cfg), BatchDraws(cfg), []
     boxes = np.stack([draw.erasing.draw_boxes(np.random.default_rng(place)) for place in range(size)])
     for number in range(rounds + 1):
@@ -91,45 +89,38 @@ def measure_device(cfg, pictures, rounds):
     return {"batch_size": size, "milliseconds": report, "images_per_second": 1000 * size / report["median"]}
 
 
-def measure_loaders(cfg, pictures, rounds, workers):
+def measure_loaders(cfg, split, rounds, workers):
     """Images per second that reach the training process from all loader processes."""
     cfg = with_keys(cfg, {"DATA.NUM_WORKERS": workers, "TRAIN.ACCUM_STEPS": 1})
     per_round = BATCHES_OF_A_WORKER * max(1, workers)
-    train = TrainLoader(repeated(pictures, per_round * cfg.TRAIN.BATCH_SIZE), cfg, epochs=rounds + 2)
+    train = TrainLoader(repeated(split, per_round * cfg.TRAIN.BATCH_SIZE), cfg, epochs=rounds + 2)
     steps = itertools.chain.from_iterable(map(train.epoch_steps, range(rounds + 1)))
-    report = {"workers": workers, "train": delivery((step[0].images for step in steps), per_round, rounds)}
-    evaluation = EvalLoader(repeated(pictures, (rounds + 2) * per_round * cfg.VAL.BATCH_SIZE), cfg)
-    report["eval"] = delivery((images for images, _ in evaluation), per_round, rounds)
-    sizes = {"train": cfg.TRAIN.BATCH_SIZE, "eval": cfg.VAL.BATCH_SIZE}
-    return {**report, "batch_size": sizes, "images_per_round": {key: per_round * size for key, size in sizes.items()}}
+    evaluation = EvalLoader(repeated(split, (rounds + 2) * per_round * cfg.VAL.BATCH_SIZE), cfg)
+    return {
+        "workers": workers,
+        "batch_size": {"train": cfg.TRAIN.BATCH_SIZE, "eval": cfg.VAL.BATCH_SIZE},
+        "train": delivery((step[0].images for step in steps), per_round, rounds),
+        "eval": delivery((images for images, _ in evaluation), per_round, rounds),
+    }
 
 
 def delivery(batches, per_round, rounds):
-    """Images per second of an iterator of batches that goes on after the last round, so that all rounds are alike."""
+    """Images per second of an iterator of batches, which must not end with the last round."""
     rates = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
         images = sum(batch.shape[0] for batch in itertools.islice(batches, per_round))
         rates.append(images / (time.perf_counter() - start))
-    return summary(rates[1:])  # the first round waits for the processes to start
-
-
-# --- What is told ---
+    return summary(rates[1:])  # in the first round the processes start
 
 
 def picture_lines(pictures):
-    yield (
-        f"pictures: {pictures['images']} images from {pictures['files']} files of {pictures['source']}, median "
-        f"{pictures['median_width']}x{pictures['median_height']} pixels, reader {pictures['reader']}"
-    )
-    yield (
-        f"config: {pictures['config']} at {pictures['image_size']}x{pictures['image_size']} pixels; rounds: "
-        f"{pictures['rounds']}, figures: median (lowest .. highest)"
-    )
+    yield "pictures: {images} images from {files} files of {source}, median {median_width}x{median_height} pixels, \
+reader {reader}".format(**pictures)
+    yield "config: {config} at {image_size}x{image_size} pixels; figures: median (lowest .. highest)".format(**pictures)
 
 
 def device_lines(device):
-    yield ""
     yield (
         f"device's part (normalise, erase, mix): {spread(device['milliseconds'])} ms for a batch of "
         f"{device['batch_size']}, {device['images_per_second']:.1f} images/s"
@@ -137,8 +128,6 @@ def device_lines(device):
 
 
 def loader_lines(loaders):
-    yield ""
     yield f"{'images/s in all':<22}loader processes: {loaders['workers']}"
-    for name in ("train", "eval"):
-        title = f"{name}, batches of {loaders['batch_size'][name]}"
-        yield f"  {title:<26}{spread(loaders[name])}"
+    for name, size in loaders["batch_size"].items():
+        yield f"  {f'{name}, batches of {size}':<26}{spread(loaders[name])}"

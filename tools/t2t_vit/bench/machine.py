@@ -12,24 +12,21 @@ import paddle
 from t2t_vit.bench.rounds import Timed, finished
 from t2t_vit.common.runtime import cores
 
-CORES = cores()
-SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 512, 2048))  # of the products among which the best is found
-ENGINE_PACKAGES = ("onnxruntime", "openvino")
+SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 512, 2048))  # rows, inner, columns
+PACKAGES = ("numpy", "pillow", "simplejpeg", "cykooz.resizer", "onnxruntime", "openvino")
 
 
-def describe_machine(packages):
-    """Processor, cores, device, and the versions of Paddle and of some packages (None: not installed)."""
-
-    def version(package):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(package)
-
-    cpu = platform.processor() or platform.machine()
+def describe_machine():
+    """Processor, cores, device, and the versions of Paddle and `PACKAGES` (None: not installed)."""
+    cpu, versions = platform.processor() or platform.machine(), {"paddle": paddle.__version__}
     with contextlib.suppress(OSError):
-        names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        cpu = names[0] if names else cpu
-    versions = {"paddle": paddle.__version__, **{package: version(package) for package in packages}}
-    return {"cpu": cpu, "cores": CORES, "device": paddle.get_device(), "versions": versions}
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        cpu = found[1] if found else cpu
+    for package in PACKAGES:
+        versions[package] = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {"cpu": cpu, "cores": cores(), "device": paddle.get_device(), "versions": versions}
 
 
 def machine_lines(machine):
@@ -39,10 +36,10 @@ def machine_lines(machine):
 
 
 class MatmulLimit:
-    """float32 products of large matrices in Paddle, by the fastest of `SHAPES`."""
+    """float32 products of large matrices in Paddle, of the fastest of `shapes`."""
 
-    def __init__(self):
-        self.operations, self.timed = max(map(self._timed, SHAPES), key=lambda pair: pair[0] / pair[1].seconds())
+    def __init__(self, shapes=SHAPES):
+        self.operations, self.timed = max(map(self._timed, shapes), key=lambda pair: pair[0] / pair[1].seconds())
 
     def _timed(self, shape):
         rows, inner, columns = shape
@@ -50,5 +47,5 @@ class MatmulLimit:
         return 2 * math.prod(shape), Timed(lambda: finished(paddle.matmul(x, y)))
 
     def round(self):
-        """GFLOP/s; an addition and a multiplication are two."""
+        """GFLOP/s; a multiplication and its addition are two operations."""
         return self.operations / self.timed.seconds() / 1e9

@@ -1,68 +1,61 @@
-"""Timing in rounds: what takes turns, what a round is, and how the figures of many are told."""
+"""Timing in rounds that alternate, and the lines and tables that show the results."""
 
-import math
 import statistics
 import time
+import timeit
 
-PAUSE = 0.25  # seconds between two turns: OpenMP's threads spin for 0.2 s after their last work
-ROUND_SECONDS = 0.4  # that a round lasts at least
+PAUSE = 0.25  # seconds between two rounds: OpenMP threads spin for 0.2 s after their last work
 WARM_UP = 2  # calls before anything is timed
 
 
 class Timed:
-    """A function without arguments, timed in rounds that last `ROUND_SECONDS` or one call.
-
-    It must have done its work when it returns.
-    """
+    """A function without arguments, timed in rounds of at least 0.2 s. Its work is finished when it returns."""
 
     def __init__(self, function):
-        self.function = function
         for _ in range(WARM_UP):
             function()
-        start = time.perf_counter()
-        function()
-        self.calls = max(1, math.ceil(ROUND_SECONDS / (time.perf_counter() - start)))
+        self.timer = timeit.Timer(function)
+        self.calls, _ = self.timer.autorange()
 
     def seconds(self):
-        """Seconds of a call, the mean over a round."""
-        start = time.perf_counter()
-        for _ in range(self.calls):
-            self.function()
-        return (time.perf_counter() - start) / self.calls
+        """Seconds of a call: the mean over a round."""
+        return self.timer.timeit(self.calls) / self.calls
 
 
-class Stopwatch:
-    """Seconds of each stage of something that runs many times: of CPU time, or by another clock."""
+class Laps:
+    """Seconds of the stages of something that runs many times.
 
-    def __init__(self, clock=time.process_time):
-        self.clock = clock
-        self.seconds, self.last = {}, clock()
+    Args:
+        clock: function that returns seconds, such as time.process_time.
+    """
 
-    def lap(self, stage):
-        """Count the time since the last lap for a stage; None: for none."""
+    def __init__(self, clock):
+        self.clock, self.last = clock, clock()
+        self.seconds = {}
+
+    def __call__(self, stage=None):
+        """Add the time since the last call to a stage; None: to none."""
         now = self.clock()
-        self.add(stage, now - self.last)
+        if stage:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
         self.last = self.clock()
 
-    def add(self, stage, seconds):
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
+def interleave(functions, rounds, pause=PAUSE):
+    """{key: list of results} of {key: function without arguments}, called one after the other in each round.
 
-def interleave(subjects, rounds):
-    """{key: what `round` gave each time} of {key: Subject} that take turns.
-
-    Where a machine drifts or does other work too, only figures of one such run can be compared.
+    The speed of a machine drifts: only figures that were measured together can be compared.
     """
-    results = {key: [] for key in subjects}
+    results = {key: [] for key in functions}
     for _ in range(rounds):
-        for key, subject in subjects.items():
-            time.sleep(PAUSE)
-            results[key].append(subject("round"))
+        for key, function in functions.items():
+            time.sleep(pause)
+            results[key].append(function())
     return results
 
 
 def finished(tensor):
-    """The tensor, once a device that works on its own has computed it."""
+    """The tensor, once its device has computed it."""
     tensor[(0,) * tensor.ndim].item()
     return tensor
 
@@ -76,7 +69,7 @@ def spread(figures):
 
 
 def table(header, rows, markdown=False):
-    """Lines of a table of texts: columns as wide as they need, or Markdown."""
+    """Lines of a table of strings, aligned or in Markdown."""
     rows = [header, *rows]
     if markdown:
         rows.insert(1, ["---"] * len(header))

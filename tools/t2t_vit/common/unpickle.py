@@ -56,9 +56,9 @@ class Unpickler:
         """
         self.stack, self.marks, self.memo = [], [], {}
         for _ in range(MOST_OBJECTS):
-            code = self.file.read(1)
+            code = self.read(1)
             if code not in _OPCODES:
-                raise ValueError(f"opcode {code!r} at byte {self.file.tell()}")
+                raise ValueError(f"opcode {code!r} at byte {self.file.tell() - 1}")
             name, read_argument = _OPCODES[code]
             if name == "STOP":
                 return self.stack.pop()
@@ -68,7 +68,7 @@ class Unpickler:
         raise Refused(f"more than {MOST_OBJECTS:,} objects")
 
     def read(self, length):
-        """The next bytes after a pickle. Raises EOFError if there are fewer."""
+        """The next bytes. Raises EOFError if there are fewer."""
         data = self.file.read(length)
         if len(data) < length:
             raise EOFError("the file ends too early")
@@ -106,7 +106,7 @@ class Unpickler:
     def call(self):
         name, arguments = self.pop_many(2)
         if not isinstance(name, Name) or name.make is None or type(arguments) is not tuple:
-            raise Refused(f"a call of {getattr(name, 'title', 'something that is not a function')}")
+            raise Refused(f"a call of {_kind(name)}")
         self._count(arguments)
         result = name.make(*arguments)
         self._count([result])
@@ -134,25 +134,29 @@ class Unpickler:
             self._count([state])
             target.update(state if type(state) is dict else {})
         elif type(target) is not dict:  # attributes of a dict, such as PyTorch's _metadata, are ignored
-            raise Refused(f"a change of {getattr(target, 'title', f'a {type(target).__name__}')}")
+            raise Refused(f"a change of {_kind(target)}")
         self.stack.append(target)
 
     def set_items(self, values):
         target = self.stack[-1]
         if type(target) is not dict or len(values) % 2:
-            raise Refused(f"entries of a {type(target).__name__}")
+            raise Refused(f"entries of {_kind(target)}")
         for key, value in zip(values[::2], values[1::2]):
             _set_item(target, key, value)
 
     def append(self, values):
         if type(self.stack[-1]) is not list:
-            raise Refused(f"entries of a {type(self.stack[-1]).__name__}")
+            raise Refused(f"entries of {_kind(self.stack[-1])}")
         self.stack[-1].extend(values)
 
     def push_persistent(self):
         if self.persistent_load is None:
             raise Refused("a reference to another file")
         self.stack.append(self.persistent_load(self.stack.pop()))
+
+
+def _kind(value):
+    return value.title if isinstance(value, Name) else f"a {type(value).__name__}"
 
 
 def _set_item(target, key, value):

@@ -104,24 +104,21 @@ def choose(machine):
     """(Build, or None for the CPU build; note for the user)."""
     cards, driver = machine.cards, machine.driver
     if machine.trouble:
-        return None, f"{machine.trouble}; the CPU build is taken"
+        return None, f"{machine.trouble}; the CPU build is used"
     if not cards:
         return None, ""
     if platform.machine() not in ("x86_64", "AMD64"):
-        return None, f"PaddlePaddle has GPU wheels for x86_64 only, not {platform.machine()}; the CPU build is taken"
+        return None, f"PaddlePaddle has GPU wheels for x86_64 only, not {platform.machine()}; the CPU build is used"
     builds = [build for build in BUILDS if driver is None or driver >= build.driver]
     if not builds:
-        return (
-            None,
-            f"the NVIDIA driver {driver[0]}.{driver[1]} is older than 450.80; update it. The CPU build is taken",
-        )
+        return None, f"NVIDIA driver {driver[0]}.{driver[1]} is older than 450.80, update it; the CPU build is used"
     # max returns the first of equals.
     best = max(builds, key=lambda build: sum(runs_on(build.archs, card.capability) for card in cards))
     left = [card for card in cards if not runs_on(best.archs, card.capability)]
     if len(left) == len(cards):
         newer = any(runs_on(build.archs, card.capability) for build in BUILDS for card in cards)
         reason = f"driver {driver[0]}.{driver[1]} is too old for" if newer else "no wheel of PaddlePaddle runs on"
-        return None, f"{reason} {', '.join(map(str, cards))}; the CPU build is taken"
+        return None, f"{reason} {', '.join(map(str, cards))}; the CPU build is used"
     note = f"the {best.name} build does not run on {', '.join(map(str, left))}; choose others with GPUS" if left else ""
     return best, note
 

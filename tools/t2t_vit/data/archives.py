@@ -1,4 +1,4 @@
-"""Entries of tar and zip archives, one after the other. What a stranger made can neither take the memory nor a path."""
+"""Entries of tar and zip archives, one after the other. Hostile archives cannot fill the memory or leave the folder."""
 
 import contextlib
 import os
@@ -11,21 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.data.index import UNWRITABLE
+from t2t_vit.data.classes import UNWRITABLE
 
 _HEADERS = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
             tarfile.SOLARIS_XHDTYPE}  # fmt: skip
 _LONGEST_HEADER = 2**20  # bytes, which tarfile reads at once
-_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # that zipfile can read
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # those of zipfile
 _DRIVE = re.compile("[A-Za-z]:")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of an archive, to be read before the next entry is asked for."""
+    """A file of an archive. It must be read before the next entry is requested."""
 
     name: str
-    size: int  # bytes
+    size: int  # bytes; None if unknown
     is_safe: bool  # a plain file whose name can be a path below a folder
     open: Callable  # () -> binary stream
 
@@ -42,7 +42,7 @@ def is_zip(path):
 
 
 def unpacked_size(path):
-    """Bytes that the files of an archive take; of a tar its own size, which is that of the JPEG files in it."""
+    """Bytes that the files of an archive need: of a tar archive its own size, as images hardly compress."""
     if not is_zip(path):
         return os.path.getsize(path)
     with open(path, "rb") as file, _open_zip(file) as archive:
@@ -58,7 +58,7 @@ def entries(file, path):
 
 
 class _Member(tarfile.TarInfo):
-    """Entry of an archive. What is cut off or damaged is an error, where tarfile would take it for the end."""
+    """Entry of an archive. A damaged header raises ReadError; tarfile would take it for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
@@ -89,15 +89,15 @@ def tar_entries(file):
     """Yield the `Entry`s of a tar archive; folders are left out."""
     with open_tar(file=file) as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # which would grow to gigabytes
+            archive.members.clear()  # otherwise it grows to gigabytes
             if member.isdir():
                 continue
             name = _readable(os.fsencode(member.name))
-            # A sparse file of a few bytes can fill the disk with zeros.
+            # A sparse entry of a few bytes can fill the disk with zeros.
             is_safe = member.isreg() and not member.issparse() and _is_below(name)
             yield Entry(name, member.size, is_safe, lambda member=member: archive.extractfile(member))
         while archive.fileobj is not file and archive.fileobj.read(2**20):
-            pass  # to the end of a .gz, where its checksum is
+            pass  # the checksum of a .gz is at its end
 
 
 # --- zip ---
@@ -115,19 +115,16 @@ def _zip_entries(file, path):
         files = [info for info in archive.infolist() if not info.is_dir()]
         for info in files:
             if info.flag_bits & 1:
-                raise UserError(f"{path} is encrypted; unpack it with its password by another program")
+                raise UserError(f"{path} is encrypted; unpack it with another program")
             if info.compress_type not in _METHODS:
-                raise UserError(
-                    f"{path} is compressed by method {info.compress_type}, which cannot be read; unpack it by another "
-                    "program"
-                )
+                raise UserError(f"{path} uses compression method {info.compress_type}; unpack it with another program")
         for info in files:
             name = info.filename
-            if not info.flag_bits & 0x800:  # not marked as UTF-8, so zipfile took each byte for a character
+            if not info.flag_bits & 0x800:  # not marked as UTF-8, so that zipfile decoded each byte as a character
                 with contextlib.suppress(UnicodeEncodeError):
                     name = _readable(name.encode("cp437"))
             if "/" not in name:
-                name = name.replace("\\", "/")  # of Windows
+                name = name.replace("\\", "/")  # written on Windows
             kind = stat.S_IFMT(info.external_attr >> 16)
             is_safe = kind in (0, stat.S_IFREG) and _is_below(name)
             yield Entry(name, info.file_size, is_safe, lambda info=info: archive.open(info))
@@ -137,7 +134,7 @@ def _zip_entries(file, path):
 
 
 def _readable(name):
-    """Text of the bytes of a name: UTF-8, or what Chinese Windows writes."""
+    """Decode a name: UTF-8, or the encoding of Chinese Windows."""
     for encoding in ("utf-8", "gb18030"):
         with contextlib.suppress(UnicodeDecodeError):
             return name.decode(encoding)
@@ -145,6 +142,6 @@ def _readable(name):
 
 
 def _is_below(name):
-    """True for a name that stays below the folder it is unpacked to and holds nothing that a class list could not."""
+    """True for a name that stays below the folder and that a class list can hold."""
     outside = name.startswith(("/", "\\")) or _DRIVE.match(name) or ".." in re.split(r"[/\\]", name)
     return not outside and not UNWRITABLE.search(name)

@@ -1,7 +1,7 @@
 """Augmentation policies on PIL images: RandAugment, AutoAugment, 3-Augment, colour jitter.
 
 Operations, magnitudes and policies are those of timm 0.3.4 (timm/data/auto_augment.py), with which the official models
-were trained. A level runs from 0 to 10. Everything random is drawn from the NumPy generator that the caller passes.
+were trained. A level runs from 0 to 10. All random numbers come from the NumPy generator that the caller passes.
 """
 
 import math
@@ -51,40 +51,40 @@ _FUNCTIONS = {
 }  # fmt: skip
 
 
-# --- Values: (level / 10, sign) -> value; half of the signs are -1 ---
+# --- Values: (strength = level / 10, sign) -> value; the sign is -1 half of the time ---
 
 
-def _enhance(share, _sign):
-    return share * 1.8 + 0.1
+def _enhance(strength, _sign):
+    return strength * 1.8 + 0.1
 
 
-def _enhance_increasing(share, sign):
-    return 1.0 + sign * share * 0.9
+def _enhance_increasing(strength, sign):
+    return 1.0 + sign * strength * 0.9
 
 
 _ENHANCEMENTS = ("Color", "Contrast", "Brightness", "Sharpness")
 _VALUES = {
-    "AutoContrast": lambda _share, _sign: None,
-    "Equalize": lambda _share, _sign: None,
-    "Invert": lambda _share, _sign: None,
-    "Posterize": lambda share, _sign: int(share * 4),
-    "Solarize": lambda share, _sign: int(share * 256),
-    "SolarizeAdd": lambda share, _sign: int(share * 110),
+    "AutoContrast": lambda _strength, _sign: None,
+    "Equalize": lambda _strength, _sign: None,
+    "Invert": lambda _strength, _sign: None,
+    "Posterize": lambda strength, _sign: int(strength * 4),
+    "Solarize": lambda strength, _sign: int(strength * 256),
+    "SolarizeAdd": lambda strength, _sign: int(strength * 110),
     **dict.fromkeys(_ENHANCEMENTS, _enhance),
-    "Rotate": lambda share, sign: sign * share * 30.0,  # degrees
-    "ShearX": lambda share, sign: sign * share * 0.3,
-    "ShearY": lambda share, sign: sign * share * 0.3,
-    "TranslateXRel": lambda share, sign: sign * share * 0.45,  # of the width
-    "TranslateYRel": lambda share, sign: sign * share * 0.45,
+    "Rotate": lambda strength, sign: sign * strength * 30.0,  # degrees
+    "ShearX": lambda strength, sign: sign * strength * 0.3,
+    "ShearY": lambda strength, sign: sign * strength * 0.3,
+    "TranslateXRel": lambda strength, sign: sign * strength * 0.45,  # of the width
+    "TranslateYRel": lambda strength, sign: sign * strength * 0.45,
 }
 # "inc1": a higher level is always a stronger change.
 _INCREASING_VALUES = {
     **_VALUES,
-    "Posterize": lambda share, _sign: 4 - int(share * 4),
-    "Solarize": lambda share, _sign: 256 - int(share * 256),
+    "Posterize": lambda strength, _sign: 4 - int(strength * 4),
+    "Solarize": lambda strength, _sign: 256 - int(strength * 256),
     **dict.fromkeys(_ENHANCEMENTS, _enhance_increasing),
 }
-_AUTO_AUGMENT_VALUES = {**_VALUES, "PosterizeOriginal": lambda share, _sign: int(share * 4) + 4}
+_AUTO_AUGMENT_VALUES = {**_VALUES, "PosterizeOriginal": lambda strength, _sign: int(strength * 4) + 4}
 _FUNCTIONS["PosterizeOriginal"] = _posterize
 OPERATIONS = tuple(_VALUES)
 
@@ -94,8 +94,8 @@ class _Operations:
 
     Args:
         values: one of the tables above.
-        level_std: standard deviation of the level; inf: uniform between 0 and the level.
-        fill: of pixels that come from outside the image, one number per channel.
+        level_std: standard deviation of the level; inf means uniform between 0 and the level.
+        fill: colour of pixels that come from outside the image, one number per channel.
         interpolation: bilinear, bicubic or random.
     """
 
@@ -174,9 +174,9 @@ class ColorJitter:
 
 
 def build_augment(cfg):
-    """List of functions (image, rng) -> image that AUG.AUTO_AUGMENT and AUG.COLOR_JITTER ask for.
+    """List of functions (image, rng) -> image for AUG.AUTO_AUGMENT and AUG.COLOR_JITTER.
 
-    Colour jitter is left out beside RandAugment and AutoAugment, as in timm.
+    RandAugment and AutoAugment turn colour jitter off, as in timm.
 
     Raises:
         UserError: for a policy that cannot be read.
@@ -189,7 +189,7 @@ def build_augment(cfg):
 
 
 def _parse(text, cfg):
-    """Policy of "rand-m9-mstd0.5-inc1", "original", "v0-mstd0.5", "3a", ...: name, then options in any order."""
+    """Policy for "rand-m9-mstd0.5-inc1", "original", "v0-mstd0.5", "3a", ...: a name, then options in any order."""
     name, *words = text.split("-")
     options = {"m": 10.0, "n": 2, "mstd": 0.0, "inc": 0, "p": 0.5} if name == "rand" else {"mstd": 0.0}
     if name == "3a":

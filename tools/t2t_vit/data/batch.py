@@ -14,21 +14,20 @@ from t2t_vit.data.transforms import normalized
 
 @dataclass(frozen=True)
 class Batch:
-    """Training images as the loader processes give them, on the device.
+    """A training batch on the device, with all random draws for it.
 
-    A copy to a GPU from within a step would wait for all that the GPU has to do, so that what is drawn for a batch
-    comes with it.
+    The draws come with the batch because a copy to a GPU within a step would wait until the GPU is idle.
     """
 
     images: paddle.Tensor  # uint8 (B, S, S, channels)
     labels: paddle.Tensor  # int64 (B,)
-    mixing: list  # see Mixup.plan; None where nothing is mixed
+    mixing: list  # see Mixup.plan; None if nothing is mixed
     erasing: list  # see RandomErasing.plan
     skipped: tuple  # why images were replaced, one line each
 
 
 class BatchDraws:
-    """Draws all that concerns a batch as a whole; it depends on SEED and the first sample alone."""
+    """Random draws for a batch as a whole. They depend only on SEED and the first sample."""
 
     def __init__(self, cfg):
         self.seed, self.shape = cfg.SEED, (cfg.DATA.IMAGE_SIZE, cfg.DATA.IMAGE_SIZE, cfg.DATA.CHANNELS)  # H, W, C
@@ -49,7 +48,7 @@ class BatchDraws:
 
 @dataclass(frozen=True)
 class Place:
-    """Of an array within that of its type; see `pack`."""
+    """Position of an array within the flat array of its type; see `pack`."""
 
     kind: int
     start: int
@@ -62,7 +61,7 @@ _KINDS = (np.float32, np.int64, np.bool_)
 def pack(tree):
     """Join the NumPy arrays in nested lists: (one flat array of each type, the lists with a `Place` for each array).
 
-    Paddle's reader for GPUs checks that each batch brings as many tensors (buffered_reader.cc, 2.6.2 and 3.3.1).
+    Paddle's reader for GPUs wants the same number of tensors in each batch (buffered_reader.cc, 2.6.2 and 3.3.1).
     """
     parts, ends = [[np.zeros(1, kind)] for kind in _KINDS], [1] * len(_KINDS)
 
@@ -82,7 +81,7 @@ def pack(tree):
 
 
 def unpack(tensors, places):
-    """Undo `pack`, whose arrays are tensors now."""
+    """The inverse of `pack`, for tensors."""
     if isinstance(places, (list, tuple)):
         return [unpack(tensors, each) for each in places]
     if not isinstance(places, Place):
@@ -92,7 +91,7 @@ def unpack(tensors, places):
 
 
 def to_tensors(tree):
-    """Nested lists with tensors in place of NumPy arrays, as the loader gives them."""
+    """Nested lists with tensors in place of NumPy arrays, as the loader returns them."""
     arrays, places = pack(tree)
     return unpack([paddle.to_tensor(array) for array in arrays], places)
 
@@ -118,9 +117,10 @@ def channels_first(images):
 
 
 class TrainInput:
-    """Normalises a `Batch`, mixes images and erases boxes.
+    """Normalises a `Batch`, mixes its images and erases boxes.
 
-    timm's prefetcher, with which the official models were trained, erases in the mixed images.
+    AUG.ERASE_MIXED True erases after mixing, like timm's prefetcher, with which T2T-ViT was trained. False erases each
+    image before it is mixed, like DeiT's data set, with which PiT was trained.
     """
 
     def __init__(self, cfg):

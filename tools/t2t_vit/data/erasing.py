@@ -18,7 +18,7 @@ class RandomErasing:
         self.size = cfg.DATA.IMAGE_SIZE
 
     def draw_boxes(self, rng):
-        """int16 (ERASE_COUNT, 4): top, left, bottom, right in pixels; all 0 where nothing is erased."""
+        """int16 (ERASE_COUNT, 4): top, left, bottom, right in pixels. A box of zeros erases nothing."""
         boxes = np.zeros((self.count, 4), np.int16)
         if rng.random() >= self.probability:
             return boxes
@@ -38,7 +38,7 @@ class RandomErasing:
         return 0, 0, 0, 0
 
     def plan(self, boxes, shape, rng):
-        """What to fill in a batch, as `__call__` takes it: with tensors in place of the NumPy arrays.
+        """What to erase in a batch.
 
         Args:
             boxes: int (B, ERASE_COUNT, 4) array of `draw_boxes`.
@@ -46,8 +46,9 @@ class RandomErasing:
             rng: generator of the noise.
 
         Returns:
-            List of [images int64 (n,), pixels of theirs bool (n, H, W, 1), fill], one for each box of an image that any
-            has; fill is a seed in the mode pixel, float32 (n, 1, 1, C) in the mode rand, else None.
+            List of [rows, pixels, fill], at most one for each of the ERASE_COUNT boxes of an image. NumPy arrays:
+            rows int64 (n,) are the images that have this box, pixels bool (n, H, W, 1) is True inside it. The fill is a
+            seed in the mode pixel, float32 (n, 1, 1, C) in the mode rand, else None.
         """
         fills = []
         for number in range(boxes.shape[1]):
@@ -66,7 +67,7 @@ class RandomErasing:
 
     @paddle.no_grad()
     def __call__(self, images, plan):
-        """Images (B, H, W, C), normalised, with the boxes of a `plan` filled."""
+        """Fill the boxes of a `plan`, given as tensors, in normalised images (B, H, W, C)."""
         for rows, pixels, fill in plan:
             if self.mode == "pixel":  # noise in each pixel
                 paddle.seed(fill)
@@ -78,7 +79,7 @@ class RandomErasing:
 
 
 def inside(boxes, height, width):
-    """bool (n, H, W, 1): which pixels lie in boxes (n, 4), each top, left, bottom, right."""
+    """bool (n, H, W, 1): True inside the boxes (n, 4), each top, left, bottom, right."""
     pixels = np.zeros((len(boxes), height, width, 1), bool)
     for mask, (top, left, bottom, right) in zip(pixels, boxes):
         mask[top:bottom, left:right] = True

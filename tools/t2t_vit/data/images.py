@@ -1,10 +1,10 @@
 """Image files to pixels.
 
-Pillow is the reference, and the only way of evaluation. In training, plain JPEG files go through libjpeg-turbo
-(simplejpeg) and a SIMD resizer (cykooz.resizer), where both are installed. Chosen by measuring, one core, 76 ImageNet
-files: decoding takes 1.4 ms with simplejpeg, 1.5 with OpenCV (61 MB), 1.9 with Pillow, 2.7 with pyvips, and PyTurboJPEG
-needs a library of the system; crop to 224x224 takes 0.3 ms with cykooz.resizer and 0.6 to 1.0 with Pillow, to which
-OpenCV's unfiltered resizing does not compare.
+Pillow is the reference, and evaluation reads with nothing else. In training, plain JPEG files go through libjpeg-turbo
+(simplejpeg) and a SIMD resizer (cykooz.resizer) if both are installed. Measured on one core with 76 ImageNet files:
+decoding takes 1.4 ms with simplejpeg, 1.5 with OpenCV (61 MB), 1.9 with Pillow, 2.7 with pyvips; a crop to 224x224
+takes 0.3 ms with cykooz.resizer and 0.6 to 1.0 with Pillow. OpenCV resizes without a filter, and PyTurboJPEG needs a
+system library.
 """
 
 import functools
@@ -13,11 +13,13 @@ import logging
 import math
 import os
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
 from t2t_vit.common.errors import UserError
+from t2t_vit.data.depth import is_dim, is_plain, to_8_bits
 
 try:
     import cykooz_resizer
@@ -29,22 +31,21 @@ log = logging.getLogger("t2t")
 # The only formats that are opened. Pillow knows more, of which EPS would start Ghostscript. AVIF: Pillow >= 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MOST_BYTES = 512 << 20  # of a decoded image and its conversion; twice as much while EXIF rotates it
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # one PNG text may be as long as all together, 64 MB
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # allow one text as long as all texts together, 64 MB
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PIL_MODES = {1: "L", 3: "RGB"}
-_JPEG_START = b"\xff\xd8\xff"
-_ORIENTATION, _ORIENTATION_SIGNS = 0x0112, (b"Exif\0\0", b"tiff:Orientation")  # EXIF tag; what a file with one holds
+_ORIENTATION = 0x0112  # EXIF tag
+_ORIENTATION_SIGNS = (b"Exif\0\0", b"tiff:Orientation")  # a JPEG file with an orientation holds one of them
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-_STRIP = 1 << 22  # pixels that are converted at a time
-_warned = []
+_warned = []  # the first image that looks too dark
 # Bytes per pixel that a decoder allocates beside the image: whole canvases, or the coefficients of a progressive JPEG.
 _DECODER_BYTES = {"WEBP": 8, "AVIF": 8, "progressive": 6}
-# A crop is decoded at a reduced scale while its shorter side stays 1.5 times the output's, and 240 pixels: then the
-# result is above 40 dB of the unreduced one. At half the scale and exactly the output's size it would be 28.
+# A crop is decoded at a reduced scale while its shorter side stays 1.5 times the output's, and 240 pixels. The result
+# is then above 40 dB of the unreduced one. At half the scale and exactly the output's size it would be 28.
 _REDUCED_MARGIN, _SMALLEST_REDUCED = 1.5, 240
 
 
@@ -56,7 +57,7 @@ def reading(cfg, by_hand=False):
     """Keyword arguments of `load_image` and `open_picture` that the config sets.
 
     Args:
-        by_hand: for images that a user picks, not those of a data set: DATA.EXIF auto rotates them.
+        by_hand: for images that a user picks, not those of a data set. DATA.EXIF auto rotates them.
     """
     data = cfg.DATA
     is_imagenet = data.CLASSES == "imagenet1k"
@@ -64,40 +65,66 @@ def reading(cfg, by_hand=False):
     return {"channels": data.CHANNELS, "upright": upright, "grey_bits": data.GREY_BITS}
 
 
+# --- Pillow ---
+
+
+class ImageFacts(NamedTuple):
+    """What an image file was before its conversion."""
+
+    mode: str
+    format: str
+    is_rotated: bool  # by EXIF
+    is_dim: bool  # 16-bit grey with its four highest bits unused, as 12-bit data has
+
+
 def load_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST_BYTES):
     """Read an image file as an 8-bit RGB (3 channels) or grey (1) PIL image.
 
-    Transparent pixels are laid over white. Of an animation the first frame counts.
+    Transparent pixels are laid over white. An animation gives its first frame.
 
     Args:
+        path: of the file.
+        channels: 1 or 3.
         upright: rotate as EXIF says; the official evaluation does not.
-        grey_bits: that hold values in 16-bit grey images.
-        most_bytes: that the decoded image may take, checked before it is decoded.
+        grey_bits: bits that hold values in 16-bit grey images.
+        most_bytes: limit for the decoded image, checked before it is decoded.
 
     Raises:
         ImageError: naming the file and the reason.
     """
+    image, facts = examine_image(path, channels, upright, grey_bits, most_bytes)
+    if facts.is_dim:
+        _warn_of_dim(path, grey_bits)
+    return image
+
+
+def examine_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST_BYTES):
+    """The image as `load_image` returns it, and its `ImageFacts`."""
     if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
-        raise ImageError(f"image {path} cannot be read: it is no file")
+        raise ImageError(f"image {path} cannot be read: it is not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on palettes and large pictures
             with open_image(path) as image:
-                _check_size(image, _PIL_MODES[channels], most_bytes)
-                image.load()
-                # Pillow turns TIFF files itself, whatever `upright` says.
-                turn = _UPRIGHT.get(orientation(image)) if upright and image.format != "TIFF" else None
-                if is_dim(image, grey_bits):
-                    _warn_of_dim(path, grey_bits)
-                image = _converted(image, _PIL_MODES[channels], grey_bits)
-                image = image if turn is None else image.transpose(turn)
-                image.info = {}  # an orientation in it would count again where the image is saved
-                return image
+                return _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
     except FileNotFoundError:
         raise ImageError(f"image {path} {'is a link to nothing' if os.path.islink(path) else 'not found'}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
         reason = _format_of(path) if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)
         raise ImageError(f"image {path} cannot be read: {reason}") from error
+
+
+def _read(image, mode, upright, grey_bits, most_bytes):
+    """(image in mode L or RGB, ImageFacts) of an opened image."""
+    _check_size(image, mode, most_bytes)
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    facts = ImageFacts(image.mode, image.format, turn is not None, is_dim(image, grey_bits))
+    image = to_8_bits(image, mode, grey_bits)
+    if upright and turn is not None and facts.format != "TIFF":  # Pillow turns TIFF files itself, in any case
+        image = image.transpose(turn)
+    image.info = {}  # an orientation in it would count again if the image were saved
+    return image, facts
 
 
 def open_image(file):
@@ -112,7 +139,7 @@ def _formats():
 
 
 def _format_of(path):
-    """What to say of a file that is none of FORMATS."""
+    """What to say of a file in none of FORMATS."""
     with open(path, "rb") as file:
         head = file.read(12)
     if head[4:11] == b"ftypavi":
@@ -123,9 +150,9 @@ def _format_of(path):
 
 
 def _check_size(image, mode, most_bytes):
-    """Raise ValueError if the image that `open_image` has opened would take too much memory."""
+    """Raise ValueError if the opened image would take too much memory."""
     stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
-    final = 0 if _is_plain(image, mode) else {"L": 1, "RGB": 4}[mode]
+    final = 0 if is_plain(image, mode) else {"L": 1, "RGB": 4}[mode]
     decoder = _DECODER_BYTES.get("progressive" if "progressive" in image.info else image.format, 0)
     size = image.width * image.height * (stored + final + decoder)
     if size > most_bytes:
@@ -135,25 +162,15 @@ def _check_size(image, mode, most_bytes):
         )
 
 
-def orientation(image):
+def _orientation(image):
     """EXIF orientation of an open image, 1 (upright) to 8."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data, on which Pillow raises as on any broken file
+    except Exception:  # Pillow raises nearly anything on damaged EXIF data
         return 1
 
 
-def is_dim(image, grey_bits=16):
-    """Whether a loaded 16-bit grey image leaves its four highest bits unused, as 12-bit data does."""
-    return _has_16_bits(image) and 0 < _extrema(image)[1] < 1 << (grey_bits - 4)
-
-
-def _has_16_bits(image):
-    return image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG")  # Pillow before 11.3
-
-
 def _warn_of_dim(path, grey_bits):
-    """Warn of the first such image that this process reads."""
     if not _warned:
         _warned.append(path)
         log.warning(
@@ -162,69 +179,7 @@ def _warn_of_dim(path, grey_bits):
         )  # fmt: skip
 
 
-def _is_plain(image, mode):
-    return image.mode == mode and "transparency" not in image.info
-
-
-def _strips(image):
-    """The image in strips of at most _STRIP pixels, top to bottom."""
-    rows = max(1, _STRIP // image.width)
-    if rows >= image.height:
-        yield image
-        return
-    for top in range(0, image.height, rows):
-        yield image.crop((0, top, image.width, min(image.height, top + rows)))
-
-
-def _converted(image, mode, grey_bits):
-    """The loaded image in mode L or RGB, converted strip by strip, which saves memory."""
-    if _is_plain(image, mode):
-        return image
-    white = _white(image, grey_bits)
-    if image.width * image.height <= _STRIP:
-        return _converted_strip(image, mode, white)
-    whole, top = Image.new(mode, image.size), 0
-    for strip in _strips(image):
-        whole.paste(_converted_strip(strip, mode, white), (0, top))
-        top += strip.height
-    return whole
-
-
-def _white(image, grey_bits):
-    """The value of white in a grey image of more than 8 bits; None for any other mode.
-
-    32-bit integers up to 255 count as 8-bit values. Raises ValueError where the range is unknown.
-    """
-    if image.mode != "F" and not image.mode.startswith("I"):
-        return None
-    low, high = _extrema(image)
-    if image.mode == "F":
-        if not (low >= 0 and high <= 1):  # or NaN
-            raise ValueError(f"its values are floats from {low:g} to {high:g}, only 0 to 1 can be read")
-        return 1.0
-    if image.format == "PPM":
-        return 65535  # Pillow has scaled it
-    if not _has_16_bits(image) and low >= 0 and high <= 255:
-        return 255
-    white = 2**grey_bits - 1
-    if low < 0 or high > white:
-        raise ValueError(f"its values run from {low} to {high}, but DATA.GREY_BITS {grey_bits} allows 0 to {white}")
-    return white
-
-
-def _extrema(image):
-    """(smallest, largest) value of a grey image; NaN if any is."""
-    ends = [(pixels.min(), pixels.max()) for pixels in map(np.asarray, _strips(image))]
-    return np.min([low for low, _ in ends]), np.max([high for _, high in ends])
-
-
-def _converted_strip(image, mode, white):
-    if white is not None:
-        image = Image.fromarray(np.rint(np.asarray(image) / (white / 255.0)).astype(np.uint8))
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+# --- Pixels ---
 
 
 def to_array(image):
@@ -238,13 +193,16 @@ def to_image(pixels):
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
+# --- Training ---
+
+
 def reader_name(reader):
-    """What DATA.READER means in this environment: "turbo" or "pillow"."""
+    """The reader that DATA.READER selects in this environment: "turbo" or "pillow"."""
     return "turbo" if reader == "turbo" and simplejpeg else "pillow"
 
 
 def open_picture(path, channels, reader, upright=False, grey_bits=16):
-    """A picture that knows its `size` (width, height) and reads a crop of itself; arguments as of `load_image`.
+    """A picture with a `size` (width, height) that reads a crop of itself; arguments as of `load_image`.
 
     Raises:
         ImageError: naming the file and the reason.
@@ -253,7 +211,7 @@ def open_picture(path, channels, reader, upright=False, grey_bits=16):
         try:
             with open(path, "rb") as file:
                 data = file.read()
-            if data.startswith(_JPEG_START):
+            if data.startswith(b"\xff\xd8\xff"):
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
                 is_usual = colours in ("YCbCr", "Gray") and width * height <= Image.MAX_IMAGE_PIXELS
                 if is_usual and not (upright and _is_rotated(data)):
@@ -264,13 +222,13 @@ def open_picture(path, channels, reader, upright=False, grey_bits=16):
 
 
 def _is_rotated(data):
-    """Whether the EXIF or XMP data of a JPEG file's bytes rotate it."""
-    if not any(sign in data for sign in _ORIENTATION_SIGNS):  # Pillow would take much longer to say so
+    """Whether the EXIF or XMP data in the bytes of a JPEG file rotate it."""
+    if not any(sign in data for sign in _ORIENTATION_SIGNS):  # much faster than asking Pillow
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged EXIF data
         with open_image(io.BytesIO(data)) as image:
-            return orientation(image) in _UPRIGHT
+            return _orientation(image) in _UPRIGHT
 
 
 class PillowPicture:
@@ -307,6 +265,7 @@ class JpegPicture:
 
 
 def _reduction(box, side):
+    """1, 2, 4 or 8: the scale at which a crop to `side` is decoded."""
     shorter = min(box[2] - box[0], box[3] - box[1])
     smallest = max(_REDUCED_MARGIN * side, _SMALLEST_REDUCED)
     return max(factor for factor in (1, 2, 4, 8) if factor == 1 or shorter >= factor * smallest)
@@ -316,7 +275,7 @@ def _crop_and_resize(pixels, box, size, interpolation):
     """Part within `box` (left, top, right, bottom; they may lie between pixels), anti-aliased like Pillow's resize."""
     left, top, right, bottom = box
     x, y, x_end, y_end = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
-    rows = pixels.reshape(len(pixels), -1)[y:y_end, 3 * x : 3 * x_end]  # in one axis NumPy copies them 8 times faster
+    rows = pixels.reshape(len(pixels), -1)[y:y_end, 3 * x : 3 * x_end]  # NumPy copies a single axis 8 times faster
     rgb = cykooz_resizer.PixelType.U8x3
     part = cykooz_resizer.CropBox(left - x, top - y, right - left, bottom - top)
     source = cykooz_resizer.ImageData(x_end - x, y_end - y, rgb, np.ascontiguousarray(rows).tobytes())

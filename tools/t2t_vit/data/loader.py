@@ -1,7 +1,8 @@
 """Batches: which images, in which order, read by which process.
 
-Order and augmentation of an image depend on SEED, the epoch and the image's index alone, so that the number of
-workers or processes changes nothing.
+The order of an epoch depends only on SEED and the epoch. The augmentation of an image depends only on SEED, the epoch,
+the image's index and the number of its copy. Both are the same for any number of loader processes (DATA.NUM_WORKERS)
+and training processes. Mixing and the noise of erasing are drawn once for each batch of a training process.
 """
 
 import itertools
@@ -17,13 +18,13 @@ from t2t_vit.data.reading import data_loader, read_all, shared_memory_fits
 from t2t_vit.data.seeding import ORDER, REPLACEMENT, TRANSFORM, generator
 from t2t_vit.data.transforms import EvalTransform, TrainTransform
 
-_REPLACEMENTS = 10  # unreadable images one after the other, with DATA.ON_ERROR skip, that end the run
+_REPLACEMENTS = 10  # unreadable images in a row that end the run in spite of DATA.ON_ERROR skip
 
 
 class TrainDataset(paddle.io.Dataset):
     """Reads one image: sample (epoch, index, copy) -> (uint8 (S, S, channels), label, boxes, sample, skipped).
 
-    `skipped` says, a line each, which images DATA.ON_ERROR skip has replaced.
+    `skipped` is "", or why DATA.ON_ERROR skip has replaced the image.
     """
 
     def __init__(self, split, cfg):
@@ -37,7 +38,7 @@ class TrainDataset(paddle.io.Dataset):
         return len(self.split)
 
     def __getitem__(self, sample):
-        skipped = []
+        skipped = ""
         for attempt in range(self.tries):
             rng, index = self._draw(sample, attempt)
             try:
@@ -46,10 +47,10 @@ class TrainDataset(paddle.io.Dataset):
             except ImageError as error:
                 if attempt == self.tries - 1:
                     raise
-                skipped.append(one_line(error))
+                # Unreadable replacements are reported when it is their own turn, so that a sample counts once.
+                skipped = skipped or one_line(error)
                 continue
-            # The first alone, so that a sample counts once; others are named where it is their turn.
-            return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, "".join(skipped[:1])
+            return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, skipped
 
     def _draw(self, sample, attempt):
         """Generator and index of the sample's image, or of the one that replaces it at a later attempt."""
@@ -74,7 +75,7 @@ class EvalDataset(paddle.io.Dataset):
 
 
 class EvalOrder(paddle.io.BatchSampler):
-    """Batches of indices of one process: over all processes every image exactly once, without padding."""
+    """Batches of indices for one process. All processes together see every image exactly once, without padding."""
 
     def __init__(self, num_images, batch_size, rank=0, world_size=1):
         self.mine, self.batch_size = range(rank, num_images, world_size), batch_size
@@ -88,11 +89,11 @@ class EvalOrder(paddle.io.BatchSampler):
 
 
 class TrainOrder(paddle.io.BatchSampler):
-    """Batches of samples (epoch, index, copy) of one process, from `start` images into `epoch` to the end of `epochs`.
+    """Batches of samples (epoch, index, copy) for one process, from `start` images into `epoch` to the last epoch.
 
-    Each epoch is shuffled by (seed, epoch), its incomplete last step dropped. With AUG.REPEATS R, every image comes R
-    times and an epoch ends after the first 1/R of the images (Hoffer et al. 2020; DeiT's RASampler). A step's images
-    are dealt to the processes in turn, so that the copies of an image go to different processes.
+    Each epoch is shuffled by (seed, epoch), and its incomplete last step is dropped. With AUG.REPEATS R, every image
+    comes R times in a row and an epoch ends after the first 1/R of the images (Hoffer et al. 2020; DeiT's RASampler).
+    The images of a step are dealt out to the processes in turn, so that copies of an image go to different processes.
     """
 
     def __init__(self, num_images, cfg, rank=0, world_size=1, epochs=1):
@@ -103,14 +104,14 @@ class TrainOrder(paddle.io.BatchSampler):
         self.epoch = self.start = 0
 
     def steps(self, start=0):
-        """Training steps of an epoch of which `start` images are done."""
+        """Training steps that remain in an epoch after its first `start` images."""
         return (self.num_images - start) // self.images_per_step
 
     def __len__(self):
         return self.steps(self.start) * self.passes
 
     def __iter__(self):
-        # On into the next epoch, so that the loader processes read ahead while the main process validates.
+        # The epochs follow each other in one stream, so that the loader processes read ahead during validation.
         for epoch in range(self.epoch, self.epochs):
             yield from self._epoch(epoch, self.start if epoch == self.epoch else 0)
 
@@ -150,7 +151,7 @@ class TrainLoader:
         cfg: config.
         rank: of this process.
         world_size: number of processes.
-        epochs: of the whole run, beyond which nothing is read ahead.
+        epochs: number of epochs of the run; nothing is read ahead after the last one.
     """
 
     def __init__(self, split, cfg, rank=0, world_size=1, epochs=1):
@@ -161,17 +162,17 @@ class TrainLoader:
                 f"{split.source} has {len(split)} images, fewer than one step of {self.order.images_per_step} on "
                 f"{world_size} process(es); lower TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
             )
-        fits = shared_memory_fits(cfg, cfg.TRAIN.BATCH_SIZE, cfg.VAL.BATCH_SIZE)  # which is read meanwhile
+        fits = shared_memory_fits(cfg, cfg.TRAIN.BATCH_SIZE, cfg.VAL.BATCH_SIZE)  # validation runs meanwhile
         self.batches = data_loader(TrainDataset(split, cfg), self.order, TrainCollate(cfg), cfg.DATA.NUM_WORKERS, fits)
-        self._next = None  # (epoch, start) at which `_reading` stands
+        self._next = None  # (epoch, start) of the next batch of `_reading`
         self._reading = None
 
     def steps(self, start=0):
-        """Training steps of an epoch of which `start` images are done."""
+        """Training steps that remain in an epoch after its first `start` images."""
         return self.order.steps(start)
 
     def epoch_steps(self, epoch, start=0):
-        """Yield one list of `Batch` per training step of the given epoch, of which `start` images are done.
+        """Yield a list of TRAIN.ACCUM_STEPS `Batch`es for each step of an epoch after its first `start` images.
 
         Raises:
             UserError: naming an image that cannot be read.
@@ -192,7 +193,7 @@ def collate_eval(samples):
 
 
 class TrainCollate:
-    """Items of `TrainDataset` -> what `to_batch` makes a `Batch` of, with NumPy arrays in place of the tensors."""
+    """Items of `TrainDataset` -> the arguments of `to_batch`, as NumPy arrays instead of tensors."""
 
     def __init__(self, cfg):
         self.draw = BatchDraws(cfg)
@@ -208,5 +209,5 @@ class TrainCollate:
 
 
 def to_batch(images, labels, drawn, places, skipped):
-    """`Batch` of what the loader gives."""
+    """`Batch` of the fields that the loader returns."""
     return Batch(images, labels, *unpack(drawn, places), tuple(filter(None, skipped.split("\n"))))

@@ -1,6 +1,6 @@
-"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019): a batch with itself in reverse order, as timm/data/mixup.py.
+"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), as timm/data/mixup.py: image i is mixed with image B - 1 - i.
 
-`lam` is the share of an image's own pixels in its mix, and of its own label in its target.
+`lam` is the weight of an image's own pixels in its mix, and of its own label in its target.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from t2t_vit.data.erasing import inside
 
 
 class Mixup:
-    """Mixes the images of a batch and their labels, of any number of classes."""
+    """Mixes the images and labels of a batch."""
 
     def __init__(self, cfg):
         aug = cfg.AUG
@@ -26,21 +26,21 @@ class Mixup:
         return bool(self.mixup or self.cutmix) and self.probability > 0 and not off
 
     def plan(self, batch, height, width, rng):
-        """NumPy arrays that say how to mix a batch, as `__call__` takes them: on the device, tensors.
+        """How to mix a batch.
 
         Returns:
-            [share of a label float32 (B, 1), share of an image's own pixels float32 (n, 1, 1, 1), which pixels are its
-            own bool (n, H, W, 1)] for n = B images, or n = 1 for all; None in place of the second or third if nothing
-            is mixed or cut.
+            [label weight, weight, own], NumPy arrays with n = B, or n = 1 if all images are mixed alike:
+            label weight float32 (B, 1) of the image's own label; weight float32 (n, 1, 1, 1) of its own pixels, None if
+            no image is blended; own bool (n, H, W, 1), True for the pixels that it keeps, None if no image is cut.
         """
         lam, boxes = self.draw(batch, height, width, rng)
         labels = lam.astype(np.float32)[:, None]
         if (lam == lam[0]).all() and (boxes == boxes[0]).all():
             lam, boxes = lam[:1], boxes[:1]  # broadcast
         is_cut = boxes[:, 2] > boxes[:, 0]
-        share = np.where(is_cut, 1, lam).astype(np.float32)[:, None, None, None]
-        outside = ~inside(boxes, height, width) if is_cut.any() else None
-        return [labels, share if (share < 1).any() else None, outside]
+        weight = np.where(is_cut, 1, lam).astype(np.float32)[:, None, None, None]
+        own = ~inside(boxes, height, width) if is_cut.any() else None
+        return [labels, weight if (weight < 1).any() else None, own]
 
     @paddle.no_grad()
     def __call__(self, images, labels, plan):
@@ -49,29 +49,29 @@ class Mixup:
         Args:
             images: float (B, H, W, C).
             labels: int64 (B,).
-            plan: what `plan` has drawn, as tensors.
+            plan: the arrays of `plan`, as tensors.
 
         Returns:
-            (mixed images, targets (B, K)), whose rows sum to 1; label smoothing is in the targets.
+            (mixed images, targets (B, K)). The rows of the targets sum to 1 and include label smoothing.
         """
-        lam, share, outside = plan
+        lam, weight, own = plan
         partners = _reversed(images)
-        if share is not None:
-            images = images * share + partners * (1 - share)
-        if outside is not None:
-            images = paddle.where(outside, images, partners)
+        if weight is not None:
+            images = images * weight + partners * (1 - weight)
+        if own is not None:
+            images = paddle.where(own, images, partners)
         smooth = F.one_hot(labels, self.num_classes) * (1 - self.smoothing) + self.smoothing / self.num_classes
         return images, smooth * lam + _reversed(smooth) * (1 - lam)
 
     def draw(self, batch, height, width, rng):
-        """lam (B,) and cutmix boxes (B, 4): top, left, bottom, right; all 0 where a sample is not cut.
+        """Draw lam (B,) and cutmix boxes (B, 4): top, left, bottom, right; zeros for a sample that is not cut.
 
-        One draw for the batch, for each pair (i, B - 1 - i) or for each sample, by AUG.MIX_MODE.
+        AUG.MIX_MODE: one draw for the batch, for each pair (i, B - 1 - i), or for each sample (elem).
         """
         draws = {"batch": 1, "pair": (batch + 1) // 2, "elem": batch}[self.mode]
         mixes = rng.random(draws) < self.probability
         cuts = rng.random(draws) < (self.switch_probability if self.mixup and self.cutmix else float(not self.mixup))
-        # CUTMIX_MINMAX draws the box's sides itself.
+        # An alpha of 0 means that its kind is never chosen, so that any other number may stand for it.
         lam_mixup, lam_cutmix = (rng.beta(alpha or 1.0, alpha or 1.0, draws) for alpha in (self.mixup, self.cutmix))
         lam = np.where(mixes, np.where(cuts, lam_cutmix, lam_mixup), 1.0)
         boxes = np.zeros((draws, 4), np.int64)

@@ -1,4 +1,4 @@
-"""Reads batches by paddle.io.DataLoader so that every failure reaches the main thread, and with the memory there is."""
+"""Batches through paddle.io.DataLoader: every failure reaches the main thread, and shared memory is not overfilled."""
 
 import errno
 import functools
@@ -17,21 +17,21 @@ from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.data.workers import start_worker
 
-_QUEUE_BYTES = 1 << 20  # that the semaphores of the loader processes' queues take in /dev/shm, at most
+_QUEUE_BYTES = 1 << 20  # most memory in /dev/shm for the semaphores of the loader processes' queues
 _SHM_IS_FULL = "/dev/shm is full: in Docker, start the container with a larger --shm-size"
 
 log = logging.getLogger("t2t")
 
 
 def data_loader(dataset, order, collate, workers, use_shared_memory):
-    """A paddle.io.DataLoader whose failures `read_all` tells.
+    """A paddle.io.DataLoader to be read with `read_all`.
 
     Args:
-        dataset: dataset[sample] -> what `collate` takes a list of.
+        dataset: dataset[sample] -> item.
         order: yields lists of samples.
-        collate: list -> tuple of arrays, texts and numbers, at least one array.
-        workers: number of processes.
-        use_shared_memory: as `shared_memory_fits` says.
+        collate: list of items -> tuple of arrays, texts and numbers, at least one array.
+        workers: number of loader processes.
+        use_shared_memory: the result of `shared_memory_fits`.
     """
     return paddle.io.DataLoader(
         _Guarded(dataset),
@@ -44,17 +44,17 @@ def data_loader(dataset, order, collate, workers, use_shared_memory):
 
 
 class _Failure:
-    """An exception on its way to the main thread, in the place of a sample and of a batch.
+    """An exception that travels to the main thread in place of an item and of a batch.
 
-    Raised where it happens, it would reach the main thread without its message, or not at all: with num_workers 0
-    Paddle's reading thread ends and the main thread waits for ever (paddle 2.6.2 and 3.3.1, dataloader_iter.py).
+    An exception that Paddle sees reaches the main thread without its message, or not at all: with num_workers 0 the
+    reading thread ends and the main thread waits for ever (Paddle 2.6.2 and 3.3.1, dataloader_iter.py).
     """
 
     def __init__(self, error):
         self.is_expected = isinstance(error, (UserError, OSError, MemoryError))
         self.text, self.traceback = one_line(error), traceback.format_exc()
         if isinstance(error, MemoryError):
-            self.text = "the memory ran out in reading images; lower DATA.NUM_WORKERS or the batch size"
+            self.text = "out of memory while reading images; lower DATA.NUM_WORKERS or the batch size"
 
     def throw(self):
         if self.is_expected:
@@ -100,11 +100,11 @@ def _guarded_collate(collate, samples):
             return collate(samples)
         except Exception as error:  # noqa: BLE001
             failure = _Failure(error)
-    return [np.zeros(1, np.int64), failure]  # Paddle needs an array; the number does not matter, since reading ends
+    return [np.zeros(1, np.int64), failure]  # Paddle needs an array
 
 
 def read_all(batches):
-    """Yield from a `data_loader`. Raises UserError where an image cannot be read or a process ends."""
+    """Yield the batches of a `data_loader`. Raises UserError if an image cannot be read or a loader process ends."""
     try:
         iterator = iter(batches)
     except OSError as error:
@@ -112,7 +112,7 @@ def read_all(batches):
         raise UserError(f"the loader processes cannot start: {one_line(error)}{full}") from error
     workers = getattr(iterator, "_workers", [])
     if workers:
-        # Paddle's handler would raise a SystemError wherever the main thread is.
+        # Paddle's handler would raise a SystemError at any place in the main thread.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         stop = weakref.WeakMethod(iterator._exit_thread_unexpectedly)
         threading.Thread(target=_stop_if_one_dies, args=(workers, stop), daemon=True).start()
@@ -121,15 +121,15 @@ def read_all(batches):
             if isinstance(fields[-1], _Failure):
                 fields[-1].throw()
             yield fields
-    except SystemError:  # of Paddle's queue, when it is stopped
-        _tell_dead_process(workers)
+    except SystemError:  # from Paddle's queue, after `_stop_if_one_dies`
+        _raise_for_dead_process(workers)
         raise
 
 
 def _stop_if_one_dies(workers, stop):
-    """Thread: let the main thread go on if a process fails.
+    """Thread that stops the reading if a loader process fails.
 
-    Paddle would notice it too, but not while it waits for the rest of a batch that the process had begun to send.
+    Paddle checks its processes too, but not while it waits for the rest of a batch that a process began to send.
     """
     running = {worker.sentinel: worker for worker in workers}
     while running:
@@ -140,7 +140,7 @@ def _stop_if_one_dies(workers, stop):
                 stop_reading()
 
 
-def _tell_dead_process(workers):
+def _raise_for_dead_process(workers):
     for worker in workers:
         if worker.exitcode:
             killed = worker.exitcode < 0
@@ -155,13 +155,13 @@ def _tell_dead_process(workers):
 
 
 def shared_memory_fits(cfg, *batch_sizes):
-    """Whether /dev/shm holds what loaders with batches of these sizes read ahead on this machine; if not, warns.
+    """Whether /dev/shm has room for the batches of these sizes that are read ahead on this machine; if not, warn.
 
-    A loader process that finds it full dies of a bus error.
+    A loader process dies of a bus error if /dev/shm is full.
     """
     try:
         memory = os.statvfs("/dev/shm")
-    except OSError:  # no Linux: Paddle knows itself
+    except OSError:  # not Linux
         return True
     needed, free = _read_ahead(cfg, *batch_sizes), memory.f_bavail * memory.f_frsize
     if cfg.DATA.NUM_WORKERS == 0 or needed <= free:
@@ -176,16 +176,15 @@ def shared_memory_fits(cfg, *batch_sizes):
 
 
 def _read_ahead(cfg, *batch_sizes):
-    """Bytes of the batches that Paddle reads ahead, two per process, and of those in use, in all processes here."""
+    """Bytes of all batches in shared memory on this machine: two per loader process, and those in use."""
     batches = 2 * cfg.DATA.NUM_WORKERS + cfg.TRAIN.ACCUM_STEPS + 1
     aug = cfg.AUG
-    masks = aug.ERASE_COUNT * (aug.ERASE_PROB > 0) + (
-        aug.CUTMIX > 0 or bool(aug.CUTMIX_MINMAX)
-    )  # of boxes, a byte a pixel
+    # Masks of boxes take a byte for each pixel.
+    masks = aug.ERASE_COUNT * (aug.ERASE_PROB > 0) + (aug.CUTMIX > 0 or bool(aug.CUTMIX_MINMAX))
     image = cfg.DATA.IMAGE_SIZE**2 * (cfg.DATA.CHANNELS + masks)
     return ranks.local_size() * (_QUEUE_BYTES + batches * sum(size * image for size in batch_sizes))
 
 
 @functools.cache
 def _warn(line):
-    log.warning("%s", line)  # once, for the loaders of both splits
+    log.warning("%s", line)  # once for the loaders of both splits

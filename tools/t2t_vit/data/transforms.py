@@ -1,6 +1,6 @@
 """A picture to uint8 pixels of the model's input size.
 
-Everything random is drawn from the NumPy generator that the caller passes.
+All random numbers come from the NumPy generator that the caller passes.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from t2t_vit.data.augment import build_augment
 from t2t_vit.data.images import RESAMPLING, to_array, to_image
 
-_LONGEST = 50  # sides; the ends beyond, which would be resized to gigabytes, are left out
+_LONGEST = 50  # length / width; longer images are cut first, because resizing them would take gigabytes
 
 
 class TrainTransform:
@@ -24,30 +24,40 @@ class TrainTransform:
         self.is_padded = cfg.AUG.PADDED_CROP > 0
         self.interpolation = cfg.AUG.INTERPOLATION
         self.hflip = cfg.AUG.HFLIP
-        self.augment = build_augment(cfg)
+        self.augmentations = build_augment(cfg)
+        # (stage, function of a picture or pixels and a generator) in this order; the benchmark times them.
+        self.steps = [("crop and resize", self.crop), ("flip", self.flip), ("augment", self.augment)]
 
     def __call__(self, picture, rng):
         """Transform a `PillowPicture` or `JpegPicture`."""
-        pixels = self.crop(picture, rng)
-        if rng.random() < self.hflip:
-            pixels = mirrored(pixels)
-        if not self.augment:
-            return pixels
-        image = to_image(pixels)
-        for augment in self.augment:
-            image = augment(image, rng)
-        return to_array(image)
+        pixels = picture
+        for _, step in self.steps:
+            pixels = step(pixels, rng)
+        return pixels
 
     def crop(self, picture, rng):
-        """uint8 (S, S, channels) of the random crop that the config names."""
+        """uint8 (S, S, channels): a random crop as the config says."""
         name = ("bilinear", "bicubic")[rng.integers(2)] if self.interpolation == "random" else self.interpolation
         if self.is_padded:
             return self._padded_crop(picture, name, rng)
         return picture.crop(self.crop_box(picture.size, rng), (self.size, self.size), name)
 
+    def flip(self, pixels, rng):
+        return mirrored(pixels) if rng.random() < self.hflip else pixels
+
+    def augment(self, pixels, rng):
+        if not self.augmentations:
+            return pixels
+        image = to_image(pixels)
+        for augment in self.augmentations:
+            image = augment(image, rng)
+        return to_array(image)
+
     def _padded_crop(self, picture, name, rng):
-        """The shorter side to S, a black border, any S x S of it: T2T-ViT's transfer to CIFAR, with torchvision's
-        Resize(S) and RandomCrop(S, padding)."""
+        """Resize the shorter side to S, add a black border, crop S x S anywhere.
+
+        This is T2T-ViT's transfer to CIFAR: torchvision's Resize(S) and RandomCrop(S, padding).
+        """
         box = _middle(picture.size, _LONGEST)
         pixels = picture.crop(box, _resized((box[2] - box[0], box[3] - box[1]), self.size), name)
         border = (self.padding, self.padding)
@@ -56,8 +66,10 @@ class TrainTransform:
         return np.ascontiguousarray(pixels[top : top + self.size, left : left + self.size])
 
     def crop_box(self, size, rng):
-        """(left, top, right, bottom) of a random crop, by timm's RandomResizedCropAndInterpolation: ten tries, then
-        the largest centred crop within the ratios."""
+        """(left, top, right, bottom) of a random crop, as in timm's RandomResizedCropAndInterpolation.
+
+        After ten tries that do not fit: the largest centred crop within the ratios.
+        """
         width, height = size
         for _ in range(10):
             area = width * height * rng.uniform(*self.scale)
@@ -77,13 +89,13 @@ class TrainTransform:
 
 
 def mirrored(pixels):
-    """uint8 (H, W, channels) from right to left."""
-    whole = pixels.view(f"V{pixels.shape[2]}")  # (H, W, 1) of whole pixels, which NumPy copies 2.4 times faster
+    """uint8 (H, W, channels), flipped left to right."""
+    whole = pixels.view(f"V{pixels.shape[2]}")  # (H, W, 1); NumPy copies whole pixels 2.4 times faster
     return np.ascontiguousarray(whole[:, ::-1]).view(np.uint8)
 
 
 def _middle(size, ratio):
-    """(left, top, right, bottom) without the ends that make an image more than `ratio` times as long as wide."""
+    """(left, top, right, bottom) of the middle part of an image that is more than `ratio` times as long as wide."""
     width, height = size
     longest = ratio * min(width, height)
     left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
@@ -91,7 +103,7 @@ def _middle(size, ratio):
 
 
 def _resized(size, shorter):
-    """(width, height) after the shorter side became `shorter`, rounded as torchvision's Resize does."""
+    """(width, height) after the shorter side is resized to `shorter`, rounded as torchvision's Resize does."""
     width, height = size
     if width <= height:
         return shorter, max(shorter, int(shorter * height / width))
@@ -99,9 +111,9 @@ def _resized(size, shorter):
 
 
 class EvalTransform:
-    """Official evaluation: shorter side to floor(S / crop), centre crop; PIL image -> uint8 (S, S, channels).
+    """Official evaluation: shorter side to floor(S / VAL.CROP_PCT), centre crop; PIL image -> uint8 (S, S, channels).
 
-    VAL.CROP_MODE squash resizes to (S, S) whatever the shape, as zhl98/T2T_paddle evaluates.
+    VAL.CROP_MODE squash resizes any shape to (S, S), as zhl98/T2T_paddle evaluates.
     """
 
     def __init__(self, cfg):
@@ -124,5 +136,5 @@ class EvalTransform:
 
 
 def normalized(images, mean, std):
-    """uint8 (B, H, W, C) -> float32, (x / 255 - mean) / std; paddle tensors or NumPy arrays, all of one kind."""
+    """uint8 (B, H, W, C) -> float32, (x / 255 - mean) / std; all Paddle tensors, or all NumPy arrays."""
     return (images.astype("float32") / 255.0 - mean) / std

@@ -1,6 +1,6 @@
-"""The loader processes of paddle.io.DataLoader: how they start, and how they and their batches end in every case.
+"""Loader processes of paddle.io.DataLoader: how they start, and how they always end.
 
-Does not import paddle: other programs end with their parent, too.
+Does not import paddle, because processes without it use `end_with_parent`.
 """
 
 import atexit
@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its pa
 def start_worker(_worker_id):
     """The `worker_init_fn` of a DataLoader."""
     keep_freed_memory(256)  # 2 % faster
-    # Ctrl-C, a hang-up and the SIGTERM of a job queue may reach every process; the training process alone decides.
+    # Ctrl-C, a hang-up and the SIGTERM of a job queue may reach every process. Only the training process reacts.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, _end_worker)
@@ -29,7 +29,7 @@ def start_worker(_worker_id):
 
 
 def end_with_parent(number):
-    """Let this process get a signal, which must end it, when its parent dies (Linux)."""
+    """Send this process a signal when its parent dies (Linux). The signal must end the process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
         if not multiprocessing.parent_process().is_alive():
@@ -37,7 +37,7 @@ def end_with_parent(number):
 
 
 def _end_worker(*_):
-    # Batches that nobody has fetched would stay in memory until the next boot.
+    # Batches that were not fetched would stay in /dev/shm until the next boot.
     for segment in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):
         with contextlib.suppress(OSError):
             os.unlink(segment)
@@ -46,13 +46,13 @@ def _end_worker(*_):
 
 @atexit.register
 def _end_workers():
-    # Before multiprocessing ends them by a SIGTERM, which they ignore, and waits for it.
-    # Paddle takes their end for a failure, which its reading thread would tell of.
+    # This runs before multiprocessing sends a SIGTERM, which they ignore, and waits for their end.
+    # Paddle's reading thread would report the end of a loader process as a failure.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     threading.excepthook = lambda _: None
     workers = multiprocessing.active_children()
     for worker in workers:
-        # One whose end a signal handler's exception hid from multiprocessing is gone; the others must end all the same.
+        # A process may be gone unnoticed if a signal handler raised while multiprocessing waited for it.
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGUSR1)
     for worker in workers:

@@ -1,1 +1,1 @@
-"""From a trained model to a file that runs anywhere, and its engines."""
+"""Open a trained model, predict and validate with it, and export it for inference engines."""

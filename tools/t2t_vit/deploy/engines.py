@@ -78,8 +78,7 @@ def open_predictor(engine, path, threads=None, device="cpu", onednn=True):
     path = Path(path)
     if path.suffix not in SUFFIXES.get(engine, ()):
         expected = " or ".join(SUFFIXES.get(engine, ("weights, not an exported model",)))
-        case = f" (in small letters, not {path.suffix})" if path.suffix.lower() in SUFFIXES.get(engine, ()) else ""
-        raise UserError(f"engine {engine} reads {expected}{case}, not {path}")
+        raise UserError(f"engine {engine} reads {expected}, not {path}")
     if not path.is_file():
         raise UserError(f"exported model {path} {'is a folder' if path.is_dir() else 'not found'}")
     if device.startswith("gpu") and engine != "inference":

@@ -12,7 +12,7 @@ import yaml
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_writable, flush_to_disk, naming, temporary_path
-from t2t_vit.data.dataset import ClassList
+from t2t_vit.data.classes import ClassList
 from t2t_vit.deploy.compare import Samples, compare
 from t2t_vit.deploy.engines import EagerPredictor, is_paddle_2, open_predictor, require, to_input
 from t2t_vit.deploy.fold import fold

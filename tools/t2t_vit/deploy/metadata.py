@@ -10,6 +10,17 @@ from t2t_vit.config import default_config, with_keys
 
 VERSION = 1
 NAMESPACE = "t2t_vit"  # of the entries in OpenVINO's rt_info
+_KEYS = {  # entry: the config key that it stores
+    "model": "MODEL.NAME",
+    "channels": "DATA.CHANNELS",
+    "mean": "DATA.MEAN",
+    "std": "DATA.STD",
+    "crop_pct": "VAL.CROP_PCT",
+    "crop_mode": "VAL.CROP_MODE",
+    "interpolation": "VAL.INTERPOLATION",
+    "exif": "DATA.EXIF",
+    "grey_bits": "DATA.GREY_BITS",
+}
 
 
 @dataclass(frozen=True)
@@ -17,52 +28,44 @@ class Metadata:
     """Entries of an exported file, each stored as JSON under its name."""
 
     version: int
-    model: str  # MODEL.NAME
+    model: str
     data: str  # DATA.NAME
     image_size: list  # [height, width] in pixels
     channels: int  # 3 RGB or 1 grey
     mean: list  # per channel, for values in 0..1
     std: list
-    crop_pct: float  # VAL.CROP_PCT
-    crop_mode: str  # VAL.CROP_MODE
-    interpolation: str  # VAL.INTERPOLATION
+    crop_pct: float
+    crop_mode: str
+    interpolation: str
     folders: list  # of the classes, in the order of the logits
     classes: list  # their names
     precision: str  # fp32, bf16 or int8
     batch_size: int  # images per inference; 0 = any number
     weights: str  # SHA-256 of the weights file; "" = none
-    exif: str = "auto"  # DATA.EXIF; older files lack this entry and the next one
-    grey_bits: int = 16  # DATA.GREY_BITS
+    exif: str = "auto"  # older files lack this entry and the next one
+    grey_bits: int = 16
 
     @classmethod
     def of(cls, cfg, classes, precision, batch_size=1, weights=""):
         """`Metadata` of a model of `cfg` with the given `ClassList`."""
-        data, val = cfg.DATA, cfg.VAL
         return cls(
             version=VERSION,
-            model=cfg.MODEL.NAME,
-            data=data.NAME,
-            image_size=[data.IMAGE_SIZE] * 2,
-            channels=data.CHANNELS,
-            mean=list(data.MEAN),
-            std=list(data.STD),
-            crop_pct=val.CROP_PCT,
-            crop_mode=val.CROP_MODE,
-            interpolation=val.INTERPOLATION,
+            data=cfg.DATA.NAME,
+            image_size=[cfg.DATA.IMAGE_SIZE] * 2,
             folders=list(classes.folders),
             classes=list(classes.names),
             precision=precision,
             batch_size=batch_size,
             weights=weights,
-            exif=data.EXIF,
-            grey_bits=data.GREY_BITS,
+            **{name: _get(cfg, key) for name, key in _KEYS.items()},
         )
 
     @classmethod
     def from_entries(cls, entries, path):
         """From {name: JSON text}. Raises UserError like `from_values`."""
+        known = [field.name for field in dataclasses.fields(cls) if field.name in entries]
         try:
-            return cls.from_values({name: json.loads(text) for name, text in entries.items()}, path)
+            return cls.from_values({name: json.loads(entries[name]) for name in known}, path)
         except (ValueError, TypeError, RecursionError) as error:
             raise _damaged(path, error) from None
 
@@ -96,6 +99,8 @@ class Metadata:
             raise ValueError("classes and folders must be lists of names of the same length")
         if self.batch_size < 0:
             raise ValueError(f"batch_size is {self.batch_size}")
+        if not all(abs(value) < 1e6 for value in self.mean + self.std):
+            raise ValueError(f"mean is {self.mean!r}, std is {self.std!r}")
         with_keys(default_config(), self.config_keys())  # checks the rest
 
     def to_entries(self):
@@ -104,19 +109,8 @@ class Metadata:
 
     def config_keys(self):
         """{config key: value} of everything that the file determines."""
-        return {
-            "MODEL.NAME": self.model,
-            "MODEL.NUM_CLASSES": len(self.classes),
-            "DATA.CHANNELS": self.channels,
-            "DATA.IMAGE_SIZE": self.image_size[0],
-            "DATA.MEAN": self.mean,
-            "DATA.STD": self.std,
-            "DATA.EXIF": self.exif,
-            "DATA.GREY_BITS": self.grey_bits,
-            "VAL.CROP_PCT": float(self.crop_pct),
-            "VAL.CROP_MODE": self.crop_mode,
-            "VAL.INTERPOLATION": self.interpolation,
-        }
+        size = {"MODEL.NUM_CLASSES": len(self.classes), "DATA.IMAGE_SIZE": self.image_size[0]}
+        return size | {key: getattr(self, name) for name, key in _KEYS.items()} | {"VAL.CROP_PCT": float(self.crop_pct)}
 
     def settle(self, cfg, given, path):
         """`cfg` with the keys that the file determines.
@@ -132,12 +126,16 @@ class Metadata:
             raise UserError(f"{path} takes images of {height}x{width} pixels, but the commands make square images")
         values = self.config_keys()
         for key, value in values.items():
-            section, _, leaf = key.partition(".")
-            if key in given and cfg[section][leaf] != value:
-                raise UserError(f"{key} is {cfg[section][leaf]!r} but {path} was exported with {value!r}; export again")
+            if key in given and _get(cfg, key) != value:
+                raise UserError(f"{key} is {_get(cfg, key)!r} but {path} was exported with {value!r}; export again")
         if "DATA.NAME" not in given:
             values["DATA.NAME"] = self.data
         return with_keys(cfg, values)
+
+
+def _get(cfg, key):
+    section, _, leaf = key.partition(".")
+    return cfg[section][leaf]
 
 
 def _damaged(path, error):

@@ -1,4 +1,4 @@
-"""A Paddle inference model as an ONNX model: through paddle2onnx, then tidied."""
+"""Convert a Paddle inference model to ONNX with paddle2onnx, and simplify the graph."""
 
 import contextlib
 import os
@@ -13,15 +13,16 @@ OPSET = 17  # the first with LayerNormalization
 
 
 def to_onnx(program, parameters, names):
-    """ModelProto of a Paddle inference model.
+    """onnx.ModelProto of a Paddle inference model.
 
     Args:
-        program, parameters: paths of its two files.
-        names: {name of a parameter in the files: structured name, which its tensor gets}.
+        program: path of its .json or .pdmodel.
+        parameters: path of its .pdiparams.
+        names: {name of a parameter in the files: structured name}, which the ONNX tensors get.
     """
     paddle2onnx = require("paddle2onnx", "--format onnx")
     with _quiet():
-        # With a file to save to, paddle2onnx would fold constants by Polygraphy, which installs packages by itself.
+        # Without a file to save to: otherwise paddle2onnx folds constants with Polygraphy, which installs packages.
         data = paddle2onnx.export(str(program), str(parameters), None, opset_version=OPSET, enable_onnx_checker=False)
     if not data:
         raise UserError(f"paddle2onnx {paddle2onnx.__version__} cannot convert this model (--debug shows its messages)")
@@ -33,23 +34,23 @@ def to_onnx(program, parameters, names):
 
 @contextlib.contextmanager
 def _quiet():
-    """Send to nowhere what C++ code prints on the two streams."""
+    """Discard what C++ code prints to stdout and stderr."""
     sys.stdout.flush()
-    kept, nowhere = [os.dup(stream) for stream in (1, 2)], os.open(os.devnull, os.O_WRONLY)
+    copies, null = [os.dup(stream) for stream in (1, 2)], os.open(os.devnull, os.O_WRONLY)
     try:
         for stream in (1, 2):
-            os.dup2(nowhere, stream)
+            os.dup2(null, stream)
         yield
     finally:
         sys.stdout.flush()
-        for stream, copy in zip((1, 2), kept):
+        for stream, copy in zip((1, 2), copies):
             os.dup2(copy, stream)
             os.close(copy)
-        os.close(nowhere)
+        os.close(null)
 
 
 def _tidy(graph, names):
-    """Constants to initializers, identities away, weights by their structured names, the output named "logits"."""
+    """Make constants initializers, remove identities and unused tensors, and name weights and output."""
     aliases = dict(names)
     aliases[graph.output[0].name] = "logits"
     for node in [node for node in graph.node if node.op_type == "Constant"]:

@@ -13,7 +13,7 @@ from t2t_vit.common.files import display_path, is_url, sha256
 from t2t_vit.common.logger import log
 from t2t_vit.common.runtime import import_paddle
 from t2t_vit.config import load_config, resolve, with_classes
-from t2t_vit.data.dataset import ClassList
+from t2t_vit.data.classes import ClassList
 from t2t_vit.deploy.engines import SUFFIXES, EagerPredictor, engine_of, file_beside_part, open_predictor
 from t2t_vit.deploy.metadata import Metadata
 from t2t_vit.training.schedule import total_epochs

@@ -1,4 +1,4 @@
-"""8-bit integers for the large matrices of an ONNX model, by onnxruntime's static quantisation (QDQ)."""
+"""Quantise the large matrices of an ONNX model to 8 bits, with onnxruntime's static quantisation (QDQ)."""
 
 import contextlib
 import io
@@ -7,16 +7,18 @@ import re
 
 from t2t_vit.deploy.engines import require
 
-# By their names in deploy/fold.py. The convolutions stay in float32, of which the first see the pixels and the features
-# of a performer are exponentials (the last too: 0.1 % of CIFAR-10's images), and so do the pooling and the head.
+# Weights to quantise, by their names in deploy/fold.py. Convolutions, pooling and head stay in float32: the first
+# convolution reads the pixels, the performer's features are exponentials, and the last one cost 0.1% on CIFAR-10.
 _QUANTIZED = re.compile(r"(blocks\.\d+\.(q|k|v|proj|mlp\.fc[12])|stages\.\d+\.(proj|mlp\.fc[12]))\.weight")
 
 
 def quantize(model, target, batches):
-    """Write `model`, a ModelProto, quantised, to the path `target`.
+    """Write a quantised ONNX model. Weights get one scale per output channel, activations one range.
 
-    Weights have a scale per output channel, activations a range, that of their values over `batches`, an iterable of
-    float32 arrays of the input's shape.
+    Args:
+        model: onnx.ModelProto.
+        target: path to write.
+        batches: iterable of float32 (B, C, H, W), whose activations determine the ranges.
     """
     quantization = require("onnxruntime.quantization", "--precision int8")
 
@@ -28,7 +30,7 @@ def quantize(model, target, batches):
             return next(self.feeds, None)
 
     nodes = [node.name for node in model.graph.node if any(map(_QUANTIZED.fullmatch, node.input))]
-    logging.disable(logging.WARNING)  # its advice to run its preprocessing, which paddle2onnx's graph needs not
+    logging.disable(logging.WARNING)  # it advises preprocessing, which this graph does not need
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             quantization.quantize_static(

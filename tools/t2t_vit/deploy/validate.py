@@ -1,12 +1,14 @@
 """Evaluate a model on a data set, and the command val.py."""
 
+import paddle
+
 from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import EvalLoader
-from t2t_vit.deploy.open_model import open_model
+from t2t_vit.deploy.open_model import best_epoch, open_model
 from t2t_vit.parallel import processes
-from t2t_vit.training.evaluator import PredictorModel, evaluate
+from t2t_vit.training.evaluator import evaluate
 from t2t_vit.weights.build import first_difference, refuse_other_order
 
 
@@ -14,7 +16,8 @@ def validate(args, cfg):
     """Evaluate the model of a command line and log its loss and its top-1 and top-5 accuracy."""
     setup_logging(main=processes.is_main())
     opened, _, split = open_evaluation(args, cfg)
-    log.info("%s on %d images of %s", opened, len(split), display_path(split.source))
+    source = f"{len(split)} images of {display_path(split.source)}{best_epoch(opened.path)}"
+    log.info("%s with %s on %s", opened.cfg.MODEL.NAME, display_path(opened.path), source)
     scores = evaluate_split(opened, split, log_every=opened.cfg.VAL.LOG_EVERY)
     log.info(scores.line())
     log.info("%s final val acc is:%.4f", opened.cfg.DATA.NAME, scores.top1)
@@ -41,6 +44,6 @@ def open_evaluation(args, cfg):
 
 def evaluate_split(opened, split, log_every=None, each_batch=None):
     """`Scores` of an opened model on a split, of which each process evaluates a part; see `evaluate`."""
-    model = PredictorModel(opened.predictor) if opened.model is None else opened.model
+    model = opened.model or (lambda images: paddle.to_tensor(opened.predictor(images.numpy())))
     loader = EvalLoader(split, opened.cfg, processes.rank(), processes.world_size())
     return evaluate(model, loader, opened.cfg, log_every, each_batch=each_batch)

@@ -1,4 +1,4 @@
-"""What the page shows, and what happens when something on it is touched."""
+"""What the page shows, and what its events do."""
 
 import re
 
@@ -7,36 +7,35 @@ import gradio as gr
 from t2t_vit.common.errors import UserError
 from t2t_vit.data.images import load_image, to_image
 from t2t_vit.explain.overlay import enlarged
-from t2t_vit.page.shelf import METHODS, attention, examples, look
+from t2t_vit.page.shelf import METHODS, attention, examples
 from t2t_vit.pictures.sheet import fitted
 
-MOST_PICTURES = 32  # looked at together
-MOST_WAITING = 64  # events of all visitors; who comes then is asked to try again
-LABELS = {
-    "gradient": "gradient 梯度",
-    "rollout": "rollout 逐层累积",
-    "last block": "last block 最后一层",
-}
-HEADING = """# T2T-ViT and PiT: try a model
-Drop pictures, pick a model: it answers with its likeliest classes and shows where it looks.<br>
-拖入图片,选择模型:页面给出最可能的类别,并显示模型所看之处。"""
-# Class names of Gradio's, the same from 4.44 to 6; where they change, only the looks do.
+MAX_PICTURES = 32  # looked at together
+MAX_WAITING = 64  # events of all visitors; others are asked to try again
+LABELS = {"gradient": "gradient 梯度", "rollout": "rollout 逐层累积", "last block": "last block 最后一块"}
+HEADING = """# T2T-ViT and PiT: try a model 在线体验
+Drop pictures and pick a model. The page shows the most likely classes and where the model looks.<br>
+拖入图片并选择模型，页面会显示最可能的类别以及模型关注的区域。"""
+# Class names of Gradio, the same from 4.44 to 6. If they change, only the look does.
 STYLE = """<style>
-footer, button[aria-label="Share"] { display: none !important; }
+footer, button[aria-label="Share"], .grid-wrap .icon-button-wrapper { display: none !important; }
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 .gradio-container, .gradio-container * { font-family: system-ui, "Noto Sans CJK SC", "PingFang SC", sans-serif; }
 #examples img, #answers img { image-rendering: pixelated; }
-.grid-wrap { padding-top: 34px !important; min-height: 0 !important; max-height: none !important; }
-.grid-wrap { height: auto !important; overflow: hidden !important; }
+.grid-wrap { padding-top: 34px !important; height: auto !important; overflow: hidden !important; }
+.grid-wrap { min-height: 0 !important; max-height: none !important; }
 .grid-container { grid-template: none / repeat(5, minmax(0, 1fr)) !important; grid-auto-rows: auto !important; }
 .thumbnail-lg { min-width: 0 !important; width: 100%; height: auto !important; aspect-ratio: 1; }
 .caption-label { max-width: 100% !important; left: auto !important; right: 0; padding: 2px 6px !important; }
-.grid-wrap .icon-button-wrapper { display: none; }
 </style>"""
+GALLERY = {
+    "columns": 5, "height": "auto", "object_fit": "contain", "allow_preview": False, "interactive": False,
+    "format": "png",
+}  # fmt: skip
 
 
 def build_page(shelf):
-    """The page, a `gradio.Blocks`, of a `Shelf` whose first model is the one that is picked at first."""
+    """The page, a `gradio.Blocks`, of a `Shelf`; its first model is picked at first."""
     with gr.Blocks(title="T2T-ViT", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(STYLE)
         gr.Markdown(HEADING)
@@ -44,82 +43,82 @@ def build_page(shelf):
             with gr.Column(scale=2, min_width=320):
                 model = gr.Dropdown(shelf.names, value=shelf.names[0], label="Model 模型", elem_id="model")
                 files = gr.File(file_count="multiple", label="Pictures 图片", height=140, elem_id="files")
-                shown = shelf.ask(shelf.names[0], examples)
-                samples = gr.Gallery(_tiles(shown), visible=bool(shown), **_gallery("Examples 示例", "examples"))
+                paths = shelf.ask(shelf.names[0], examples)
+                samples = gr.Gallery(
+                    _tiles(paths), visible=bool(paths), label="Examples 示例", elem_id="examples", **GALLERY
+                )
             with gr.Column(scale=3, min_width=320):
-                notes = gr.Textbox(visible=False, label="Please note 请注意", interactive=False, elem_id="notes")
-                gallery = gr.Gallery(**_gallery("Answers (touch one) 结果(点选)", "answers"))
+                notes = gr.Textbox(visible=False, label="Notes 提示", interactive=False, elem_id="notes")
+                gallery = gr.Gallery(label="Answers (pick one) 结果（点击查看）", elem_id="answers", **GALLERY)
                 with gr.Row():
-                    bars = gr.Label(label="Top 5 前五类", elem_id="top")
+                    bars = gr.Label(label="Top 5 前 5 类", elem_id="top")
                     image = gr.Image(label="Attention 注意力", interactive=False, height=290, elem_id="attention")
                 with gr.Row():
                     choices = [(LABELS[name], name) for name in METHODS]
-                    method = gr.Radio(choices, value=METHODS[0], label="How 方法", scale=3, elem_id="method")
-                    target = gr.Dropdown([], label="Of the class 类别", scale=1, min_width=120, elem_id="class")
-        paths, answers, chosen, offered = gr.State([]), gr.State([]), gr.State(0), gr.State(shown)
+                    method = gr.Radio(choices, value=METHODS[0], label="Method 方法", scale=3, elem_id="method")
+                    target = gr.Dropdown([], label="Class 类别", scale=1, min_width=120, elem_id="class")
+        shown, answers, chosen = gr.State([]), gr.State([]), gr.State(0)  # paths, `Answer`s, place of the one picked
         picture = [bars, target, image, notes]
-        results = [paths, answers, chosen, gallery, *picture]
+        results = [shown, answers, chosen, gallery, *picture]
         act = Actions(shelf)
         files.upload(act.answer, [model, files, method], results)
         files.delete(act.answer, [model, files, method], results)  # one of several
         files.clear(lambda: cleared(), None, results)
-        samples.select(act.answer_example, [model, offered, method], [*results, files])
-        model.change(act.change_model, [model, paths, method], [*results, samples, offered])
+        samples.select(act.answer_example, [model, method], [*results, files])
+        model.change(act.change_model, [model, shown, method], [*results, samples])
         gallery.select(act.choose, [answers, method], [chosen, *picture])
         for control in (method, target):
             control.input(act.draw, [answers, chosen, method, target], [image, notes])
-    return page.queue(max_size=MOST_WAITING, api_open=False)
+    return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
 class Actions:
-    """What the events of the page call; values of its parts in, values of its parts out."""
+    """The events of the page: from values of its parts to values of its parts."""
 
     def __init__(self, shelf):
         self.shelf = shelf
 
     def answer(self, model, paths, method):
-        """Look at pictures, and draw the first one's attention."""
+        """Answer about pictures, and draw the attention of the first."""
         paths = list(paths or [])
-        lines = []
-        if len(paths) > MOST_PICTURES:
-            lines = [f"only the first {MOST_PICTURES} of {len(paths)} pictures are shown"]
-            paths = paths[:MOST_PICTURES]
+        lines = [f"only the first {MAX_PICTURES} of {len(paths)} pictures are shown"] * (len(paths) > MAX_PICTURES)
+        paths = paths[:MAX_PICTURES]
         try:
-            answers, errors = self.shelf.ask(model, look, paths)
+            answers, errors = self.shelf.look(model, paths)
         except UserError as error:
-            return [paths, *cleared(str(error))[1:]]
+            answers, errors = [], [str(error)]
+        lines += errors
         if not answers:
-            return [paths, *cleared("\n".join(lines + errors))[1:]]
+            return cleared(paths, lines)
         tiles = [(enlarged(to_image(answer.pixels)), _caption(answer)) for answer in answers]
-        bars, target, image, notes = self._picture(answers[0], method, lines + errors)
-        return [paths, answers, 0, gr.update(value=tiles, selected_index=0), bars, target, image, notes]
+        return [paths, answers, 0, gr.update(value=tiles, selected_index=0), *self._picture(answers[0], method, lines)]
 
-    def answer_example(self, model, offered, method, event: gr.SelectData):
-        return [*self.answer(model, [offered[event.index]], method), None]
+    def answer_example(self, model, method, event: gr.SelectData):
+        return [*self.answer(model, [self.shelf.ask(model, examples)[event.index]], method), None]
 
     def change_model(self, model, paths, method):
         try:
-            shown = self.shelf.ask(model, examples)
-        except UserError:  # which `answer` tells
-            shown = []
-        return [*self.answer(model, paths, method), gr.update(value=_tiles(shown), visible=bool(shown)), shown]
+            tiles = _tiles(self.shelf.ask(model, examples))
+        except UserError:  # `answer` reports it
+            tiles = []
+        return [*self.answer(model, paths, method), gr.update(value=tiles, visible=bool(tiles))]
 
     def choose(self, answers, method, event: gr.SelectData):
         return [event.index, *self._picture(answers[event.index], method, [])]
 
     def draw(self, answers, chosen, method, target):
-        """(attention over the chosen picture, note)."""
+        """(attention over the picked picture, note)."""
         if not answers:
             return None, _note([])
+        answer = answers[chosen]  # perhaps of another model than the one picked since, with other classes
         try:
-            answer = answers[chosen]  # maybe of another model than is picked by now, as its class may be
             target = target if target in answer.top else next(iter(answer.top))
             return self.shelf.ask(answer.model, attention, answer.pixels, method, target), _note([])
         except UserError as error:
             return None, _note([str(error)])
 
     def _picture(self, answer, method, lines):
-        """[bars, classes to choose from, attention, note] of one picture."""
+        """[bars, classes to choose from, attention, note] of an answer."""
         classes = list(answer.top)
         try:
             image = self.shelf.ask(answer.model, attention, answer.pixels, method, classes[0])
@@ -128,28 +127,21 @@ class Actions:
         return [answer.top, gr.update(choices=classes, value=classes[0]), image, _note(lines)]
 
 
-def cleared(note=""):
-    """Values of the results where there is nothing to show."""
-    return [[], [], 0, [], None, gr.update(choices=[], value=None), None, _note([note] if note else [])]
+def cleared(paths=(), lines=()):
+    """Values of the results if there is nothing to show."""
+    return [list(paths), [], 0, [], None, gr.update(choices=[], value=None), None, _note(lines)]
 
 
 def _note(lines):
-    # File names in place of whole paths, which show a visitor the machine's folders.
+    # Only the names of files: whole paths would show visitors the folders of this machine.
     lines = [re.sub(r"(?<![\w:/.])/(?:[^\s/]+/)+", "", line) for line in lines]
     return gr.update(value="\n".join(lines), visible=bool(lines), lines=max(1, len(lines)))
 
 
 def _caption(answer):
     name, probability = next(iter(answer.top.items()))
-    return f"{probability:.0%} {name}"  # names may be long, and are cut
+    return f"{probability:.0%} {name}"
 
 
 def _tiles(paths):
     return [fitted(load_image(path, upright=True)) for path in paths]
-
-
-def _gallery(label, name):
-    return {
-        "label": label, "columns": 5, "height": "auto", "object_fit": "contain", "allow_preview": False,
-        "interactive": False, "format": "png", "elem_id": name,
-    }  # fmt: skip

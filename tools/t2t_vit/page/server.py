@@ -1,30 +1,53 @@
-"""How the page is served: at one address, with nothing fetched from or told to any other."""
+"""Serves the page, without requests to other machines.
+
+Gradio and what it brings along are optional, and Gradio reads the environment when it is imported: so they are imported
+inside the functions.
+"""
 
 import contextlib
-import errno
-import ipaddress
 import logging
 import os
 import signal
-import socket
 import tempfile
-import urllib.parse
 
-from t2t_vit.common.errors import UserError, one_line
-from t2t_vit.common.logger import log
-from t2t_vit.page.gate import Gate, host_name
+from t2t_vit.common.logger import log, setup_logging
+from t2t_vit.deploy.engines import require
+from t2t_vit.page.address import address, is_local, listen, names_of, url_of
+from t2t_vit.page.shelf import Shelf, look
 
-FIRST_PORT, TRIED_PORTS = 7860, 100  # where Gradio's pages usually are
-LARGEST_FILE = "64mb"
-MOST_SESSIONS = 128  # visitors whose pictures are remembered, up to 5 MB each; the oldest start anew
-MOST_CONNECTIONS = 512  # an open page holds two
+MAX_FILE = "64mb"
+MAX_SESSIONS = 128  # visitors whose pictures are kept, up to 5 MB each; the oldest start again
+MAX_CONNECTIONS = 512  # an open page has two
+
+
+def serve_page(args, cfg):
+    """Serve the page that the options of demo.py describe, until Ctrl-C, SIGTERM or SIGHUP. Raises UserError."""
+    setup_logging()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end the program as Ctrl-C does, with its uploads
+        unless_ignored(number, signal.default_int_handler)
+    host, port = address(args)
+    with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, listen(host, port) as listener:
+        set_environment(uploads)
+        require("gradio", "the page")
+        from t2t_vit.page.layout import build_page
+
+        shelf = Shelf(args, cfg)
+        shelf.ask(shelf.names[0], look, [])  # reports a mistake in the command line before the page is up
+        hosts = names_of(listener, host, args.allow_host)
+        serve(application(build_page(shelf), uploads, hosts), listener)
+
+
+def unless_ignored(number, handler):
+    """Handle a signal, unless it is ignored: nohup ignores SIGHUP."""
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def set_environment(folder):
-    """What Gradio reads from the environment at import: nothing is reported, uploads go to `folder`."""
-    tempfile.tempdir = str(folder)  # where Gradio 4 and 5 keep an upload that is under way
+    """What Gradio reads when it is imported: no reports, and uploads in `folder`."""
+    tempfile.tempdir = str(folder)  # for unfinished uploads of Gradio 4 and 5
     for name in ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
-        os.environ.pop(name, None)  # the socket is ours; a port that is no number would end the import
+        os.environ.pop(name, None)  # the socket is ours; a port that is not a number would end the import
     os.environ.update(
         GRADIO_ANALYTICS_ENABLED="False",
         GRADIO_SSR_MODE="False",
@@ -33,96 +56,36 @@ def set_environment(folder):
     )
 
 
-def clean_up_on_signals():
-    """From now on SIGTERM and a closed terminal end the program as Ctrl-C does. Under nohup SIGHUP stays ignored."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        _unless_ignored(number, signal.default_int_handler)
-
-
-def _unless_ignored(number, handler):
-    if signal.getsignal(number) is not signal.SIG_IGN:
-        signal.signal(number, handler)
-
-
-def listen(host, port):
-    """A socket that listens at `host` and `port`, or where that is None at the first free one from FIRST_PORT.
-
-    Raises UserError: the port is taken or not allowed, the host no address of this machine.
-    """
-    if port is not None and not 0 <= port <= 65535:
-        raise UserError(f"the port is {port} but must be 0 (any free one) to 65535")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"host {host!r} is no address: {one_line(error)}") from None
-    for number in range(FIRST_PORT, FIRST_PORT + TRIED_PORTS) if port is None else [port]:
-        try:
-            return socket.create_server((address[0], number), family=family)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                continue
-            told = {
-                errno.EADDRNOTAVAIL: f"host {host} is no address of this machine",
-                errno.EACCES: f"no right to open port {number}: give one above 1023 by --port",
-            }
-            raise UserError(told.get(error.errno) or f"{host}, port {number}: {one_line(error)}") from None
-    if port is None:
-        raise UserError(f"all ports from {FIRST_PORT} to {number} of {host} are taken: give one by --port")
-    raise UserError(f"port {port} of {host} is taken: give another by --port, or 0 for any free one")
-
-
-def url_of(listener):
-    address, port = listener.getsockname()[:2]
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-
-
-def names_of(listener, host, allowed):
-    """Names that the page answers to; None = any, where others than this machine reach it and no list says otherwise.
-
-    Args:
-        host: that the user gave, or its default.
-        allowed: names of --allow-host.
-    """
-    address = listener.getsockname()[0]
-    if not allowed and not ipaddress.ip_address(address).is_loopback:
-        return None
-    root = urllib.parse.urlsplit(os.environ.get("GRADIO_ROOT_PATH") or "").netloc
-    given = (host_name(f"[{name}]" if name.count(":") > 1 else name) for name in (host, address, *allowed))
-    return {"localhost", "127.0.0.1", "::1", host_name(root), *given} - {""}
-
-
 def application(page, uploads, hosts):
-    """The ASGI application of a `gradio.Blocks`. Arguments as of `Gate`."""
+    """The ASGI application of a `gradio.Blocks`; for `uploads` and `hosts` see `Gate`."""
     import fastapi
     import gradio
 
-    page.has_launched = True  # Gradio 5 and 6 check no path before, and mount_gradio_app does not set it
-    page.state_session_capacity = MOST_SESSIONS
-    root_path = os.environ.get("GRADIO_ROOT_PATH")  # of a server in front that shows the page below a path of its own
-    keys = {"root_path": root_path, "max_file_size": LARGEST_FILE, "show_error": False}
-    return Gate(gradio.mount_gradio_app(fastapi.FastAPI(openapi_url=None), page, path="/", **keys), uploads, hosts)
+    from t2t_vit.page.gate import Gate
+
+    page.has_launched = True  # Gradio 5 and 6 check paths only then, and mount_gradio_app does not set it
+    page.state_session_capacity = MAX_SESSIONS
+    root_path = os.environ.get("GRADIO_ROOT_PATH")  # of a server in front that shows the page below this path
+    options = {"root_path": root_path, "max_file_size": MAX_FILE, "show_error": False}
+    return Gate(gradio.mount_gradio_app(fastapi.FastAPI(openapi_url=None), page, path="/", **options), uploads, hosts)
 
 
 def serve(app, listener):
-    """Answer at the socket until Ctrl-C, SIGTERM or SIGHUP; the log says from when on."""
+    """Answer at the socket until a signal. A line says when the page is ready."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, limit_concurrency=MOST_CONNECTIONS)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, limit_concurrency=MAX_CONNECTIONS)
     server = uvicorn.Server(config)
-    server.handle_exit = _quietly(server.handle_exit)
-    _unless_ignored(signal.SIGHUP, server.handle_exit)  # SIGINT and SIGTERM it takes over itself
-    with contextlib.suppress(KeyboardInterrupt):  # which newer ones pass on after they have closed
-        if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
-            log.info("the page has no password: whoever reaches this machine reaches it")
-        log.info("%s is ready; Ctrl-C stops it", url_of(listener))
-        server.run(sockets=[listener])
+    leave = server.handle_exit
 
-
-def _quietly(leave):
-    """A handler of signals that calls `leave`, and from then on no traceback tells of visitors that are cut off."""
-
-    def handle(number, frame):
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    def leave_quietly(number, frame):
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # no tracebacks of visitors that are cut off
         leave(number, frame)
 
-    return handle
+    server.handle_exit = leave_quietly  # uvicorn installs it for SIGINT and SIGTERM
+    unless_ignored(signal.SIGHUP, leave_quietly)
+    with contextlib.suppress(KeyboardInterrupt):  # newer ones pass it on after they have closed
+        if not is_local(listener):
+            log.info("the page has no password: everyone who can reach this machine can use it")
+        log.info("%s is ready; Ctrl-C stops it", url_of(listener))
+        server.run(sockets=[listener])

@@ -1,4 +1,4 @@
-"""The models of the page, and what they say about pictures."""
+"""The models of the page, and their answers about pictures."""
 
 import contextlib
 from collections import Counter
@@ -6,41 +6,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import paddle
+
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import log
 from t2t_vit.config import best_weights, load_config, resolve
-from t2t_vit.data.dataset import split_folder
 from t2t_vit.data.images import ImageError, load_image, to_image
 from t2t_vit.data.index import class_folders, image_files
+from t2t_vit.data.layout import split_folder
 from t2t_vit.deploy.engines import to_input
 from t2t_vit.deploy.open_model import open_model, open_weights
 from t2t_vit.deploy.predict import classify, read_images
+from t2t_vit.explain.attention import attention_maps, gradient_maps, on_grid, rollout, token_box
 from t2t_vit.explain.overlay import overlay
 
 TOP = 5
 EXAMPLES = 10
-MOST_BYTES = 192 << 20  # of a decoded picture, 50 megapixels of RGB; less than predict.py allows
+MAX_BYTES = 192 << 20  # of a decoded picture, 50 megapixels of RGB; less than predict.py allows
 LONGEST_NAME = 80  # letters of a class
 METHODS = ("gradient", "rollout", "last block")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A model that is ready."""
-
-    name: str
-    predictor: object
-    cfg: object
-    model: object  # None of an exported one
-
-    def classes(self):
-        """The names of the classes, each but once."""
-        names = [
-            name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-            for name in self.predictor.metadata.classes
-        ]
-        count = Counter(names)
-        return [name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 @dataclass(frozen=True)
@@ -49,11 +33,11 @@ class Answer:
 
     model: str  # its name
     pixels: object  # uint8 (S, S, channels), as the model sees it
-    top: dict  # {class: probability} of the TOP likeliest
+    top: dict  # {class: probability} of the top 5
 
 
 class Shelf:
-    """Models by name, opened when first asked and kept. One thread asks them, however many look at the page."""
+    """Models by name, opened when first used and kept. A single thread computes for all visitors."""
 
     def __init__(self, args, cfg):
         self.sources = _sources(args, cfg)
@@ -65,19 +49,23 @@ class Shelf:
         return list(self.sources)
 
     def ask(self, name, question, *words):
-        """What `question(opened, *words)` returns for the model. Raises UserError where it cannot be opened."""
+        """The result of `question(OpenedModel, *words)`. Raises UserError if the model cannot be opened."""
 
         def answer():
             if name not in self.opened:
-                found = self.sources[name]()
-                self.opened[name] = Opened(name, found.predictor, found.cfg, found.model)
+                self.opened[name] = self.sources[name]()
             return question(self.opened[name], *words)
 
         return self.thread.submit(answer).result()
 
+    def look(self, name, paths):
+        """(`Answer`s about the files that are pictures, a line about each of the others)."""
+        found, errors = self.ask(name, look, paths)
+        return [Answer(name, pixels, top) for pixels, top in found], errors
+
 
 def _sources(args, cfg):
-    """{name: function that opens it}: the model of the command line, the other runs in OUTPUT, the shipped ones."""
+    """{name: function that opens it}: the model of the command line, other runs in OUTPUT, then pretrained/."""
     own = Path(args.pretrained or best_weights(cfg)).resolve()
     name = f"{cfg.NAME}: {own.name}" if args.weights_named and own.parent.name != cfg.NAME else cfg.NAME
     sources = {name: lambda: _open_own(args, cfg)}
@@ -101,39 +89,47 @@ def _opener(config, device, weights):
     return lambda: open_weights(load_config(config, device), str(weights))
 
 
-# --- Questions ---
+# --- Questions to an `OpenedModel` ---
+
+
+def class_names(opened):
+    """The names of the classes, shortened, and with their number if they are not unique."""
+    names = [
+        name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+        for name in opened.predictor.metadata.classes
+    ]
+    count = Counter(names)
+    return [name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def look(opened, paths):
-    """(`Answer`s about the files that are pictures, a line about each of the others)."""
-    pixels, errors = read_images(dict.fromkeys(paths), opened.cfg, MOST_BYTES)  # each but once
-    classes, size = opened.classes(), opened.cfg.VAL.BATCH_SIZE
+    """([(pixels as the model sees them, {class: probability} of the top 5)], errors of unreadable files)."""
+    pixels, errors = read_images(dict.fromkeys(paths), opened.cfg, MAX_BYTES)
+    names, size = class_names(opened), opened.cfg.VAL.BATCH_SIZE
     images, answers = list(pixels.values()), []
     for start in range(0, len(images), size):
         answers += classify(opened.predictor, images[start : start + size], TOP)
-    tops = [{classes[entry["class_id"]]: entry["probability"] for entry in answer} for answer in answers]
-    found = [Answer(opened.name, image, top) for image, top in zip(images, tops)]
-    return found, list(errors.values())
+    tops = [{names[entry["class_id"]]: entry["probability"] for entry in answer} for answer in answers]
+    return list(zip(images, tops)), list(errors.values())
 
 
 def attention(opened, pixels, method, name):
     """The image with its attention over it, an RGB PIL image.
 
     Args:
+        opened: `OpenedModel`.
+        pixels: uint8 (S, S, channels), as the model sees it.
         method: one of METHODS.
-        name: class that "gradient" asks about, one of `Opened.classes()`.
+        name: class of "gradient", one of `class_names`.
 
-    Raises UserError: the model is an exported one, which does not show its attention.
+    Raises UserError for an exported model, which does not show its attention.
     """
-    import paddle
-
-    from t2t_vit.explain.attention import attention_maps, gradient_maps, on_grid, rollout, token_box
-
-    if opened.model is None:
+    model = opened.model
+    if model is None:
         raise UserError("an exported model does not show its attention")
-    model, images = opened.model, paddle.to_tensor(to_input(pixels[None], opened.predictor.metadata))
+    images = paddle.to_tensor(to_input(pixels[None], opened.predictor.metadata))
     if method == "gradient":
-        values = gradient_maps(model, images, opened.classes().index(name))
+        values = gradient_maps(model, images, class_names(opened).index(name))
     elif method == "rollout":
         values = rollout(attention_maps(model, images), model)
     else:
@@ -143,13 +139,12 @@ def attention(opened, pixels, method, name):
 
 
 def examples(opened):
-    """Pictures of the model's own data, one of a class, as far as the data set is here."""
+    """Paths of pictures of the model's own validation data, one of a class; [] if the data is not here."""
     folder = split_folder(resolve(opened.cfg.DATA.PATH), "val")
     if folder is None:
         return []
     names = class_folders(folder)
-    step = max(1, len(names) // EXAMPLES)
-    first = (_first_picture(folder / name) for name in names[::step][:EXAMPLES])
+    first = (_first_picture(folder / name) for name in names[:: max(1, len(names) // EXAMPLES)][:EXAMPLES])
     return [path for path in first if path]
 
 

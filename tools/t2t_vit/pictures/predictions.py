@@ -19,7 +19,7 @@ from t2t_vit.deploy.validate import evaluate_split, open_evaluation
 from t2t_vit.pictures.confusion import draw_confusion
 from t2t_vit.pictures.options import ORDERS
 from t2t_vit.pictures.sheet import FAINT, Cell, Heading, check_sheet, save_sheet, short_name
-from t2t_vit.training.evaluator import likeliest
+from t2t_vit.training.evaluator import top_classes
 
 COLUMNS = 16
 MAX_COUNT = 5000  # images on a sheet, 430 MB in memory
@@ -76,7 +76,7 @@ def evaluate_images(opened, split):
     batches = []
 
     def add(logits, labels):
-        predicted = likeliest(logits)[:, 0]
+        predicted = top_classes(logits)[:, 0]
         losses = -F.log_softmax(logits)  # (B, K)
         of = (paddle.take_along_axis(losses, classes.unsqueeze(1), 1)[:, 0].numpy() for classes in (predicted, labels))
         batches.append((labels.numpy(), predicted.numpy(), *of))

@@ -10,12 +10,12 @@ from t2t_vit.common.runtime import ignore_interrupts
 from t2t_vit.config_values import to_seconds
 from t2t_vit.parallel import processes
 
-GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes agree on the largest
+GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes take the largest
 STOPS = (STOP_FOR_TIME, STOP_FOR_SIGNAL)
-_AGREE_SECONDS = 5.0  # between two agreements of several processes, which wait for the devices
+_AGREE_SECONDS = 5.0  # between two checks of several processes, which wait for the devices
 _EXIT_SECONDS = 5.0  # for the process to end after its last save
 _FIRST_SAVE_SECONDS = 30.0  # allowed for the first save, before one was measured
-_REPEAT_SECONDS = 2.0  # in which Ctrl-C, pressed again, still means to save
+_REPEAT_SECONDS = 2.0  # within which a second Ctrl-C still means to save
 
 
 def _is_main_thread():
@@ -23,11 +23,11 @@ def _is_main_thread():
 
 
 class InterruptHandler:
-    """Asked after each step whether to go on. As a context it takes over SIGTERM, SIGINT and SIGHUP.
+    """Decides after each step whether to continue, save or stop.
 
-    The first of these signals only makes a note, as does SIGINT again within `_REPEAT_SECONDS`; a later SIGINT
-    interrupts at once. Under nohup SIGHUP stays ignored. In another thread than the main one nothing is taken over,
-    as Python cannot.
+    As a context manager it handles SIGTERM, SIGINT and SIGHUP. The first of these signals is only noted, as is SIGINT
+    again within `_REPEAT_SECONDS`. A later SIGINT interrupts at once. Under nohup SIGHUP stays ignored. Python allows
+    signal handlers in the main thread only.
 
     Args:
         train: the TRAIN section of the config.
@@ -42,7 +42,7 @@ class InterruptHandler:
         self.slowest_save = None
         self.last_save = time.monotonic()
         self.steps = 0  # since the command started
-        self.seconds_between = 0.0  # the last two questions
+        self.seconds_between = 0.0  # the last two checks
         self.epoch_starts()
 
     def __enter__(self):
@@ -72,50 +72,50 @@ class InterruptHandler:
             raise KeyboardInterrupt
 
     def epoch_starts(self):
-        """Leave out the validation before when the time between two questions is measured."""
-        self.asked, self.asked_at, self.next_question = time.monotonic(), self.steps, self.steps + 1
+        """Restart the timer so that validation is not counted."""
+        self.checked, self.checked_at, self.next_check = time.monotonic(), self.steps, self.steps + 1
 
     def after_step(self):
-        """GO_ON, SAVE, STOP_FOR_TIME or STOP_FOR_SIGNAL, the same in every process."""
+        """GO_ON, SAVE, STOP_FOR_TIME or STOP_FOR_SIGNAL, equal in every process."""
         self.steps += 1
-        if self.steps < self.next_question:
+        if self.steps < self.next_check:
             return GO_ON
         now = time.monotonic()
-        action, self.seconds_between = processes.max_over_processes([self._wish(), now - self.asked])
+        action, self.seconds_between = processes.max_over_processes([self._action(), now - self.checked])
         steps = 1
         if processes.world_size() > 1:
-            steps = int(_AGREE_SECONDS * (self.steps - self.asked_at) / max(self.seconds_between, 1e-3))
-        self.asked, self.asked_at, self.next_question = now, self.steps, self.steps + max(1, steps)
+            steps = int(_AGREE_SECONDS * (self.steps - self.checked_at) / max(self.seconds_between, 1e-3))
+        self.checked, self.checked_at, self.next_check = now, self.steps, self.steps + max(1, steps)
         return int(action)
 
     def before_validation(self, seconds):
-        """The same, where the next question comes only after a validation that takes about `seconds`."""
-        return int(processes.max_over_processes([self._wish(seconds)])[0])
-
-    def _wish(self, seconds_ahead=0.0):
-        if self.signal:
-            return STOP_FOR_SIGNAL
-        now = time.monotonic()
-        if now + seconds_ahead > self.started + self.limit - self._room():
-            return STOP_FOR_TIME
-        return SAVE if now > self.last_save + self.interval else GO_ON
-
-    def _room(self):
-        """Seconds before the limit at which to save: for the way to the next question, and twice the slowest save."""
-        save = self.slowest_save if self.slowest_save is not None else min(_FIRST_SAVE_SECONDS, self.limit / 10)
-        return 2 * save + self.seconds_between + min(_EXIT_SECONDS, self.limit / 10)
+        """Like `after_step`, if the next check comes only after a validation of about `seconds`."""
+        return int(processes.max_over_processes([self._action(seconds)])[0])
 
     def must_stop(self):
         """Whether this process alone would stop now."""
-        return self._wish() in STOPS
+        return self._action() in STOPS
+
+    def _action(self, seconds_ahead=0.0):
+        if self.signal:
+            return STOP_FOR_SIGNAL
+        now = time.monotonic()
+        if now + seconds_ahead > self.started + self.limit - self._reserve():
+            return STOP_FOR_TIME
+        return SAVE if now > self.last_save + self.interval else GO_ON
+
+    def _reserve(self):
+        """Seconds to keep before the limit: until the next check, and twice the slowest save."""
+        save = self.slowest_save if self.slowest_save is not None else min(_FIRST_SAVE_SECONDS, self.limit / 10)
+        return 2 * save + self.seconds_between + min(_EXIT_SECONDS, self.limit / 10)
 
     def saved(self, seconds):
-        """Note that a save ended now and took so long."""
+        """A save of so many seconds has just ended."""
         self.last_save = time.monotonic()
         self.slowest_save = max(seconds, self.slowest_save or 0.0)
 
     def reason(self, action):
-        """Why to stop, in words."""
+        """The cause of a stop, as it is logged."""
         if action == STOP_FOR_SIGNAL:
             return self.signal or "a signal to another process"
         return "TRAIN.TIME_LIMIT"

@@ -1,4 +1,4 @@
-"""Curves for VisualDL, where it is installed: `visualdl --logdir log`."""
+"""Curves for VisualDL, if it is installed: `visualdl --logdir log`."""
 
 import contextlib
 import importlib.util
@@ -7,12 +7,12 @@ import math
 import os
 import tempfile
 
-FILE_NAME = "vdlrecords.run.log"  # VisualDL continues a file of this form instead of beginning another
+FILE_NAME = "vdlrecords.run.log"  # VisualDL appends to a file with such a name instead of beginning another
 
 
 @contextlib.contextmanager
 def _home_for_visualdl():
-    """A home folder that can be written: VisualDL makes files in it at import (2.5.3), and in ./~ if there is none."""
+    """A writable home folder: at import VisualDL writes to it (2.5.3), or to ./~ if there is none."""
     home = os.environ.get("HOME")
     if os.access(os.path.expanduser("~"), os.W_OK):
         yield
@@ -28,41 +28,27 @@ def _home_for_visualdl():
 
 
 class Scalars:
-    """Writes numbers by step into one file of a folder; until `open` it keeps them.
+    """Appends numbers by step to one file of a folder; without `open` it does nothing."""
 
-    Args:
-        active: False for a process that writes nothing.
-    """
-
-    def __init__(self, active=True):
-        self._active = active and importlib.util.find_spec("visualdl") is not None
+    def __init__(self):
         self._writer = None
-        self._kept = []
 
     def open(self, folder):
-        """Write to `folder` from now on, after what is there."""
-        if not self._active:
+        """Write to `folder` from now on, if VisualDL is installed."""
+        if importlib.util.find_spec("visualdl") is None:
             return
-        with _home_for_visualdl(), contextlib.redirect_stdout(io.StringIO()):  # it tells of the file that it continues
-            from visualdl import LogWriter
+        with _home_for_visualdl(), contextlib.redirect_stdout(io.StringIO()):  # it prints that it continues the file
+            from visualdl import LogWriter  # optional
 
             self._writer = LogWriter(str(folder), file_name=FILE_NAME)
-        for step, values in self._kept:
-            self.add(step, values)
-        self._kept = []
 
     def add(self, step, values):
-        """Add {tag: number} at a step; what is not finite is left out."""
-        if not self._active:
-            return
-        if not self._writer:
-            self._kept.append((step, values))
-            return
-        for tag, value in values.items():
-            if value is not None and math.isfinite(value):
+        """Add {tag: number} at a step, except numbers that are not finite."""
+        for tag, value in values.items() if self._writer else ():
+            if math.isfinite(value):
                 self._writer.add_scalar(tag, value, step)
 
     def flush(self):
-        """Hand all to the operating system."""
+        """Write everything to the file."""
         if self._writer:
             self._writer.flush()

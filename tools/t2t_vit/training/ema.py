@@ -8,7 +8,7 @@ import paddle
 class ModelEma:
     """Exponential moving average of all parameters and buffers, as timm 0.3.4's ModelEma in the official recipe.
 
-    After each step e <- d e + (1 - d) w; it starts at the initial weights and knows no warm-up.
+    After each step e <- d e + (1 - d) w. It starts at the initial weights, without warm-up.
 
     Args:
         model: float32 model to follow; copied.
@@ -26,10 +26,10 @@ class ModelEma:
         self.take_weights()
 
     def take_weights(self):
-        """To be called after the weights of `model` were set, which may have given them memory of their own."""
+        """Call it after the weights of `model` were set, which may have given them memory of their own."""
         self.weights.adopt(self.model, self.values)
 
     @paddle.no_grad()
     def update(self, values, ok):
-        """Take one step towards `values` of the model's `FlatWeights`; `ok` (0-D bool) False leaves the average be."""
+        """Step towards `values` of the trained model's `FlatWeights`, unless `ok` (0-D bool) is False."""
         self.values.lerp_(values, (1 - self.decay) * ok.astype("float32"))

@@ -1,5 +1,6 @@
-"""Exact evaluation: counts are summed over all images and processes and divided once."""
+"""Exact evaluation: counts are summed over all images and processes, then divided once."""
 
+import contextlib
 import time
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from t2t_vit.training.microbatch import inference
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean loss and shares of images (0 to 1) over `num_images`."""
+    """Mean loss, and top-1 and top-5 accuracy (0 to 1), over `num_images`."""
 
     loss: float
     top1: float
@@ -23,78 +24,77 @@ class Scores:
     num_images: int
 
     def line(self):
-        """What is printed of them."""
+        """The scores as they are printed."""
         return f"images: {self.num_images}, loss: {self.loss:.4f}, top-1: {self.top1:.4f}, top-5: {self.top5:.4f}"
 
 
-class PredictorModel:
-    """A `predictors.Predictor` in the place of a model: tensors in and out."""
-
-    training = False
-
-    def __init__(self, predictor):
-        self.predictor = predictor
-
-    def eval(self):
-        """Nothing else is possible."""
-
-    def __call__(self, images):
-        return paddle.to_tensor(self.predictor(images.numpy()))
+def evaluate(model, loader, cfg, log_every=None, each_batch=None):
+    """`Scores` of one model; see `evaluate_all`."""
+    return evaluate_all({"": model}, loader, cfg, log_every, each_batch)[""]
 
 
 @paddle.no_grad()
-def evaluate(model, loader, cfg, log_every=None, must_stop=None, each_batch=None):
-    """Evaluate `model` on every image of `loader` exactly once; top-5 means top-K where there are K < 5 classes.
+def evaluate_all(models, loader, cfg, log_every=None, each_batch=None, must_stop=None):
+    """Evaluate several models on every image of `loader` exactly once, reading the images once.
+
+    With K < 5 classes, top-5 means top-K.
 
     Args:
-        model: (B, C, H, W) -> (B, K); left in the mode that it had.
-        loader: a `data.loader.EvalLoader`.
+        models: {name: layer or function (B, C, H, W) -> (B, K)}; layers keep the mode that they are in.
+        loader: an `EvalLoader`.
         cfg: config.
-        log_every: batches between two printed lines; None for none.
-        must_stop: asked before each batch; if it says True, the result is None.
-        each_batch: called with the logits (B, K), float32, and labels (B,) of each batch.
+        log_every: batches between two printed lines; None for no lines.
+        each_batch: called with the logits (B, K), float32, and labels (B,) of each batch and model.
+        must_stop: called before each batch; the result is None if it returns True.
+
+    Returns:
+        {name: `Scores`}.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with tf32.FORBIDDEN:
-            totals = _totals(inference(model, cfg), loader, Normalize(cfg), log_every, must_stop, each_batch)
-    finally:
-        if was_training:
-            model.train()
-    if totals is None:
-        return None
-    loss, top1, top5, count = sum_over_processes(totals).tolist()
-    return Scores(loss / count, top1 / count, top5 / count, int(count))
+    with contextlib.ExitStack() as stack:
+        for layer in (model for model in models.values() if isinstance(model, paddle.nn.Layer)):
+            stack.callback(layer.train if layer.training else layer.eval)
+            layer.eval()
+        stack.enter_context(tf32.FORBIDDEN)
+        predictors = {name: inference(model, cfg) for name, model in models.items()}
+        totals = _totals(predictors, loader, Normalize(cfg), log_every, each_batch, must_stop)
+    return totals and {name: _scores(total) for name, total in totals.items()}
 
 
-def _totals(predict, loader, normalize, log_every, must_stop, each_batch):
-    """Sums over this process's images: loss, correct at 1, correct at 5, images; None if it must stop."""
-    totals = paddle.zeros([4], dtype="float64")
+def _totals(predictors, loader, normalize, log_every, each_batch, must_stop):
+    """{name: sums over this process's images: loss, correct at 1, correct at 5, images}; None if stopped."""
+    totals = {name: paddle.zeros([4], dtype="float64") for name in predictors}
     read_time, start = 0.0, time.perf_counter()
     for step, (images, labels) in enumerate(progress_bar(loader, total=len(loader), desc="val"), start=1):
         if must_stop and must_stop():
             return None
         read_time += time.perf_counter() - start
-        logits = predict(normalize(images)).astype("float32")
-        totals += _batch_totals(logits, labels)
-        if each_batch:
-            each_batch(logits, labels)
+        images = normalize(images)
+        for name, predict in predictors.items():
+            logits = predict(images).astype("float32")
+            totals[name] += _batch_totals(logits, labels)
+            if each_batch:
+                each_batch(logits, labels)
         if log_every and (step % log_every == 0 or step == len(loader)):
-            _, top1, _, count = totals.tolist()
-            log.info("Step [%d/%d], acc: %.4f, read_time: %.4f", step, len(loader), top1 / count, read_time)
+            for total in totals.values():
+                _, top1, _, count = total.tolist()
+                log.info("Step [%d/%d], acc: %.4f, read_time: %.4f", step, len(loader), top1 / count, read_time)
             read_time = 0.0
         start = time.perf_counter()
     return totals
 
 
-def likeliest(logits):
-    """The 5 likeliest classes (B, 5) of logits (B, K), of K < 5 classes all."""
+def top_classes(logits):
+    """The 5 classes (B, 5) with the largest logits (B, K), or all K < 5."""
     return paddle.topk(logits, k=min(5, logits.shape[1]), axis=-1)[1]
 
 
 def _batch_totals(logits, labels):
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    correct = (likeliest(logits) == labels.unsqueeze(1)).astype("float64")  # (B, 5)
+    correct = (top_classes(logits) == labels.unsqueeze(1)).astype("float64")  # (B, 5)
     count = paddle.full([], labels.shape[0], dtype="float64")
     return paddle.stack([loss.astype("float64"), correct[:, 0].sum(), correct.sum(), count])
+
+
+def _scores(totals):
+    loss, top1, top5, count = sum_over_processes(totals).tolist()
+    return Scores(loss / count, top1 / count, top5 / count, int(count))

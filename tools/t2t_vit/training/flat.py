@@ -1,7 +1,7 @@
 """The weights of a model side by side in one tensor, so that one operation updates them all.
 
-Private names of Paddle that this file relies on, the same in 2.6.2 and 3.3.1: `_slice`, `_share_buffer_to`,
-`_copy_gradient_from` and `_set_dims`, with which fleet/meta_parallel/sharding/group_sharded_storage.py does the like.
+It relies on private names of Paddle that are the same in 2.6.2 and 3.3.1: `_slice`, `_share_buffer_to`,
+`_copy_gradient_from` and `_set_dims`. fleet/meta_parallel/sharding/group_sharded_storage.py uses them too.
 """
 
 import itertools
@@ -35,7 +35,7 @@ class FlatWeights:
 
     @paddle.no_grad()
     def adopt(self, model, values):
-        """Make every tensor of `model` that has the type of `values` a slice of it, at the same place as here."""
+        """Make every tensor of `model` with the dtype of `values` a slice of it, keeping its content."""
         for name, tensor in model.state_dict().items():
             if tensor.dtype == values.dtype:
                 view = self.view(values, name)
@@ -43,7 +43,7 @@ class FlatWeights:
                 view._share_buffer_to(tensor)
 
     def view(self, flat, name, start=0):
-        """The tensor `name` within `flat`, which is laid out as `values` is from `start` on; shares its memory."""
+        """The tensor `name` within `flat`, which holds `values` from element `start` on. It shares the memory."""
         place, shape = self.places[name]
         view = flat._slice(place - start, place - start + math.prod(shape))
         view.get_tensor()._set_dims(shape)
@@ -63,7 +63,7 @@ class FlatGradients:
     """Collects the gradients of a model's trained parameters in one float32 tensor.
 
     Args:
-        model: whose parameters have the gradients, of any type.
+        model: whose parameters have the gradients, of any dtype.
         weights: `FlatWeights` with the places of the parameters.
     """
 
@@ -75,7 +75,7 @@ class FlatGradients:
 
     @paddle.no_grad()
     def collect(self, groups):
-        """Move the gradients into one tensor, which is returned; those of `groups` become slices of it."""
+        """Move the gradients into one tensor and return it. Those of the parameters `groups` become slices of it."""
         pieces = []
         for parameter, padding in zip(self.parameters, self.paddings):
             pieces.append(parameter.grad.reshape_([-1]))
@@ -85,9 +85,9 @@ class FlatGradients:
         runs = [run if run.dtype == paddle.float32 else run.astype("float32") for run in runs]
         gradient = runs[0] if len(runs) == 1 else paddle.concat(runs)
         for parameter in self.parameters:
-            parameter.clear_gradient(False)  # drops it; a keyword is not looked at, and a True would fill it with zeros
+            parameter.clear_gradient(False)  # positional: a keyword is ignored, and True would fill it with zeros
         for group, (start, end) in zip(groups, self.bounds):
-            group._copy_gradient_from(gradient._slice(start, end))  # shares the memory, as `group.grad =` does not
+            group._copy_gradient_from(gradient._slice(start, end))  # shares the memory; `group.grad =` would copy
         return gradient
 
 

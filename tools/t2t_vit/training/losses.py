@@ -1,23 +1,26 @@
-"""Training losses on what a model gives in training: logits, or the (class, distillation) logits of a distilled one."""
+"""Training losses.
+
+In training a model returns logits, or the tuple (class logits, distillation logits) if it is distilled.
+"""
 
 import paddle.nn.functional as F
 
 
 def prediction(outputs):
-    """Logits by which the model decides, float32 (B, K): of two heads the mean, as in evaluation."""
+    """Logits that decide on the class, float32 (B, K): of two heads the mean, as in evaluation."""
     return sum(outputs).astype("float32") / 2 if isinstance(outputs, tuple) else outputs.astype("float32")
 
 
 def _cross_entropy(logits, targets, **options):
-    # Paddle's own mean waits for the device, to see whether a label is to be ignored (2.6.2).
+    # Paddle's own mean waits for the device, to look for labels to ignore (2.6.2).
     return F.cross_entropy(logits, targets, reduction="none", **options).mean()
 
 
 class CrossEntropy:
     """Mean cross-entropy of (B, K) logits against targets.
 
-    Targets (B, K) are distributions (mixup's, in which smoothing is already). Labels (B,) are smoothed by s: target
-    1 - s + s/K, others s/K.
+    Targets (B, K) are distributions, already smoothed by mixup. Labels (B,) are smoothed by s: 1 - s + s/K for the
+    target class, s/K for the others.
     """
 
     def __init__(self, smoothing):
@@ -36,16 +39,16 @@ class CrossEntropy:
 class DistillationLoss:
     """(1 - alpha) * cross-entropy against the targets + alpha * distance from the teacher.
 
-    Touvron et al., 2021, equations 2 and 3, with the factors of DeiT's losses.py. The distance is, for
+    Touvron et al., 2021, equations 2 and 3, with the factors of DeiT's losses.py. The distance is
 
-    - hard, the cross-entropy against the teacher's likeliest class;
-    - soft, T^2 / (B K) times the sum of KL(teacher || student) over the batch, both softened by the temperature T. The
-      1 / K is DeiT's: of K classes, alpha must be large for the teacher to count.
+    - hard: the cross-entropy against the teacher's most likely class;
+    - soft: T^2 / (B K) times the sum of KL(teacher || student) over the batch, both softened by the temperature T. The
+      1 / K is DeiT's: with many classes, alpha must be large for the teacher to matter.
 
     A model with two heads learns the targets with the first and the teacher with the second.
 
     Args:
-        criterion: of the targets, a `CrossEntropy`.
+        criterion: `CrossEntropy` for the targets.
         distill: the DISTILL section of the config.
     """
 
@@ -65,5 +68,5 @@ class DistillationLoss:
     def _soft(self, logits, teacher_logits):
         student = F.log_softmax(logits / self.tau, axis=-1)  # (B, K)
         teacher = F.log_softmax(teacher_logits / self.tau, axis=-1)
-        # Written out: kl_div takes probabilities and gives 0 for log-probabilities, and paddle 2.6 has no log_target.
+        # Written out: kl_div expects probabilities, and paddle 2.6 has no log_target.
         return (teacher.exp() * (teacher - student)).mean() * self.tau**2

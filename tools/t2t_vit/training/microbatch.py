@@ -1,8 +1,8 @@
-"""A CPU's cores on parts of a batch: every thread takes a few images at a time through the model, on one core.
+"""Split a batch into parts that run on several CPU threads, each on one core.
 
-Of Paddle's CPU kernels only the matrix products use several cores, and each goes through all of its tensors once: a
-whole batch leaves the cores idle and their caches cold. A step of t2t_vit_7 with 16 images of 224 pixels, on 2 cores of
-a Xeon (Sapphire Rapids): 19.1 images/s in parts of 4, 15.3 as a whole. The key CPU.MICRO_BATCH 0 turns it off.
+Among Paddle's CPU kernels only the matrix products use several cores, and each kernel goes through whole tensors: a
+large batch leaves cores idle and caches cold. A step of t2t_vit_7 with 16 images of 224 pixels, on 2 cores of a Xeon
+(Sapphire Rapids): 19.1 images/s in parts of 4, 15.3 as a whole. CPU.MICRO_BATCH 0 turns it off.
 """
 
 import copy
@@ -15,12 +15,12 @@ from paddle.base import core
 from t2t_vit.common.runtime import asked_threads
 from t2t_vit.models.dropout import drawing_from
 
-PIXELS = 224 * 224  # of the images that CPU.MICRO_BATCH counts; of smaller ones a part has more
-PARTS = 4  # that a training batch of small images is divided into all the same
+PIXELS = 224 * 224  # of the images that CPU.MICRO_BATCH counts; a part has more of smaller images
+PARTS = 4  # least number of parts of a training batch of small images
 
 
 def micro_batches(cfg, batch_size):
-    """`MicroBatches` as the config has them, None where the device is no CPU, they are off, or the model is compiled.
+    """`MicroBatches` for a config; None on a GPU, without CPU.MICRO_BATCH, or for a compiled model.
 
     A compiled model may not be called in two threads at once.
     """
@@ -31,9 +31,9 @@ def micro_batches(cfg, batch_size):
 
 
 def inference(model, cfg):
-    """A function that takes images (B, C, H, W) through `model` in eval mode, without gradient, to logits (B, K).
+    """A function from images (B, C, H, W) to the logits (B, K) of `model` in eval mode, without gradient.
 
-    `model` may also be an engine in a model's place, which sees to its threads itself.
+    A `model` that is not a layer handles its threads itself.
     """
     parts = micro_batches(cfg, cfg.VAL.BATCH_SIZE) if isinstance(model, paddle.nn.Layer) else None
 
@@ -46,16 +46,16 @@ def inference(model, cfg):
 
 @functools.cache
 def _pool(threads):
-    """The process's threads, which never end: one that did while a loader process is forked would hold there for good
-    the lock of Paddle's memory statistics."""
+    """Threads that never end. If one ended while a loader process is forked, the lock of Paddle's memory statistics
+    would stay held in that process."""
     return ThreadPoolExecutor(threads)
 
 
 class MicroBatches:
     """Parts of up to `size` images on `threads` threads.
 
-    What a part draws at random depends on its place in the batch, not on the thread, so that the number of threads
-    changes nothing but the order in which gradients are added up.
+    The random numbers of a part depend on its position in the batch, not on the thread. So the number of threads
+    changes only the order in which gradients are added.
     """
 
     def __init__(self, size, threads):
@@ -74,18 +74,18 @@ class MicroBatches:
         starts = range(0, images.shape[0], size)
         return paddle.concat(self._run(run, starts))
 
-    def backward(self, model, run, tensors, numbers):
+    def backward(self, model, run, tensors, seed_key):
         """Add the gradients of a batch to those of `model`.
 
         Args:
-            model: whose replicas `run` uses.
-            run: function (model, tensors of a part, its share of the batch) -> tuple of tensors, which makes a
-                backward pass. Takes place in several threads at once.
+            model: `run` gets replicas of it.
+            run: function (model, tensors of a part, fraction of the batch) -> tuple of tensors, which makes a backward
+                pass. It is called in several threads at once.
             tensors: of the batch, first axis B; None stays None.
-            numbers: integers that determine, with the place of a part, what the part draws.
+            seed_key: integers that determine, with the position of a part, its random numbers.
 
         Returns:
-            List of what `run` returned for each part.
+            List with the result of `run` for each part.
         """
         replicas = self._replicas(model)
         count = next(tensor for tensor in tensors if tensor is not None).shape[0]
@@ -93,54 +93,53 @@ class MicroBatches:
 
         def run_parts(thread):
             results = {}
-            for place in range(thread, len(starts), self.threads):
-                start, end = starts[place], min(starts[place] + self.size, count)
+            for number in range(thread, len(starts), self.threads):
+                start, end = starts[number], min(starts[number] + self.size, count)
                 part = [None if tensor is None else tensor[start:end] for tensor in tensors]
-                with drawing_from([*numbers, place]):
-                    results[place] = run(replicas[thread], part, (end - start) / count)
+                with drawing_from([*seed_key, number]):
+                    results[number] = run(replicas[thread], part, (end - start) / count)
             return results
 
         results = {}
         for part_results in self._run(run_parts, range(min(self.threads, len(starts)))):
             results.update(part_results)
         _add_gradients(model, replicas)
-        return [results[place] for place in range(len(starts))]
+        return [results[number] for number in range(len(starts))]
 
     def _run(self, function, items):
-        """[function(item) of each item], on threads whose operations have their share of the cores."""
+        """[function(item) for each item], in threads that share the cores."""
         cores = max(1, self.threads // len(items))
 
-        def on_its_cores(item):
+        def run(item):
             core.set_num_threads(cores)  # OpenMP's of this thread, MKL's of all
             return function(item)
 
         try:
-            running = [self.pool.submit(on_its_cores, item) for item in items]
-            wait(running)  # all of them, even if one fails
+            running = [self.pool.submit(run, item) for item in items]
+            wait(running)  # for all, even if one fails
             return [each.result() for each in running]
         finally:
             core.set_num_threads(self.threads)
 
     def _replicas(self, model):
-        """One per thread: the model's weights, modes and what it trains, gradients of their own."""
+        """One model per thread with the weights, modes and frozen parameters of `model`, and its own gradients."""
         if not self.replicas:
             self.replicas = [copy.deepcopy(model) for _ in range(self.threads)]
         for replica in self.replicas:
-            for theirs, layer in zip(replica.sublayers(include_self=True), model.sublayers(include_self=True)):
-                theirs.training = layer.training
-            for theirs, parameter in zip(replica.parameters(), model.parameters()):
-                theirs.clear_gradient(False)  # of a batch that was not finished
-                parameter._share_buffer_to(theirs)
-                theirs.stop_gradient = parameter.stop_gradient
+            for copied, layer in zip(replica.sublayers(include_self=True), model.sublayers(include_self=True)):
+                copied.training = layer.training
+            for copied, parameter in zip(replica.parameters(), model.parameters()):
+                copied.clear_gradient(False)  # of a batch that failed
+                parameter._share_buffer_to(copied)
+                copied.stop_gradient = parameter.stop_gradient
         return self.replicas
 
 
 @paddle.no_grad()
 def _add_gradients(model, replicas):
-    for parameter, *theirs in zip(model.parameters(), *(replica.parameters() for replica in replicas)):
-        gradients = [other.grad for other in theirs if other.grad is not None]
-        gradients += [parameter.grad] if parameter.grad is not None else []
+    for parameter, *copies in zip(model.parameters(), *(replica.parameters() for replica in replicas)):
+        gradients = [each.grad for each in (*copies, parameter) if each.grad is not None]
         if gradients:
             parameter.grad = sum(gradients[1:], gradients[0])
-        for other in theirs:
-            other.clear_gradient(False)
+        for each in copies:
+            each.clear_gradient(False)

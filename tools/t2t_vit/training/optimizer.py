@@ -1,51 +1,42 @@
-"""AdamW or SGD, with weight decay on weights only."""
+"""AdamW or SGD over the trained parameters, with weight decay on weights only, and its state by parameter name."""
 
+import numpy as np
 import paddle
 
+from t2t_vit.common.errors import UserError
 from t2t_vit.training.flat import FlatGradients, FlatWeights
-from t2t_vit.training.layer_rates import LayerRates
+from t2t_vit.training.parameters import parameter_groups
+from t2t_vit.training.schedule import LayerRates
 
-NO_DECAY = ("cls_token", "pos_embed")
-
-
-def parameter_groups(model):
-    """Split parameters by their structured names, as timm's add_weight_decay does for the official recipe.
-
-    Returns:
-        {"decayed": names, "undecayed": names, "frozen": names}; undecayed are 1-D parameters, biases, cls_token and
-        pos_embed, frozen ones are never trained.
-    """
-    groups = {"decayed": [], "undecayed": [], "frozen": []}
-    for name, parameter in model.named_parameters():
-        if parameter.stop_gradient:
-            groups["frozen"].append(name)
-        elif parameter.ndim <= 1 or name.endswith(".bias") or name in NO_DECAY:
-            groups["undecayed"].append(name)
-        else:
-            groups["decayed"].append(name)
-    return groups
+# What Paddle keeps per parameter.
+_SLOTS = {
+    "AdamW": ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0"),
+    "SGD": ("velocity_0",),
+}
+# Earlier versions let Paddle keep the float32 copies of AMP O2. These parts of the names are from then.
+_OLD_MASTER, _OLD_PREFIX = "/master_weight", "fp32_master_0_"
 
 
 class Optimizer:
     """Paddle's AdamW or SGD over the trained parameters of a model.
 
-    Parameters with the same learning rate and weight decay lie side by side in one tensor and are updated as one, by
-    the same arithmetic. Paddle's AdamW would start an operation for each (2.6.2, 3.3.1).
+    Parameters with the same learning rate and weight decay lie side by side in one tensor and are updated as one, with
+    the same arithmetic. Paddle's AdamW would start an operation for each parameter (2.6.2, 3.3.1).
 
     Args:
         model: float32 model, whose weights are updated in place.
         train: the TRAIN section of the config.
-        live: model that has the gradients: `model`, or a copy of it in 16 bits, which follows it.
+        live: model that has the gradients: `model`, or its copy in 16 bits, which follows it.
     """
 
     def __init__(self, model, train, live=None):
         live = live or model
-        self.model = model
+        self.model, self.clip_norm = model, train.CLIP_NORM
         self.rates = LayerRates(model, train)
         decayed = set(parameter_groups(model)["decayed"])
-        groups = _alike(live, self.rates, decayed)
+        groups = _group(live, self.rates, decayed)
         self.weights = FlatWeights(model, groups)
-        self.parameters = self.weights.parameters()
+        self.parameters = self.weights.parameters()  # one per group
         self.inner = _build(self.parameters, [names[0] in decayed for names in groups], train)
         self.gradients = FlatGradients(live, self.weights)
         self.copy = None  # of `weights.values` in 16 bits
@@ -55,15 +46,38 @@ class Optimizer:
             self.copy = self.weights.values.astype(*low)
             self.weights.adopt(live, self.copy)
 
-    def collect_gradients(self):
-        """Gradient of all trained parameters, one float32 tensor: the next `inner.step()` follows what it holds then.
+    @paddle.no_grad()
+    def step(self, lr, epoch, scaler):
+        """Clip the gradients and update the weights.
 
-        The parameters' own gradients are dropped.
+        Args:
+            lr: learning rate of the head.
+            epoch: from 0; the other layers' rates depend on it.
+            scaler: `paddle.amp.GradScaler` that has scaled the loss.
+
+        Returns:
+            (gradient norm before clipping, whether it is finite), 0-D tensors. If it is not, nothing changes.
         """
+        gradient = self.collect_gradients()
+        scaler.unscale_(self.inner)
+        norm = gradient.square().sum().sqrt()
+        ok = paddle.isfinite(norm)
+        if self.clip_norm:
+            gradient.multiply_((self.clip_norm / (norm + 1e-6)).clip(max=1.0))
+        # A bad step runs with a gradient and a learning rate of zero: to branch on `ok` would wait for the device.
+        gradient.masked_fill_(~ok, 0.0)
+        self._set_learning_rate(lr, epoch, ok)
+        scaler.step(self.inner)
+        scaler.update()
+        self.inner.clear_grad(set_to_zero=False)
+        self._refresh_copy()
+        return norm, ok
+
+    def collect_gradients(self):
+        """Move the gradients of all trained parameters into one float32 tensor, which `inner.step()` reads."""
         return self.gradients.collect(self.parameters)
 
-    def set_learning_rate(self, lr, epoch, ok):
-        """Make the next step one with the head's rate `lr`, or with 0 where `ok` (0-D bool, on the device) is False."""
+    def _set_learning_rate(self, lr, epoch, ok):
         factors = self.rates.factors(epoch)
         for parameter, names in zip(self.parameters, self.weights.groups):
             parameter.optimize_attr["learning_rate"] = factors[names[0]]
@@ -73,21 +87,55 @@ class Optimizer:
         paddle.assign(rate * ok.astype("float32"), rate)
 
     def take_weights(self):
-        """To be called after the model's weights were set, which may have given them memory of their own."""
+        """Call it after the model's weights were set, which may have given them memory of their own."""
         self.weights.adopt(self.model, self.weights.values)
-        self.refresh()
+        self._refresh_copy()
 
     @paddle.no_grad()
-    def refresh(self):
-        """Let the copy in 16 bits follow the weights."""
+    def _refresh_copy(self):
         if self.copy is not None:
             paddle.assign(self.weights.values.astype(self.copy.dtype), self.copy)
 
+    # --- State ---
 
-def _alike(live, rates, decayed):
-    """Names of the trained parameters in lists of the same type in `live`, weight decay and learning rate."""
+    def state(self):
+        """{"parameter name/slot": tensor}."""
+        state = {}
+        # What was loaded waits in the holder until the first step; paddle 2.6 leaves it out of state_dict().
+        flat = {**getattr(self.inner, "_accumulators_holder", {}), **self.inner.state_dict()}
+        for parameter, names, (start, _) in zip(self.parameters, self.weights.groups, self.weights.bounds):
+            for key, value in flat.items():
+                if key.startswith(parameter.name + "_"):
+                    slot = key[len(parameter.name) + 1 :]
+                    for name in names:
+                        view = value if _is_power(slot) else self.weights.view(value, name, start)
+                        state[f"{name}/{slot}"] = view
+        return state
+
+    def load_state(self, state, path):
+        """Restore `state`, whose tensors are arrays now, as `checkpoint.read` returned them from `path`.
+
+        Raises UserError unless it is the state of exactly the trained parameters.
+        """
+        state = {key.replace(_OLD_PREFIX, ""): state[key] for key in state if not key.endswith(_OLD_MASTER)}
+        kind = "SGD" if isinstance(self.inner, paddle.optimizer.Momentum) else "AdamW"
+        weights = self.weights
+        _check(state, {name: weights.places[name][1] for names in weights.groups for name in names}, kind, path)
+        flat = {}
+        for parameter, names, bounds in zip(self.parameters, weights.groups, weights.bounds):
+            for slot in _SLOTS[kind]:
+                values = {name: state[f"{name}/{slot}"] for name in names}
+                value = values[names[0]] if _is_power(slot) else _side_by_side(values, weights.places, bounds)
+                flat[f"{parameter.name}_{slot}"] = paddle.to_tensor(value)
+        self.inner.set_state_dict(flat)
+
+
+def _group(live, rates, decayed):
+    """Lists of names of trained parameters with the same type in `live`, weight decay and learning rate."""
     named = dict(live.named_parameters())
-    keys = {name: (named[name].dtype == paddle.float32, name in decayed, rates.kind(name)) for name in rates.trained}
+    keys = {
+        name: (named[name].dtype == paddle.float32, name in decayed, rates.group_key(name)) for name in rates.decays
+    }
     return [[name for name in keys if keys[name] == key] for key in sorted(set(keys.values()))]
 
 
@@ -106,3 +154,31 @@ def _build(parameters, decays, train):
         apply_decay_param_fun=lambda name: name in decayed,
         parameters=parameters,
     )
+
+
+def _is_power(slot):
+    return slot.endswith("pow_acc_0")
+
+
+def _side_by_side(values, places, bounds):
+    flat = np.zeros(bounds[1] - bounds[0], np.float32)
+    for name, value in values.items():
+        start = places[name][0] - bounds[0]
+        flat[start : start + value.size] = value.reshape(-1)
+    return flat
+
+
+def _check(state, shapes, kind, path):
+    if set(state) != {f"{name}/{slot}" for name in shapes for slot in _SLOTS[kind]}:
+        raise UserError(
+            f"{path} holds no {kind} state of the {len(shapes)} trained tensors of this model (TRAIN.OPTIMIZER, "
+            f"TRAIN.FREEZE); to start from its weights alone: --resume none MODEL.PRETRAINED {path}"
+        )
+    powers = {}
+    for key, value in state.items():
+        name, _, slot = key.rpartition("/")
+        shape = [1] if _is_power(slot) else shapes[name]
+        if not isinstance(value, np.ndarray) or list(value.shape) != shape:
+            raise UserError(f"{path} does not fit the model: the optimizer's {key} is not an array of shape {shape}")
+        if _is_power(slot) and powers.setdefault(slot, value) != value:
+            raise UserError(f"{path} is not the state of a run: {name} has another number of optimizer steps")

@@ -1,4 +1,4 @@
-"""Mixed precision through paddle.amp, where the device has it."""
+"""Mixed precision through paddle.amp, where the device supports it."""
 
 import contextlib
 import copy
@@ -9,7 +9,7 @@ from t2t_vit.common.logger import log
 
 
 class MixedPrecision:
-    """What TRAIN.AMP and TRAIN.AMP_DTYPE ask for, or plain float32 with a warning where the device cannot.
+    """Applies TRAIN.AMP and TRAIN.AMP_DTYPE; where the device cannot, it warns and computes in float32.
 
     Args:
         train: the TRAIN section of the config.
@@ -19,11 +19,9 @@ class MixedPrecision:
         reason = _why_not(train.AMP_DTYPE) if train.AMP else ""
         if reason:
             log.warning(
-                "warning: TRAIN.AMP %s %s does nothing here (%s): training in float32",
-                train.AMP,
-                train.AMP_DTYPE,
-                reason,
-            )
+                "warning: TRAIN.AMP %s %s has no effect here (%s): training in float32",
+                train.AMP, train.AMP_DTYPE, reason,
+            )  # fmt: skip
         self.level = "" if reason else train.AMP
         self.dtype = train.AMP_DTYPE
         # bfloat16 has the range of float32 and needs no loss scale.
@@ -35,10 +33,10 @@ class MixedPrecision:
         return f"{self.level} {self.dtype}" if self.level else "float32"
 
     def live_model(self, model):
-        """The model that computes the gradients: `model`, under O2 a copy with weights of 16 bits.
+        """The model that computes the gradients: `model`, or under O2 a copy with 16-bit weights.
 
-        LayerNorm stays float32 in one of float16. Paddle's float32 copies of the weights (`master_weight`) are not
-        used: the optimizer updates `model`, and has no copy of what stays float32 (2.6.2 and 3.3.1).
+        In float16 LayerNorm stays float32. Paddle's own float32 copies of the weights (`master_weight`) are not used:
+        they leave out what stays float32 (2.6.2 and 3.3.1), and `model` takes their place.
         """
         if self.level != "O2":
             return model

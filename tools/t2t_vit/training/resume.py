@@ -1,5 +1,6 @@
-"""Which state a run continues from, and whether it may."""
+"""Which state a run continues from, and whether its settings allow that."""
 
+import math
 import platform
 import subprocess
 from pathlib import Path
@@ -14,37 +15,40 @@ from t2t_vit.config import ROOT, all_keys, stored_values, with_keys
 from t2t_vit.data.images import reader_name, reading
 from t2t_vit.parallel import processes
 from t2t_vit.training import teacher
-from t2t_vit.training.meter import is_meter_state
 from t2t_vit.weights.build import first_other_class
 from t2t_vit.weights.formats import read_tree
 
-# Keys that decide where and how fast a run goes, not where it arrives.
+# Keys that change where and how fast a run goes, but not its result.
 FREE_KEYS = {
     "NAME", "DEVICE", "OUTPUT", "LOG", "MODEL.PRETRAINED", "MODEL.POS_RESIZE", "DATA.NAME", "DATA.PATH", "DATA.CLASSES",
     "DATA.NUM_WORKERS", "DATA.READER", "DATA.ON_ERROR", "DISTILL.TEACHER", "DISTILL.WEIGHTS",
     "TRAIN.RECOMPUTE", "TRAIN.MAX_BAD_STEPS", "TRAIN.LOG_EVERY", "TRAIN.SAVE_MINUTES", "TRAIN.KEEP", "TRAIN.TIME_LIMIT",
     "VAL.BATCH_SIZE", "VAL.LOG_EVERY",
 }  # fmt: skip
-# And those that change the rounding alone.
+# Keys that change the rounding only.
 _ROUNDING_KEYS = {"CPU.MICRO_BATCH", "CPU.FAST_OPS", "MODEL.FUSED_ATTENTION", "TRAIN.TF32", "TRAIN.TO_STATIC"}
-# Of a setting: what costs only exactness if it changes, and which of it states of earlier versions lack.
-_EXACT = {
+_SPLIT_KEYS = ("TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS")
+_STEP_KEYS = {*_SPLIT_KEYS, "TRAIN.GLOBAL_BATCH"}
+# Other parts of a setting that cost only bit-exactness if they change. States of earlier versions lack some.
+_ROUNDING_PARTS = {
     "processes": "process(es)", "threads": "thread(s)", "paddle": "PaddlePaddle", "reader": "image reader",
     "code": "code version", "train_sizes": "checksum of the training files' sizes",
     "val_sizes": "checksum of the validation files' sizes",
 }  # fmt: skip
-_YOUNGER = {"threads", "train_sizes", "val_sizes"}
-_BATCH_KEYS = ("TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS")
-_STEP_KEYS = {*_BATCH_KEYS, "TRAIN.GLOBAL_BATCH"}
 _TYPES = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "epoch": int, "images": int, "meter": dict,
           "best_top1": float, "best_epoch": int, "scores": dict, "streak": np.ndarray, "validation_seconds": float,
           "sizes": dict, "setting": dict}  # fmt: skip
 
 
-def find_state(choice, run):
-    """(file, state) that --resume `choice` means: auto, none or a file. (None, None) if there is nothing to resume.
+# --- The state ---
 
-    Raises UserError if the file is no training state, or if all states of the run folder are damaged.
+
+def find_state(choice, run):
+    """Find the state that --resume `choice` (auto, none or a file) asks for.
+
+    Returns (file, state), or (None, None) if there is nothing to resume.
+
+    Raises UserError if the file is not a training state, or if all states of the run folder are damaged.
     """
     if choice == "none":
         return None, None
@@ -58,7 +62,7 @@ def find_state(choice, run):
             return path, _read(path)
         except UserError as error:
             if path == paths[-1]:
-                raise UserError(f"{error}; --resume none starts anew") from error
+                raise UserError(f"{error}; --resume none starts a new run") from error
             log.warning("warning: %s; trying the state before it", error)
     return None, None
 
@@ -67,8 +71,7 @@ def _read(path):
     program, state = read_tree(path)
     if program != "Paddle":
         raise UserError(
-            f"{path} is a {program} file, which cannot be resumed here: --pretrained {path} starts a training from its "
-            "weights, --resume takes a latest.pdparams"
+            f"{path} is a {program} file, not a training state; --pretrained {path} starts from its weights"
         )
     wrong = [key for key, kind in _TYPES.items() if not isinstance(state.get(key), kind)]
     if wrong:
@@ -87,29 +90,48 @@ def _read(path):
 
 def _impossible(state, config):
     """Name of the first part of a state with an impossible value, or ""."""
-    meter, setting = state["meter"], state["setting"]
-    parts = {
-        "epoch": _is_count(state["epoch"]),
-        "images": _is_count(state["images"]),
-        "best_epoch": _is_count(state["best_epoch"]),
+    setting = state["setting"]
+    checks = {
+        **{key: _is_count(state[key]) for key in ("epoch", "images", "best_epoch")},
         "best_top1": -1 <= state["best_top1"] <= 1,
         "scores": all(type(top1) is float for top1 in state["scores"].values()),
-        "streak": state["streak"].shape == () and state["streak"].dtype == np.float32 and state["streak"] >= 0,
+        "streak": _is_number(state["streak"], np.float32) and state["streak"] >= 0,
         "sizes": all(map(_is_count, state["sizes"].values())),
         "setting": all(type(value) in (str, int, bool) for value in setting.values()),
-        "processes": _is_count(setting.get("processes", 1)) and setting.get("processes", 1) >= 1,
-        **{key: _is_count(config[key]) and config[key] >= 1 for key in _BATCH_KEYS},
-        "meter": not meter or is_meter_state(meter),
+        "processes": _is_count(setting.get("processes", 1), least=1),
+        **{key: _is_count(config[key], least=1) for key in _SPLIT_KEYS},
+        "meter": not state["meter"] or _is_meter(state["meter"]),
     }
-    return next((name for name, is_right in parts.items() if not is_right), "")
+    return next((name for name, is_right in checks.items() if not is_right), "")
 
 
-def _is_count(value):
-    return type(value) is int and 0 <= value < 2**40
+def _is_meter(meter):
+    """Whether the figures of a started epoch are restorable. `EpochSums.load_state` checks the number of sums."""
+    return (
+        all(_is_count(meter.get(key)) for key in ("step", "window_steps"))
+        and all(_is_seconds(meter.get(key)) for key in ("read_time", "train_time", "seconds", "read_seconds"))
+        and all(_is_number(meter.get(key), np.floating, axes) for key, axes in
+                (("sums", 2), ("logged", 1), ("worst_streak", 0)))
+    )  # fmt: skip
+
+
+def _is_count(value, least=0):
+    return type(value) is int and least <= value < 2**40
+
+
+def _is_seconds(value):
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def _is_number(value, kind, axes=0):
+    return isinstance(value, np.ndarray) and value.ndim == axes and np.issubdtype(value.dtype, kind)
+
+
+# --- The setting ---
 
 
 def setting(cfg, splits):
-    """What a state says of the run that wrote it."""
+    """Everything outside of the weights that a run depends on; saved in each state."""
     return {
         "config": cfg.dump(),
         "train_images": len(splits["train"]),
@@ -130,7 +152,7 @@ def setting(cfg, splits):
 
 
 def _code_version():
-    """Git commit, with + if files were changed since; "" where there is no git or no repository."""
+    """Git commit, with + if files were changed since; "" without git or a repository."""
     try:
         git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
@@ -139,74 +161,67 @@ def _code_version():
 
 
 def check_setting(then, now, path, force=False):
-    """Compare the `setting` of a state in `path` with today's.
+    """Compare the `setting` of the state in `path` with the current one.
 
-    Raises UserError listing what differs in what matters, unless `force`; what only costs exactness is a warning.
+    Raises UserError with all differences that change the result, unless `force`. Differences that only change the
+    rounding are warnings.
     """
     differences = _differences(then, now)
     if differences and not force:
         raise UserError(
-            f"{path} is of a run with other settings: {'; '.join(differences)}; --force goes on with those of now, "
-            "--resume none starts anew, NAME gives this run a folder of its own"
+            f"{path} has other settings: {'; '.join(differences)}; --force continues with the current ones, --resume "
+            "none starts a new run, NAME gives this run a folder of its own"
         )
     for difference in differences:
-        log.warning("warning: going on with other settings (--force): %s", difference)
-    (old_split, old_images), (new_split, new_images) = (_step(side) for side in (then, now))
-    if old_split != new_split:
-        log.warning(
-            "warning: %s were %s and are now %s: no longer bit-exact", " and ".join(_BATCH_KEYS), old_split, new_split
-        )
+        log.warning("warning: continuing with other settings (--force): %s", difference)
+    before, after = _config(then), _config(now)
+    old_images, new_images = _step_images(then, before), _step_images(now, after)
     if old_images != new_images and not differences:
         log.warning(
-            "warning: a step had %s images and has now %s: set TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS to keep them",
-            old_images,
-            new_images,
-        )
-    before, after = _config(then), _config(now)
+            "warning: a step had %d images and has now %d: set TRAIN.GLOBAL_BATCH %d to keep them",
+            old_images, new_images, old_images,
+        )  # fmt: skip
     if after["MODEL.PRETRAINED"] not in ("", before["MODEL.PRETRAINED"]):
         log.warning(
             "warning: MODEL.PRETRAINED %s (--pretrained) has no effect, as the run continues from its state; --resume "
-            "none starts anew",
+            "none starts a new run",
             after["MODEL.PRETRAINED"],
         )
-    for key in sorted(_ROUNDING_KEYS):
-        if before[key] != after[key]:
-            log.warning("warning: %s was %s and is now %s: no longer bit-exact", key, before[key], after[key])
-    for key, what in _EXACT.items():
-        if then.get(key) != now[key] and not (key in _YOUNGER and key not in then):
+    changes = [(key, before[key], after[key]) for key in sorted(_ROUNDING_KEYS) + list(_SPLIT_KEYS)]
+    changes += [(name, then[part], now[part]) for part, name in _ROUNDING_PARTS.items() if part in then]
+    for name, old, new in changes:
+        if old != new:
             log.warning(
-                "warning: %s was %s and is now %s: no longer bit-exact, the run continues at the right image",
-                what,
-                then.get(key) or "unknown",
-                now[key] or "unknown",
-            )
+                "warning: %s was %s and is now %s: no longer bit-exact",
+                name, "unknown" if old == "" else old, "unknown" if new == "" else new,
+            )  # fmt: skip
 
 
-def with_start_of(cfg, state):
-    """The config with MODEL.PRETRAINED as it was when the run of the state started."""
-    return with_keys(cfg, {"MODEL.PRETRAINED": _config(state["setting"])["MODEL.PRETRAINED"]})
+def check_same_everywhere(setting):
+    """Raise UserError in a process whose settings differ from the main one's."""
+    if differences := _differences(processes.from_main(setting), setting):
+        raise UserError(f"rank {processes.rank()} has other settings than rank 0: {'; '.join(differences)}")
 
 
 def check_classes(classes, path, force=False):
-    """Raise UserError, unless `force`, if the class list beside a state gives the ids other classes than the data."""
+    """Raise UserError, unless `force`, if the class list beside a state differs from the data's."""
     other = first_other_class(classes, path)
     if other and not force:
         raise UserError(f"{other}; DATA.CLASSES {path.with_name('classes.txt')} keeps the classes of the run")
 
 
-def check_same_everywhere(setting):
-    """Raise UserError in a process whose settings are not those of the main one."""
-    differences = _differences(processes.from_main(setting), setting)
-    if differences:
-        raise UserError(f"rank {processes.rank()} has other settings than rank 0: {'; '.join(differences)}")
+def with_start_of(cfg, state):
+    """The config with MODEL.PRETRAINED as at the start of the run."""
+    return with_keys(cfg, {"MODEL.PRETRAINED": _config(state["setting"])["MODEL.PRETRAINED"]})
 
 
 def _differences(then, now):
+    """What changes the result, in words."""
     before, after = _config(then), _config(now)
-    matters = [key for key in all_keys() if key not in FREE_KEYS | _ROUNDING_KEYS]
-    if _step(then)[1] == _step(now)[1]:
-        matters = [key for key in matters if key not in _STEP_KEYS]  # the same step, divided otherwise
-    pairs = [(key, before[key], after[key]) for key in matters]
+    keys = [key for key in all_keys() if key not in FREE_KEYS | _ROUNDING_KEYS]
+    if _step_images(then, before) == _step_images(now, after):
+        keys = [key for key in keys if key not in _STEP_KEYS]  # the same step, split in another way
+    pairs = [(key, before[key], after[key]) for key in keys]
     for split in ("train", "val"):
         pairs.append((f"number of {split} images", then.get(f"{split}_images"), now[f"{split}_images"]))
         names = f"{split}_names"
@@ -219,13 +234,11 @@ def _differences(then, now):
     return [f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new]
 
 
-def _step(setting):
-    """([BATCH_SIZE, ACCUM_STEPS], images of one step of all processes)."""
-    config = _config(setting)
-    batch, passes = split = [config[key] for key in _BATCH_KEYS]
-    return split, batch * passes * setting.get("processes", 1)
+def _step_images(setting, config):
+    """Images of one step over all processes."""
+    return math.prod(config[key] for key in _SPLIT_KEYS) * setting.get("processes", 1)
 
 
 def _config(setting):
-    """{key: value}. Of a key that is younger than the setting the default, which does what was done without it."""
+    """{key: value}. A key that is younger than the setting has its default, which keeps the earlier behaviour."""
     return stored_values(str(setting.get("config")))

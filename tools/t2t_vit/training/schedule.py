@@ -1,18 +1,20 @@
-"""Learning rate as a pure function of the epoch, so that a resumed run cannot be off by one."""
+"""Learning rate as a pure function of the epoch and the layer, so that a resumed run cannot be off by one."""
 
 import math
 
+from t2t_vit.models.layers import in_head
+
 
 def learning_rate(epoch, train, peak=None):
-    """Learning rate of a whole epoch, as T2T-ViT's main.py has it from timm 0.3.4's CosineLRScheduler.
+    """Learning rate of a whole epoch, as in T2T-ViT's main.py, which uses timm 0.3.4's CosineLRScheduler.
 
-    Warm-up rises linearly from WARMUP_LR (all of epoch 0) towards BASE_LR; the cosine counts from epoch 0 too, so the
-    first epoch after the warm-up is already a little below BASE_LR; then COOLDOWN_EPOCHS at MIN_LR.
+    Warm-up rises linearly from WARMUP_LR (all of epoch 0) towards BASE_LR. The cosine counts from epoch 0 too, so the
+    first epoch after the warm-up is already a little below BASE_LR. COOLDOWN_EPOCHS at MIN_LR follow.
 
     Args:
         epoch: from 0.
         train: the TRAIN section of the config.
-        peak: what stands in for BASE_LR where a part of the model has its own.
+        peak: replaces BASE_LR for a part of the model with its own.
     """
     peak = train.BASE_LR if peak is None else peak
     if epoch < train.WARMUP_EPOCHS:
@@ -26,3 +28,51 @@ def learning_rate(epoch, train, peak=None):
 def total_epochs(train):
     """Epochs of the whole run, cooldown included."""
     return train.EPOCHS + train.COOLDOWN_EPOCHS
+
+
+class LayerRates:
+    """Learning rate of each trained parameter, as a multiple of the head's.
+
+    The head follows the cosine of BASE_LR, all other layers that of BACKBONE_LR, which ends at the same MIN_LR, as in
+    T2T-ViT's transfer_learning.py. Both are multiplied by LAYER_DECAY ** (layers above the parameter's), as in ELECTRA
+    (Clark et al., 2020, appendix B) and BEiT.
+
+    Args:
+        model: has `layer_index(name)`, the position of a parameter from input to output.
+        train: the TRAIN section of the config.
+    """
+
+    def __init__(self, model, train):
+        named = dict(model.named_parameters())
+        self.train = train
+        self.layers = {name: model.layer_index(name) for name in named if not named[name].stop_gradient}
+        last = max(map(model.layer_index, named))
+        self.decays = {name: train.LAYER_DECAY ** (last - layer) for name, layer in self.layers.items()}
+
+    def factors(self, epoch):
+        """{name: learning rate in an epoch (from 0) / the head's}."""
+        train = self.train
+        head = learning_rate(epoch, train)
+        # With MIN_LR or WARMUP_LR 0.0 both may be zero, but not one alone.
+        backbone = learning_rate(epoch, train, train.BACKBONE_LR) / head if train.BACKBONE_LR and head else 1.0
+        return {name: decay * (1.0 if in_head(name) else backbone) for name, decay in self.decays.items()}
+
+    def group_key(self, name):
+        """Sortable key, equal for parameters with the same factor in every epoch."""
+        return self.decays[name], bool(self.train.BACKBONE_LR) and in_head(name)
+
+    def summary(self, epochs):
+        """The rates in some epochs (from 0) and the layer decay, in one line."""
+        train = self.train
+
+        def over_epochs(peak):
+            return ", ".join(f"{learning_rate(epoch, train, peak):.6g} in epoch {epoch + 1}" for epoch in epochs)
+
+        parts = [over_epochs(train.BASE_LR)]
+        if train.BACKBONE_LR:
+            parts.append(f"backbone {over_epochs(train.BACKBONE_LR)}")
+        if train.LAYER_DECAY < 1:
+            low, high = (pick(self.layers, key=self.layers.get) for pick in (min, max))
+            ends = " to ".join(f"{self.decays[name]:.3g} x in layer {self.layers[name]}" for name in (low, high))
+            parts.append(f"layer decay {train.LAYER_DECAY:g}: {ends}")
+        return "; ".join(parts)

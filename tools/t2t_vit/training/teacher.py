@@ -7,7 +7,7 @@ import paddle
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import display_path, sha256
-from t2t_vit.config import default_config, load_config, resolve
+from t2t_vit.config import default_config, load_config, resolve, with_keys
 from t2t_vit.models.zoo import list_models
 from t2t_vit.weights.build import build_model
 from t2t_vit.weights.download import local_file
@@ -17,11 +17,11 @@ _VISION_MODELS = [name for name in paddle.vision.models.__all__ if name.islower(
 
 
 class Teacher:
-    """Model of DISTILL.*, frozen and always in eval mode, for the student's images and classes.
+    """Model of DISTILL.*, frozen and in eval mode, for the student's images and classes.
 
-    Its `weights` are the file that they were read from.
+    `weights` is the file that they were read from.
 
-    Raises UserError for an unknown model, weights that are missing or do not fit, or another normalisation.
+    Raises UserError for an unknown model, weights that are missing or do not fit, or another normalization.
     """
 
     def __init__(self, cfg):
@@ -49,7 +49,7 @@ class Teacher:
     def __call__(self, images):
         """Logits: (B, C, H, W) -> (B, K), without gradient."""
         outputs = self.model(images)
-        return outputs[0] if isinstance(outputs, (list, tuple)) else outputs  # GoogLeNet gives two more
+        return outputs[0] if isinstance(outputs, (list, tuple)) else outputs  # GoogLeNet returns two more
 
 
 def weights_path(cfg):
@@ -63,7 +63,7 @@ def weights_path(cfg):
 
 
 def checksum(cfg):
-    """What tells the teacher's weights from any others; "" without a teacher."""
+    """Checksum of the teacher's weights; "" without a teacher."""
     return sha256(weights_path(cfg))[:16] if cfg.DISTILL.TYPE else ""
 
 
@@ -84,25 +84,19 @@ def _check_name(teacher):
 
 
 def _build(cfg):
-    teacher = cfg.DISTILL.TEACHER
-    if _is_config(teacher) or teacher in list_models():
-        return build_model(_own_config(cfg))
-    if cfg.DATA.CHANNELS != 3:
-        raise UserError(f"DISTILL.TEACHER {teacher} takes RGB images, but DATA.CHANNELS is {cfg.DATA.CHANNELS}")
-    return getattr(paddle.vision.models, teacher)(num_classes=cfg.MODEL.NUM_CLASSES)
-
-
-def _own_config(cfg):
-    """Settings of a teacher from this repository: a MODEL section of its own, the student's images and classes."""
+    """The teacher for the student's images and classes, with fresh weights."""
     teacher, data = cfg.DISTILL.TEACHER, cfg.DATA
-    # As the weights beside it, and the paths in any YAML file: from the repository, not from the current folder.
-    own = (load_config(resolve(teacher)) if _is_config(teacher) else default_config()).clone()
-    own.defrost()
+    shape = {"MODEL.NUM_CLASSES": cfg.MODEL.NUM_CLASSES, "DATA.IMAGE_SIZE": data.IMAGE_SIZE}
     if _is_config(teacher):
+        own = load_config(resolve(teacher))  # relative to the repository, like the weights beside it
         for key in ("CHANNELS", "MEAN", "STD"):
             if own.DATA[key] != data[key]:
                 raise UserError(f"DISTILL.TEACHER {teacher} has DATA.{key} {own.DATA[key]}, the student {data[key]}")
-    else:
-        own.MODEL.NAME, own.DATA.CHANNELS = teacher, data.CHANNELS
-    own.MODEL.NUM_CLASSES, own.DATA.IMAGE_SIZE = cfg.MODEL.NUM_CLASSES, data.IMAGE_SIZE
-    return own
+        return build_model(with_keys(own, shape))
+    if teacher in list_models():
+        return build_model(
+            with_keys(default_config(), {**shape, "MODEL.NAME": teacher, "DATA.CHANNELS": data.CHANNELS})
+        )
+    if data.CHANNELS != 3:
+        raise UserError(f"DISTILL.TEACHER {teacher} takes RGB images, but DATA.CHANNELS is {data.CHANNELS}")
+    return getattr(paddle.vision.models, teacher)(num_classes=cfg.MODEL.NUM_CLASSES)

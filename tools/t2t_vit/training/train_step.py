@@ -1,5 +1,6 @@
-"""One step of training, and all that it changes: model, moving average, optimizer, loss scale."""
+"""One training step: forward, backward, update."""
 
+import contextlib
 import warnings
 from dataclasses import dataclass
 
@@ -11,11 +12,10 @@ from t2t_vit.models import tf32
 from t2t_vit.models.recompute import recompute_activations
 from t2t_vit.parallel import processes
 from t2t_vit.training.ema import ModelEma
-from t2t_vit.training.freeze import freeze, frozen_layers
 from t2t_vit.training.losses import CrossEntropy, DistillationLoss, prediction
 from t2t_vit.training.microbatch import micro_batches
 from t2t_vit.training.optimizer import Optimizer
-from t2t_vit.training.optimizer_state import load_optimizer_state, optimizer_state
+from t2t_vit.training.parameters import freeze, frozen_layers
 from t2t_vit.training.precision import MixedPrecision
 from t2t_vit.training.teacher import Teacher
 from t2t_vit.weights import checkpoint
@@ -25,34 +25,32 @@ from t2t_vit.weights.load import load_pretrained
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one process saw in one step, as 0-D tensors on the device: reading them would wait for it."""
+    """Figures of one step in one process. The tensors are 0-D and on the device; to read them would wait for it."""
 
     loss: paddle.Tensor  # mean over this process's images
-    correct: paddle.Tensor  # images of this process whose largest logit is their label's (if mixed: the larger share's)
+    correct: paddle.Tensor  # images of this process whose largest logit is their label's (of mixed ones, the main one)
     images: int  # of this process
     skipped: tuple  # why images of this process were replaced, one line each
-    gradient_norm: paddle.Tensor  # of the averaged gradients, before clipping; the same in every process
-    ok: paddle.Tensor  # False: something was not finite and the step was skipped; the same in every process
+    gradient_norm: paddle.Tensor  # of the averaged gradients, before clipping; equal in every process
+    ok: paddle.Tensor  # False: something was not finite and the step was skipped; equal in every process
 
 
 class TrainStep:
-    """The model of a config with its optimizer; a call makes one step.
+    """The model of a config with its optimizer and moving average; a call makes one step.
 
-    Nothing in a step reads from the device, except Paddle's own loss scaler in float16.
+    A step never waits for the device, except in Paddle's own loss scaler in float16.
     """
 
     def __init__(self, cfg):
         train = cfg.TRAIN
-        self.seed = cfg.SEED
-        self.pos_resize = cfg.MODEL.POS_RESIZE
-        self.tf32 = train.TF32
-        self.model = build_model(cfg)  # float32: what is updated, validated and saved
+        self.cfg = cfg
+        self.model = build_model(cfg)  # float32: it is updated, validated and saved
         processes.same_everywhere(self.model)  # DataParallel broadcasts the live model only
         if train.RECOMPUTE:
             recompute_activations(self.model)
         freeze(self.model, train.FREEZE)
         self.precision = MixedPrecision(train)
-        self.live_model = self.precision.live_model(self.model)
+        self.live_model = self.precision.live_model(self.model)  # it computes the gradients
         self.parallel_model = processes.data_parallel(self.live_model)
         self.optimizer = Optimizer(self.model, train, self.live_model)
         self.ema = ModelEma(self.model, self.optimizer.weights, train.EMA_DECAY) if train.EMA_DECAY else None
@@ -61,61 +59,73 @@ class TrainStep:
             paddle.jit.to_static(self.live_model, full_graph=True)
         # Several processes have a core or few each, and average the gradients of whole batches.
         self.micro_batches = micro_batches(cfg, train.BATCH_SIZE) if processes.world_size() == 1 else None
-        self.clip_norm = train.CLIP_NORM
         self.criterion = CrossEntropy(train.LABEL_SMOOTHING)
         self.teacher = Teacher(cfg) if cfg.DISTILL.TYPE else None
         self.distillation = DistillationLoss(self.criterion, cfg.DISTILL) if self.teacher else None
         self.train_input = TrainInput(cfg)
 
     def train(self):
-        """Put the model in training mode, save what FREEZE leaves nothing to learn in: that computes as in evaluation.
-
-        To be called after whatever changed the mode.
-        """
+        """Switch to training mode, except fully frozen layers, which stay in eval mode."""
         self.parallel_model.train()
-        tf32.allow(self.tf32)
+        tf32.allow(self.cfg.TRAIN.TF32)
         for layer in frozen_layers(self.live_model):
             layer.eval()
 
-    def __call__(self, batches, lr, epoch, step):
-        """Step by the mean gradient of `batches`, a list of `Batch` that pass through the model one by one.
+    def __call__(self, batches, lr, epoch, step, lap=lambda part: None):
+        """Make one step with the mean gradient of `batches` and return its `StepResult`.
 
-        `lr` is the head's learning rate; `epoch` tells the others' share of it.
-        Dropout depends on the seed, the process, the epoch, the step and the place in the list alone.
+        Dropout depends on the seed, the process, the epoch, the step and the position in the list only.
+
+        Args:
+            batches: list of `Batch` that pass through the model one after the other.
+            lr: learning rate of the head.
+            epoch: from 0; the other layers' rates depend on it.
+            step: of the epoch, from 0.
+            lap: called after the parts "input" and "forward and backward" of each pass; benchmark.py times them.
         """
-        losses, correct, skipped = [], [], []
-        for place, batch in enumerate(batches):
-            images, targets = self.train_input(batch)
-            numbers = [self.seed, processes.rank(), epoch, step, place]
-            _seed_dropout(numbers)
-            if place == len(batches) - 1:
-                loss, logits = self._backward(images, targets, len(batches), numbers)
-            else:
-                with processes.local_gradients(self.parallel_model):
-                    loss, logits = self._backward(images, targets, len(batches), numbers)
-            losses.append(loss)
+        losses, correct, passes = [], [], len(batches)
+        for number, batch in enumerate(batches):
+            images, targets = self.train_input(batch)  # (B, C, H, W); (B,) labels or (B, K) mixed
+            lap("input")
+            is_last = number == passes - 1  # DataParallel averages the gradients in the last backward pass only
+            with contextlib.nullcontext() if is_last else processes.local_gradients(self.parallel_model):
+                seed_key = [self.cfg.SEED, processes.rank(), epoch, step, number]
+                loss, logits = self._backward(images, targets, 1 / passes, seed_key)
+            lap("forward and backward")
             labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
+            losses.append(loss)
             correct.append((logits.argmax(axis=-1) == labels).astype("float32").sum())
-            skipped += batch.skipped
-        norm, ok = self._step(lr, epoch)
+        norm, ok = self._update(lr, epoch)
         images = sum(batch.labels.shape[0] for batch in batches)
-        return StepResult(paddle.stack(losses).mean(), paddle.stack(correct).sum(), images, tuple(skipped), norm, ok)
+        skipped = tuple(line for batch in batches for line in batch.skipped)
+        return StepResult(paddle.stack(losses).mean(), paddle.stack(correct).sum(), images, skipped, norm, ok)
 
-    def _backward(self, images, targets, passes, numbers):
-        """Add the gradients of 1 / passes of the loss; (loss, logits)."""
-        batch = images, targets, self._taught(images)
+    def _backward(self, images, targets, weight, seed_key):
+        """Add `weight` times the gradients of a batch; return (mean loss, logits (B, K))."""
+        _seed_dropout(seed_key)
+        batch = images, targets, self._teacher_logits(images)
         if not self.micro_batches:
-            return self._backward_part(self.parallel_model, batch, 1 / passes)
+            return self._backward_part(self.parallel_model, batch, weight)
 
-        def run(model, part, share):
-            loss, logits = self._backward_part(model, part, share / passes)
-            return loss * share, logits
+        def run(model, part, fraction):
+            loss, logits = self._backward_part(model, part, fraction * weight)
+            return loss * fraction, logits
 
-        losses, logits = zip(*self.micro_batches.backward(self.live_model, run, batch, numbers))
+        losses, logits = zip(*self.micro_batches.backward(self.live_model, run, batch, seed_key))
         return sum(losses), paddle.concat(logits)
 
-    def _taught(self, images):
-        """The teacher's logits, None without one."""
+    def _backward_part(self, model, part, weight):
+        images, targets, teacher_logits = part
+        with self.precision.autocast():
+            outputs = model(images)
+        logits = prediction(outputs)
+        loss = self.distillation(outputs, targets, teacher_logits) if self.teacher else self.criterion(logits, targets)
+        # A loss that is not finite becomes NaN gradients, which all processes see after the averaging.
+        finite = paddle.where(paddle.isfinite(loss), paddle.ones([]), paddle.full([], float("nan")))
+        self.precision.scaler.scale(loss * finite * weight).backward()
+        return loss.detach(), logits.detach()
+
+    def _teacher_logits(self, images):
         if not self.teacher:
             return None
         if self.micro_batches:
@@ -123,40 +133,16 @@ class TrainStep:
         with self.precision.autocast():
             return self.teacher(images)
 
-    def _backward_part(self, model, part, share):
-        images, targets, taught = part
-        with self.precision.autocast():
-            outputs = model(images)
-        logits = prediction(outputs)
-        loss = self.distillation(outputs, targets, taught) if self.teacher else self.criterion(logits, targets)
-        # Times NaN where the loss is not finite: the average over the processes then tells all of them.
-        finite = paddle.where(paddle.isfinite(loss), paddle.ones([]), paddle.full([], float("nan")))
-        self.precision.scaler.scale(loss * finite * share).backward()
-        return loss.detach(), logits.detach()
-
-    @paddle.no_grad()
-    def _step(self, lr, epoch):
-        """Clip, update the weights and their average; (gradient norm, whether it was finite)."""
-        scaler, optimizer = self.precision.scaler, self.optimizer
-        gradient = optimizer.collect_gradients()
-        scaler.unscale_(optimizer.inner)
-        norm = gradient.square().sum().sqrt()
-        ok = paddle.isfinite(norm)
-        if self.clip_norm:
-            gradient.multiply_((self.clip_norm / (norm + 1e-6)).clip(max=1.0))
-        # A skipped step is one with gradients and a learning rate of zero, so that nobody waits to learn which it is.
-        gradient.masked_fill_(~ok, 0.0)
-        optimizer.set_learning_rate(lr, epoch, ok)
-        scaler.step(optimizer.inner)
-        scaler.update()
-        optimizer.inner.clear_grad(set_to_zero=False)
-        optimizer.refresh()
+    def _update(self, lr, epoch):
+        norm, ok = self.optimizer.step(lr, epoch, self.precision.scaler)
         if self.ema:
-            self.ema.update(optimizer.weights.values, ok)
+            self.ema.update(self.optimizer.weights.values, ok)
         return norm, ok
 
+    # --- Weights and state ---
+
     def models(self):
-        """{"raw": the trained model, "ema": its moving average, if there is one}, both in float32."""
+        """{"raw": trained model, "ema": its moving average, if EMA_DECAY is set}, in float32."""
         return {"raw": self.model, "ema": self.ema.model} if self.ema else {"raw": self.model}
 
     def weights(self, which):
@@ -164,33 +150,33 @@ class TrainStep:
         return self.models()[which].state_dict()
 
     def state(self):
-        """All of it, in dicts of tensors and numbers."""
+        """Everything that training changes, in dicts of tensors and numbers."""
         return {
             "model": self.weights("raw"),
             "ema": self.weights("ema") if self.ema else {},
-            "optimizer": optimizer_state(self.optimizer),
+            "optimizer": self.optimizer.state(),
             "scaler": self.precision.scaler.state_dict(),
         }
 
     def load_state(self, state, path):
-        """Undo `state`, whose tensors are arrays now, as `checkpoint.read` gave them from `path`."""
+        """Restore `state`, whose tensors are arrays now, as `checkpoint.read` returned them from `path`."""
         checkpoint.load_state(self.model, state["model"], path)
         self.optimizer.take_weights()
         if self.ema:
-            # A run that had none starts its average here.
+            # A state without an average starts one here.
             checkpoint.load_state(self.ema.model, state["ema"] or state["model"], path)
             self.ema.take_weights()
-        load_optimizer_state(self.optimizer, state["optimizer"], path)
+        self.optimizer.load_state(state["optimizer"], path)
         if state["scaler"]:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
 
     def start_from(self, path, head="fit"):
-        """Begin with the weights of a file; `head`: see `pretrained.fit_weights`."""
-        load_pretrained(self.model, path, head, self.pos_resize)
+        """Begin with the weights of a file; `head` as in `load.fit_weights`."""
+        load_pretrained(self.model, path, head, self.cfg.MODEL.POS_RESIZE)
         self.optimizer.take_weights()
         if self.ema:
             paddle.assign(self.optimizer.weights.values, self.ema.values)
 
 
-def _seed_dropout(numbers):
-    paddle.seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+def _seed_dropout(seed_key):
+    paddle.seed(int(np.random.SeedSequence(seed_key).generate_state(1)[0]))

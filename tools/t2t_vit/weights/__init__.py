@@ -1,1 +1,1 @@
-"""Files of weights, from this and other programs: recognised, downloaded, read safely and loaded into a model."""
+"""Weights files of this repository and other programs: recognise, download, read, load and convert them."""

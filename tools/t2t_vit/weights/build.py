@@ -2,11 +2,12 @@
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import best_weights, class_list, resolve, with_classes
-from t2t_vit.data.dataset import ClassList, read_classes
+from t2t_vit.data.classes import ClassList, read_classes
 from t2t_vit.models.layers import fuse_attention
 from t2t_vit.models.zoo import create_model, family_of
 from t2t_vit.weights.download import local_file
-from t2t_vit.weights.load import count_classes, load_pretrained
+from t2t_vit.weights.formats import read_weights
+from t2t_vit.weights.load import count_classes, load_weights
 
 
 def build_model(cfg):
@@ -54,26 +55,31 @@ def _family_overrides(model):
 
 
 def build_trained_model(cfg, chosen):
-    """Model of `cfg` in eval mode, and the file that its weights are from.
+    """Build the model of `cfg` and load its weights.
 
-    That is `chosen` (from the command line) if given, else best.pdparams of the config's run, the user's own or the
-    shipped one, else MODEL.PRETRAINED, from which a training of this config would start.
+    Args:
+        chosen: file or URL; default: best.pdparams of the config's run (the user's own, or the one that comes with the
+            repository), or else MODEL.PRETRAINED.
 
-    Raises UserError if there is none, or it does not fit.
+    Returns:
+        (model in eval mode, path of the weights).
+
+    Raises:
+        UserError: there are no weights, or they do not fit.
     """
-    model = build_model(cfg) if cfg.MODEL.NUM_CLASSES else None
     best = best_weights(cfg)
     path = local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
-    model = model or build_model(with_classes(cfg, count_classes(path)))
-    load_pretrained(model, path, pos_resize=cfg.MODEL.POS_RESIZE)
+    weights = read_weights(path)
+    model = build_model(cfg if cfg.MODEL.NUM_CLASSES else with_classes(cfg, count_classes(weights)))
+    load_weights(model, weights, pos_resize=cfg.MODEL.POS_RESIZE)
     model.eval()
     return model, path
 
 
 def classes_of(cfg, weights):
-    """`ClassList` of the model: the class list beside its weights, else that of the data set, else numbers.
+    """`ClassList` of a model: from beside its weights, or else from the data set, or else numbers.
 
-    Raises UserError if the list is of another number of classes.
+    Raises UserError if it has another number of classes than the model.
     """
     candidates = [weights.with_name("classes.txt"), resolve(cfg.DATA.PATH) / "classes.txt"]
     if cfg.DATA.CLASSES:
@@ -82,14 +88,14 @@ def classes_of(cfg, weights):
         if path.is_file():
             classes = read_classes(path)
             if len(classes) != cfg.MODEL.NUM_CLASSES:
-                raise UserError(f"{path} lists {len(classes)} classes but MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}")
+                raise UserError(f"{path} lists {len(classes)} classes but {weights} has {cfg.MODEL.NUM_CLASSES}")
             return classes
     numbers = tuple(str(i) for i in range(cfg.MODEL.NUM_CLASSES))
     return ClassList(numbers, numbers, "MODEL.NUM_CLASSES")
 
 
 def first_other_class(classes, weights):
-    """The first class that the list beside the weights names otherwise than the data, in words; None if none."""
+    """`first_difference` from the class list beside the weights; None if there is no list."""
     theirs = classes_beside(weights)
     return first_difference(classes, theirs) if theirs else None
 
@@ -101,7 +107,7 @@ def classes_beside(weights):
 
 
 def refuse_other_order(classes, others):
-    """Raise UserError if two `ClassList`s hold the same classes in different orders, so that ids would be swapped."""
+    """Raise UserError if two `ClassList`s have the same classes in different orders, which would swap the ids."""
     if (other := first_difference(classes, others)) and sorted(classes.folders) == sorted(others.folders):
         raise UserError(
             f"{other}: the same classes in another order; set DATA.CLASSES to the classes.txt of the model's run"
@@ -109,7 +115,7 @@ def refuse_other_order(classes, others):
 
 
 def first_difference(classes, others):
-    """The first class that two `ClassList`s name otherwise, in words; None if none, or where one has only numbers."""
+    """Describes the first class with different names in two `ClassList`s; None if equal, or if one has only numbers."""
     if "MODEL.NUM_CLASSES" in (classes.source, others.source):
         return None
     for number, (ours, theirs) in enumerate(zip(classes.folders, others.folders)):

@@ -138,7 +138,7 @@ def _weights_of(tree, path):
         UserError: there are none, or several models.
     """
     held = {}
-    for entry, inner in [*tree.items(), (None, tree)]:
+    for entry, inner in [*((str(key), value) for key, value in tree.items()), (None, tree)]:
         if isinstance(inner, dict):
             arrays = {str(name): value for name, value in inner.items() if isinstance(value, np.ndarray)}
             held |= {entry: arrays} if arrays else {}
@@ -184,7 +184,7 @@ def _without_wrappers(tensors, path):
     if len(prefixes) > 1:
         found = some([prefix or "one without a prefix" for prefix in prefixes])
         raise UserError(f"{path} holds several models, {found}: keep one of them")
-    prefix = prefixes[0] if prefixes else ""
+    prefix = prefixes[0]
     parts = {name[len(prefix) :]: value for name, value in plain.items() if name.startswith(prefix)}
     parts |= {name: value for name, value in plain.items() if in_head(name) and name not in parts}
     parts = {name: value for name, value in parts.items() if name.split(".")[-1] not in _COUNTERS}

@@ -13,26 +13,12 @@ from t2t_vit.weights.identify import has_heads_of, identify
 
 
 def load_pretrained(model, path, head="same", pos_resize="bicubic"):
-    """Load the weights of a file into `model`; see `fit_weights`."""
-    weights = read_weights(path)
-    try:
-        checkpoint.load_state(model, fit_weights(model, weights, head, pos_resize), path)
-    except UserError as error:
-        beside = weights.path.with_name("config.yaml")
-        hint = f"; {display_path(beside)} describes its model" if beside.is_file() else ""
-        raise UserError(f"{error}{hint}") from error
+    """Load the weights of a file into `model`; see `load_weights`."""
+    load_weights(model, read_weights(path), head, pos_resize)
 
 
-def count_classes(path):
-    """Number of classes of the weights in a file. Raises UserError if it has no head."""
-    head = read_weights(path).shapes.get("head.bias", ())
-    if len(head) != 1:
-        raise UserError(f"{path} has no head.bias, which shows the number of classes; set MODEL.NUM_CLASSES")
-    return head[0]
-
-
-def fit_weights(model, weights, head="same", pos_resize="bicubic"):
-    """Adapt the weights of a file to `model` and log what was changed.
+def load_weights(model, weights, head="same", pos_resize="bicubic"):
+    """Load `weights` into `model` and log what was adapted.
 
     Args:
         model: a model of this repository, with fresh weights.
@@ -42,12 +28,27 @@ def fit_weights(model, weights, head="same", pos_resize="bicubic"):
         pos_resize: for another image size: "bicubic" resizes the position embedding, "sinusoid" recomputes it if it is
             still the sinusoid.
 
-    Returns:
-        {name: array} for `checkpoint.load_state`.
-
     Raises:
         UserError: the file holds another model, which is named if known.
     """
+    try:
+        checkpoint.load_state(model, _fit(model, weights, head, pos_resize), weights.path)
+    except UserError as error:
+        beside = weights.path.with_name("config.yaml")
+        hint = f"; {display_path(beside)} describes its model" if beside.is_file() else ""
+        raise UserError(f"{error}{hint}") from error
+
+
+def count_classes(weights):
+    """Number of classes of `formats.Weights`. Raises UserError if they have no head."""
+    head = weights.shapes.get("head.bias", ())
+    if len(head) != 1:
+        raise UserError(f"{weights.path} has no head.bias, which shows the number of classes; set MODEL.NUM_CLASSES")
+    return head[0]
+
+
+def _fit(model, weights, head, pos_resize):
+    """{name: array} for `checkpoint.load_state`."""
     tensors, extra, is_torch = in_paddle_layout(weights, model)
     if not weights.is_own:
         log.info("%s: %s, %s's layout", display_path(weights.path), weights.form, "PyTorch" if is_torch else "Paddle")

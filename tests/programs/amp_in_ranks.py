@@ -9,7 +9,8 @@ import paddle
 import pytest
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+    tests = Path(__file__).resolve().parents[1]
+    sys.path[:0] = [str(tests.parent / "tools"), str(tests)]
     from t2t_vit import cli
 
     cli.import_paddle("cpu", several=True)

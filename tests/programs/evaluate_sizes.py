@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 SIZES = (1, 7, 8, 31, 360)
 
@@ -16,8 +16,8 @@ def scores():
     """{N: scores as a dict}; a third of the labels are wrong on purpose."""
     from t2t_vit.config import load_config
     from t2t_vit.data.dataset import Split, load_data
-    from t2t_vit.data.index import Paths
     from t2t_vit.data.loader import EvalLoader
+    from t2t_vit.data.paths import Paths
     from t2t_vit.parallel import processes
     from t2t_vit.training.evaluator import evaluate
     from t2t_vit.weights.build import build_trained_model

@@ -1,7 +1,7 @@
-"""python plain_inference.py MODEL FOLDER [onednn]: the share of pictures that an exported file gets right.
+"""python plain_inference.py MODEL FOLDER [onednn]: print the top-1 accuracy of an exported file.
 
-A stranger's program: the Config as Paddle Inference has it by default, or with oneDNN, the .yml beside the file, and
-nothing of this repository. FOLDER holds a folder of pictures for each class.
+A user's own program: Paddle Inference with its default Config (or with oneDNN) and the .yml beside the file, nothing
+of this repository. FOLDER holds one folder of images per class.
 """
 
 import sys

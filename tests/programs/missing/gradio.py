@@ -1,0 +1,3 @@
+"""Stands for Gradio where it is not installed."""
+
+raise ModuleNotFoundError("gone", name="gradio")

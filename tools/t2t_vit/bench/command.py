@@ -1,0 +1,67 @@
+"""Runs a benchmark: chooses the configs, prints the machine, writes the JSON file."""
+
+import json
+
+from t2t_vit.bench.data import benchmark_data
+from t2t_vit.bench.growth import benchmark_growth
+from t2t_vit.bench.infer import benchmark_infer
+from t2t_vit.bench.machine import describe_machine, machine_lines
+from t2t_vit.bench.model import benchmark_model
+from t2t_vit.bench.train import benchmark_train
+from t2t_vit.cli import overrides
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import check_outputs, write_text
+from t2t_vit.common.logger import log, setup_logging
+from t2t_vit.common.runtime import asked_threads
+from t2t_vit.config import load_config
+from t2t_vit.models.zoo import family_of, list_models
+from t2t_vit.parallel import processes
+
+GROWTH_MODELS = ("t2t_vit_14", "t2t_vit_t_14")  # the same backbone behind a performer and a transformer
+
+
+def run_benchmark(args, cfg):
+    """Measure what the options of `options.benchmark_parser` describe, print it and write --json. Raises UserError."""
+    check_outputs([args.json, args.plot], args.inputs)
+    processes.setup(cfg)
+    setup_logging()
+    cfgs = [cfg] if args.benchmark == "data" else chosen_configs(args, cfg)
+    report = {"machine": describe_machine()}
+    for line in machine_lines(report["machine"]):
+        log.info(line)
+    if args.benchmark == "data":
+        report |= benchmark_data(args, cfg)
+    else:
+        args.threads = args.threads or default_threads(args.benchmark)
+        measure = {
+            "model": benchmark_model,
+            "train": benchmark_train,
+            "infer": benchmark_infer,
+            "growth": benchmark_growth,
+        }
+        report |= measure[args.benchmark](args, cfgs)
+    if args.json:
+        write_text(args.json, json.dumps(report, indent=1) + "\n")
+
+
+def default_threads(benchmark):
+    """[those of this process]; for growth 1, 2, 4 and so on up to them."""
+    most = asked_threads()
+    return sorted({*(2**power for power in range(most.bit_length())), most}) if benchmark == "growth" else [most]
+
+
+def chosen_configs(args, cfg):
+    """The configs of the named models, or `cfg`, that of the command line."""
+    names = args.words
+    if names and args.config:
+        raise UserError(f"give models ({' '.join(names)}) or --config, not both")
+    for name in names:
+        try:
+            name == "all" or family_of(name)
+        except ValueError as error:
+            hint = "give a config with --config" if name.endswith((".yaml", ".yml")) else "or all?"
+            raise UserError(f"{error} ({hint})") from None
+    names = list_models() if "all" in names else names
+    if args.benchmark == "growth" and not (names or args.config):
+        names = GROWTH_MODELS
+    return [load_config(f"configs/{name}.yaml", overrides(args)) for name in names] or [cfg]

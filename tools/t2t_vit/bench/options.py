@@ -1,0 +1,84 @@
+"""The options of benchmark.py. Imports no paddle."""
+
+import argparse
+import itertools
+
+from t2t_vit.cli import common_parser, json_file
+from t2t_vit.config import starts_like_a_key
+
+BENCHMARKS = {
+    "data": "the input pipeline",
+    "model": "parameters, multiplications and memory",
+    "train": "training steps",
+    "infer": "inference",
+    "growth": "how inference grows with images, batches and threads",
+}
+ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
+PRECISIONS = ("fp32", "bf16", "int8")
+GROWTH_PIXELS = (224, 288, 384, 448, 512)
+
+
+def benchmark_parser(kind):
+    """The options of one of `BENCHMARKS`."""
+    parser = common_parser(f"Measure {BENCHMARKS[kind]}.", "TRAIN.BATCH_SIZE")
+    parser.prog = f"benchmark.py {kind}"
+    parser.usage = f"benchmark.py {kind} {'' if kind == 'data' else '[MODEL ...|all] '}[options] [KEY VALUE ...]"
+    parser.set_defaults(benchmark=kind, plot=None)
+    add = parser.add_argument
+    add("--json", type=json_file, metavar="FILE", help="write all figures as JSON, complete or not at all")
+    if kind != "model":
+        add("--rounds", type=_number(1), default=5, metavar="R", help="timed rounds; default 5")
+    if kind == "data":
+        add("--images", type=_number(1), default=256, metavar="N", help="images in a round; default 256")
+        add("--workers", type=_number(0), metavar="N",
+            help="loader processes; default: DATA.NUM_WORKERS of the command line, else one per core")  # fmt: skip
+        return parser
+    growth = kind == "growth"
+    add("--batch-sizes", type=_list(_number(1)), metavar="N,N", default=[1, 2, 4, 8, 16] if growth else None,
+        help=f"one after the other; default: {'1,2,4,8,16' if growth else '--batch-size, else 16'}")  # fmt: skip
+    add("--image-sizes", type=_list(_number(1, 4096)), metavar="N,N", default=[*GROWTH_PIXELS] if growth else None,
+        help="pixels, one after the other; default: "
+        f"{','.join(map(str, GROWTH_PIXELS)) if growth else 'that of the config'}")  # fmt: skip
+    add("--threads", type=_list(_number(1, 1024)), metavar="N,N", help="default: "
+        f"{'1, 2, 4 and so on up to ' if growth else ''}OMP_NUM_THREADS, else one per core")  # fmt: skip
+    add("--markdown", action="store_true", help="print tables in Markdown")
+    if kind == "model":
+        add("--memory", action="store_true", help="also measure the memory of inference and training")
+    if kind == "infer":
+        for option, choices in (("--engines", ENGINES), ("--precisions", PRECISIONS)):
+            add(option, type=_list(_choice(choices)), default=[choices[0]], metavar="X,X",
+                help=f"any of {','.join(choices)}; default {choices[0]}")  # fmt: skip
+    if growth:
+        add("--plot", default="growth.png", metavar="FILE", help="picture to write, .png, .pdf or .svg; "
+            "default growth.png")  # fmt: skip
+    return parser
+
+
+def split_models(words):
+    """(model names, KEY VALUE words)"""
+    names = list(itertools.takewhile(lambda word: not starts_like_a_key(word), words))
+    return names, words[len(names) :]
+
+
+def _number(least, most=None):
+    def convert(text):
+        if not text.isdecimal() or int(text) < least or most and int(text) > most:
+            allowed = f"{least} to {most}" if most else f"{least} or more"
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number, {allowed}")
+        return int(text)
+
+    return convert
+
+
+def _choice(choices):
+    def convert(text):
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return convert
+
+
+def _list(convert):
+    """Type of an option whose value is a list with commas; each value counts once."""
+    return lambda text: list(dict.fromkeys(map(convert, text.split(","))))

@@ -1,0 +1,49 @@
+"""Images to measure with."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from t2t_vit.common.errors import one_line
+from t2t_vit.config import load_config, resolve, with_classes
+from t2t_vit.data.dataset import load_data
+from t2t_vit.data.images import ImageError
+from t2t_vit.data.paths import Paths
+
+DIGITS = "configs/lit_data.yaml"  # its images are in the repository
+
+
+def picked(split, indices):
+    """The images of a `Split` at some indices."""
+    return dataclasses.replace(split, paths=Paths.of(split.paths[i] for i in indices), labels=split.labels[indices])
+
+
+def repeated(split, count):
+    """`count` images of a `Split`: evenly from first to last, repeated if there are fewer."""
+    if len(split) >= count:
+        return picked(split, np.linspace(0, len(split), count, endpoint=False).astype(int))
+    return picked(split, np.arange(count) % len(split))
+
+
+def read_files(paths):
+    """Read files, so that the system has them in memory when something is timed. Raises ImageError."""
+    for path in dict.fromkeys(paths):
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            raise ImageError(f"image {one_line(error)}") from None
+
+
+def training_samples(cfg, required, count):
+    """(`Split` of `count` training images, config with their number of classes).
+
+    If the config's data folder does not exist and is not `required`, they are the digits of lit_data: the speed of a
+    model does not depend on the images.
+    """
+    exists = required or resolve(cfg.DATA.PATH).is_dir()
+    classes, splits = load_data(cfg if exists else load_config(DIGITS), ["train"])
+    cfg, split = with_classes(cfg, len(classes)), splits["train"]
+    if not exists:
+        split = dataclasses.replace(split, labels=split.labels % cfg.MODEL.NUM_CLASSES)
+    return repeated(split, count), cfg

@@ -1,0 +1,271 @@
+"""Check a data set: read every image, and find what would stop or spoil a training and which settings fit."""
+
+import itertools
+import json
+import math
+import os
+import shlex
+import sys
+from collections import Counter
+
+import numpy as np
+
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import check_outputs, write_text
+from t2t_vit.common.logger import progress_bar
+from t2t_vit.config import all_keys, load_config, resolve, with_keys
+from t2t_vit.data.classes import composed, load_classes, some
+from t2t_vit.data.dataset import most_skipped, read_list
+from t2t_vit.data.holdout import held_out
+from t2t_vit.data.images import reading
+from t2t_vit.data.index import class_folders, image_files, is_image_name, scan
+from t2t_vit.data.layout import VAL_FRACTION, Layout
+from t2t_vit.data.looks import look_at
+from t2t_vit.data.paths import Paths
+from t2t_vit.data.report import Findings, SplitReport, print_report, spread, to_json
+
+# Without --config: the config to start from, by the median of the shorter sides in pixels.
+CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "configs/lit_data.yaml"))
+
+
+def check(args, cfg, overrides):
+    """Check the data set of a config and print the report.
+
+    Args:
+        args: options of tools/check_data.py.
+        cfg: config.
+        overrides: (key, value) pairs of the command line.
+
+    Returns:
+        Exit status: 1 if there is a fault, else 0.
+    """
+    if args.jobs < 1:
+        raise UserError(f"--jobs is {args.jobs} but must be 1 or more")
+    check_outputs([args.json], args.inputs)
+    demanded = all_keys() if args.config else args.opts[::2]  # keys that must fit the data as they are
+    findings = Findings()
+    suggest_fraction(cfg, findings, demanded)
+    cfg = with_keys(cfg, findings.settings)
+    splits = find_splits(cfg, findings)
+    for split in splits:
+        read_images(split, reading(cfg), args.jobs)
+    if not args.config:
+        median = spread(sum((split.sides for split in splits), Counter()))[1]
+        args.config = next(path for side, path in CONFIGS if median >= side)
+        cfg = with_keys(load_config(args.config, overrides), findings.settings)
+    judge_classes(cfg, splits, findings, demanded)
+    judge_images(cfg, splits, findings)
+    judge_doubles(splits, findings)
+    findings.command = command(args, splits, findings.settings)
+    print_report(splits, findings)
+    if args.json:
+        write_text(args.json, json.dumps(to_json(splits, findings), indent=1) + "\n")
+    if findings.faults:
+        print(f"error: {len(findings.faults)} fault(s) would stop or spoil a training, see above", file=sys.stderr)
+    return 1 if findings.faults else 0
+
+
+# --- Images ---
+
+
+def suggest_fraction(cfg, findings, demanded):
+    """Suggest DATA.VAL_FRACTION if there is no validation split."""
+    layout = Layout(cfg)
+    if layout.shared or not layout.could_be_shared():
+        return
+    training = layout.own("train")
+    folder = training or layout.root
+    if any(len(image_files(folder / name)) < 2 for name in class_folders(folder)):
+        return
+    line = f"{folder} has no validation folder: DATA.VAL_FRACTION {VAL_FRACTION} validates on a part of it"
+    (findings.faults if training and "DATA.VAL_FRACTION" in demanded else findings.notes).append(line)
+    findings.settings["DATA.VAL_FRACTION"] = VAL_FRACTION
+
+
+def find_splits(cfg, findings):
+    """[SplitReport, ...] of the splits that `load_data` would find, even if it would refuse their classes."""
+    layout, splits = Layout(cfg), []
+    for name, list_file in layout.lists.items():
+        try:
+            if list_file:
+                splits.append(split_of_list(cfg, layout, name))
+            elif layout.shared:
+                splits += splits_of_folder(cfg, layout, name, findings) if name == "train" else []
+            elif layout.folder(name) or name == "val" and not layout.given:
+                splits += splits_of_folder(cfg, layout, name, findings)
+        except UserError as error:
+            findings.faults.append(str(error))
+    if not splits:
+        raise UserError(findings.faults[0])
+    if all(split.name == "val" for split in splits):
+        findings.notes.append("there is no training split: this data serves validation only")
+    return splits
+
+
+def split_of_list(cfg, layout, name):
+    classes = _classes_of(cfg)[0]
+    is_named = classes and classes.source != "MODEL.NUM_CLASSES"
+    listed = read_list(layout.root, name, layout.root / layout.lists[name], classes if is_named else None)
+    labels = listed.labels.tolist()
+    counts = Counter(classes.folders[label] for label in labels) if is_named else Counter(labels)
+    return SplitReport(name, listed.source, listed.paths, dict(counts))
+
+
+def splits_of_folder(cfg, layout, name, findings):
+    """The split, or both splits if DATA.VAL_FRACTION divides the folder."""
+    folder = layout.require(name)
+    found, paths, class_of = scan(folder, resolve(cfg.OUTPUT))
+    loose = sum(map(is_image_name, next(os.walk(folder))[2]))
+    if loose:
+        findings.notes.append(
+            f"{loose:,} images in {folder} are in no class folder and not used; DATA.{name.upper()}_LIST FILE can name "
+            "their classes"
+        )
+    if not found:
+        findings.faults.append(f"{folder} has no class folders")
+    elif not len(paths):
+        findings.faults.append(f"the class folders of {folder} hold no images")
+    parts = {name: np.ones(len(paths), bool)}
+    if layout.shared:
+        try:
+            validates = held_out(paths, class_of, found, cfg.DATA.VAL_FRACTION, cfg.SEED)
+            parts = {"train": ~validates, "val": validates}
+        except UserError as error:
+            findings.faults.append(str(error))
+    reports = []
+    for part, chosen in parts.items():
+        classes = Counter()
+        for class_folder, number in zip(found, np.bincount(class_of[chosen], minlength=len(found)).tolist()):
+            classes[composed(class_folder)] += number
+        reports.append(SplitReport(part, str(folder), paths.where(chosen), dict(classes)))
+    return reports
+
+
+def read_images(split, how, jobs):
+    """Read all images of a split in `jobs` processes and add the results to it."""
+    looks = look_at(split.paths, how, jobs)
+    bar = progress_bar(looks, total=len(split.paths), desc=f"check {split.name}", unit=" images")
+    for path, seen in zip(split.paths, bar):
+        split.digests.append(seen.digest)
+        if seen.reason:
+            split.unreadable[path] = seen.reason
+            continue
+        split.sides[seen.side] += 1
+        split.modes[seen.mode] += 1
+        split.rotated += seen.is_rotated
+        split.dim += seen.is_dim
+        split.grey = [total + value for total, value in zip(split.grey, seen.grey)]
+
+
+# --- Findings ---
+
+
+def judge_classes(cfg, splits, findings, demanded):
+    """Compare the classes with each other and with the class list."""
+    classes, fault = _classes_of(cfg)
+    if fault and fault not in findings.faults and any(split.classes for split in splits):
+        findings.faults.append(fault)
+    known = {*classes.folders, *range(len(classes))} if classes else set()
+    shown = [{name for name, number in split.classes.items() if number} for split in splits]
+    absent = shown[1] - shown[0] if len(splits) == 2 else set()
+    if absent:
+        names = some(sorted(map(str, absent)))
+        findings.faults.append(f"{len(absent)} class(es) of val have no image in train: {names}")
+    fits = classes is not None
+    for split, present in zip(splits, shown):
+        unknown = sorted(map(str, split.classes.keys() - known)) if classes else []
+        fits = fits and not unknown
+        if set(unknown) - set(map(str, absent)) and ("DATA.CLASSES" in demanded or not cfg.DATA.CLASSES):
+            line = f"{split.source} has {len(unknown)} class(es) that {classes.source} has not: {some(unknown)}"
+            findings.faults.append(line)
+        empty = [name for i, name in enumerate(classes.folders) if not {i, name} & present] if classes else []
+        if empty and not unknown:
+            line = f"{len(empty)} of {len(classes)} classes have no image in {split.name}: {some(empty)}"
+            findings.notes.append(line)
+    highest = max((label for split in splits for label in split.classes if isinstance(label, int)), default=-1)
+    suggest_classes(cfg, classes if fits else None, highest, findings, demanded)
+
+
+def _classes_of(cfg):
+    """(ClassList of the config or None, why there is none)."""
+    try:
+        return load_classes(cfg, Layout(cfg)), None
+    except UserError as error:
+        return None, str(error)
+
+
+def suggest_classes(cfg, classes, highest, findings, demanded):
+    """Suggest settings for the classes.
+
+    Args:
+        classes: the config's class list if it fits the data, else None.
+        highest: number in a list file, or -1.
+    """
+    if not classes and cfg.DATA.CLASSES:
+        findings.settings["DATA.CLASSES"] = ""
+        classes = _classes_of(with_keys(cfg, {"DATA.CLASSES": ""}))[0]
+    elif classes and cfg.MODEL.NUM_CLASSES not in (0, len(classes)) and "MODEL.NUM_CLASSES" in demanded:
+        line = f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {classes.source} has {len(classes)} classes"
+        findings.faults.append(line)
+    is_numbered = highest >= 0 and (not classes or classes.source == "MODEL.NUM_CLASSES")
+    number = highest + 1 if is_numbered else len(classes or ())
+    if number == 1:
+        findings.faults.append("all images are of one class; a training needs two or more")
+    elif number and cfg.MODEL.NUM_CLASSES not in (0, number):
+        findings.settings["MODEL.NUM_CLASSES"] = number
+    name = os.path.basename(cfg.DATA.PATH.rstrip("/"))
+    if findings.settings and name:  # the config is for other data, and so is its run folder
+        findings.settings |= {"DATA.NAME": name, "NAME": name}
+
+
+def judge_images(cfg, splits, findings):
+    """Unreadable images, too few images, and grey images."""
+    for split in splits:
+        bad, number = len(split.unreadable), len(split.paths)
+        if bad:
+            findings.faults.append(f"{bad:,} of {number:,} images of {split.name} cannot be read")
+        step = cfg.TRAIN.GLOBAL_BATCH or cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUM_STEPS
+        if split.name == "train" and 0 < number < step:
+            batch = min(cfg.TRAIN.BATCH_SIZE, max(1, number // cfg.TRAIN.ACCUM_STEPS // 4))
+            findings.settings["TRAIN.BATCH_SIZE"] = batch
+            step = batch * cfg.TRAIN.ACCUM_STEPS
+            if cfg.TRAIN.GLOBAL_BATCH:
+                findings.settings["TRAIN.GLOBAL_BATCH"] = step
+        # The limit counts the images of an epoch, without its incomplete last step.
+        if bad and split.name == "train" and bad <= most_skipped(number // step * step):
+            findings.settings["DATA.ON_ERROR"] = "skip"
+        elif bad:
+            why = "too many to skip" if split.name == "train" else "a validation counts every image"
+            findings.notes.append(f"repair or remove the unreadable images of {split.name}: {why}")
+    number, mean, squares = (sum(values) for values in zip(*(split.grey for split in splits)))
+    if number and number == sum(sum(split.sides.values()) for split in splits) and cfg.DATA.CHANNELS == 3:
+        mean, squares = mean / number, squares / number
+        std = max(0.001, math.sqrt(max(0.0, squares - mean**2)))
+        findings.settings |= {"DATA.CHANNELS": 1, "DATA.MEAN": f"[{mean:.4f}]", "DATA.STD": f"[{std:.4f}]"}
+
+
+def judge_doubles(splits, findings):
+    """Images with the same content, within a split and in both."""
+    digests = np.concatenate([np.array(split.digests, np.uint64) for split in splits])
+    split_of = np.repeat(np.arange(len(splits)), [len(split.paths) for split in splits])
+    paths = Paths.of(itertools.chain.from_iterable(split.paths for split in splits))
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+    original = first[inverse]  # (N,) the first image with the same content
+    repeats = (original != np.arange(len(digests))) & (digests != 0)
+    for one, other in itertools.combinations_with_replacement(range(len(splits)), 2):
+        found = np.flatnonzero(repeats & (split_of[original] == one) & (split_of == other))
+        if len(found):
+            line = f"{len(found):,} images of {splits[other].name} repeat the content of another one"
+            if one != other:
+                line = f"{len(found):,} images of val repeat an image of train, which makes the accuracy look better"
+            findings.notes.append(f"{line}: {paths[original[found[0]]]} and {paths[found[0]]}")
+
+
+def command(args, splits, settings):
+    """The command line that trains, or validates if there is no training split, ready to be pasted."""
+    tool = "train" if any(split.name == "train" for split in splits) else "val"
+    words = ["python", f"tools/{tool}.py", "--config", args.config]
+    words += ["--data-path", args.data_path] if args.data_path else []
+    pairs = dict(zip(args.opts[::2], args.opts[1::2])) | settings
+    words += map(str, itertools.chain(*pairs.items()))
+    return " ".join(shlex.quote(word) if word else '""' for word in words)

@@ -1,0 +1,120 @@
+"""Where the splits of a data set lie below the folder that DATA.PATH names."""
+
+from t2t_vit.common.errors import UserError
+from t2t_vit.config import resolve, with_keys
+from t2t_vit.data.index import class_folders
+
+# Folder names of a split, the first one found is used. They may be capitalised or in capitals.
+SPLIT_FOLDERS = {
+    "train": ("train", "training", "train_set", "training_set", "seg_train"),
+    "val": ("val", "valid", "validation", "val_set", "validation_set", "test", "testing", "test_set", "seg_test"),
+}
+VAL_FRACTION = 0.2  # the value of DATA.VAL_FRACTION that messages suggest
+
+
+def split_named(name):
+    """ "train" or "val" for the name of a split's folder, None for any other."""
+    return next((split for split, names in SPLIT_FOLDERS.items() if name.lower() in names), None)
+
+
+def split_folders(root, split):
+    """Folders of `root` that are named like the split, the preferred one first."""
+    # Without listing `root`, which may hold a million images.
+    found = []
+    for name in SPLIT_FOLDERS[split]:
+        for folder in (root / name, root / name.capitalize(), root / name.upper()):
+            if folder.is_dir() and not any(map(folder.samefile, found)):  # macOS ignores capitals
+                found.append(folder)
+    return found
+
+
+def split_folder(root, split):
+    """Folder of the class folders of a split below `root`, or None. A test folder without class folders is skipped."""
+    for folder in split_folders(root, split):
+        inner = innermost(folder)
+        is_labelled = inner != folder or any(name != folder.name for name in class_folders(folder))
+        if is_labelled or "test" not in folder.name.lower():
+            return inner
+    return None
+
+
+def innermost(folder):
+    """`folder`, or the only folder in it if that has the same name, as in seg_train/seg_train/cat/*.jpg."""
+    inner = folder / folder.name
+    is_double = inner.is_dir() and class_folders(folder) == [folder.name] and class_folders(inner)
+    return inner if is_double else folder
+
+
+def above_train(cfg):
+    """The config with DATA.PATH moved one folder up if it is a train/ folder with a val/ folder beside it."""
+    path = resolve(cfg.DATA.PATH)
+    path = path.parent if innermost(path.parent) == path else path
+    if split_named(path.name) != "train" or not path.is_dir():
+        return cfg
+    if split_folders(path, "train") and innermost(path) == path or not split_folder(path.parent, "val"):
+        return cfg
+    return with_keys(cfg, {"DATA.PATH": str(path.parent)})
+
+
+class Layout:
+    """Folders and list files of the splits.
+
+    Attributes:
+        root: folder above the splits.
+        lists: {split: name of its list file, or ""}.
+        given: the split if DATA.PATH is the folder of one split, else None.
+        shared: folder of class folders that DATA.VAL_FRACTION divides between both splits, else None.
+    """
+
+    def __init__(self, cfg):
+        self.root = resolve(cfg.DATA.PATH)
+        if not self.root.is_dir():
+            fault = "is not a folder" if self.root.exists() else "not found"
+            if self.root.name != self.root.name.strip():
+                fault += f" (its name {self.root.name!r} begins or ends with a blank or a line break)"
+            raise UserError(f"data folder {self.root} {fault}; give it with --data-path DIR (DATA.PATH)")
+        self.lists = {"train": cfg.DATA.TRAIN_LIST, "val": cfg.DATA.VAL_LIST}
+        self.given = None
+        self._given_folder = innermost(self.root)
+        if self._given_folder != self.root or not any(self.own(split) for split in SPLIT_FOLDERS):
+            self.given = split_named(self.root.name)
+        self.root = self.root.parent if self.given else self.root
+        self.shared, self.is_divided = None, cfg.DATA.VAL_FRACTION > 0
+        if self.is_divided and self.could_be_shared():
+            self.shared, self.given = self.folder("train") or self.root, None
+
+    def own(self, split):
+        """Folder of its own that a split has below `root`, or None."""
+        return split_folder(self.root, split)
+
+    def could_be_shared(self):
+        """Whether DATA.VAL_FRACTION could divide train/ or the data folder, because there is no validation split."""
+        if any(self.lists.values()) or self.own("val") or self.given == "val":
+            return False
+        return bool(class_folders(self.own("train") or self.root))
+
+    def folder(self, split):
+        """Folder of the class folders of a split, or None."""
+        if self.shared:
+            return self.shared
+        if self.given:
+            return self._given_folder if self.given == split else None
+        if self.own(split):
+            return self.own(split)
+        # A folder of class folders with another name serves for validation, unless a list file trains on it.
+        is_val = split == "val" and not self.own("train") and not self.lists["train"] and class_folders(self.root)
+        return self.root if is_val else None
+
+    def require(self, split):
+        """Folder of the class folders of a split. Raises UserError if there is none."""
+        if folder := self.folder(split):
+            return folder
+        if self.given:
+            raise UserError(f"DATA.PATH {self._given_folder} is not a {split} folder; give the folder above it")
+        if self.is_divided and not self.own("train") and not class_folders(self.root):
+            raise UserError(f"data folder {self.root} has no folders with pictures; make one for each class")
+        hint = ""
+        if self.could_be_shared():
+            place = "train/" if split == "val" else "each class"
+            hint = f"; DATA.VAL_FRACTION {VAL_FRACTION} takes a part of {place} for it"
+        raise UserError(f"data folder {self.root} has no {split}/ folder{hint}")

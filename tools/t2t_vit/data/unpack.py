@@ -1,0 +1,126 @@
+"""Unpack ImageNet, CIFAR or any class folders to DIR/train/<class>/ and DIR/val/<class>/.
+
+An interrupted command leaves no half-written image under its name, and the same command continues.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import zipfile
+from pathlib import Path
+
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import check_not_shipped, display_path, lock, write_text
+from t2t_vit.data import archives
+from t2t_vit.data.index import class_folders, image_files
+from t2t_vit.data.unpacker import DamagedArchive, ForeignFile, Unpacker, unpack_archive
+from t2t_vit.data.val_classes import ValClasses
+
+MARKS = ".unpacked.json"  # in DIR: {archive name: [size, mtime in ns, "begun", "doubtful" or "done"]}
+
+
+def unpack(paths, output, val_list=None):
+    """Unpack archives to the folder `output`, and print what there is.
+
+    Args:
+        paths: of the archives.
+        output: folder of the data set.
+        val_list: file with the classes of ImageNet's validation images, see `val_classes.ValClasses`.
+
+    Raises:
+        UserError: for a damaged archive, one without images, an unknown class, a full disk.
+    """
+    paths, folder = [Path(path) for path in paths], Path(output)
+    stamps = {path: _stamp(path) for path in paths}
+    val_classes = ValClasses(paths, val_list)
+    check_not_shipped(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with claim(folder):
+        _unpack_all(stamps, folder, val_classes)
+    _print_result(display_path(folder))
+
+
+def _unpack_all(stamps, folder, val_classes):
+    """Unpack the archives of {path: [size, mtime in ns]} that are not done."""
+    is_new = not (folder / MARKS).exists()
+    marks = _read_marks(folder)
+    _check_space(folder, [path for path in stamps if path.name not in marks])
+    for path, stamp in stamps.items():
+        before = marks.get(path.name, [*stamp, "begun"])
+        if before == [*stamp, "done"]:
+            print(f"{path}: unpacked before ({display_path(folder / MARKS)} says so)")
+            continue
+        # Files of another archive of this name, or of a damaged one, may be wrong even if their sizes are right.
+        state = "begun" if before == [*stamp, "begun"] else "doubtful"
+        _write_mark(folder, marks, path, [*stamp, state])
+        try:
+            unpack_archive(path, lambda depth, state=state: Unpacker(folder, val_classes, is_new, state, depth))
+        except DamagedArchive:
+            _write_mark(folder, marks, path, [*stamp, "doubtful"])
+            raise
+        except ForeignFile:
+            (folder / MARKS).unlink()  # so that a second try does not replace the file either
+            raise
+        os.sync()  # a power cut must not keep the mark and lose the images
+        _write_mark(folder, marks, path, [*stamp, "done"])
+
+
+def _stamp(path):
+    """[size, mtime in ns] of an archive."""
+    status = path.stat()
+    if not path.is_file():
+        raise UserError(f"{path} is not a file")
+    return [status.st_size, status.st_mtime_ns]
+
+
+# --- The folder ---
+
+
+@contextlib.contextmanager
+def claim(folder):
+    """Keep other processes from unpacking to the folder. Raises UserError if one does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            lock(descriptor)  # does nothing on a file system without locks
+        except BlockingIOError:
+            raise UserError(f"another process unpacks to {folder}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read_marks(folder):
+    try:
+        return dict(json.loads((folder / MARKS).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+def _write_mark(folder, marks, path, mark):
+    marks[path.name] = mark
+    write_text(folder / MARKS, json.dumps(marks, indent=1) + "\n")
+
+
+def _check_space(folder, paths):
+    """Raise UserError if the archives do not fit on the disk."""
+    try:
+        needed = sum(map(archives.unpacked_size, paths))
+    except zipfile.BadZipFile:
+        return  # reported when the archive is unpacked
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder} has {free / 1e6:,.0f} MB free but the archives need {needed / 1e6:,.0f} MB; free some, or name "
+            "a folder on another disk with --output"
+        )
+
+
+def _print_result(folder):
+    splits = [folder / split for split in ("train", "val", "test") if (folder / split).is_dir()]
+    for split in splits or [folder]:
+        counts = [len(image_files(split / name)) for name in class_folders(split)]
+        print(f"{split}: {sum(counts):,} images in {len(counts):,} classes")
+    print(f"check:  python tools/check_data.py --data-path {shlex.quote(str(folder))}")

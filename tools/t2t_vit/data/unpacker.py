@@ -1,0 +1,184 @@
+"""One archive to files: which entries are wanted, where they go, and how a file is written."""
+
+import contextlib
+import errno
+import lzma
+import os
+import re
+import sys
+import tarfile
+import zipfile
+import zlib
+
+from t2t_vit.common.errors import UserError, one_line
+from t2t_vit.common.logger import progress_bar
+from t2t_vit.data import archives, cifar
+from t2t_vit.data.index import is_ignored_folder, is_image_name
+from t2t_vit.data.layout import split_named
+
+_CLASS_ARCHIVE = re.compile(r"(n\d{8})\.tar")
+_VAL_IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, MemoryError)
+
+
+class DamagedArchive(UserError):
+    """The archive cannot be read to its end."""
+
+
+class ForeignFile(UserError):
+    """The folder holds another file with the name of a file from the archive."""
+
+
+def unpack_archive(path, unpacker_of):
+    """Unpack one archive and print what was in it. `unpacker_of`: depth of the class folders -> Unpacker."""
+    unpacker = unpacker_of(None)
+    try:
+        unpacker.add_archive(path)
+        if not unpacker.images and (depth := class_depth(unpacker.unplaced)) is not None:
+            unpacker = unpacker_of(depth)
+            unpacker.add_archive(path)
+    except _DAMAGED as error:
+        reason = str(error) or type(error).__name__
+        reason = reason.splitlines()[0].rstrip(": ")  # tarfile adds a line for each compression that it tried
+        raise DamagedArchive(
+            f"{path} is damaged, incomplete or not a tar or zip archive ({reason}); {unpacker.images:,} of its images "
+            "are unpacked; download it again and repeat the command"
+        ) from error
+    if unpacker.unsafe:
+        names = ", ".join(map(ascii, unpacker.unsafe[:3]))
+        print(f"warning: {path}: left out {len(unpacker.unsafe)} links, devices and unsafe names: {names}",
+              file=sys.stderr)  # fmt: skip
+    if unpacker.repeated:
+        print(f"warning: {path}: left out {unpacker.repeated} files that would replace an earlier one", file=sys.stderr)
+    if not unpacker.images:
+        raise UserError(f"{path} holds no images in train/ or val/ folders, or in two or more class folders")
+    print(f"{path}: {unpacker.written:,} images written, {unpacker.images - unpacker.written:,} there before, "
+          f"{unpacker.other:,} other files left out")  # fmt: skip
+
+
+class Unpacker:
+    """Writes the files of an archive and counts them.
+
+    Args:
+        folder: to unpack to.
+        val_classes: `ValClasses`.
+        is_new: whether nothing was unpacked to the folder before. No file is then replaced.
+        state: "begun" if files of the right size are right, or "doubtful".
+        depth: of the class folders in an archive without splits, see `class_depth`; None for an archive with splits.
+    """
+
+    def __init__(self, folder, val_classes, is_new, state, depth):
+        self.folder, self.val_classes, self.is_new, self.depth = folder, val_classes, is_new, depth
+        self.is_trusted = state == "begun"
+        self.images = self.written = self.other = self.repeated = 0
+        self.unsafe = []
+        self.targets = set()  # hashes of the paths; a million paths would take much memory
+        self.unplaced = set()  # folders of images that are in no split, as tuples
+
+    def add_archive(self, path):
+        """Unpack an archive, with a progress bar."""
+        options = {"total": path.stat().st_size, "unit": "B", "unit_scale": True, "desc": path.name}
+        with open(path, "rb") as file, progress_bar(None, **options) as bar:
+            form, inner = cifar.form_of(path), _CLASS_ARCHIVE.fullmatch(path.name)
+            found = cifar.entries(file, path, form) if form else archives.entries(file, path)
+            # A class archive by itself: someone has unpacked ILSVRC2012_img_train.tar by hand.
+            self._add(found, lambda: bar.update(max(0, file.tell() - bar.n)), f"train/{inner[1]}/" if inner else "")
+
+    def _add(self, entries, progress, prefix):
+        for entry in entries:
+            progress()
+            class_archive = _CLASS_ARCHIVE.fullmatch(entry.parts[-1]) if entry.parts else None
+            if not entry.is_safe or not entry.parts:
+                self.unsafe.append(entry.name)
+            elif class_archive:
+                with entry.open() as inner:
+                    self._add(archives.tar_entries(inner), progress, f"train/{class_archive[1]}/")
+            elif target := self._place(prefix + "/".join(entry.parts)):
+                self._write(entry, self.folder / target)
+            else:
+                self.other += 1
+
+    def _place(self, name):
+        """Path below the folder for an entry of this name, or None if it is left out."""
+        *parents, file = name.split("/")
+        if any(map(is_ignored_folder, parents)) or not is_image_name(file):
+            return None
+        at, split = next(((i, split) for i, part in enumerate(parents) if (split := _split_of(part))), (None, None))
+        below = parents[at + 1 :] if split else []
+        below = below[1:] if split and below[:1] == [parents[at]] else below  # seg_train/seg_train/cat
+        if below:
+            return "/".join([split, *below, file])
+        if _VAL_IMAGE.fullmatch(file) or split == "val":
+            return f"val/{self.val_classes.class_of(name)}/{file}"
+        if split is None and self.depth is None:
+            self.unplaced.add(tuple(parents))
+        elif split is None and parents[self.depth :]:
+            return "/".join([*parents[self.depth :], file])
+        return None
+
+    def _write(self, entry, target):
+        """Write one file, unless it is there."""
+        key = hash(str(target))
+        if key in self.targets:
+            self.repeated += 1
+            return
+        self.targets.add(key)
+        if not self._is_there(entry, target):
+            if self.is_new and os.path.lexists(target):
+                raise ForeignFile(f"{target} exists and differs from the file in the archive; give another --output")
+            with entry.open() as source, _replacing(target) as file:
+                file.writelines(_blocks(source))
+            self.written += 1
+        self.images += 1
+
+    def _is_there(self, entry, target):
+        return self.is_trusted and target.is_file() and entry.size in (None, target.stat().st_size)
+
+
+def _split_of(name):
+    """train, val or test for the folder of a split, None for any other."""
+    split = split_named(name)
+    return "test" if split and "test" in name.lower() else split
+
+
+def class_depth(folders):
+    """Number of folders above the class folders, given the folders of all images as a set of tuples.
+
+    Images beside the folder that holds all others are ignored. None if there are no two class folders.
+    """
+    while folders:
+        depth = len(os.path.commonprefix(list(folders)))
+        folders = {folder for folder in folders if len(folder) > depth}
+        if len({folder[depth] for folder in folders}) > 1:
+            return depth
+    return None
+
+
+def _blocks(source):
+    """Content of an entry. Its errors are the archive's, whatever their type."""
+    try:
+        while block := source.read(2**20):
+            yield block
+    except OSError as error:
+        raise tarfile.ReadError(one_line(error)) from error
+
+
+@contextlib.contextmanager
+def _replacing(target):
+    """Yield a file that becomes `target` when it is complete, and is removed otherwise.
+
+    Unlike files.atomic_path it does not wait for the disk, which would take hours for a million files.
+    """
+    temporary = target.with_name(".unpack.part")  # the next process overwrites what a killed one has left
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk is full at {target}; free some space and repeat the command") from error
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
