@@ -20,7 +20,7 @@ from t2t_vit.config import load_config
 from t2t_vit.models import cpu_ops, layers
 from t2t_vit.models.dropout import Dropout, drawing_from
 from t2t_vit.models.layers import Block, LayerNorm, Linear
-from t2t_vit.models.t2t_module import TokenPerformer
+from t2t_vit.models.token_layers import TokenPerformer
 from t2t_vit.models.zoo import create_model
 from t2t_vit.training import microbatch
 from t2t_vit.training.microbatch import MicroBatches, inference

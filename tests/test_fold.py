@@ -7,7 +7,7 @@ from paddle import nn
 
 from t2t_vit.deploy.fold import FoldedBlock, fold
 from t2t_vit.models.layers import Block
-from t2t_vit.models.t2t_module import T2TModule
+from t2t_vit.models.t2t import T2TModule
 from t2t_vit.models.zoo import create_model
 
 SMALL_T2T = dict(depth=2, embed_dim=24, num_heads=3, token_dim=8, num_classes=5)

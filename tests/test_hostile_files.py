@@ -338,7 +338,6 @@ def test_odd_graphs_are_one_line(tmp_path):
 
 @pytest.mark.parametrize("name, text", [
     ("metrics.jsonl", '{"epoch": 1, "lr": ' + "[" * 9999),
-    ("metrics.jsonl", '{"epoch": 1, "lr": 1' + "0" * 400 + "}"),
     ("metrics.jsonl", '{"epoch": ' + "9" * 5000 + "}\n"), ("metrics.jsonl", '{"epoch": 1e400}'),
     ("metrics.jsonl", "{}"),
     ("summary.csv", "epoch,lr\n1," + "9" * 200_000), ("summary.csv", "epoch,lr\n" + "9" * 5000 + ",1"),

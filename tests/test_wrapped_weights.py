@@ -137,7 +137,7 @@ def test_a_state_of_another_program_is_not_resumed(tmp_path, tensors):
     need_torch()
     peers.save_torch(tmp_path / "last.pth.tar", {"state_dict": tensors, "epoch": 3, "optimizer": {"state": {}}})
     with pytest.raises(
-        UserError, match="last.pth.tar is a PyTorch file, .* --pretrained .*last.pth.tar starts a train"
+        UserError, match="last.pth.tar is a PyTorch file, .* --pretrained .*last.pth.tar starts from its weights"
     ):
         resume.find_state(str(tmp_path / "last.pth.tar"), None)
     checkpoint.save(tmp_path / "w.pdparams", {"a": paddle.ones([2])})

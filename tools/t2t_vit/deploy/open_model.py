@@ -16,7 +16,6 @@ from t2t_vit.config import load_config, resolve, with_classes
 from t2t_vit.data.classes import ClassList
 from t2t_vit.deploy.engines import SUFFIXES, EagerPredictor, engine_of, file_beside_part, open_predictor
 from t2t_vit.deploy.metadata import Metadata
-from t2t_vit.training.schedule import total_epochs
 
 _FORMATS = {"inference": "paddle", "onnxruntime": "onnx", "openvino": "openvino"}
 
@@ -147,6 +146,8 @@ def best_epoch(weights):
     """Epoch and accuracy of a run's best.pdparams, in brackets, read from the files beside it; "" if unknown."""
     if weights.name != "best.pdparams":
         return ""
+    from t2t_vit.training.schedule import total_epochs  # here because it imports Paddle
+
     try:
         cfg = load_config(weights.with_name("config.yaml"))
         lines = weights.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()

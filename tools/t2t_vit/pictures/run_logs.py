@@ -108,7 +108,7 @@ def _read_json_lines(path):
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number}: not valid JSON") from None
-        if not isinstance(row, dict) or type(row.get("epoch")) is not int or row["epoch"] < 1:
+        if not isinstance(row, dict) or type(row.get("epoch")) is not int or not 1 <= row["epoch"] < 10**9:
             raise UserError(f'{path}, line {number}: expected {{"epoch": 1, ...}}')
         for key in KEYS:
             if key in row and type(row[key]) not in (int, float, type(None)):

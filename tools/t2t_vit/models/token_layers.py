@@ -1,9 +1,9 @@
-"""The Tokens-to-Token module of T2T-ViT.
+"""The token layers of the T2T module (Yuan et al., ICCV 2021, arXiv:2101.11986, section 3.1): performer or transformer.
 
-Parameter names are those of the official code (yitu-opensource/T2T-ViT, models/t2t_vit.py, token_performer.py,
+Parameter names are those of the official code (yitu-opensource/T2T-ViT, models/token_performer.py,
 token_transformer.py).
 
-Sizes: B images, Cin channels, H x W pixels, N tokens, C embedding width, E token width (64), m random features (32).
+Sizes: B images, N tokens, E token width (64), m random features (32).
 """
 
 import math
@@ -16,12 +16,7 @@ from paddle.nn.initializer import Orthogonal
 from t2t_vit.models import tf32
 from t2t_vit.models.cpu_ops import add_to_each, attend, softmax_and_logsumexp
 from t2t_vit.models.dropout import Dropout
-from t2t_vit.models.family import Stage
-from t2t_vit.models.layers import LayerNorm, Linear, Mlp, init_from_fan_in
-from t2t_vit.models.recompute import recomputed
-
-# Kernel, stride and padding of each soft split.
-SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
+from t2t_vit.models.layers import LayerNorm, Linear, Mlp
 
 
 class TokenPerformer(nn.Layer):
@@ -74,7 +69,7 @@ class TokenPerformer(nn.Layer):
             return y.astype(v.dtype)
 
     def factors(self, k, q):
-        """(B, N, m) and (B, m, N), whose product is the attention (B, N, N) that `attend` never forms."""
+        """(B, N, m) and (B, m, N), whose product is the attention (B, N, N) that `attend` never computes."""
         k, q, w = (_at_least_float32(t) for t in (k, q, self.w))
         log_k = _log_features(k, w).transpose([0, 2, 1])  # (B, m, N)
         over_tokens, log_sum = softmax_and_logsumexp(log_k)  # (B, m, N), (B, m, 1)
@@ -157,89 +152,3 @@ class TokenTransformer(nn.Layer):
 
 
 TOKEN_LAYERS = {"performer": TokenPerformer, "transformer": TokenTransformer}
-TOKENS_TYPES = (*TOKEN_LAYERS, "convolution")
-
-
-def split_grids(image_size, splits):
-    """(height, width) of the token grid after each soft split of an (H, W) image.
-
-    Raises ValueError if the image is too small for a split.
-    """
-    grids, size = [], tuple(image_size)
-    for kernel, stride, padding in splits:
-        size = tuple((length + 2 * padding - kernel) // stride + 1 for length in size)
-        if min(size) < 1:
-            raise ValueError(
-                f"an image of {image_size[0]}x{image_size[1]} pixels is too small for the soft splits {splits}"
-            )
-        grids.append(size)
-    return grids
-
-
-class T2TModule(nn.Layer):
-    """Tokens-to-Token module (paper, section 3.1): soft splits with a token layer between each two.
-
-    (B, Cin, H, W) -> (B, N, C), N = product of `self.grids[-1]`. With token type "convolution" (the paper's ablation)
-    the soft splits are plain convolutions of the same geometry and there is no token layer.
-    """
-
-    recompute = False  # see recompute_activations
-
-    def __init__(self, image_size, in_chans, embed_dim, tokens_type, token_dim, splits):
-        super().__init__()
-        if tokens_type not in TOKENS_TYPES:
-            raise ValueError(f"unknown token type {tokens_type!r}: choose one of {', '.join(TOKENS_TYPES)}")
-        self.splits = [tuple(split) for split in splits]
-        self.grids = split_grids(image_size, self.splits)
-        if tokens_type == "convolution":
-            self._add_convolutions(in_chans, token_dim, embed_dim)
-            return
-        width = in_chans
-        for i, (kernel, _, _) in enumerate(self.splits[:-1], start=1):
-            self.add_sublayer(f"attention{i}", TOKEN_LAYERS[tokens_type](width * kernel**2, token_dim))
-            width = token_dim
-        self.project = Linear(width * self.splits[-1][0] ** 2, embed_dim)
-
-    def _add_convolutions(self, in_chans, token_dim, embed_dim):
-        widths = [in_chans] + [token_dim] * (len(self.splits) - 1)
-        for i, (split, width) in enumerate(zip(self.splits[:-1], widths)):
-            self.add_sublayer(f"soft_split{i}", nn.Conv2D(width, token_dim, *split))
-        self.project = nn.Conv2D(widths[-1], embed_dim, *self.splits[-1])
-        self.apply(init_from_fan_in)
-
-    @property
-    def stages(self):
-        """The token layers, or all convolutions."""
-        splits = range(len(self.splits) - 1)
-        if hasattr(self, "soft_split0"):
-            return [*(getattr(self, f"soft_split{i}") for i in splits), self.project]
-        return [getattr(self, f"attention{i + 1}") for i in splits]
-
-    def layers(self):
-        """The `Stage`s of the module. The last one makes the patches of the backbone."""
-        places = [(self.grids[i], self.splits[: i + 1]) for i in range(len(self.splits))]
-        if hasattr(self, "soft_split0"):
-            names = [f"convolution {i + 1}" for i in range(len(places))]
-            return [Stage(layer, *place, output_name=name) for layer, place, name in zip(self.stages, places, names)]
-        kind = "performer" if isinstance(self.stages[0], TokenPerformer) else "transformer"
-        layers = [
-            Stage(layer, *place, f"soft split {i}", f"{kind} {i}")
-            for i, (layer, place) in enumerate(zip(self.stages, places), start=1)
-        ]
-        return [*layers, Stage(self.project, *places[-1], f"soft split {len(places)}")]
-
-    def forward(self, x):
-        if not hasattr(self, "soft_split0"):
-            return self._soft_split_tokens(x)
-        for convolution in self.stages:
-            x = convolution(x)  # (B, E or C, h, w)
-        return x.flatten(2).transpose([0, 2, 1])  # (B, N, C)
-
-    def _soft_split_tokens(self, x):
-        # On a GPU unfold and its gradient start a kernel per image (unfold_kernel_impl.h, 2.6.2 and 3.3.1).
-        for stage, split, (height, width) in zip(self.stages, self.splits, self.grids):
-            x = F.unfold(x, *split).transpose([0, 2, 1])  # (B, h*w, Cin*k*k)
-            x = recomputed(stage, x) if self.recompute else stage(x)  # (B, h*w, E)
-            x = x.transpose([0, 2, 1]).reshape([x.shape[0], x.shape[2], height, width])  # (B, E, h, w)
-        x = F.unfold(x, *self.splits[-1]).transpose([0, 2, 1])  # (B, N, E*k*k)
-        return self.project(x)  # (B, N, C)
