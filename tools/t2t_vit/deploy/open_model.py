@@ -146,14 +146,13 @@ def best_epoch(weights):
     """Epoch and accuracy of a run's best.pdparams, in brackets, read from the files beside it; "" if unknown."""
     if weights.name != "best.pdparams":
         return ""
-    from t2t_vit.training.schedule import total_epochs  # here because it imports Paddle
-
     try:
         cfg = load_config(weights.with_name("config.yaml"))
         lines = weights.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         key = "val_ema_top1" if cfg.VAL.BEST == "ema" and any("val_ema_top1" in row for row in rows) else "val_top1"
         best = max((row for row in rows if row.get(key) is not None), key=lambda row: row[key])
-        return f" (weights of epoch {best['epoch']:d} of {total_epochs(cfg.TRAIN)}, val acc {best[key]:.4f})"
+        epochs = cfg.TRAIN.EPOCHS + cfg.TRAIN.COOLDOWN_EPOCHS
+        return f" (weights of epoch {best['epoch']:d} of {epochs}, val acc {best[key]:.4f})"
     except (UserError, OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError, AttributeError):
         return ""  # the files are of an older version, or forged
