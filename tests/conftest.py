@@ -56,7 +56,7 @@ if importlib.util.find_spec("hypothesis"):  # the environment with PaddlePaddle 
 
 
 @pytest.fixture
-def told(caplog, monkeypatch):
+def warned(caplog, monkeypatch):
     """`caplog` of the program's warnings, whatever handlers earlier tests have left."""
     log = logging.getLogger("t2t")
     monkeypatch.setattr(log, "propagate", True)

@@ -20,7 +20,7 @@ from t2t_vit.config import load_config
 from t2t_vit.models import cpu_ops
 from t2t_vit.models.dropout import Dropout, drawing_from
 from t2t_vit.models.layers import LayerNorm, Linear
-from t2t_vit.models.t2t import TokenPerformer
+from t2t_vit.models.token_layers import TokenPerformer
 from t2t_vit.models.zoo import create_model
 from t2t_vit.training import microbatch
 from t2t_vit.training.microbatch import MicroBatches, inference

@@ -101,13 +101,13 @@ def test_class_list_with_a_repeated_folder_is_refused(tmp_path):
         read_classes(tmp_path / "classes.txt")
 
 
-def test_class_missing_in_one_split_is_reported(tmp_path, told):
+def test_class_missing_in_one_split_is_reported(tmp_path, warned):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 1, "val/wasp": 1})
     with pytest.raises(UserError, match="val has class folders that .*train has not: wasp"):
         load_data(folder_config(tmp_path))
     make_folders(tmp_path / "b", {"train/ant": 1, "train/bee": 0, "val/ant": 1})
     load_data(folder_config(tmp_path / "b"))
-    assert "1 of 2 classes have no image in" in told.text and told.text.count("bee") == 2
+    assert "1 of 2 classes have no image in" in warned.text and warned.text.count("bee") == 2
 
 
 @pytest.mark.parametrize(

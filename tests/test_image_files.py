@@ -166,13 +166,13 @@ def test_16_bits_are_scaled(tmp_path):
             assert np.array_equal(found, np.rint(values / 257)), name
 
 
-def test_grey_bits_are_a_key(tmp_path, told):
+def test_grey_bits_are_a_key(tmp_path, warned):
     values = (RAMP % 4001).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png")
     dark = np.asarray(load_image(tmp_path / "x.png", 1))
     load_image(tmp_path / "x.png", 1)
     assert dark.max() == 16
-    assert [record.getMessage() for record in told.records] == [
+    assert [record.getMessage() for record in warned.records] == [
         f"warning: {tmp_path}/x.png uses at most 12 of 16 bits and looks nearly black; set DATA.GREY_BITS to the bits "
         "that hold values, often 12 (only the first such image is named)"
     ]

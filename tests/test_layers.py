@@ -10,6 +10,7 @@ from paddle import nn
 from t2t_vit.models import pit, t2t
 from t2t_vit.models.dropout import DropPath
 from t2t_vit.models.layers import Attention, Linear
+from t2t_vit.models.token_layers import TokenAttention, TokenPerformer
 from t2t_vit.models.zoo import create_model, list_models
 
 T2T = dict(image_size=32, num_classes=5, embed_dim=16, depth=2, num_heads=2, token_dim=8)
@@ -147,9 +148,9 @@ def test_a_model_learns_through_lora_layers(kind):
     for parameter in model.parameters():
         parameter.stop_gradient = True
     for layer in model.sublayers():
-        if isinstance(layer, (Attention, t2t.TokenAttention)):
+        if isinstance(layer, (Attention, TokenAttention)):
             layer.qkv = Lora(layer.qkv)
-        if isinstance(layer, t2t.TokenPerformer):
+        if isinstance(layer, TokenPerformer):
             layer.kqv = Lora(layer.kqv)
     logits = model(paddle.randn([2, 3, 32, 32]))
     (sum(logits) if isinstance(logits, tuple) else logits).square().sum().backward()

@@ -152,21 +152,21 @@ def test_a_run_from_before_photos_were_rotated_is_not_continued_with_other_pixel
     check_setting(then, {**now, "upright": False}, "state")
 
 
-def test_resuming_with_files_of_other_sizes_is_a_warning(tmp_path, told):
+def test_resuming_with_files_of_other_sizes_is_a_warning(tmp_path, warned):
     make_folders(tmp_path, {"train/ant": 1200, "train/bee": 1, "val/ant": 1, "val/bee": 1})
     cfg = folder_config(tmp_path)
     then = setting(cfg, load_data(cfg)[1])
     (tmp_path / "train/ant/3.png").write_bytes(b"x")  # the sizes of every second of the 1201 are compared
     check_setting(then, setting(cfg, load_data(cfg)[1]), "state")
-    assert told.text == ""
+    assert warned.text == ""
     for path in (tmp_path / "train/ant").iterdir():
         path.write_bytes(path.read_bytes() + b"x")
     now = setting(cfg, load_data(cfg)[1])
     check_setting(then, now, "state")
-    assert "checksum of the training files' sizes was" in told.text and "validation files" not in told.text
-    told.clear()
+    assert "checksum of the training files' sizes was" in warned.text and "validation files" not in warned.text
+    warned.clear()
     check_setting({key: value for key, value in then.items() if not key.endswith("_sizes")}, now, "state")
-    assert told.text == ""  # a state of an earlier version
+    assert warned.text == ""  # a state of an earlier version
 
 
 # --- Files that are not images of the class ---

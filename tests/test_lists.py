@@ -86,9 +86,9 @@ def test_lines_without_a_meaning_are_named(pictures, content, message):
         listed(pictures, content)
 
 
-def test_repeated_lines_are_a_warning(pictures, told):
+def test_repeated_lines_are_a_warning(pictures, warned):
     assert len(listed(pictures, "a, b/0.png 0\na, b/1.png 1\na, b/0.png 0\n")) == 3
-    assert "1 lines of" in told.text and "repeat an earlier line" in told.text
+    assert "1 lines of" in warned.text and "repeat an earlier line" in warned.text
 
 
 # --- Class lists ---

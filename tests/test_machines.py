@@ -29,7 +29,7 @@ from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.weights import download
 
 
-def test_file_system_without_locks_and_folder_flushes(tmp_path, monkeypatch, told):
+def test_file_system_without_locks_and_folder_flushes(tmp_path, monkeypatch, warned):
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -43,7 +43,7 @@ def test_file_system_without_locks_and_folder_flushes(tmp_path, monkeypatch, tol
     cfg = load_config(ROOT / "configs/lit_data.yaml", [("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))])
     run = RunFolder(cfg)
     run.lock()
-    assert "lit_data.lock cannot be locked on this file system; do not train this run twice" in told.text
+    assert "lit_data.lock cannot be locked on this file system; do not train this run twice" in warned.text
     write_text(tmp_path / "lit_data/config.yaml", cfg.dump())
     run.save_state({"epoch": 1})
     assert run.latest.is_file()

@@ -6,7 +6,8 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from t2t_vit.models.t2t import T2TViT, TokenPerformer, split_grids
+from t2t_vit.models.t2t import T2TViT, split_grids
+from t2t_vit.models.token_layers import TokenPerformer
 from t2t_vit.models.zoo import create_model, list_models
 from t2t_vit.training.parameters import parameter_groups
 

@@ -269,8 +269,8 @@ def test_other_settings_on_one_machine_stop_all(tmp_path):
              for node in (0, 1)]  # fmt: skip
     for node in nodes:
         assert node.wait(60) != 0
-    told = "error: rank 1 has other settings than rank 0: SEED was 0, is 1"
-    assert told in (tmp_path / "launch1/launcher.txt").read_text()
+    line = "error: rank 1 has other settings than rank 0: SEED was 0, is 1"
+    assert line in (tmp_path / "launch1/launcher.txt").read_text()
     assert "rank 1 of 2: rank 1 has other settings" in (tmp_path / "launch0/launcher.txt").read_text()
 
 

@@ -79,7 +79,7 @@ def test_small_shared_memory_is_not_used(tmp_path):
                         r"through pipes, .* --shm-size 1g\n", done.stderr)  # fmt: skip
 
 
-def test_shared_memory_must_hold_all_batches_that_are_read_ahead(monkeypatch, told):
+def test_shared_memory_must_hold_all_batches_that_are_read_ahead(monkeypatch, warned):
     from test_data import settings
 
     cfg = settings(DATA__NUM_WORKERS="8", TRAIN__BATCH_SIZE="128", VAL__BATCH_SIZE="100", DATA__IMAGE_SIZE="224",
@@ -90,7 +90,7 @@ def test_shared_memory_must_hold_all_batches_that_are_read_ahead(monkeypatch, to
         monkeypatch.setattr(reading.os, "statvfs", lambda _, memory=memory: memory)
         reading._warn.cache_clear()
         assert reading.shared_memory_fits(cfg, 128, 100) is fits
-    assert [record.getMessage() for record in told.records] == [
+    assert [record.getMessage() for record in warned.records] == [
         "warning: /dev/shm has 64 MB and the loader processes may need 591: they send the images through pipes, which "
         "is slower; in Docker, start the container with --shm-size 2g"
     ]

@@ -289,9 +289,9 @@ def test_both_languages_have_the_same_code_in_their_tables():
                                               ("README_cn.md", "## 常见问题", "## 扩展")])  # fmt: skip
 def test_settings_of_troubleshooting_are_read(name, start, end):
     spans = re.findall(r"`([^`]+)`", section(name, start, end))
-    pairs = [
-        re.sub(r"^--batch-size \d+ ", "", span).split(maxsplit=1) for span in spans if re.search(r"[A-Z]\.[A-Z]", span)
-    ]
+    settings = [re.sub(r"^--batch-size \d+ ", "", span) for span in spans if re.search(r"[A-Z]\.[A-Z]", span)]
+    assert {setting.split()[0] for setting in settings} <= set(all_keys())
+    pairs = [setting.split(maxsplit=1) for setting in settings if " " in setting]
     pairs = [(key, value.strip('"')) for key, value in pairs]
     assert len(pairs) >= 12
     for key, value in pairs:

@@ -398,7 +398,7 @@ def test_other_settings_are_refused_by_name_unless_forced(short_run, tmp_path):
     assert "EPOCHS: 2" in (output / "lit_data/config.yaml").read_text()
 
 
-def test_global_batch_keeps_the_step_on_another_number_of_processes(told):
+def test_global_batch_keeps_the_step_on_another_number_of_processes(warned):
     cfg = load_config(ROOT / "configs/lit_data.yaml", [("TRAIN.BATCH_SIZE", "32"), ("TRAIN.GLOBAL_BATCH", "64")])
     splits = load_data(cfg)[1]
 
@@ -407,7 +407,9 @@ def test_global_batch_keeps_the_step_on_another_number_of_processes(told):
         return {**setting(resolved, splits), "processes": processes}
 
     check_setting(setting_of(2), setting_of(1), "latest.pdparams")  # is not refused
-    assert "TRAIN.ACCUM_STEPS was 1 and is now 2: no longer bit-exact" in told.text and "a step had" not in told.text
+    assert (
+        "TRAIN.ACCUM_STEPS was 1 and is now 2: no longer bit-exact" in warned.text and "a step had" not in warned.text
+    )
 
 
 def test_a_key_that_is_younger_than_the_state_had_its_default(short_run, tmp_path):

@@ -235,15 +235,15 @@ def test_sums_of_another_version_are_refused():
         sums.load_state({**state, "sums": state["sums"][:, 1:]})
 
 
-def test_slow_reading_is_a_warning_once_but_not_in_the_first_lines(told):
+def test_slow_reading_is_a_warning_once_but_not_in_the_first_lines(warned):
     log = TrainLog(1, 16, 0)
     for read, seconds in ((90, 100), (9, 100), (4, 5)):  # the first line; a good one; too short to judge
         log.check_reading(Lap(1, read, seconds - read))
-    assert not told.text
+    assert not warned.text
     for read, seconds in ((38, 95), (90, 100)):
         log.check_reading(Lap(1, read, seconds - read))
-    assert told.text.count("of the time was spent waiting for images") == 1
-    assert "warning: 42 % of the time" in told.text and "raise DATA.NUM_WORKERS (0; " in told.text
+    assert warned.text.count("of the time was spent waiting for images") == 1
+    assert "warning: 42 % of the time" in warned.text and "raise DATA.NUM_WORKERS (0; " in warned.text
 
 
 # --- When to save and stop ---

@@ -156,16 +156,18 @@ def test_gpu_is_tried_before_use(monkeypatch):
 
 
 @pytest.mark.usefixtures("card")
-def test_run_on_the_cpu_warns_if_there_is_a_gpu(told, monkeypatch):
+def test_run_on_the_cpu_warns_if_there_is_a_gpu(warned, monkeypatch):
     for value in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
         gpu.warn_of_idle_cards()
-    assert not told.messages
+    assert not warned.messages
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     gpu.warn_of_idle_cards()
-    assert "although nvidia-smi lists NVIDIA H100 80GB HBM3 (compute capability 9.0): this PaddlePaddle" in told.text
-    assert f"is a CPU build; install with: {sys.executable} -m pip uninstall" in told.text and "/cu126/" in told.text
-    told.clear()
+    assert "although nvidia-smi lists NVIDIA H100 80GB HBM3 (compute capability 9.0): this PaddlePaddle" in warned.text
+    assert (
+        f"is a CPU build; install with: {sys.executable} -m pip uninstall" in warned.text and "/cu126/" in warned.text
+    )
+    warned.clear()
     monkeypatch.setattr(wheels, "look", lambda: wheels.Machine([], None, "nvidia-smi lists no card: no driver"))
     gpu.warn_of_idle_cards()
-    assert told.messages == ["warning: on the CPU: nvidia-smi lists no card: no driver"]
+    assert warned.messages == ["warning: on the CPU: nvidia-smi lists no card: no driver"]

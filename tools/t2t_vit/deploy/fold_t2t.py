@@ -19,7 +19,7 @@ from t2t_vit.deploy.fold import (
     folded_linear,
     include_norm,
 )
-from t2t_vit.models.t2t import TokenPerformer
+from t2t_vit.models.token_layers import TokenPerformer
 
 
 def _split_kernels(weight, kernel):

@@ -29,7 +29,7 @@ def serve_page(args, cfg):
     with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, listen(host, port) as listener:
         set_environment(uploads)
         require("gradio", "the page")
-        from t2t_vit.page.layout import build_page
+        from t2t_vit.page.layout import build_page  # imports gradio, which is optional
 
         shelf = Shelf(args, cfg)
         shelf.ask(shelf.names[0], look, [])  # reports a mistake in the command line before the page is up
@@ -58,10 +58,11 @@ def set_environment(folder):
 
 def application(page, uploads, hosts):
     """The ASGI application of a `gradio.Blocks`; for `uploads` and `hosts` see `Gate`."""
+    # With gradio, which is optional:
     import fastapi
     import gradio
 
-    from t2t_vit.page.gate import Gate
+    from t2t_vit.page.gate import Gate  # imports starlette
 
     page.has_launched = True  # Gradio 5 and 6 check paths only then, and mount_gradio_app does not set it
     page.state_session_capacity = MAX_SESSIONS
@@ -72,7 +73,7 @@ def application(page, uploads, hosts):
 
 def serve(app, listener):
     """Answer at the socket until a signal. A line says when the page is ready."""
-    import uvicorn
+    import uvicorn  # comes with gradio
 
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, limit_concurrency=MAX_CONNECTIONS)
     server = uvicorn.Server(config)

@@ -45,12 +45,15 @@ class RunFolder:
         self.times = self.folder / "times.jsonl"
         self.config = self.folder / "config.yaml"
         self.keep = cfg.TRAIN.KEEP
+        self._lock = None
 
     def lock(self):
         """Keep others from training a run of this name until this process ends; call it after `check_place`.
 
         Raises UserError if one already does, OSError if the folder is not writable.
         """
+        if self._lock:
+            return
         path = self.folder.with_name(f".{self.folder.name}.lock")
         check_writable(path)
         check_writable(self.log)

@@ -91,7 +91,8 @@ def _prepare(args, cfg, interrupts):
 def _find_state(args, cfg, run):
     """(file, state) to resume from, or (None, None), after checking that the run may write to its place."""
     check_place(run, cfg)
-    run.lock()
+    if run.folder.exists():
+        run.lock()  # a new run is locked when nothing can be refused any more: a mistake leaves no files
     path, state = find_state(args.resume, run)
     if not state or path.resolve().parent != run.folder.resolve():
         names = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER if cfg.DISTILL.TYPE else ""]
@@ -102,6 +103,7 @@ def _find_state(args, cfg, run):
 def _open_folder(trainer, path, state):
     """Start the run folder, or continue it from the state in `path`; from now on the log goes to its file."""
     run, classes = trainer.run, trainer.classes
+    run.lock()
     if state:
         run.continue_from(path, state["sizes"], with_start_of(trainer.cfg, state), classes)
         if trainer.best_epoch and not run.best.is_file():
