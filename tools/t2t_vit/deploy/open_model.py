@@ -53,7 +53,7 @@ def open_model(args, cfg, weights_only=False):
             f"{args.pretrained} is an exported model: give the weights that it was made from with --pretrained"
         )
     engine = choose_engine(args)
-    if engine in ("paddle", "inference") and "paddle" not in sys.modules:
+    if engine in ("paddle", "inference") and not sys.modules.get("paddle"):
         import_paddle(cfg.DEVICE)
     if engine == "paddle":
         from t2t_vit.parallel import processes  # here because it imports Paddle
