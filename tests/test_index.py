@@ -165,6 +165,22 @@ def test_a_damaged_cache_is_replaced(tree, tmp_path, walks, content):
     assert names(cached(tree, tmp_path)) == expected and len(walks) == 24  # mended
 
 
+@pytest.mark.parametrize("change", [
+    lambda names, class_of: (np.ndarray(10**9, np.dtype("S0"), buffer=b""), class_of),  # a billion names in no bytes
+    lambda names, class_of: (names[:-1], class_of),
+    lambda names, class_of: (names, class_of + 1),
+    lambda names, class_of: (names, class_of.astype(np.int64)),
+    lambda names, class_of: (names.reshape(2, -1), class_of.reshape(2, -1)),
+])  # fmt: skip
+def test_a_forged_cache_is_replaced(tree, tmp_path, walks, change):
+    expected = names(cached(tree, tmp_path))
+    file = tree.parent / ".index_of_train.npz"
+    with np.load(file) as content:
+        header, forged = content["header"], change(content["names"], content["class_of"])
+    np.savez(file, header=header, names=forged[0], class_of=forged[1])
+    assert names(cached(tree, tmp_path)) == expected and len(walks) == 24
+
+
 def test_cache_lies_elsewhere_if_the_data_folder_cannot_be_written(tree, tmp_path, walks, monkeypatch):
     def refuse(path, _open=index.atomic_path):
         if str(path).startswith(str(tree.parent)):

@@ -163,6 +163,12 @@ def _read_cache(file, folder, found):
                 return None
             if any(_stamp(path) != stamp for path, stamp in stamps.items()):
                 return None
-            return Paths(folder, content["names"]), content["class_of"]
+            names, class_of = content["names"], content["class_of"]
+            # Names of no bytes would need no bytes in the file, however many there are.
+            if names.dtype.kind != "S" or not names.dtype.itemsize or class_of.dtype != np.int32:
+                return None
+            if names.ndim != 1 or names.shape != class_of.shape or not np.isin(class_of, range(len(found))).all():
+                return None
+            return Paths(folder, names), class_of
     except Exception:  # NumPy and zipfile raise nearly anything on a damaged file
         return None
