@@ -14,6 +14,7 @@ from t2t_vit.config import accumulation, all_keys, load_config
 from t2t_vit.config_values import to_seconds
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
+from t2t_vit.models import cpu_ops
 from t2t_vit.runs import interruption
 from t2t_vit.runs.interruption import GO_ON, SAVE, STOP_FOR_TIME, InterruptHandler
 from t2t_vit.runs.run_folder import RunFolder
@@ -169,6 +170,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
 
     Nothing is brought to the device either, which waits too: it comes with the batch.
     """
+    monkeypatch.setattr(cpu_ops, "_enabled", False)  # forms for a CPU, which may look at the weights
     recipe = [("AUG.ERASE_PROB", "1.0"), ("AUG.MIXUP", "0.8"), ("AUG.CUTMIX", "1.0"), ("AUG.MIX_MODE", "elem")]
     cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"), *recipe,
                      ("TRAIN.LAYER_DECAY", "0.9"), ("CPU.MICRO_BATCH", "0"))  # fmt: skip
