@@ -211,7 +211,7 @@ def test_sheet_needs_no_matplotlib_and_confusion_names_it(tmp_path, monkeypatch,
         (["--sheet", ROOT / "q.png", "--confusion", f"{ROOT}/log/../q.png"], f"{ROOT}/log/../q.png is named for two"),
         (["--data-path", "/absent"], "data folder /absent not found"),
         (["--pretrained", "/absent.pdparams"], "weights /absent.pdparams not found"),
-        (["--engine", "onnxruntime", "--output", "/absent"], "no /absent/lit_data/export/lit_data.onnx for --engine"),
+        (["--engine", "onnxruntime", "--output", "/absent"], "/absent/lit_data/export/lit_data.onnx not found for"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path, capsys):
