@@ -173,8 +173,13 @@ def test_damaged_and_foreign_files_are_one_line(alone, tmp_path, engine):
     path.write_bytes(whole)
     for weights in tmp_path.glob(f"{path.stem}.{'bin' if engine == 'openvino' else 'pdiparams'}"):
         if engine != "onnxruntime":
-            weights.write_bytes(weights.read_bytes()[:1000])
-            with pytest.raises(UserError, match=rf"{path.name} cannot be read by .*; export it again$"):
+            content = bytearray(weights.read_bytes())
+            weights.write_bytes(content[:1000])
+            with pytest.raises(UserError, match=r"(cannot be read by|is not the file that was) .*; export it again$"):
+                open_predictor(engine, path)
+            content[-1] ^= 1
+            weights.write_bytes(content)  # as if from another export
+            with pytest.raises(UserError, match=f"{weights.name} is not the file .* {tmp_path}/{path.name};"):
                 open_predictor(engine, path)
             weights.unlink()
             with pytest.raises(UserError, match=rf"{weights.name} not found.*; export it again$"):

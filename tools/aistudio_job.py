@@ -110,7 +110,9 @@ def here():
     """The Place of this machine, with the folders that the environment names."""
     place = PLACES.get(on_aistudio(), ELSEWHERE)
     named = {name: os.environ.get(f"JOB_{name.upper()}") for name in Place._fields}
-    return place._replace(**{name: ":".join(map(absolute, value.split(":"))) for name, value in named.items() if value})
+    return place._replace(
+        **{name: ":".join(map(absolute, filter(None, value.split(":")))) for name, value in named.items() if value}
+    )
 
 
 def number(variable, default):

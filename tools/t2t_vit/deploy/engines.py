@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from t2t_vit.common.errors import UserError, one_line
-from t2t_vit.common.files import read_text
+from t2t_vit.common.files import read_text, sha256
 from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.common.runtime import asked_threads, cores
 from t2t_vit.data.transforms import normalized
@@ -21,6 +21,7 @@ from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
 # Files that each engine reads; "paddle" computes with weights.
 SUFFIXES = {"inference": (".json", ".pdmodel"), "onnxruntime": (".onnx",), "openvino": (".xml", ".onnx")}
+CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
 
 
 def require(module, what):
@@ -46,6 +47,18 @@ def part_of(path, suffix):
     if not part.is_file():
         raise UserError(f"{part} not found, which belongs to {path}; export it again")
     return part
+
+
+def checksum(path):
+    """What an exported model stores about its other files."""
+    return sha256(path)[:16]
+
+
+def check_part(path, suffix, expected):
+    """Raise UserError if the file with this suffix beside `path` is not from the same export."""
+    part = part_of(path, suffix)
+    if checksum(part) != expected:
+        raise UserError(f"{part} is not the file that was exported with {path}; export it again")
 
 
 def file_beside_part(path):
@@ -231,7 +244,10 @@ class OpenVino(ExportedPredictor):
         core = ov.Core()
         parts = (self.path,) if self.path.suffix == ".onnx" else (self.path, part_of(self.path, ".bin"))
         model = core.read_model(*parts)
-        metadata = Metadata.from_entries(_openvino_entries(model, self.path), self.path)
+        entries = _openvino_entries(model, self.path)
+        if CHECKSUM in entries:
+            check_part(self.path, ".bin", entries[CHECKSUM])
+        metadata = Metadata.from_entries(entries, self.path)
         # By default OpenVINO computes in bfloat16 on a CPU that has it.
         options = {"INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32"}
         options |= {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
@@ -255,6 +271,8 @@ def read_sidecar(path):
     sidecar = part_of(path, ".yml")
     try:
         values = load_yaml(read_text(sidecar, 2**26), fast=True)
-    except ValueError as error:
+        for suffix, expected in values.get("files", {}).items():
+            check_part(path, suffix, expected)
+    except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{sidecar} is damaged ({one_line(error)}); export the model again") from None
-    return Metadata.from_values(values if isinstance(values, dict) else {}, path)
+    return Metadata.from_values(values, path)

@@ -14,7 +14,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_writable, flush_to_disk, naming, temporary_path
 from t2t_vit.data.classes import ClassList
 from t2t_vit.deploy.compare import Samples, compare
-from t2t_vit.deploy.engines import EagerPredictor, is_paddle_2, open_predictor, require, to_input
+from t2t_vit.deploy.engines import CHECKSUM, EagerPredictor, checksum, is_paddle_2, open_predictor, require, to_input
 from t2t_vit.deploy.fold import fold
 from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 from t2t_vit.deploy.quantize import quantize
@@ -128,7 +128,7 @@ def _noise(metadata):
 def _in_place_of(target):
     """Yield a path in a temporary folder; on success, each file in the folder replaces the one beside `target`.
 
-    `target` itself is replaced last.
+    `target` is replaced last. Its checksums detect other files left from an interrupted export.
     """
     check_writable(target)
     with naming(target):
@@ -168,7 +168,8 @@ def _save_paddle(model, metadata, path):
 def _write_paddle(model, metadata, path, _):
     _save_paddle(model, metadata, path)
     path.with_suffix(".pdiparams.info").unlink(missing_ok=True)  # PaddlePaddle 2.6 writes it for further training
-    text = yaml.safe_dump(dataclasses.asdict(metadata), allow_unicode=True, sort_keys=False)
+    files = {part.suffix: checksum(part) for part in sorted(path.parent.iterdir())}
+    text = yaml.safe_dump({**dataclasses.asdict(metadata), "files": files}, allow_unicode=True, sort_keys=False)
     path.with_suffix(".yml").write_text(text, encoding="utf-8")
 
 
@@ -212,6 +213,8 @@ def _write_openvino(model, metadata, path, samples):
         graph.set_rt_info(value, [NAMESPACE, name])
     # For bf16, float16 weights are precise enough: they are rounded to bfloat16 anyway.
     openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")
+    graph.set_rt_info(checksum(path.with_suffix(".bin")), [NAMESPACE, CHECKSUM])
+    openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")  # the same .bin
     del graph  # it has `source` open
     source.unlink()
 

@@ -171,7 +171,7 @@ class TrainStep:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
 
     def start_from(self, path, head="fit"):
-        """Begin with the weights of a file; `head` as in `load.fit_weights`."""
+        """Begin with the weights of a file; `head` as in `load.load_weights`."""
         load_pretrained(self.model, path, head, self.cfg.MODEL.POS_RESIZE)
         self.optimizer.take_weights()
         if self.ema:

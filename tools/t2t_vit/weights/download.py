@@ -1,7 +1,7 @@
 """Weights from a URL: downloaded once, complete or not at all, into a cache folder.
 
 Paddle's own downloader (paddle.utils.download) keeps one file per file name, never times out, and does not lock
-between processes. httpx, which it uses, is always installed with Paddle.
+between processes. Paddle depends on httpx too.
 """
 
 import hashlib
