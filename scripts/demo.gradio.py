@@ -1,4 +1,4 @@
-"""The page of tools/demo.py as AI Studio starts it: a file that ends in .gradio.py, without options.
+"""Starts tools/demo.py on AI Studio, which runs a file named *.gradio.py without options.
 
 AI Studio deploys only the folder of this file. It must also contain tools/, configs/ and model/, a run folder with
 best.pdparams (README, "Try it on a page"). In the repository, tools/ is one folder up.

@@ -96,7 +96,7 @@ _t2t_folder() { # prints its folder
   if [[ -n ${T2T_ENV:-} ]]; then
     case $T2T_ENV in /*) echo "$T2T_ENV" ;; *) echo "$PWD/$T2T_ENV" ;; esac
   elif [[ $T2T_ROOT/ == "$T2T_AISTUDIO"/* ]]; then
-    # The home folder is saved at the end of a session, which many or large files disturb.
+    # AI Studio saves the home folder at the end of a session; many or large files disturb that.
     echo "${TMPDIR:-/tmp}/t2t_vit-$(id -u)"
   elif [[ -d $T2T_ROOT/.venv || -w $T2T_ROOT ]]; then
     echo "$T2T_ROOT/.venv"

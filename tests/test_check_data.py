@@ -158,7 +158,7 @@ def test_data_that_training_refuses_is_explained(tmp_path):
     root = make(tmp_path / "own data", {"train/ant": 2, "train/bee": 1, "train/fly": 0, "val/ant": 1, "val/bee": 1})
     done, report = check("--config", "configs/t2t_vit_7.yaml", "--data-path", root, status=1)
     listed = CLASS_LISTS["imagenet1k"]
-    assert f"fault: {root}/train has 3 class(es) that {listed} has not: ant, bee, fly\n" in done.stdout
+    assert f"fault: {root}/train has 3 class(es) that are not in {listed}: ant, bee, fly\n" in done.stdout
     assert report["splits"]["train"]["classes"] == {"ant": 2, "bee": 1, "fly": 0}
     assert 'DATA.CLASSES "" MODEL.NUM_CLASSES 3' in done.stdout.splitlines()[-1]
     cfg = settings_of(done)[1]
@@ -193,7 +193,7 @@ def test_class_list_beside_the_data_is_used_and_checked(tmp_path):
     assert "1 of 3 classes have no image in train: wasp" in report["notes"]
     (root / "classes.txt").write_text("bee\nwasp\n")
     report = check("--data-path", root, status=1)[1]
-    assert f"{root}/train has 1 class(es) that {root}/classes.txt has not: ant" in report["faults"]
+    assert f"{root}/train has 1 class(es) that are not in {root}/classes.txt: ant" in report["faults"]
     (root / "classes.txt").write_text("bee\nbee\n")
     report = check("--data-path", root, status=1)[1]
     assert report["faults"] == [f"class list {root}/classes.txt names bee more than once"]

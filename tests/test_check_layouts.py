@@ -36,9 +36,9 @@ def test_rotated_and_deep_pictures_are_counted(odd):
     done, report, root = odd
     assert report["splits"]["train"]["rotated"] == 2 and report["splits"]["val"]["rotated"] == 0
     assert "  rotated or mirrored by EXIF (DATA.EXIF): images 2\n" in done.stdout
-    assert "  of 16 bits, of which 12 are used (DATA.GREY_BITS): images 1\n" in done.stdout
-    lines = [line for line in done.stdout.splitlines() if line.startswith("  not of 8 bits")]
-    assert lines == [f"  not of 8 bits, by their Pillow names: {mode}" for mode in ("I;16 2", "F 1")]
+    assert "  16-bit images that use 12 bits or fewer (DATA.GREY_BITS): images 1\n" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("  more than 8 bits")]
+    assert lines == [f"  more than 8 bits, by Pillow mode: {mode}" for mode in ("I;16 2", "F 1")]
 
 
 def test_composed_and_decomposed_names_are_one_class(odd):

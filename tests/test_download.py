@@ -121,7 +121,7 @@ def test_the_right_checksum_is_accepted(server):
     ("cut.pth", r"cannot be downloaded \(.*received 1000 bytes, expected 3000000\)"),
     ("reset.pth", r"cannot be downloaded \(.*Connection reset by peer\)"),
     ("odd.pth", r"cannot be downloaded \(bad Content-Length\)"),
-    ("page.pth", "is a web page .* download it by hand"),
+    ("page.pth", "returned a web page .* download it by hand"),
     ("ftp.pth", "cannot be downloaded .*unsupported protocol 'ftp://'"),
     ("file.pth", "cannot be downloaded .*unsupported protocol 'file://'"),
     ("loop.pth", "cannot be downloaded .*maximum allowed redirects"),

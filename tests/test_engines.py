@@ -110,7 +110,7 @@ def test_a_stale_export_is_a_warning(run_folder, tmp_path):
     assert tool(*words).stderr == f"note: t2t_vit_7 with {tmp_path}/lit_data/export/lit_data.onnx\n"
     with open(tmp_path / "lit_data/best.pdparams", "ab") as file:
         file.write(b" ")
-    assert "lit_data.onnx was made from other weights than those in" in tool(*words).stderr
+    assert "lit_data.onnx was exported from other weights than" in tool(*words).stderr
 
 
 def test_a_run_without_export_names_the_command(tmp_path):
@@ -182,7 +182,7 @@ def test_damaged_and_foreign_files_are_one_line(alone, tmp_path, engine):
             with pytest.raises(UserError, match=f"{weights.name} is not the file .* {tmp_path}/{path.name};"):
                 open_predictor(engine, path)
             weights.unlink()
-            with pytest.raises(UserError, match=rf"{weights.name} not found.*; export it again$"):
+            with pytest.raises(UserError, match=rf"{weights.name}, which does not exist; export it again$"):
                 open_predictor(engine, path)
 
 

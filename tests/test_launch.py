@@ -99,7 +99,7 @@ def test_master_name_with_a_loopback_address_uses_the_outside_address(monkeypatc
     assert launch.addresses("debian", 1) == (own, own)  # a second launcher on this machine
     assert launch.addresses("localhost", 0) == ("127.0.1.1", "127.0.1.1")
     monkeypatch.setattr(launch, "_own_address", lambda _: None)
-    with pytest.raises(UserError, match="^MASTER names debian, which is only a loopback address here; give the"):
+    with pytest.raises(UserError, match="^MASTER names debian, which resolves to a loopback address here; give the"):
         launch.addresses("debian", 0)
 
 

@@ -109,7 +109,7 @@ def test_the_name_in_a_file_decides_between_equal_shapes(tmp_path, capsys):
         torch.save({"state_dict": state, **said}, source)
         assert read_weights(source).variant == "t2t_vit_14_resnext"
     load_pretrained(model, source)
-    with pytest.raises(UserError, match="says that it holds t2t_vit_14_resnext, but .*: set MODEL.NAME t2t_vit_14_res"):
+    with pytest.raises(UserError, match="is labelled t2t_vit_14_resnext, but .*: set MODEL.NAME t2t_vit_14_res"):
         load_pretrained(other, source)
     convert.main(convert.parser().parse_args([str(source), "--output", str(output)]))
     assert "--model t2t_vit_14_resnext, the one that the file names" in capsys.readouterr().out

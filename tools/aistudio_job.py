@@ -253,7 +253,7 @@ def parser():
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         f"Train on AI Studio: unpack the mounted ImageNet, train {DEFAULT_CONFIG} (or the config named first) on\n"
-        "all GPUs, copy the best model to where it is kept. The options are those of scripts/train.sh."
+        "all GPUs, copy the best model to the folder that is kept. The options are those of scripts/train.sh."
     )
     described = "\n".join(f"  {name:<13} {what}" for name, what in VARIABLES.items())
     parser.epilog = (

@@ -31,8 +31,8 @@ def parser():
         action="append",
         default=[],
         metavar="NAME",
-        help="name that a server in front of the page passes on as Host, may be repeated; default: none if the page "
-        "listens for this machine only, else any",
+        help="host name that a reverse proxy passes on (Host header), may be repeated; default: none if only this "
+        "machine can reach the page, else any",
     )
     add_engine_option(parser)
     return parser

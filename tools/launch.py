@@ -102,7 +102,9 @@ def addresses(host, node_rank):
     if ipaddress.ip_address(first).is_loopback and host != first and host != "localhost":
         first = _own_address("192.0.2.1")  # the name is this machine's, as in Debian's /etc/hosts
         if not first:
-            raise UserError(f"MASTER names {host}, which is only a loopback address here; give the machine's address")
+            raise UserError(
+                f"MASTER names {host}, which resolves to a loopback address here; give the machine's network address"
+            )
     if node_rank > 0:
         return first, _own_address(first) or first
     with socket.socket() as probe:

@@ -99,7 +99,7 @@ def not_empty(value):
 
 
 def json_file(value):
-    """Option type: a JSON file to write. Other suffixes are refused, so that no picture is overwritten by mistake."""
+    """Option type: a JSON file to write. Other suffixes are refused: a picture could be overwritten."""
     if os.path.splitext(not_empty(value))[1].lower() not in ("", ".json"):
         raise argparse.ArgumentTypeError(f"{value} must end in .json")
     return value
@@ -287,7 +287,7 @@ def absolute(path):
 
 
 def _best_beside(path):
-    """best.pdparams beside a config.yaml, whatever the name of their folder; None if there is none."""
+    """best.pdparams beside a config.yaml, in a folder of any name; None if it does not exist."""
     best = os.path.join(os.path.dirname(os.path.abspath(path)), "best.pdparams")
     return best if os.path.basename(path) == "config.yaml" and os.path.isfile(best) else None
 

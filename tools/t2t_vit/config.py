@@ -100,12 +100,12 @@ _C.AUG.MIX_PROB = 1.0  # probability of mixing
 _C.AUG.MIX_SWITCH_PROB = 0.5  # probability of cutmix if both are on
 _C.AUG.MIX_MODE = "batch"  # one draw per batch, per pair (pair) or per image (elem)
 _C.AUG.MIX_OFF_EPOCH = 0  # no mixing from this epoch (counted from 0) on; 0 = always mix
-_C.AUG.REPEATS = 1  # repeated augmentation: copies of an image per epoch, which has 1/REPEATS of the images
+_C.AUG.REPEATS = 1  # repeated augmentation: an image comes REPEATS times; an epoch has 1/REPEATS of the images
 
 _C.TRAIN = CN()
 _C.TRAIN.BATCH_SIZE = 64  # images per process and forward pass
 _C.TRAIN.ACCUM_STEPS = 1  # gradient accumulation: passes per step
-_C.TRAIN.GLOBAL_BATCH = 0  # images of one step over all processes, which sets ACCUM_STEPS; 0 = ACCUM_STEPS decides
+_C.TRAIN.GLOBAL_BATCH = 0  # images per step over all processes; sets ACCUM_STEPS. 0 = use ACCUM_STEPS
 _C.TRAIN.EPOCHS = 300  # warm-up and cosine
 _C.TRAIN.COOLDOWN_EPOCHS = 10  # at MIN_LR, after EPOCHS
 _C.TRAIN.WARMUP_EPOCHS = 10
@@ -114,7 +114,7 @@ _C.TRAIN.BASE_LR = 1e-3  # for a global batch of 512; never scaled by the batch
 _C.TRAIN.WARMUP_LR = 1e-6  # of epoch 0
 _C.TRAIN.MIN_LR = 1e-5
 _C.TRAIN.BACKBONE_LR = 0.0  # BASE_LR of everything except the head; 0.0 = BASE_LR
-_C.TRAIN.LAYER_DECAY = 1.0  # learning rate of a layer / that of the layer above; fine-tuning: 0.65 to 0.9
+_C.TRAIN.LAYER_DECAY = 1.0  # learning rate of a layer / that of the next layer up; fine-tuning: 0.65 to 0.9
 _C.TRAIN.FREEZE = []  # patterns of frozen parameters: "blocks.0.*"; ! makes exceptions: ["*", "!head*"]
 _C.TRAIN.WEIGHT_DECAY = 0.03
 _C.TRAIN.BETAS = [0.9, 0.999]  # adamw
@@ -139,7 +139,7 @@ _C.VAL.BATCH_SIZE = 128  # images per process and step
 _C.VAL.CROP_PCT = 0.9  # resize the shorter side to floor(IMAGE_SIZE / CROP_PCT), then crop the centre
 _C.VAL.INTERPOLATION = "bicubic"
 _C.VAL.CROP_MODE = "center"  # center, or squash: resize to IMAGE_SIZE x IMAGE_SIZE without CROP_PCT
-_C.VAL.BEST = "ema"  # weights that are compared for best.pdparams: ema (raw if EMA_DECAY is 0.0) or raw
+_C.VAL.BEST = "ema"  # weights that decide which epoch becomes best.pdparams: ema (raw if EMA_DECAY is 0.0), or raw
 _C.VAL.EVERY = 1  # epochs between validations; the last epoch is always validated
 _C.VAL.LOG_EVERY = 10  # steps between lines of val.py
 

@@ -94,7 +94,7 @@ def set_value(cfg, key, value, source):
         if value is None or isinstance(value, dict):
             raise ValueError
         put(cfg, key, value)
-        if value_of(cfg, key) is None:  # yacs turns the word None into None for every type but text
+        if value_of(cfg, key) is None:  # yacs reads the word None as None for every type except str
             raise ValueError
     except (ValueError, RecursionError, MemoryError):  # the last two from Python's parser, for deeply nested text
         kind = type(before).__name__

@@ -23,7 +23,7 @@ OPTIONS = {
     "accum-iter": "TRAIN.ACCUM_STEPS {}",
     "teacher-model": "DISTILL.WEIGHTS {}",
     "teacher-model-path": "DISTILL.WEIGHTS {}",
-    # MindSpore, whose keys (below) are options too
+    # MindSpore; its config keys (below) are also options
     "config-path": "--config {}",
     "data-url": "--data-path {}",
     "checkpoint": "--pretrained {}",
@@ -129,7 +129,7 @@ def translate(words, parser):
 
 
 def _rewritten(word, rest, parser, words):
-    """Our words for one option. If its value is a word of its own, it is removed from `rest`."""
+    """Our words for one option. If its value is the next word, it is removed from `rest`."""
     option, equals, value = word.partition("=")
     name, known = option.lstrip("-").replace("_", "-"), parser._option_string_actions  # no public way to list them
     if option in known:

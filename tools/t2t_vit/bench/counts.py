@@ -1,6 +1,6 @@
 """Parameters, multiplications and activations of a model, counted without running it.
 
-Every token of an image counts in every layer, as in the official tables, also if the forward pass leaves some out.
+Counts every token in every layer, as the official tables do, even where the forward pass skips some.
 Elementwise work (norms, softmax, GELU, biases) does not count.
 """
 

@@ -20,7 +20,7 @@ from t2t_vit.data.dataset import load_data
 from t2t_vit.data.images import load_image, reader_name
 from t2t_vit.data.loader import EvalLoader, TrainLoader
 
-BATCHES_OF_A_WORKER = 4  # in a round of the loaders, because their processes deliver in bursts
+BATCHES_OF_A_WORKER = 4  # batches per loader process in a round; several, because the processes deliver in bursts
 PASSES = 4  # of the device's part in a round
 
 
@@ -105,7 +105,7 @@ def measure_loaders(cfg, split, rounds, workers):
 
 
 def delivery(batches, per_round, rounds):
-    """Images per second of an iterator of batches, which must not end with the last round."""
+    """Images per second of an iterator of batches. It must have batches left after the last round."""
     rates = []
     for _ in range(rounds + 1):
         start = time.perf_counter()

@@ -50,7 +50,7 @@ def eval_images(cfg, samples):
 
 
 def export_all(cfg, pairs, folder):
-    """{pair: file}: a config's model with new weights, exported for (engine, precision) pairs and its batch size."""
+    """Export a config's model with fresh weights for each (engine, precision) pair. Returns {pair: file}."""
     model = build_model(cfg)
     model.eval()
     paths = {}

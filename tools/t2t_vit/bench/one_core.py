@@ -16,7 +16,7 @@ from t2t_vit.data.seeding import TRANSFORM, generator
 
 
 def measure_core(cfg, split, rounds):
-    """{task: {"ours", "baseline": images per second of CPU time, "ratio"}}; other work does not count in CPU time."""
+    """{task: {"ours", "baseline": images per second of CPU time, "ratio"}}; CPU time excludes other programs."""
     ours, baseline = our_tasks(cfg, split), baseline_tasks(cfg, split)
     functions = {
         (task, side): timed(tasks[task], len(split)) for task in ours for side, tasks in enumerate((ours, baseline))

@@ -26,7 +26,7 @@ class Subject:
         return {"seconds": self.timed.seconds()}
 
     def memory(self):
-        """Peak MB of the process, or of its GPU, above what it had before anything was built."""
+        """Peak MB of the process, or of its GPU, minus the memory used before anything was built."""
         return self.peak_mb
 
 

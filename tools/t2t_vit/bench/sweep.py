@@ -1,4 +1,4 @@
-"""Measuring at many settings: what is compared at one setting alternates, together with the machine's limit."""
+"""Measure at many settings. All candidates of a setting, and the matmul limit, are timed in turn in each round."""
 
 import contextlib
 import itertools
@@ -52,7 +52,7 @@ def measure(args, cfgs, passes, subjects_of):
     Args:
         args: options.
         cfgs: configs.
-        passes: multiplications of the timed function, in forward passes.
+        passes: cost of the timed function in forward passes: 1 for inference, 3 for a training step.
         subjects_of: function of a config: list of (labels, build, args), see `Member`.
     """
     rows, cfgs = [], settings(args, cfgs)

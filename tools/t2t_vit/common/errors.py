@@ -4,7 +4,7 @@ import unicodedata
 
 
 class UserError(Exception):
-    """A mistake of the user or a problem outside the program. The message, one line, names the file, key or value."""
+    """A user's mistake or an external problem. Its message is one line that names the file, key or value."""
 
 
 def one_line(error):

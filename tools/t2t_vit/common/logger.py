@@ -53,7 +53,7 @@ class _Backlog(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """If the disk is full, log lines are lost; the run ends only when a state cannot be saved."""
+    """A full disk only loses log lines. The run ends when a state cannot be saved."""
 
     def handleError(self, record):
         if not getattr(self, "failed", False):

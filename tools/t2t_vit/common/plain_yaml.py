@@ -24,7 +24,7 @@ class _Loader(_UniqueKeys, yaml.SafeLoader):
 
 
 class _FastLoader(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Ten times as fast, for files that programs write. It does not read `{KEY:}`, which people write."""
+    """A loader ten times as fast, for files written by programs. It cannot read `{KEY:}`, which people type by hand."""
 
 
 def load_yaml(text, fast=False):

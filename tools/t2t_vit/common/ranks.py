@@ -69,5 +69,5 @@ def _inconsistent(name):
     values = ", ".join(f"{key} is {os.environ.get(key, 'not set')}" for key in dict.fromkeys([name, NAMES[0]]))
     return UserError(
         f"the environment has variables of Paddle's launcher that do not fit together: {values}; start several "
-        "processes with python -m paddle.distributed.launch, or unset the variables whose names begin with PADDLE_"
+        "processes with python -m paddle.distributed.launch, or unset the PADDLE_* variables"
     )

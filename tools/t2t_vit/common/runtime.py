@@ -98,7 +98,7 @@ def cores():
 def _quota(root):
     """CPU limit of the cgroups (v2 and v1) of this process, in cores; infinity without a limit.
 
-    A container often sees its own limit at the top of /sys/fs/cgroup, wherever the host has put it.
+    In a container the limit is often at the top of /sys/fs/cgroup, so parent folders are checked too.
     """
     quota = math.inf
     with contextlib.suppress(OSError, ValueError):

@@ -173,7 +173,7 @@ def _make_dtype(code, *_):
     if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?[biuf][1248]", code):
         code = code[:20] if isinstance(code, str) else f"a {type(code).__name__}"
         raise Refused(f"an array of {'objects' if code.startswith('O') else code}")
-    return np.dtype(code, False, True)  # a copy, whose byte order may be set
+    return np.dtype(code, False, True)  # a copy, because BUILD sets its byte order
 
 
 def _set_byte_order(dtype, state):
@@ -187,7 +187,7 @@ def _set_byte_order(dtype, state):
 
 def _make_array(subtype, *_):
     if not isinstance(subtype, Name) or subtype.title != "numpy.ndarray":
-        raise Refused("an array of a type of its own")
+        raise Refused("an array of another class than numpy.ndarray")
     return np.empty(0, np.int8)
 
 

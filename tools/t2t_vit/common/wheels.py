@@ -29,7 +29,7 @@ class Build(NamedTuple):
 # supports any CUDA 12 with driver 525: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html.
 # Compute capabilities: cu118 of 3.0.0 lists 60 61 70 75 80 86 (PaddlePaddle/Paddle#74088), works on a GTX 1080
 # (PaddleX#4682) and fails on an H100 (PaddleHelix#369). CUDA 12 builds list 61 70 75 80 86 90 (PaddleMIX#836), but 6.x
-# and 7.0 get cu118, whose list is that of a release. RTX 50 needs cu129 (Paddle#75016), which fails on 6.1
+# and 7.0 get cu118, because its list is that of a release. RTX 50 needs cu129 (Paddle#75016), which fails on 6.1
 # (PaddleX#4682).
 BUILDS = (
     Build("cu126", (550, 54), ((7, 5), (8, 0), (8, 6), (9, 0))),

@@ -15,7 +15,7 @@ from t2t_vit.data.classes import UNWRITABLE
 
 _HEADERS = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
             tarfile.SOLARIS_XHDTYPE}  # fmt: skip
-_LONGEST_HEADER = 2**20  # bytes, which tarfile reads at once
+_LONGEST_HEADER = 2**20  # bytes of a tar header; tarfile reads a header into memory at once
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # those of zipfile
 _DRIVE = re.compile("[A-Za-z]:")
 

@@ -220,7 +220,7 @@ def _parse(text, cfg):
 def _policy_error(text):
     return UserError(
         f"AUG.AUTO_AUGMENT is {text!r} but must be rand-m9-mstd0.5-inc1 (m: level 0 to 10, n: operations per image, "
-        "mstd: spread of the level, inc1: strength rises with the level, p: probability of each), original, v0, "
+        "mstd: spread of the level, inc1: stronger at higher levels, p: probability of each), original, v0, "
         'original-mstd0.5, 3a or ""'
     )
 

@@ -176,7 +176,7 @@ def judge_classes(cfg, splits, findings, demanded):
         unknown = sorted(map(str, split.classes.keys() - known)) if classes else []
         fits = fits and not unknown
         if set(unknown) - set(map(str, absent)) and ("DATA.CLASSES" in demanded or not cfg.DATA.CLASSES):
-            line = f"{split.source} has {len(unknown)} class(es) that {classes.source} has not: {some(unknown)}"
+            line = f"{split.source} has {len(unknown)} class(es) that are not in {classes.source}: {some(unknown)}"
             findings.faults.append(line)
         empty = [name for i, name in enumerate(classes.folders) if not {i, name} & present] if classes else []
         if empty and not unknown:
@@ -245,7 +245,7 @@ def judge_images(cfg, splits, findings):
 
 
 def judge_doubles(splits, findings):
-    """Images with the same content, within a split and in both."""
+    """Report images with identical content: within a split, and in both train and val."""
     digests = np.concatenate([np.array(split.digests, np.uint64) for split in splits])
     split_of = np.repeat(np.arange(len(splits)), [len(split.paths) for split in splits])
     paths = Paths.of(itertools.chain.from_iterable(split.paths for split in splits))

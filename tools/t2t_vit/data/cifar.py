@@ -17,7 +17,7 @@ from t2t_vit.data.archives import Entry, open_tar
 _SIDE = 32  # pixels
 _PIXELS = 3 * _SIDE * _SIDE  # bytes of an image: red, then green, then blue, each row by row
 _BATCH = 10_000  # images of each data_batch file; the images are numbered through all of them
-_LARGEST = 2**28  # bytes of a batch file: CIFAR-100's have 155 million
+_LARGEST = 2**28  # bytes of a batch file; the largest, in CIFAR-100, has 155 million
 # {batch file: (split, number of its first image)}
 _CIFAR10 = {"test_batch": ("test", 0), **{f"data_batch_{i + 1}": ("train", i * _BATCH) for i in range(5)}}
 _CIFAR100 = {"train": ("train", 0), "test": ("test", 0)}

@@ -126,7 +126,7 @@ def scan_splits(layout, name, classes, cfg):
     ids = {class_folder: i for i, class_folder in enumerate(classes.folders)}
     unknown = [class_folder for class_folder in found if composed(class_folder) not in ids]
     if unknown:
-        raise UserError(f"{folder} has class folders that {classes.source} has not: {some(unknown)}")
+        raise UserError(f"{folder} has class folders that are not in {classes.source}: {some(unknown)}")
     if not len(paths):
         raise UserError(f"the class folders of {folder} hold no images ({', '.join(sorted(EXTENSIONS))})")
     labels = np.array([ids[composed(class_folder)] for class_folder in found], np.int32)[class_of]

@@ -1,7 +1,7 @@
 """DATA.VAL_FRACTION: which images validate in a data set without a validation split.
 
 Whether an image validates depends only on its own name and SEED. Images that are added later therefore move no others,
-and neither the folder nor the process matters. A fraction of 0.2 is met on average, not exactly.
+and neither the folder nor the process matters. The fraction is exact only on average.
 """
 
 import hashlib

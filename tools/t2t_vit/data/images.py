@@ -28,7 +28,7 @@ except ImportError:
     cykooz_resizer = simplejpeg = None
 
 log = logging.getLogger("t2t")
-# The only formats that are opened. Pillow knows more, of which EPS would start Ghostscript. AVIF: Pillow >= 11.3.
+# The only formats that are opened. Pillow supports more, but EPS, say, would start Ghostscript. AVIF: Pillow >= 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MOST_BYTES = 512 << 20  # of a decoded image and its conversion; twice as much while EXIF rotates it
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # allow one text as long as all texts together, 64 MB
@@ -42,7 +42,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _warned = []  # the first image that looks too dark
-# Bytes per pixel that a decoder allocates beside the image: whole canvases, or the coefficients of a progressive JPEG.
+# Extra bytes per pixel that a decoder allocates: whole canvases (WEBP, AVIF) or coefficients (progressive JPEG).
 _DECODER_BYTES = {"WEBP": 8, "AVIF": 8, "progressive": 6}
 # A crop is decoded at a reduced scale while its shorter side stays 1.5 times the output's, and 240 pixels. The result
 # is then above 40 dB of the unreduced one. At half the scale and exactly the output's size it would be 28.
@@ -123,7 +123,7 @@ def _read(image, mode, upright, grey_bits, most_bytes):
     image = to_8_bits(image, mode, grey_bits)
     if upright and turn is not None and facts.format != "TIFF":  # Pillow turns TIFF files itself, in any case
         image = image.transpose(turn)
-    image.info = {}  # an orientation in it would count again if the image were saved
+    image.info = {}  # saving the image would store its EXIF orientation, and viewers would rotate it again
     return image, facts
 
 
@@ -139,7 +139,7 @@ def _formats():
 
 
 def _format_of(path):
-    """What to say of a file in none of FORMATS."""
+    """Reason why a file that is in none of FORMATS cannot be read."""
     with open(path, "rb") as file:
         head = file.read(12)
     if head[4:11] == b"ftypavi":

@@ -84,7 +84,7 @@ class Layout:
             self.shared, self.given = self.folder("train") or self.root, None
 
     def own(self, split):
-        """Folder of its own that a split has below `root`, or None."""
+        """The split's own folder below `root`, or None."""
         return split_folder(self.root, split)
 
     def could_be_shared(self):

@@ -18,7 +18,7 @@ from t2t_vit.data.reading import data_loader, read_all, shared_memory_fits
 from t2t_vit.data.seeding import ORDER, REPLACEMENT, TRANSFORM, generator
 from t2t_vit.data.transforms import EvalTransform, TrainTransform
 
-_REPLACEMENTS = 10  # unreadable images in a row that end the run in spite of DATA.ON_ERROR skip
+_REPLACEMENTS = 10  # stop after this many unreadable images in a row, even with DATA.ON_ERROR skip
 
 
 class TrainDataset(paddle.io.Dataset):
@@ -47,7 +47,7 @@ class TrainDataset(paddle.io.Dataset):
             except ImageError as error:
                 if attempt == self.tries - 1:
                     raise
-                # Unreadable replacements are reported when it is their own turn, so that a sample counts once.
+                # Report the first reason only: an unreadable replacement is reported as a sample of its own.
                 skipped = skipped or one_line(error)
                 continue
             return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, skipped
@@ -162,7 +162,7 @@ class TrainLoader:
                 f"{split.source} has {len(split)} images, fewer than one step of {self.order.images_per_step} on "
                 f"{world_size} process(es); lower TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
             )
-        fits = shared_memory_fits(cfg, cfg.TRAIN.BATCH_SIZE, cfg.VAL.BATCH_SIZE)  # validation runs meanwhile
+        fits = shared_memory_fits(cfg, cfg.TRAIN.BATCH_SIZE, cfg.VAL.BATCH_SIZE)  # both at the same time
         self.batches = data_loader(TrainDataset(split, cfg), self.order, TrainCollate(cfg), cfg.DATA.NUM_WORKERS, fits)
         self._next = None  # (epoch, start) of the next batch of `_reading`
         self._reading = None

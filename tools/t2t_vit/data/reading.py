@@ -44,7 +44,7 @@ def data_loader(dataset, order, collate, workers, use_shared_memory):
 
 
 class _Failure:
-    """An exception that travels to the main thread in place of an item and of a batch.
+    """Carries an exception to the main thread in place of an item, then of its batch.
 
     An exception that Paddle sees reaches the main thread without its message, or not at all: with num_workers 0 the
     reading thread ends and the main thread waits for ever (Paddle 2.6.2 and 3.3.1, dataloader_iter.py).

@@ -67,10 +67,10 @@ def print_report(splits, findings):
             print(*histogram("shorter side in pixels", split.sides), sep="\n")
         deep = {mode: number for mode, number in split.modes.items() if mode.startswith(("I", "F"))}
         for title, counter in (
-            ("modes, by their Pillow names", split.modes),
-            ("not of 8 bits, by their Pillow names", Counter(deep)),
+            ("Pillow modes", split.modes),
+            ("more than 8 bits, by Pillow mode", Counter(deep)),
             ("rotated or mirrored by EXIF (DATA.EXIF)", Counter(images=split.rotated)),
-            ("of 16 bits, of which 12 are used (DATA.GREY_BITS)", Counter(images=split.dim)),
+            ("16-bit images that use 12 bits or fewer (DATA.GREY_BITS)", Counter(images=split.dim)),
         ):
             if any(counter.values()):
                 show(f"  {title}: " + ", ".join(f"{name} {number:,}" for name, number in counter.most_common()))

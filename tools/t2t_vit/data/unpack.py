@@ -52,7 +52,7 @@ def _unpack_all(stamps, folder, val_classes):
         if before == [*stamp, "done"]:
             print(f"{path}: unpacked before ({display_path(folder / MARKS)} says so)")
             continue
-        # Files of another archive of this name, or of a damaged one, may be wrong even if their sizes are right.
+        # Do not trust files of a different archive of this name, or of a damaged one, even if their size is right.
         state = "begun" if before == [*stamp, "begun"] else "doubtful"
         _write_mark(folder, marks, path, [*stamp, state])
         try:

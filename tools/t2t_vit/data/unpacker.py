@@ -62,7 +62,7 @@ class Unpacker:
     Args:
         folder: to unpack to.
         val_classes: `ValClasses`.
-        is_new: whether nothing was unpacked to the folder before. No file is then replaced.
+        is_new: True if nothing was unpacked to the folder before; existing files are then never replaced.
         state: "begun" if files of the right size are right, or "doubtful".
         depth: of the class folders in an archive without splits, see `class_depth`; None for an archive with splits.
     """
@@ -155,7 +155,7 @@ def class_depth(folders):
 
 
 def _blocks(source):
-    """Content of an entry. Its errors are the archive's, whatever their type."""
+    """Yield the content of an entry. Every OSError becomes tarfile.ReadError: the archive is damaged."""
     try:
         while block := source.read(2**20):
             yield block

@@ -8,7 +8,7 @@ from t2t_vit.data import archives
 from t2t_vit.data.classes import read_classes
 from t2t_vit.data.lists import image_rows, lines_of, read_lines
 
-VAL_LISTS = ("val_list.txt", "loc_val_solution.csv")  # in an archive, in lower case: of AI Studio and of Kaggle
+VAL_LISTS = ("val_list.txt", "loc_val_solution.csv")  # in lower case: in an archive of AI Studio, of Kaggle
 _LARGEST_LIST = 2**26  # bytes
 
 

@@ -52,7 +52,7 @@ def _end_workers():
     threading.excepthook = lambda _: None
     workers = multiprocessing.active_children()
     for worker in workers:
-        # A process may be gone unnoticed if a signal handler raised while multiprocessing waited for it.
+        # The process may have ended: multiprocessing misses that if a signal handler raised while it waited.
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGUSR1)
     for worker in workers:

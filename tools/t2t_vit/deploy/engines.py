@@ -45,7 +45,7 @@ def part_of(path, suffix):
     target = Path(os.path.realpath(path)).with_suffix(suffix)
     part = target if target.is_file() else path.with_suffix(suffix)
     if not part.is_file():
-        raise UserError(f"{part} not found, which belongs to {path}; export it again")
+        raise UserError(f"{path} needs {part}, which does not exist; export it again")
     return part
 
 
@@ -259,7 +259,7 @@ class OpenVino(ExportedPredictor):
 
 
 def _openvino_entries(model, path):
-    """The entries of an .xml file's rt_info, or of an ONNX file, whose metadata OpenVINO does not keep."""
+    """Entries of an .xml file (rt_info), or of an .onnx file, read with onnx because OpenVINO drops them."""
     if path.suffix == ".onnx":
         onnx = require("onnx", "engine openvino with an .onnx file")
         return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}

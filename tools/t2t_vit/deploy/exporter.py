@@ -74,7 +74,7 @@ def parts_of(path, form):
 
 
 def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metadata=None, samples=None):
-    """Write `model` for an inference engine, or nothing if it fails.
+    """Write `model` for an inference engine. If it fails, no file is written.
 
     Args:
         model: `paddle.nn.Layer` of either family, in eval mode.
@@ -83,7 +83,7 @@ def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metad
         form: "paddle", "onnx" or "openvino".
         precision: "fp32", "bf16" or "int8".
         batch_size: images per inference; 0 = any number, which is slower.
-        metadata: `Metadata`, whose precision, batch size and image size are set here; default: numbered classes.
+        metadata: `Metadata`; its precision, batch size and image size are overwritten. Default: numbered classes.
         samples: `Samples`; default: noise, on which only fp32 is checked.
 
     Returns:

@@ -71,7 +71,7 @@ class Metadata:
 
     @classmethod
     def from_values(cls, values, path):
-        """From {name: value}. Raises UserError if they are not those of an export that this version reads."""
+        """From {name: value}. Raises UserError if they are missing, damaged, or of another format version."""
         if "version" not in values:
             raise UserError(f"{path} does not describe its model: it was not made by tools/export.py")
         if values["version"] != VERSION:

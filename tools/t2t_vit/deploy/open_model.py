@@ -136,7 +136,7 @@ def _warn_if_stale(args, cfg, metadata, path):
     best = Path(args.pretrained) if args.pretrained else export_folder(cfg).parent / "best.pdparams"
     if metadata.weights and best.is_file() and sha256(best) != metadata.weights:
         log.warning(
-            "warning: %s was made from other weights than those in %s: export again",
+            "warning: %s was exported from other weights than %s: export it again",
             display_path(path),
             display_path(best),
         )

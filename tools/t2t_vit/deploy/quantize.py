@@ -18,7 +18,7 @@ def quantize(model, target, batches):
     Args:
         model: onnx.ModelProto.
         target: path to write.
-        batches: iterable of float32 (B, C, H, W), whose activations determine the ranges.
+        batches: iterable of float32 (B, C, H, W). Their activations set the quantisation ranges.
     """
     quantization = require("onnxruntime.quantization", "--precision int8")
 

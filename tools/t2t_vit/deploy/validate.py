@@ -43,7 +43,7 @@ def open_evaluation(args, cfg):
 
 
 def evaluate_split(opened, split, log_every=None, each_batch=None):
-    """`Scores` of an opened model on a split, of which each process evaluates a part; see `evaluate`."""
+    """`Scores` of an opened model on a split; each process evaluates a part of it. See `evaluate`."""
     model = opened.model or (lambda images: paddle.to_tensor(opened.predictor(images.numpy())))
     loader = EvalLoader(split, opened.cfg, processes.rank(), processes.world_size())
     return evaluate(model, loader, opened.cfg, log_every, each_batch=each_batch)

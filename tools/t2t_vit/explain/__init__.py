@@ -1,1 +1,1 @@
-"""Where a model looks, and what its layers make of an image."""
+"""Attention maps of a model, and the features of its layers."""

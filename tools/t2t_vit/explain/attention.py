@@ -25,9 +25,10 @@ def token_box(model, block=-1):
 
 
 def grid_box(windows, grid):
-    """(left, top, right, bottom) in pixels of a grid of tokens whose cells are centred on what the tokens see.
+    """(left, top, right, bottom) in pixels of a token grid.
 
-    It may extend beyond the image, or end before its edge.
+    Each cell is centred on the receptive field of its token. The grid may extend beyond the image, or end before its
+    edge.
 
     Args:
         windows: (kernel, stride, padding) of every step from the pixels to the tokens.
@@ -56,7 +57,7 @@ def num_class_tokens(model):
 def attention_maps(model, images):
     """Attention of every block: (B, Cin, H, W) -> list of (B, h, N, N), whose rows sum to 1.
 
-    Row i is what token i takes from each token. In a PiT, N and h differ between stages.
+    Row i holds the attention weights of token i over all tokens. In a PiT, N and h differ between stages.
     """
     with paddle.no_grad():
         return trace(model, images)[1]

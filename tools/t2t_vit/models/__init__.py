@@ -1,1 +1,1 @@
-"""Model families: PaddlePaddle layers that know no config, path or rank."""
+"""Model families: PaddlePaddle layers, independent of configs, paths and ranks."""

@@ -18,7 +18,7 @@ from paddle import _legacy_C_ops
 from paddle.autograd import PyLayer
 from paddle.base import core, framework
 
-_LOGITS = 2**20  # of attention at a time: 4 MB, which stay in the cache
+_LOGITS = 2**20  # attention weights computed at a time: 4 MB, small enough for the cache
 _MAX_SHIFT = 16  # see _LayerNorm
 
 _enabled = True
@@ -108,8 +108,9 @@ class _Linear(PyLayer):
 class _LayerNorm(PyLayer):
     """LayerNorm z = y * scale + shift, of y = (x - mean) / deviation.
 
-    It keeps z for the gradient, as the linear layer after it does, and y = (z - shift) / scale costs no memory. Where
-    a scale is too small for this, compared to its shift, it keeps y instead. So what it keeps is y * factor + offset.
+    The gradient needs y. The next linear layer keeps z anyway, so y is recomputed as (z - shift) / scale without extra
+    memory. If a scale is too small for this, compared to its shift, y itself is kept. So what is kept is
+    y * factor + offset.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
 """What a model family consists of: a model class, its variants, and how to recognise them.
 
-A family is one module of this room and one entry in `zoo.FAMILIES`. Training, inspection, counting and export find all
-else from the model class, a `VisionTransformer`.
+A family is one module of this room and one entry in `zoo.FAMILIES`. Training, inspection, counting and export get
+everything else from the model class, a `VisionTransformer`.
 
 Sizes: B images, T class tokens, N patches, C channels.
 """
@@ -47,8 +47,8 @@ class Stage(NamedTuple):
     layer: nn.Layer
     grid: tuple  # (rows, columns) of its output
     windows: list  # (kernel, stride, padding) of every step from the pixels to this grid
-    input_name: str = ""  # of its input in pictures, "" to draw none
-    output_name: str = ""  # of its output, likewise
+    input_name: str = ""  # name of its input in pictures, "" to draw none
+    output_name: str = ""  # name of its output in pictures, "" to draw none
 
 
 class BlockPlace(NamedTuple):
@@ -75,7 +75,7 @@ class VisionTransformer(nn.Layer):
         """List of `Stage`, in the order of the forward pass."""
         return []
 
-    def fit_pos_embed(self, table, anew=False):  # noqa: ARG002
+    def fit_pos_embed(self, table, recompute=False):  # noqa: ARG002
         """A position embedding for another image size fitted to this model, and what was done, in words.
 
         Raises ValueError if that is not possible.

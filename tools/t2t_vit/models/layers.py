@@ -79,9 +79,9 @@ class LayerNorm(nn.LayerNorm):
         if paddle.is_grad_enabled():
             if cpu_ops.uses_fast_form(x):
                 return cpu_ops.layer_norm(x, self.weight, self.bias, self._epsilon)
-            # Paddle's CPU kernel leaves the scale out of x's gradient unless it also computes that of the scale (2.6.2,
-            # 3.3.1). It does not if the scale is frozen, nor in paddle.grad by x alone, as explanations do in eval
-            # mode.
+            # Paddle's CPU kernel forgets to multiply x's gradient by the scale unless it also computes the scale's
+            # gradient (2.6.2, 3.3.1). It does not compute that for a frozen scale, nor in paddle.grad with respect to x
+            # only, which explanations call in eval mode.
             if self.weight.stop_gradient or (paddle.in_dynamic_mode() and not self.training):
                 return F.layer_norm(x, self._normalized_shape, epsilon=self._epsilon) * self.weight + self.bias
         # to_static of 2.6.2 cannot convert super().forward(x).

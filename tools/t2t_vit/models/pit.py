@@ -156,9 +156,11 @@ class PoolingTransformer(VisionTransformer):
             self.head_dist = Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.apply(init_from_fan_in)
 
-    def fit_pos_embed(self, table, anew=False):
-        """A position map (1, C, h, w) resized bicubically, and a description of this. The map is learned, so `anew`
-        has no effect."""
+    def fit_pos_embed(self, table, recompute=False):
+        """A position map (1, C, h, w) resized bicubically, and a description of this.
+
+        The map is learned and cannot be recomputed, so `recompute` has no effect.
+        """
         old_grid, grid = table.shape[2:], self.pos_embed.shape[2:]
         words = f"resized bicubically from {old_grid[0]}x{old_grid[1]} to {grid[0]}x{grid[1]}"
         return resize_map(table, grid), words

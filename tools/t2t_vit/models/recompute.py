@@ -26,8 +26,9 @@ def recomputed(layer, *inputs):
     # Paddle 2.6.2 does not restore a CPU's random state without re-entrance, so `forward` does.
     if not is_drawing():
         return recompute(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
-    # That form keeps its hooks in a global variable, so threads need the re-entrant one (2.6.2, 3.3.1). That one only
-    # recomputes if an input has a gradient, which images have not: hence the anchor. DataParallel does not allow it.
+    # That form keeps its hooks in a global variable, so threads need the re-entrant one (2.6.2, 3.3.1). That one
+    # recomputes only if an input needs a gradient. Images do not, so a dummy input, the anchor, does. DataParallel does
+    # not allow this form.
     anchor = paddle.zeros([])
     anchor.stop_gradient = False
     return recompute(lambda _, *inputs: forward(*inputs), anchor, *inputs, preserve_rng_state=False)

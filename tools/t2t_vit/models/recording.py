@@ -1,4 +1,4 @@
-"""What layers read and put out in a forward pass, recorded by hooks."""
+"""Record the inputs and outputs of layers in a forward pass, with hooks."""
 
 import contextlib
 

@@ -199,11 +199,11 @@ class T2TViT(VisionTransformer):
         self.head = Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.apply(init_linear_and_norm)
 
-    def fit_pos_embed(self, table, anew=False):
+    def fit_pos_embed(self, table, recompute=False):
         """Fit a position embedding (1, 1+M, C) of another image size to this model, (1, 1+N, C).
 
         The class token's position is kept and the grid is resized, as resize_pos_embed in the official utils.py
-        intends. With `anew`, a table that is a sinusoid is computed again for the new length.
+        intends. With `recompute`, a sinusoid table is computed for the new length instead.
 
         Returns:
             The table, and a description of what was done.
@@ -214,8 +214,8 @@ class T2TViT(VisionTransformer):
         grid = self.tokens_to_token.grids[-1]
         old_grid = square_grid(table.shape[1] - 1)
         sizes = f"{old_grid[0]}x{old_grid[1]} to {grid[0]}x{grid[1]}"
-        if anew and is_sinusoid(table):
-            return sinusoid_table(1 + math.prod(grid), table.shape[2]), f"the sinusoid anew, from {sizes}"
+        if recompute and is_sinusoid(table):
+            return sinusoid_table(1 + math.prod(grid), table.shape[2]), f"sinusoid recomputed, from {sizes}"
         return resize_tokens(table, old_grid, grid), f"resized bicubically from {sizes}"
 
     def stages(self):

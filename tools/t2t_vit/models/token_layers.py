@@ -105,7 +105,7 @@ def _at_least_float32(x):
 
 def _log_features(x, w):
     """log phi(x) + log(m) / 2: (B, N, E), (m, E) -> (B, N, m)."""
-    with tf32.FORBIDDEN:  # it has the 10 bits of float16: see TokenPerformer.attend
+    with tf32.FORBIDDEN:  # TF32 is as coarse as float16 (10 bits): see TokenPerformer.attend
         product = paddle.matmul(x, w, transpose_y=True)
     return product - 0.5 * x.square().sum(axis=-1, keepdim=True)
 

@@ -1,1 +1,1 @@
-"""The web page of demo.py: the models that answer, what it shows, how it is served."""
+"""The web page of demo.py: models, layout, server."""

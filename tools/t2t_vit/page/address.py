@@ -26,7 +26,7 @@ def address(args):
 
 
 def listen(host, port, ports=PORTS):
-    """A socket that listens at `host` and `port`, or if that is None at the first free one of `ports`.
+    """Listen at `host` and `port`; if `port` is None, at the first free one of `ports`. Returns the socket.
 
     Raises UserError if the port is taken or not allowed, or `host` is not an address of this machine.
     """
@@ -71,7 +71,7 @@ def names_of(listener, host, allowed):
 
 
 def host_name(netloc):
-    """The name in small letters of "Name:port", "[::1]:port" or the like; "" if it is not one."""
+    """Host name in lower case of "Name:port", "[::1]:port" or similar; "" if invalid."""
     try:
         return (urllib.parse.urlsplit(f"//{netloc}").hostname or "").rstrip(".")
     except ValueError:

@@ -1,7 +1,7 @@
 """The gate in front of Gradio: only requests of this page's own visitors, to this page's names, reach it.
 
 Gradio answers to any host name, and offers more than the page needs: an API, a proxy, files by path. What is not listed
-here is refused, so that what a later Gradio adds stays closed.
+here is refused, including routes that later Gradio versions add.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Gate:
 
     Args:
         app: Gradio's.
-        uploads: folder of everything that is uploaded or shown; no other file is served.
+        uploads: folder with all uploads and drawings; only files in it are served.
         hosts: names of the page in small letters; None: any.
         max_upload: bytes of one upload.
         max_kept: bytes of all uploads.

@@ -79,7 +79,7 @@ class Actions:
         self.shelf = shelf
 
     def answer(self, model, paths, method):
-        """Answer about pictures, and draw the attention of the first."""
+        """Classify the pictures and draw the attention of the first one."""
         paths = list(paths or [])
         lines = [f"only the first {MAX_PICTURES} of {len(paths)} pictures are shown"] * (len(paths) > MAX_PICTURES)
         paths = paths[:MAX_PICTURES]
@@ -110,7 +110,7 @@ class Actions:
         """(attention over the picked picture, note)."""
         if not answers:
             return None, _note([])
-        answer = answers[chosen]  # perhaps of another model than the one picked since, with other classes
+        answer = answers[chosen]  # it may come from a model chosen earlier, with other classes
         try:
             target = target if target in answer.top else next(iter(answer.top))
             return self.shelf.ask(answer.model, attention, answer.pixels, method, target), _note([])

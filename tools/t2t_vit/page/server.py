@@ -1,7 +1,7 @@
 """Serves the page, without requests to other machines.
 
-Gradio and what it brings along are optional, and Gradio reads the environment when it is imported: so they are imported
-inside the functions.
+Gradio and its dependencies are optional, and Gradio reads the environment at import. They are therefore imported inside
+the functions.
 """
 
 import contextlib

@@ -1,1 +1,1 @@
-"""Several processes as one: who they are, what they tell one another, and that all end when one fails."""
+"""Several processes as one: ranks, collective operations, and a monitor that ends all if one fails."""

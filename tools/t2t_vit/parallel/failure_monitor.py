@@ -1,7 +1,7 @@
 """If one of several processes fails, all stop. Otherwise the others would wait forever in a collective operation.
 
-Paddle's launcher ends the processes of its own machine only, and the reason, which only the failed process knows, is
-lost. So each process starts a monitor process (monitor_process.py) beside it.
+Paddle's launcher ends only the processes on its own machine, and the reason of the failure is lost. Each process
+therefore starts a monitor process (monitor_process.py).
 """
 
 import contextlib

@@ -18,7 +18,7 @@ def count():
 
 
 def require(action):
-    """`count()`. Raises UserError, which begins with `action`, if it is 0."""
+    """`count()`. If it is 0, raises UserError with a message that starts with `action`."""
     found = count()
     if not found:
         build = "finds none" if paddle.is_compiled_with_cuda() else f"is a CPU build; {wheels.advice()}"

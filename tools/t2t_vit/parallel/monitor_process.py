@@ -184,7 +184,7 @@ class Monitor:
         return ticks * _TICK_SECONDS > seconds
 
     def _silent(self, known=None):
-        """Lines about other processes that have not answered for a while: gloo gives up before this monitor does."""
+        """Lines about processes that do not answer. Reported early, because gloo times out before this monitor."""
         links = [link for link in self.links if link.rank not in (None, known) and not link.done]
         return [f"rank {link.rank}: no answer for {link.silent * _TICK_SECONDS:.0f} s" for link in links
                 if self._over(link.silent, _SILENT_SECONDS)]  # fmt: skip

@@ -53,7 +53,7 @@ def augment_rows(split, names, cfg, count):
 
 
 def choose(labels, count, seed):
-    """Indices of at most `count` random images. No class comes twice before each has come once."""
+    """Indices of at most `count` random images. Every class is used once before any is used twice."""
     order = np.random.default_rng(seed).permutation(len(labels))
     by_class = np.argsort(labels[order], kind="stable")
     ordered = labels[order][by_class]
@@ -70,7 +70,7 @@ def read_batch(dataset, samples, cfg):
 
 
 def augmented(dataset, index, cfg):
-    """uint8 (EPOCHS, S, S, C): an image in each epoch, as the first of its batch, before mixing."""
+    """uint8 (EPOCHS, S, S, C): the augmented image of each epoch, before mixing, as if first in its batch."""
     batches = [read_batch(dataset, [(epoch, index, 0)], cfg) for epoch in range(EPOCHS)]
     return np.concatenate([unmixed(batch, cfg) for batch in batches])
 

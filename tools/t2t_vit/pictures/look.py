@@ -64,7 +64,7 @@ class BlockMaps:
         texts = {
             "attention": f"attention: what {token} takes from each patch in one block, {heads}",
             "rollout": f"rollout: what reaches {token} from each patch through the blocks (Abnar and Zuidema, 2020)",
-            "gradient": "gradient: the patches whose attention speaks for a class (Chefer et al., 2021)",
+            "gradient": "gradient: patches whose attention increases the logit of a class (Chefer et al., 2021)",
         }
         return [*(texts[method] for method in self.methods), _SCALE]
 
@@ -138,7 +138,7 @@ class StageMaps:
         return [
             f"what the marked token takes from the {rows} x {columns} tokens of layer {self.number} of the T2T module",
             _SCALE,
-            "sum: of the whole map; 1 but for the performer's eps",
+            "sum: sum of the whole map (1, apart from the performer's eps)",
         ]
 
     def draw(self, picture):
@@ -179,7 +179,7 @@ def _chosen_methods(args):
 
 
 def _chosen_token(args, model):
-    """Index of the token whose attention is drawn, unless --query chooses patches."""
+    """Index of the token to draw the attention of (0 class, 1 distillation) if --query is not given."""
     if args.token and args.query:
         raise UserError("--token and --query both choose a token: give one of them")
     if args.token == "distillation" and attention.num_class_tokens(model) < 2:

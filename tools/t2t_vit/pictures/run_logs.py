@@ -50,7 +50,7 @@ def read_runs(paths):
 def read_run(path):
     """`Run` of a run folder (timm's too), a metrics.jsonl (with times.jsonl beside it), timm's summary.csv, or a log.
 
-    Logs are those of this repository, T2T_paddle or paddle_pit. Of an epoch that comes twice the last row counts.
+    Logs are those of this repository, T2T_paddle or paddle_pit. If an epoch occurs twice, the last row counts.
 
     Raises UserError if the file does not exist, has no epoch, or has a bad line, which is named.
     """
@@ -166,8 +166,8 @@ class _Log:
     paddle_pit writes `Now training epoch 1. LR=0.001`, `Epoch[001/310], Step[0000/1251], ...`, `Epoch[001/310], Train
     Loss: 6.9, Train Acc: 0.01, time: 1500.0`, `Epoch[001/310], Validation Loss: 6.5, Validation Acc@1: ...`.
 
-    T2T_paddle counts from 0 again after each start and appends to its log: there, the epochs of a later start follow
-    those of the earlier ones. Otherwise the parts of a run are merged by epoch, in any order.
+    T2T_paddle counts from 0 again after each start and appends to its log: there, the epochs of later starts are
+    appended to the earlier ones. Otherwise the parts of a run are merged by epoch, in any order.
     """
 
     NAMES = {
@@ -224,7 +224,7 @@ class _Log:
             self.rows[self.epoch] = self.row
 
     def _add_time(self, step, fields):
-        """Add the images and seconds of the steps since the last line, whose times are means over these steps."""
+        """Add the images and seconds of the steps since the last line; the times in a line are means over them."""
         if "read_time" not in fields or "train_time" not in fields:
             return
         if step <= self.step:  # the epoch started again

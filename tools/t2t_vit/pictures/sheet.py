@@ -105,7 +105,7 @@ def _draw_cell(sheet, draw, cell, place, tile, height):
 
 
 def fitted(image, tile=TILE):
-    """A picture as large as it can be in the middle of a square; small ones are enlarged by a whole factor."""
+    """Scale a picture to fit a square and centre it. Small pictures are enlarged by an integer factor."""
     image = (image if isinstance(image, Image.Image) else to_image(image)).convert("RGB")
     scale = tile / max(image.size)
     scale, resampling = (int(scale), Image.Resampling.NEAREST) if scale >= 1 else (scale, Image.Resampling.BICUBIC)
@@ -116,7 +116,7 @@ def fitted(image, tile=TILE):
 
 
 def lines_of(picture, rows):
-    """Rows of a sheet for one picture: its cell, then the cells of each row, divided evenly where they are too many."""
+    """Rows of a sheet for one picture: its cell, then the cells of each row. A row that is too long is split evenly."""
     parts = []
     for row in rows:
         length = math.ceil(len(row) / math.ceil(len(row) / (LONGEST_ROW - 1)))

@@ -12,7 +12,7 @@ from t2t_vit.parallel import processes
 
 GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes take the largest
 STOPS = (STOP_FOR_TIME, STOP_FOR_SIGNAL)
-_AGREE_SECONDS = 5.0  # between two checks of several processes, which wait for the devices
+_AGREE_SECONDS = 5.0  # between two checks with several processes; each check waits for the devices
 _EXIT_SECONDS = 5.0  # for the process to end after its last save
 _FIRST_SAVE_SECONDS = 30.0  # allowed for the first save, before one was measured
 _REPEAT_SECONDS = 2.0  # within which a second Ctrl-C still means to save
@@ -25,8 +25,8 @@ def _is_main_thread():
 class InterruptHandler:
     """Decides after each step whether to continue, save or stop.
 
-    As a context manager it handles SIGTERM, SIGINT and SIGHUP. The first of these signals is only noted, as is SIGINT
-    again within `_REPEAT_SECONDS`. A later SIGINT interrupts at once. Under nohup SIGHUP stays ignored. Python allows
+    As a context manager it handles SIGTERM, SIGINT and SIGHUP. The first of these signals is noted. SIGINT again within
+    `_REPEAT_SECONDS` is ignored; SIGINT after that stops at once. Under nohup SIGHUP stays ignored. Python allows
     signal handlers in the main thread only.
 
     Args:
@@ -89,7 +89,7 @@ class InterruptHandler:
         return int(action)
 
     def before_validation(self, seconds):
-        """Like `after_step`, if the next check comes only after a validation of about `seconds`."""
+        """Like `after_step`, but also STOP_FOR_TIME if a validation of about `seconds` does not fit into the rest."""
         return int(processes.max_over_processes([self._action(seconds)])[0])
 
     def must_stop(self):

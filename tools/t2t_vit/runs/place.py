@@ -11,7 +11,7 @@ _OTHER_PLACE = "give this run another NAME or --output"
 
 
 def check_place(run, cfg):
-    """Raise UserError if `run`, a `RunFolder`, would write to or move aside files that no run made."""
+    """Raise UserError if `run`, a `RunFolder`, would overwrite or move files that were not written by a run."""
     for key, parent in (("OUTPUT", run.folder.parent), ("LOG", run.log.parent)):
         if os.path.lexists(parent) and not parent.is_dir():
             raise UserError(f"{display_path(parent)} is not a folder (--output, {key})")

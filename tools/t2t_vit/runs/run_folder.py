@@ -143,12 +143,12 @@ class RunFolder:
             path.unlink()
 
     def _make_latest(self, path):
-        """Put an earlier state of this folder before all others."""
+        """Make an earlier state of this folder the one to resume from."""
         if path.resolve() == self.latest.resolve():
             return
         names = [state.name for state in self.states()]
         with atomic_path(self.latest) as temporary:
-            shutil.copyfile(path, temporary)  # first: it may be one of the given up ones
+            shutil.copyfile(path, temporary)  # first, because `path` may be one of the states that are given up next
             for newer in names[: names.index(path.name)] if path.name in names else names:
                 os.replace(self.folder / newer, self.folder / f"{newer}{_GIVEN_UP}")
 

@@ -12,7 +12,7 @@ FILE_NAME = "vdlrecords.run.log"  # VisualDL appends to a file with such a name 
 
 @contextlib.contextmanager
 def _home_for_visualdl():
-    """A writable home folder: at import VisualDL writes to it (2.5.3), or to ./~ if there is none."""
+    """Give VisualDL a writable home folder: 2.5.3 writes to it at import, and to ./~ without one."""
     home = os.environ.get("HOME")
     if os.access(os.path.expanduser("~"), os.W_OK):
         yield

@@ -26,7 +26,7 @@ class ModelEma:
         self.take_weights()
 
     def take_weights(self):
-        """Call it after the weights of `model` were set, which may have given them memory of their own."""
+        """Call this after setting the weights of `model`: setting may have moved them out of the flat tensor."""
         self.weights.adopt(self.model, self.values)
 
     @paddle.no_grad()

@@ -16,7 +16,7 @@ _LOCAL = 4
 
 @dataclass(frozen=True)
 class Means:
-    """Training figures over all processes. Skipped steps count in `skipped_steps` only."""
+    """Training metrics over all processes. A skipped step adds only to `skipped_steps`."""
 
     loss: float  # mean over the images
     acc: float  # 0 to 1

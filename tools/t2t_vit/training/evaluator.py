@@ -45,7 +45,7 @@ def evaluate_all(models, loader, cfg, log_every=None, each_batch=None, must_stop
         cfg: config.
         log_every: batches between two printed lines; None for no lines.
         each_batch: called with the logits (B, K), float32, and labels (B,) of each batch and model.
-        must_stop: called before each batch; the result is None if it returns True.
+        must_stop: function called before each batch; if it returns True, the evaluation stops and returns None.
 
     Returns:
         {name: `Scores`}.

@@ -9,7 +9,7 @@ import math
 
 import paddle
 
-_ALIGNED = 64  # elements, 256 bytes: a slice begins where an allocation could, as vector loads and cuBLAS want
+_ALIGNED = 64  # elements = 256 bytes: alignment of each slice, as of an allocation; vector loads and cuBLAS want it
 
 
 class FlatWeights:

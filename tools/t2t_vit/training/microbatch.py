@@ -15,7 +15,7 @@ from paddle.base import core
 from t2t_vit.common.runtime import asked_threads
 from t2t_vit.models.dropout import drawing_from
 
-PIXELS = 224 * 224  # of the images that CPU.MICRO_BATCH counts; a part has more of smaller images
+PIXELS = 224 * 224  # of the images that CPU.MICRO_BATCH refers to; parts of smaller images have more images
 PARTS = 4  # least number of parts of a training batch of small images
 
 
@@ -46,8 +46,8 @@ def inference(model, cfg):
 
 @functools.cache
 def _pool(threads):
-    """Threads that never end. If one ended while a loader process is forked, the lock of Paddle's memory statistics
-    would stay held in that process."""
+    """Threads that never exit. If one exited during the fork of a loader process, the lock of Paddle's memory
+    statistics would stay locked in that process."""
     return ThreadPoolExecutor(threads)
 
 

@@ -87,7 +87,7 @@ class Optimizer:
         paddle.assign(rate * ok.astype("float32"), rate)
 
     def take_weights(self):
-        """Call it after the model's weights were set, which may have given them memory of their own."""
+        """Call this after setting the model's weights: setting may have moved them out of the flat tensor."""
         self.weights.adopt(self.model, self.weights.values)
         self._refresh_copy()
 
@@ -113,7 +113,7 @@ class Optimizer:
         return state
 
     def load_state(self, state, path):
-        """Restore `state`, whose tensors are arrays now, as `checkpoint.read` returned them from `path`.
+        """Restore `state` as returned by `checkpoint.read(path)`: its tensors are NumPy arrays.
 
         Raises UserError unless it is the state of exactly the trained parameters.
         """

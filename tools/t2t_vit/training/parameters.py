@@ -28,7 +28,7 @@ def parameter_groups(model):
 
 
 def freeze(model, patterns):
-    """Stop the training of the parameters whose structured names match `patterns`.
+    """Freeze the parameters that match `patterns` by their structured names.
 
     The last pattern that matches a name decides. A pattern that begins with ! keeps the parameter trained. Parameters
     that the model itself never trains stay frozen.
@@ -57,7 +57,7 @@ def _hint(pattern, model, named):
 def frozen_layers(model):
     """Layers that stay in eval mode in training, so that their dropout does not disturb the layers that learn.
 
-    These are the layers whose parameters are all frozen. If only the head is trained, they are all layers but the head.
+    A layer is one of these if all its parameters are frozen; if only the head is trained, every other layer is.
     """
     trained = [name for name, parameter in model.named_parameters() if not parameter.stop_gradient]
     head_only = all(map(in_head, trained))

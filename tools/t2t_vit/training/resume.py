@@ -198,7 +198,7 @@ def check_setting(then, now, path, force=False):
 
 
 def check_same_everywhere(setting):
-    """Raise UserError in a process whose settings differ from the main one's."""
+    """Raise UserError if the settings of this process differ from those of rank 0."""
     if differences := _differences(processes.from_main(setting), setting):
         raise UserError(f"rank {processes.rank()} has other settings than rank 0: {'; '.join(differences)}")
 

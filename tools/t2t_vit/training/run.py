@@ -31,7 +31,7 @@ from t2t_vit.weights.download import local_file
 def train(args, cfg):
     """Train the model of `cfg`, from the state that `args.resume` asks for or from the start.
 
-    Raises UserError or OSError, whose message says how to continue.
+    Raises UserError or OSError. The message says how to continue.
     """
     teacher = {"DISTILL.TEACHER", "DISTILL.WEIGHTS"}.intersection(args.opts[::2])
     if teacher and not cfg.DISTILL.TYPE:
@@ -92,7 +92,7 @@ def _find_state(args, cfg, run):
     """(file, state) to resume from, or (None, None), after checking that the run may write to its place."""
     check_place(run, cfg)
     if run.folder.exists():
-        run.lock()  # a new run is locked when nothing can be refused any more: a mistake leaves no files
+        run.lock()  # a new run is locked only after all checks, so that a refused command leaves no files
     path, state = find_state(args.resume, run)
     if not state or path.resolve().parent != run.folder.resolve():
         names = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER if cfg.DISTILL.TYPE else ""]

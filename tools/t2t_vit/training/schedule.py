@@ -53,7 +53,7 @@ class LayerRates:
         """{name: learning rate in an epoch (from 0) / the head's}."""
         train = self.train
         head = learning_rate(epoch, train)
-        # With MIN_LR or WARMUP_LR 0.0 both may be zero, but not one alone.
+        # Both rates can be 0.0 (MIN_LR or WARMUP_LR 0.0); one alone cannot.
         backbone = learning_rate(epoch, train, train.BACKBONE_LR) / head if train.BACKBONE_LR and head else 1.0
         return {name: decay * (1.0 if in_head(name) else backbone) for name, decay in self.decays.items()}
 

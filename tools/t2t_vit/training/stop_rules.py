@@ -7,7 +7,7 @@ from t2t_vit.data.dataset import most_skipped
 
 
 class BadSteps:
-    """Counts steps in a row whose loss or gradient was not finite, on the device.
+    """Counts, on the device, consecutive steps with a loss or gradient that is not finite.
 
     Args:
         most: TRAIN.MAX_BAD_STEPS.

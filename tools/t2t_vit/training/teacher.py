@@ -53,7 +53,7 @@ class Teacher:
 
 
 def weights_path(cfg):
-    """File of the teacher's weights. Raises UserError if there is none, or no such teacher."""
+    """File of the teacher's weights. Raises UserError if the file or the teacher does not exist."""
     distill = cfg.DISTILL
     _check_name(distill.TEACHER)
     if not distill.WEIGHTS and not _is_config(distill.TEACHER):

@@ -29,7 +29,7 @@ class TrainLog:
         self.total_epochs, self.images_per_step, self.num_workers = total_epochs, images_per_step, num_workers
         self.scalars = Scalars()
         self._skipped = set()  # warnings about unreadable images that were logged
-        self._judged = None  # seconds of reading and of all since the last judgement; None before the first line
+        self._judged = None  # [seconds of reading, all seconds] since the last check; None before the first log line
         self._has_warned = False
 
     def line(self, epoch, step, steps, lr, means, lap):

@@ -28,7 +28,7 @@ class StepResult:
     """Figures of one step in one process. The tensors are 0-D and on the device; to read them would wait for it."""
 
     loss: paddle.Tensor  # mean over this process's images
-    correct: paddle.Tensor  # images of this process whose largest logit is their label's (of mixed ones, the main one)
+    correct: paddle.Tensor  # images of this process classified correctly; in mixed ones the label of larger weight
     images: int  # of this process
     skipped: tuple  # why images of this process were replaced, one line each
     gradient_norm: paddle.Tensor  # of the averaged gradients, before clipping; equal in every process
@@ -50,7 +50,7 @@ class TrainStep:
             recompute_activations(self.model)
         freeze(self.model, train.FREEZE)
         self.precision = MixedPrecision(train)
-        self.live_model = self.precision.live_model(self.model)  # it computes the gradients
+        self.live_model = self.precision.live_model(self.model)  # computes the gradients; a 16-bit copy in O2
         self.parallel_model = processes.data_parallel(self.live_model)
         self.optimizer = Optimizer(self.model, train, self.live_model)
         self.ema = ModelEma(self.model, self.optimizer.weights, train.EMA_DECAY) if train.EMA_DECAY else None
@@ -159,7 +159,7 @@ class TrainStep:
         }
 
     def load_state(self, state, path):
-        """Restore `state`, whose tensors are arrays now, as `checkpoint.read` returned them from `path`."""
+        """Restore `state` as returned by `checkpoint.read(path)`: its tensors are NumPy arrays."""
         checkpoint.load_state(self.model, state["model"], path)
         self.optimizer.take_weights()
         if self.ema:
@@ -171,7 +171,11 @@ class TrainStep:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
 
     def start_from(self, path, head="fit"):
+<<<<<<< HEAD
         """Begin with the weights of a file; `head` as in `load.load_weights`."""
+=======
+        """Load the weights of a file; for `head` see `load.load_weights`."""
+>>>>>>> lang
         load_pretrained(self.model, path, head, self.cfg.MODEL.POS_RESIZE)
         self.optimizer.take_weights()
         if self.ema:

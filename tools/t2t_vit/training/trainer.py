@@ -52,7 +52,7 @@ class Trainer:
         if self.train_step.teacher and (other := first_other_class(classes, self.train_step.teacher.weights)):
             raise UserError(f"the teacher has other classes than the data: {other}")
         self.log = TrainLog(self.total_epochs, self.train_loader.order.images_per_step, cfg.DATA.NUM_WORKERS)
-        self.epoch = self.images = self.step = 0  # epochs done; images and steps of the next one that are done
+        self.epoch = self.images = self.step = 0  # finished epochs; finished images and steps of the current epoch
         self.sums, self.stopwatch, self.bad_steps = EpochSums(), Stopwatch(), BadSteps(cfg.TRAIN.MAX_BAD_STEPS)
         self.best_top1, self.best_epoch = -1.0, 0
         self.scores = {}  # top-1 of the last validation, by the names of `TrainStep.models`
@@ -178,7 +178,7 @@ class Trainer:
         if scores:
             self._keep_best(scores)
         if processes.is_main():
-            # Before the state: a row too many is dropped at resume, a missing one would be missing for ever.
+            # Write the row before the state: resuming drops an extra row but cannot restore a missing one.
             self.run.append_rows(metrics, times)
         self._save()
 

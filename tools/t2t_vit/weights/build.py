@@ -18,7 +18,7 @@ def build_model(cfg):
     model = cfg.MODEL
     if not model.NUM_CLASSES:
         raise UserError(
-            "MODEL.NUM_CLASSES is 0, as many as the data set or the weights have, but there are neither; set it"
+            "MODEL.NUM_CLASSES is 0 (take it from the data set or the weights), but neither is given; set it"
         )
     try:
         overrides = _family_overrides(model)
@@ -95,7 +95,7 @@ def classes_of(cfg, weights):
 
 
 def first_other_class(classes, weights):
-    """`first_difference` from the class list beside the weights; None if there is no list."""
+    """`first_difference` from the classes.txt beside the weights; None without that file."""
     theirs = classes_beside(weights)
     return first_difference(classes, theirs) if theirs else None
 

@@ -61,7 +61,7 @@ def _shapes_of(model):
 
 
 def _find_config(args, weights):
-    """The config of --config, or the one beside a file of this repository; None if there is none, or for --model."""
+    """Config from --config, or from config.yaml beside our own weights; None without either, or if --model differs."""
     beside = weights.path.with_name("config.yaml")
     if not args.config and not (weights.is_own and beside.is_file()):
         return None

@@ -108,7 +108,9 @@ def _download(address, path, checksum, url):
                 _write(answer, temporary, path.name)
                 with open(temporary, "rb") as file:
                     if is_web_page(file.read(512)):
-                        raise UserError(f"{url} is a web page (as of Google Drive), not the file: download it by hand")
+                        raise UserError(
+                            f"{url} returned a web page (Google Drive does that), not the file: download it by hand"
+                        )
                 _check(temporary, checksum, url)
     except httpx.HTTPStatusError as error:
         status = f"{error.response.status_code} {error.response.reason_phrase}"
@@ -140,4 +142,4 @@ def _matches(path, checksum):
 
 def _check(path, checksum, url):
     if not _matches(path, checksum):
-        raise UserError(f"{url} has the SHA-256 {sha256(path)}, not {checksum}: the file is damaged or another one")
+        raise UserError(f"{url} has the SHA-256 {sha256(path)}, not {checksum}: it is damaged or a different file")

@@ -162,8 +162,8 @@ def _is_anchor(name):
 def _without_wrappers(tensors, path):
     """Remove what wrappers add to the names.
 
-    A wrapper puts a prefix before all names: module., model., backbone. So the prefix of "cls_token" is that of all
-    tensors, except that the head may lie outside the wrapper. Names that wrappers insert, such as _orig_mod of
+    A wrapper puts one prefix before all names (module., model., backbone.). The prefix of "cls_token" is therefore the
+    prefix of all tensors; only the head may lie outside. Names that wrappers insert, such as _orig_mod of
     torch.compile, begin with an underscore.
 
     Returns:

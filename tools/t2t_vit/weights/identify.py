@@ -30,7 +30,7 @@ def identify(shapes):
 
 
 def has_heads_of(name, model):
-    """Whether a model whose shapes fit a variant also has that variant's number of heads in every block."""
+    """Whether `model` has the number of heads of variant `name` in every block; shapes do not show it."""
     with paddle.LazyGuard():  # without values
         variant = create_model(name)
     heads, expected = ([place.block.attn.num_heads for place in each.backbone()] for each in (model, variant))

@@ -76,7 +76,7 @@ def check_variant(model, weights):
         )
     if weights.variant in fitting and not has_heads_of(weights.variant, model):
         raise UserError(
-            f"{weights.path} says that it holds {weights.variant}, but the model has another number of heads: set "
+            f"{weights.path} is labelled {weights.variant}, but the model has a different number of heads: set "
             f"MODEL.NAME {weights.variant} (convert.py: --model), or give other weights"
         )
 
@@ -88,7 +88,12 @@ def _with_own_head(own, tensors, path, always):
         return tensors
     before, after = np.shape(tensors.get("head.bias")), own["head.bias"].shape[0]
     there = "other classes" if always else f"{before[0] if before else 'no'} classes"
-    log.info("%s: all but the head, which is new: %s there, %d here", display_path(path), there, after)
+    log.info(
+        "%s: loaded without the head, which starts fresh: the file has %s, the model %d",
+        display_path(path),
+        there,
+        after,
+    )
     kept = {name: value for name, value in tensors.items() if not in_head(name)}
     return {**kept, **{name: checkpoint.to_array(own[name]) for name in heads}}
 
@@ -100,7 +105,7 @@ def _fit_pos_embed(model, table, path, pos_resize):
         return table  # of another model: load_state reports it
     try:
         table = paddle.to_tensor(checkpoint.to_float32(table, "pos_embed", path))
-        fitted, how = model.fit_pos_embed(table, anew=pos_resize == "sinusoid")
+        fitted, how = model.fit_pos_embed(table, recompute=pos_resize == "sinusoid")
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     log.info("%s: position embedding %s", display_path(path), how)

@@ -1,4 +1,4 @@
-"""Read files of torch.save without PyTorch, whose own reader can crash, hang or use all memory on a forged file.
+"""Read files of torch.save without PyTorch. PyTorch's reader can crash, hang or use all memory on a forged file.
 
 A zip archive holds a pickle (data.pkl) and the bytes of each storage. Before PyTorch 1.6, a file held several pickles
 followed by the storages. A tensor is a view of a storage: offset, shape and strides.
