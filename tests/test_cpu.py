@@ -97,13 +97,11 @@ def test_layer_norm_gradients_hold_at_any_scale(scale):
 
 
 def test_fast_forms_are_for_float32_and_float64_on_a_cpu_in_eager_mode():
-    def tensor(dtype, cpu=True):
-        place = types.SimpleNamespace(is_cpu_place=lambda: cpu)
-        return types.SimpleNamespace(dtype=dtype, place=place)
+    def tensor(dtype):
+        return types.SimpleNamespace(dtype=dtype)
 
     assert all(cpu_ops.uses_fast_form(tensor(dtype)) for dtype in (paddle.float32, paddle.float64))
     assert not any(cpu_ops.uses_fast_form(tensor(dtype)) for dtype in (paddle.float16, paddle.bfloat16))
-    assert not cpu_ops.uses_fast_form(tensor(paddle.float32, cpu=False))
 
 
 def test_fast_forms_leave_autocast_to_paddle(monkeypatch):

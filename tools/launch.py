@@ -25,6 +25,8 @@ _SIOCGIFADDR = 0x8915  # of ioctl(2): the address of an interface (Linux)
 def main(args):
     """Replace this process by the command, or run Paddle's launcher with it."""
     words, environment = args.words, os.environ
+    if not words:
+        raise UserError("give a command: python tools/launch.py tools/train.py ...")
     tool = Path(words[0])
     options = []
     if tool.stem in _SEVERAL and environment.get("NNODES"):

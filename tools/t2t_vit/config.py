@@ -198,7 +198,9 @@ def with_keys(cfg, values):
 
 
 def with_classes(cfg, number):
-    """The config with `number` in place of MODEL.NUM_CLASSES 0."""
+    """The config with `number` in place of MODEL.NUM_CLASSES 0. Raises UserError for fewer than 2 classes."""
+    if not cfg.MODEL.NUM_CLASSES and number < 2:
+        raise UserError(f"there is only {number} class: a classifier needs 2 or more")
     return cfg if cfg.MODEL.NUM_CLASSES else with_keys(cfg, {"MODEL.NUM_CLASSES": number})
 
 

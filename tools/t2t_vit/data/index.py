@@ -20,7 +20,7 @@ EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"
 # Folders that Synology, QNAP, macOS, ext4 and Windows add (in lower case). Thumbnails in them would double the images.
 _SYSTEM_FOLDERS = {"@eadir", "#recycle", "#snapshot", "@recycle", "__macosx", "lost+found", "$recycle.bin",
                    "system volume information"}  # fmt: skip
-_VERSION = 3  # of the cache file
+_VERSION = 4  # of the cache file
 _SETTLED_NS = 60 * 10**9  # a folder that changed so recently may change again with the same time stamp
 _THREADS = 16  # of a scan; they help on network file systems
 
@@ -143,8 +143,17 @@ def _header(folder, found, stamps):
     }  # fmt: skip
 
 
+def _checksum(names, class_of):
+    """Checksum of the two arrays of a cache file, with their types."""
+    digest = hashlib.sha256(f"{names.dtype} {names.shape} {class_of.dtype}".encode())
+    digest.update(np.ascontiguousarray(names).view(np.uint8))
+    digest.update(np.ascontiguousarray(class_of).view(np.uint8))
+    return digest.hexdigest()
+
+
 def _write_cache(files, header, paths, class_of):
     """Write the first of the files that can be written."""
+    header = {**header, "checksum": _checksum(paths.names, class_of)}
     header = np.frombuffer(json.dumps(header).encode(), np.uint8)
     for file in files:
         with contextlib.suppress(OSError):
@@ -158,16 +167,18 @@ def _read_cache(file, folder, found):
     try:
         with np.load(file, allow_pickle=False) as content:
             header = json.loads(content["header"].tobytes())
+            checksum = header.pop("checksum")
             stamps = {folder / name: tuple(stamp) for name, stamp in header["stamps"].items()}
             if header != _header(folder, found, stamps):
                 return None
             if any(_stamp(path) != stamp for path, stamp in stamps.items()):
                 return None
             names, class_of = content["names"], content["class_of"]
-            # Names of no bytes would need no bytes in the file, however many there are.
-            if names.dtype.kind != "S" or not names.dtype.itemsize or class_of.dtype != np.int32:
-                return None
-            if names.ndim != 1 or names.shape != class_of.shape or not np.isin(class_of, range(len(found))).all():
+            # In a forged file, names of no bytes would take no space, however many there are.
+            is_right = names.dtype.kind == "S" and names.dtype.itemsize > 0 and class_of.dtype == np.int32
+            is_right = is_right and names.ndim == 1 and names.shape == class_of.shape
+            is_right = is_right and np.isin(class_of, range(len(found))).all()
+            if not is_right or _checksum(names, class_of) != checksum:  # zipfile does not notice every changed byte
                 return None
             return Paths(folder, names), class_of
     except Exception:  # NumPy and zipfile raise nearly anything on a damaged file

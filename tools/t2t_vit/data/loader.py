@@ -158,9 +158,10 @@ class TrainLoader:
         self.num_images = len(split)
         self.order = TrainOrder(len(split), cfg, rank, world_size, epochs)
         if self.order.steps() == 0:
+            lower = "TRAIN.GLOBAL_BATCH" if cfg.TRAIN.GLOBAL_BATCH else "TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
             raise UserError(
                 f"{split.source} has {len(split)} images, fewer than one step of {self.order.images_per_step} on "
-                f"{world_size} process(es); lower TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
+                f"{world_size} process(es); lower {lower}"
             )
         fits = shared_memory_fits(cfg, cfg.TRAIN.BATCH_SIZE, cfg.VAL.BATCH_SIZE)  # both at the same time
         self.batches = data_loader(TrainDataset(split, cfg), self.order, TrainCollate(cfg), cfg.DATA.NUM_WORKERS, fits)

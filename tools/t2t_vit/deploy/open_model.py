@@ -124,9 +124,10 @@ def _export_of_run(args, cfg, engine):
     for path in paths:
         if path.is_file():
             return path
-    config = f" --config {args.config}" if args.config else ""
+    options = {"--config": args.config, "--output": args.output}
+    given = "".join(f" {name} {value}" for name, value in options.items() if value)
     raise UserError(
-        f"{display_path(paths[0])} not found for --engine {engine}: make it with `python tools/export.py{config} "
+        f"{display_path(paths[0])} not found for --engine {engine}: make it with `python tools/export.py{given} "
         f"--format {_FORMATS[engine]}`, or name a file with --pretrained"
     )
 

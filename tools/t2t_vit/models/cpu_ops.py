@@ -21,7 +21,8 @@ from paddle.base import core, framework
 _LOGITS = 2**20  # attention weights computed at a time: 4 MB, small enough for the cache
 _MAX_SHIFT = 16  # see _LayerNorm
 
-_enabled = True
+# Not by the place of a tensor: a question about it breaks paddle.jit.to_static without full_graph (3.3.1).
+_enabled = not paddle.is_compiled_with_cuda()
 
 
 def enable(flag):
@@ -35,7 +36,6 @@ def uses_fast_form(x):
     return (
         _enabled
         and paddle.in_dynamic_mode()
-        and x.place.is_cpu_place()
         and x.dtype in (paddle.float32, paddle.float64)
         and framework._dygraph_tracer()._amp_level == core.AmpLevel.O0
     )
@@ -122,7 +122,7 @@ class _LayerNorm(PyLayer):
         if (bias.abs() >= _MAX_SHIFT * weight.abs()).any():
             kept = _legacy_C_ops.layer_norm(x, None, None, *attributes)[0]
             factor, offset = paddle.ones_like(weight), paddle.zeros_like(bias)
-        ctx.save_for_backward(kept, factor, offset, weight, (variance + epsilon).rsqrt())
+        ctx.save_for_backward(kept.detach(), factor, offset, weight, (variance + epsilon).rsqrt())
         ctx.frozen = x.stop_gradient, weight.stop_gradient, bias.stop_gradient
         return z
 
@@ -161,7 +161,7 @@ class _SoftmaxAndLogsumexp(PyLayer):
         exponentials = (x - largest).exp_()
         total = exponentials.sum(axis=-1, keepdim=True)
         y = exponentials.divide_(total)
-        ctx.save_for_backward(y)
+        ctx.save_for_backward(y.detach())
         return y, total.log() + largest
 
     @staticmethod

@@ -39,7 +39,7 @@ def setup(cfg):
         gpu.try_out()
     elif not device:
         gpu.warn_of_idle_cards()
-    cpu_ops.enable(cfg.CPU.FAST_OPS)
+    cpu_ops.enable(cfg.CPU.FAST_OPS and name == "cpu")
     if world_size() > 1:
         # gloo aborts when it loses another process. With sleep as the handler of SIGABRT (signal number 6), the process
         # waits six seconds, in which its monitor learns the reason. A handler in Python would run too late.

@@ -94,9 +94,8 @@ def _build(cfg):
                 raise UserError(f"DISTILL.TEACHER {teacher} has DATA.{key} {own.DATA[key]}, the student {data[key]}")
         return build_model(with_keys(own, shape))
     if teacher in list_models():
-        return build_model(
-            with_keys(default_config(), {**shape, "MODEL.NAME": teacher, "DATA.CHANNELS": data.CHANNELS})
-        )
+        pixels = {f"DATA.{key}": data[key] for key in ("CHANNELS", "MEAN", "STD")}
+        return build_model(with_keys(default_config(), {**shape, **pixels, "MODEL.NAME": teacher}))
     if data.CHANNELS != 3:
         raise UserError(f"DISTILL.TEACHER {teacher} takes RGB images, but DATA.CHANNELS is {data.CHANNELS}")
     return getattr(paddle.vision.models, teacher)(num_classes=cfg.MODEL.NUM_CLASSES)

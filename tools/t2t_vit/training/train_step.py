@@ -171,11 +171,7 @@ class TrainStep:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
 
     def start_from(self, path, head="fit"):
-<<<<<<< HEAD
-        """Begin with the weights of a file; `head` as in `load.load_weights`."""
-=======
         """Load the weights of a file; for `head` see `load.load_weights`."""
->>>>>>> lang
         load_pretrained(self.model, path, head, self.cfg.MODEL.POS_RESIZE)
         self.optimizer.take_weights()
         if self.ema:
