@@ -75,3 +75,48 @@ def test_doubles_are_counted(tmp_path):
     assert f"note: 1 images of train repeat the content of another one: {first} and {first.with_name('z.png')}" in lines
     line = "note: 2 images of val repeat an image of train, which makes the accuracy look better: "
     assert f"{line}{first} and {tmp_path}/set/val/3/{first.name}" in lines
+
+
+def test_tiff_that_exif_rotates_is_counted(tmp_path):
+    root = make(tmp_path / "set", {"train/ant": 1, "train/bee": 1, "val/ant": 1, "val/bee": 1})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(root / "train/ant/x.tif", exif=exif)
+    assert check("--data-path", root)[1]["splits"]["train"]["rotated"] == 1
+
+
+# --- List files ---
+
+
+@pytest.fixture
+def lists(tmp_path):
+    """(root, words of the command) of a data set with a class list of two classes and two list files."""
+    root = make(tmp_path / "set", {"train/x": 3, "val/x": 3})
+    (root / "classes.txt").write_text("ant\nbee\n")
+    (root / "t.txt").write_text("x/0.jpg 0\nx/1.jpg 1\nx/2.jpg 7\n")
+    (root / "v.txt").write_text("x/0.jpg 0\nx/1.jpg bee\n")
+    words = ["--config", "configs/lit_data.yaml", "--data-path", root]
+    return root, [*words, "DATA.TRAIN_LIST", "t.txt", "DATA.VAL_LIST", "v.txt", "MODEL.NUM_CLASSES", 2]
+
+
+def test_label_out_of_range_leaves_both_splits_checked(lists):
+    root, words = lists
+    (root / "train/x/1.jpg").write_bytes(b"")
+    done, report = check(*words, status=1)
+    assert report["faults"] == [
+        f"{root}/t.txt, line 3: label 7 is out of range, the last of 2 classes is 1 (MODEL.NUM_CLASSES)",
+        "1 of 3 images of train cannot be read",
+    ]
+    assert report["splits"]["train"]["classes"] == {"ant": 1, "bee": 1, "7": 1}
+    assert "there is no training split" not in done.stdout
+    assert report["command"].startswith("python tools/train.py ")
+    assert "MODEL.NUM_CLASSES" not in report["settings"]  # the class list has two
+
+
+def test_training_list_that_cannot_be_read_is_a_training_split(lists):
+    root, words = lists
+    (root / "t.txt").write_text("x/0.jpg\n")
+    done, report = check(*words, status=1)
+    assert report["splits"].keys() == {"val"} and "line 1: expected 'relative/path label'" in report["faults"][0]
+    assert "there is no training split" not in done.stdout
+    assert report["command"].startswith("python tools/train.py ")

@@ -74,6 +74,11 @@ def python2(kind, change=None):
     return {**files, **(change or {})}
 
 
+def batch_of(labels):
+    """Batch file of the Python form with these labels and two images."""
+    return Python2Pickle().dump({"data": np.zeros((2, 3072), np.uint8), "labels": labels})
+
+
 def expected(kind):
     """{path: pixels (32, 32, 3)}"""
     found = {}
@@ -106,6 +111,21 @@ def test_all_four_archives_become_the_same_pictures(tmp_path, kind, form):
     assert marks(tmp_path / "out") == {archive.name: "done"}
 
 
+@pytest.mark.parametrize(
+    "form, name, content",
+    [
+        (binary, "cifar-100-binary/fine_label_names.txt", b"train\ntest\ncat\n"),
+        (python2, "cifar-100-python/meta", Python2Pickle().dump({"fine_label_names": ["train", "test", "cat"]})),
+    ],
+)
+def test_class_called_train_is_kept(tmp_path, form, name, content):
+    archive = make_tar(tmp_path / "c.tar.gz", form(100, {name: content}), "w:gz")
+    tool("unpack", archive, "--output", tmp_path / "out")
+    new = dict(zip(NAMES, ("train", "test", "cat")))
+    folders = (path.split("/") for path in expected(100))
+    assert tree(tmp_path / "out").keys() == {f"{split}/{new[label]}/{file}" for split, label, file in folders}
+
+
 def test_interrupted_command_continues_and_keeps_whole_pictures(tmp_path):
     archive = make_tar(tmp_path / "c.tar", binary(10))  # unzipped by someone
     out = tmp_path / "out"
@@ -136,8 +156,11 @@ def test_interrupted_command_continues_and_keeps_whole_pictures(tmp_path):
         ),
         (
             {"cifar-10-batches-py/batches.meta": Python2Pickle().dump({"label_names": ["a"]})},
-            "IndexError: list index out of range",
+            "ValueError: test_batch has label 1 but there are 1 classes",
         ),
+        ({"cifar-10-batches-py/data_batch_2": batch_of([0, -1])}, "data_batch_2 has label -1 but there are 3 classes"),
+        ({"cifar-10-batches-py/data_batch_2": batch_of([0])}, "data_batch_2 has 1 labels for 2 images"),
+        ({"cifar-10-batches-py/data_batch_2": batch_of([0, 1, 2])}, "data_batch_2 has 3 labels for 2 images"),
     ],
 )
 def test_pickles_run_nothing_and_damage_is_one_line(tmp_path, change, message):

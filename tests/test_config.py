@@ -5,6 +5,7 @@ import pytest
 from t2t_vit import config, config_values
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import default_config, load_config, with_keys
+from t2t_vit.data.images import reading
 
 
 def write(folder, text, name="x.yaml"):
@@ -143,6 +144,15 @@ def test_class_list_comes_with_the_package(tmp_path, capsys):
     cfg = load_config(write(tmp_path, f"DATA: {{CLASSES: {own}}}\n"))
     assert config.class_list(cfg) == own
     assert config.class_list(load_config(write(tmp_path, "DATA: {CLASSES: ''}\n"))) is None
+
+
+@pytest.mark.parametrize(
+    "name, is_imagenet",
+    [("imagenet1k", True), ("/some/imagenet1k_classes.tsv", True), ("/some/imagenet1k", False), ("", False)],
+)
+def test_exif_auto_knows_imagenet_by_its_class_list(tmp_path, name, is_imagenet):
+    cfg = load_config(write(tmp_path, f"DATA: {{CLASSES: '{name}'}}\n"))
+    assert reading(cfg)["upright"] != is_imagenet
 
 
 def test_relative_paths_of_a_yaml_start_at_the_repository():

@@ -15,7 +15,7 @@ from t2t_vit.common.files import check_outputs, write_text
 from t2t_vit.common.logger import progress_bar
 from t2t_vit.config import all_keys, load_config, resolve, with_keys
 from t2t_vit.data.classes import composed, load_classes, some
-from t2t_vit.data.dataset import most_skipped, read_list
+from t2t_vit.data.dataset import LabelOutOfRange, most_skipped, read_list
 from t2t_vit.data.holdout import held_out
 from t2t_vit.data.images import reading
 from t2t_vit.data.index import class_folders, image_files, is_image_name, scan
@@ -46,7 +46,7 @@ def check(args, cfg, overrides):
     findings = Findings()
     suggest_fraction(cfg, findings, demanded)
     cfg = with_keys(cfg, findings.settings)
-    splits = find_splits(cfg, findings)
+    splits, tool = find_splits(cfg, findings, demanded)
     for split in splits:
         read_images(split, reading(cfg), args.jobs)
     if not args.config:
@@ -56,7 +56,7 @@ def check(args, cfg, overrides):
     judge_classes(cfg, splits, findings, demanded)
     judge_images(cfg, splits, findings)
     judge_doubles(splits, findings)
-    findings.command = command(args, splits, findings.settings)
+    findings.command = command(args, tool, findings.settings)
     print_report(splits, findings)
     if args.json:
         write_text(args.json, json.dumps(to_json(splits, findings), indent=1) + "\n")
@@ -82,13 +82,17 @@ def suggest_fraction(cfg, findings, demanded):
     findings.settings["DATA.VAL_FRACTION"] = VAL_FRACTION
 
 
-def find_splits(cfg, findings):
-    """[SplitReport, ...] of the splits that `load_data` would find, even if it would refuse their classes."""
+def find_splits(cfg, findings, demanded):
+    """The splits that `load_data` would find, even if it would refuse their classes.
+
+    Returns:
+        ([SplitReport, ...], the tool that the data serves: "train" or "val").
+    """
     layout, splits = Layout(cfg), []
     for name, list_file in layout.lists.items():
         try:
             if list_file:
-                splits.append(split_of_list(cfg, layout, name))
+                splits.append(split_of_list(cfg, layout, name, findings, demanded))
             elif layout.shared:
                 splits += splits_of_folder(cfg, layout, name, findings) if name == "train" else []
             elif layout.folder(name) or name == "val" and not layout.given:
@@ -97,18 +101,31 @@ def find_splits(cfg, findings):
             findings.faults.append(str(error))
     if not splits:
         raise UserError(findings.faults[0])
-    if all(split.name == "val" for split in splits):
-        findings.notes.append("there is no training split: this data serves validation only")
-    return splits
+    if layout.lists["train"] or layout.folder("train"):  # even if it cannot be read
+        return splits, "train"
+    findings.notes.append("there is no training split: this data serves validation only")
+    return splits, "val"
 
 
-def split_of_list(cfg, layout, name):
+def split_of_list(cfg, layout, name, findings, demanded):
+    """The split, with the numbers of labels that the class list has not."""
     classes = _classes_of(cfg)[0]
-    is_named = classes and classes.source != "MODEL.NUM_CLASSES"
-    listed = read_list(layout.root, name, layout.root / layout.lists[name], classes if is_named else None)
-    labels = listed.labels.tolist()
-    counts = Counter(classes.folders[label] for label in labels) if is_named else Counter(labels)
+    named = classes if classes and classes.source != "MODEL.NUM_CLASSES" else None
+    place = layout.root, name, layout.root / layout.lists[name]
+    try:
+        listed = read_list(*place, named)
+    except LabelOutOfRange as error:
+        if _is_held_to_classes(cfg, demanded):
+            findings.faults.append(str(error))
+        listed = read_list(*place, named, any_number=True)
+    names = dict(enumerate(named.folders)) if named else {}
+    counts = Counter(names.get(label, label) for label in listed.labels.tolist())
     return SplitReport(name, listed.source, listed.paths, dict(counts))
+
+
+def _is_held_to_classes(cfg, demanded):
+    """Whether data that does not fit the class list is a fault, rather than the list unfit for the data."""
+    return "DATA.CLASSES" in demanded or not cfg.DATA.CLASSES
 
 
 def splits_of_folder(cfg, layout, name, findings):
@@ -171,11 +188,14 @@ def judge_classes(cfg, splits, findings, demanded):
     if absent:
         names = some(sorted(map(str, absent)))
         findings.faults.append(f"{len(absent)} class(es) of val have no image in train: {names}")
+    is_named = classes and classes.source != "MODEL.NUM_CLASSES"
     fits = classes is not None
     for split, present in zip(splits, shown):
-        unknown = sorted(map(str, split.classes.keys() - known)) if classes else []
+        misfits = split.classes.keys() - known if classes else set()
+        unknown = sorted(map(str, misfits))
         fits = fits and not unknown
-        if set(unknown) - set(map(str, absent)) and ("DATA.CLASSES" in demanded or not cfg.DATA.CLASSES):
+        reported = {label for label in misfits if is_named and isinstance(label, int)}  # by split_of_list
+        if misfits - reported - absent and _is_held_to_classes(cfg, demanded):
             line = f"{split.source} has {len(unknown)} class(es) that are not in {classes.source}: {some(unknown)}"
             findings.faults.append(line)
         empty = [name for i, name in enumerate(classes.folders) if not {i, name} & present] if classes else []
@@ -183,6 +203,8 @@ def judge_classes(cfg, splits, findings, demanded):
             line = f"{len(empty)} of {len(classes)} classes have no image in {split.name}: {some(empty)}"
             findings.notes.append(line)
     highest = max((label for split in splits for label in split.classes if isinstance(label, int)), default=-1)
+    if is_named and not cfg.DATA.CLASSES:  # classes.txt decides on the number
+        highest = -1
     suggest_classes(cfg, classes if fits else None, highest, findings, demanded)
 
 
@@ -261,9 +283,8 @@ def judge_doubles(splits, findings):
             findings.notes.append(f"{line}: {paths[original[found[0]]]} and {paths[found[0]]}")
 
 
-def command(args, splits, settings):
+def command(args, tool, settings):
     """The command line that trains, or validates if there is no training split, ready to be pasted."""
-    tool = "train" if any(split.name == "train" for split in splits) else "val"
     words = ["python", f"tools/{tool}.py", "--config", args.config]
     words += ["--data-path", args.data_path] if args.data_path else []
     pairs = dict(zip(args.opts[::2], args.opts[1::2])) | settings

@@ -56,11 +56,20 @@ def entries(file, path, form):
             raise ValueError(f"classes named {names}")
         for name, (split, first) in places.items():
             labels, pixels = _batch(files[name], label_entry, label_bytes)
+            _check_labels(name, labels, len(pixels), len(names))
             images += [(f"{split}/{names[label]}/{first + i:05d}.png", pixels[i]) for i, label in enumerate(labels)]
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(f"{path} is damaged or not a CIFAR archive ({type(error).__name__}: {error})") from error
     for name, image in images:
         yield Entry(name, None, True, lambda image=image: _png(image))
+
+
+def _check_labels(name, labels, images, classes):
+    if len(labels) != images:
+        raise ValueError(f"{name} has {len(labels)} labels for {images} images")
+    wrong = next((label for label in labels if not 0 <= label < classes), None)
+    if wrong is not None:
+        raise ValueError(f"{name} has label {wrong} but there are {classes} classes")
 
 
 def _png(pixels):

@@ -22,6 +22,10 @@ log = logging.getLogger("t2t")
 _SIZES = 1000  # files whose sizes are compared when a run is resumed: enough to notice pictures that were resized
 
 
+class LabelOutOfRange(UserError):
+    """A list file has a label that the class list has not."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Images of one split: `paths[i]` shows class `labels[i]`."""
@@ -141,10 +145,10 @@ def scan_splits(layout, name, classes, cfg):
 # --- List files ---
 
 
-def read_list(root, name, list_file, classes):
+def read_list(root, name, list_file, classes, any_number=False):
     """`Split` of a list file in one of the forms of `image_rows`; its paths count from the split's folder or `root`.
 
-    A label is the number or the name of a class. If `classes` is None, any number is accepted.
+    A label is the number or the name of a class. If `classes` is None or `any_number`, any number is accepted.
     """
     ids = {folder: i for i, folder in enumerate(classes.folders)} if classes else {}
     paths, labels = [], []
@@ -157,9 +161,10 @@ def read_list(root, name, list_file, classes):
             also = " (a number from 0, or the name of a class)" if label else ""
             raise UserError(f"{where}: expected 'relative/path label'{also} but found {found}")
         label = int(label) if is_number else ids[composed(label)]
-        if label >= (len(classes) if classes else 2**31):
+        if label >= (len(classes) if classes and not any_number else 2**31):
             limit = f"the last of {len(classes)} classes is {len(classes) - 1}" if classes else "it is too large"
-            raise UserError(f"{where}: label {label} is out of range, {limit} (MODEL.NUM_CLASSES)")
+            kind = LabelOutOfRange if label < 2**31 else UserError
+            raise kind(f"{where}: label {label} is out of range, {limit} (MODEL.NUM_CLASSES)")
         paths.append(path)
         labels.append(label)
     if not paths:

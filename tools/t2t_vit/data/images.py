@@ -60,7 +60,7 @@ def reading(cfg, by_hand=False):
         by_hand: for images that a user picks, not those of a data set. DATA.EXIF auto rotates them.
     """
     data = cfg.DATA
-    is_imagenet = data.CLASSES == "imagenet1k"
+    is_imagenet = data.CLASSES == "imagenet1k" or os.path.basename(data.CLASSES) == "imagenet1k_classes.tsv"
     upright = data.EXIF == "upright" or data.EXIF == "auto" and (by_hand or not is_imagenet)
     return {"channels": data.CHANNELS, "upright": upright, "grey_bits": data.GREY_BITS}
 
@@ -117,11 +117,13 @@ def examine_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST
 def _read(image, mode, upright, grey_bits, most_bytes):
     """(image in mode L or RGB, ImageFacts) of an opened image."""
     _check_size(image, mode, most_bytes)
+    is_tiff = image.format == "TIFF"  # Pillow rotates it while it loads, in any case, and forgets the orientation
+    stored = _orientation(image) if is_tiff else None
     image.load()
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = _UPRIGHT.get(stored if is_tiff else _orientation(image))
     facts = ImageFacts(image.mode, image.format, turn is not None, is_dim(image, grey_bits))
     image = to_8_bits(image, mode, grey_bits)
-    if upright and turn is not None and facts.format != "TIFF":  # Pillow turns TIFF files itself, in any case
+    if upright and turn is not None and not is_tiff:
         image = image.transpose(turn)
     image.info = {}  # saving the image would store its EXIF orientation, and viewers would rotate it again
     return image, facts

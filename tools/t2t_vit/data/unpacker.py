@@ -72,7 +72,7 @@ class Unpacker:
         self.is_trusted = state == "begun"
         self.images = self.written = self.other = self.repeated = 0
         self.unsafe = []
-        self.targets = set()  # hashes of the paths; a million paths would take much memory
+        self.names = {}  # {hash of a path: hash of its name in the archive}; a million paths would take much memory
         self.unplaced = set()  # folders of images that are in no split, as tuples
 
     def add_archive(self, path):
@@ -81,20 +81,24 @@ class Unpacker:
         with open(path, "rb") as file, progress_bar(None, **options) as bar:
             form, inner = cifar.form_of(path), _CLASS_ARCHIVE.fullmatch(path.name)
             found = cifar.entries(file, path, form) if form else archives.entries(file, path)
+            place = str if form else self._place  # the name of a CIFAR image is its place
             # A class archive by itself: someone has unpacked ILSVRC2012_img_train.tar by hand.
-            self._add(found, lambda: bar.update(max(0, file.tell() - bar.n)), f"train/{inner[1]}/" if inner else "")
+            prefix = f"train/{inner[1]}/" if inner else ""
+            self._add(found, lambda: bar.update(max(0, file.tell() - bar.n)), place, prefix)
 
-    def _add(self, entries, progress, prefix):
+    def _add(self, entries, progress, place, prefix="", archive=""):
+        """Unpack entries, below `prefix`. `archive`: name of the class archive that holds them, if one does."""
         for entry in entries:
             progress()
+            name = "/".join(entry.parts)
             class_archive = _CLASS_ARCHIVE.fullmatch(entry.parts[-1]) if entry.parts else None
             if not entry.is_safe or not entry.parts:
                 self.unsafe.append(entry.name)
             elif class_archive:
                 with entry.open() as inner:
-                    self._add(archives.tar_entries(inner), progress, f"train/{class_archive[1]}/")
-            elif target := self._place(prefix + "/".join(entry.parts)):
-                self._write(entry, self.folder / target)
+                    self._add(archives.tar_entries(inner), progress, place, f"train/{class_archive[1]}/", name)
+            elif target := place(prefix + name):
+                self._write(entry, self.folder / target, hash((archive, name)))
             else:
                 self.other += 1
 
@@ -116,20 +120,21 @@ class Unpacker:
             return "/".join([*parents[self.depth :], file])
         return None
 
-    def _write(self, entry, target):
-        """Write one file, unless it is there."""
+    def _write(self, entry, target, name):
+        """Write one file, unless it is there. Of entries with one `name`, the last is kept, as tar does."""
         key = hash(str(target))
-        if key in self.targets:
+        is_again = key in self.names
+        if is_again and self.names[key] != name:
             self.repeated += 1
             return
-        self.targets.add(key)
-        if not self._is_there(entry, target):
-            if self.is_new and os.path.lexists(target):
+        self.names[key] = name
+        if is_again or not self._is_there(entry, target):
+            if not is_again and self.is_new and os.path.lexists(target):
                 raise ForeignFile(f"{target} exists and differs from the file in the archive; give another --output")
             with entry.open() as source, _replacing(target) as file:
                 file.writelines(_blocks(source))
-            self.written += 1
-        self.images += 1
+            self.written += not is_again
+        self.images += not is_again
 
     def _is_there(self, entry, target):
         return self.is_trusted and target.is_file() and entry.size in (None, target.stat().st_size)
