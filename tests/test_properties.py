@@ -64,6 +64,7 @@ VALUES = {
     "AUG.MIX_MODE": st.sampled_from(["batch", "pair", "elem"]),
     "AUG.MIX_OFF_EPOCH": st.integers(0, 400), "AUG.REPEATS": st.integers(1, 100),
     "TRAIN.BATCH_SIZE": st.integers(1, 4096), "TRAIN.ACCUM_STEPS": st.integers(1, 64),
+    "TRAIN.GLOBAL_BATCH": st.integers(0, 4096),
     "TRAIN.EPOCHS": st.integers(11, 1000), "TRAIN.COOLDOWN_EPOCHS": st.integers(0, 50),
     "TRAIN.WARMUP_EPOCHS": st.integers(0, 20), "TRAIN.OPTIMIZER": st.sampled_from(["adamw", "sgd"]),
     "TRAIN.BASE_LR": numbers(1e-5, 10), "TRAIN.WARMUP_LR": numbers(0, 1e-5), "TRAIN.MIN_LR": numbers(0, 1e-5),
