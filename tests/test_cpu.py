@@ -113,6 +113,21 @@ def test_fast_forms_leave_autocast_to_paddle(monkeypatch):
     assert cpu_ops.uses_fast_form(paddle.ones([1]))
 
 
+@pytest.mark.parametrize("layer", [LayerNorm(256), cpu_ops.softmax_and_logsumexp], ids=["LayerNorm", "softmax"])
+def test_results_without_a_backward_pass_are_freed(layer):
+    def resident():
+        return int(open("/proc/self/statm").read().split()[1]) * 4096  # noqa: SIM115
+
+    x = paddle.ones([4096, 256])  # 4 MB
+    x.stop_gradient = False
+    for _ in range(5):
+        layer(x)
+    before = resident()
+    for _ in range(50):
+        layer(x)
+    assert resident() - before < 50e6  # of 200 MB and more
+
+
 def test_softmax_and_logsumexp_at_magnitudes_whose_exponentials_overflow():
     x = paddle.to_tensor([[-1000.0, -1001.0], [1000.0, 999.0]])
     softmax, logsumexp = cpu_ops.softmax_and_logsumexp(x)

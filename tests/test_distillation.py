@@ -12,6 +12,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
+from t2t_vit.models.zoo import create_model
 from t2t_vit.training.losses import CrossEntropy, DistillationLoss, prediction
 from t2t_vit.training.teacher import Teacher
 from t2t_vit.training.train_step import TrainStep
@@ -154,6 +155,16 @@ def test_teacher_from_paddle_vision(tmp_path):
     assert (step.teacher(images).numpy() == model(images).numpy()).all()
     run()
     assert (step.teacher(images).numpy() == model(images).numpy()).all()  # batch statistics too
+
+
+def test_teacher_of_grey_images_by_its_name(tmp_path):
+    model = create_model("t2t_vit_7", num_classes=10, image_size=16, in_chans=1)
+    checkpoint.save(tmp_path / "grey.pdparams", model.state_dict())
+    words = ("DISTILL.TEACHER", "t2t_vit_7", "DISTILL.WEIGHTS", f"{tmp_path}/grey.pdparams", "DATA.CHANNELS", "1")
+    teacher = Teacher(config("DISTILL.TYPE", "hard", *words, "DATA.MEAN", "[0.5]", "DATA.STD", "[0.5]"))
+    images = paddle.randn([2, 1, 16, 16])
+    model.eval()
+    assert (teacher(images).numpy() == model(images).numpy()).all()
 
 
 SHIPPED_WEIGHTS = ("DISTILL.WEIGHTS", "output/pretrained/lit_data/best.pdparams")

@@ -213,3 +213,8 @@ def test_inconsistent_launcher_variables_stop_only_a_training(tmp_path):
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1) and not list(tmp_path.iterdir())
     assert script("val", **variables).stdout.splitlines()[-1].startswith("lit_data final val acc is:0.9")
     assert script("predict", **variables).stdout.splitlines()[-1] == "class_id is: 3"
+
+
+def test_a_command_is_needed():
+    with pytest.raises(UserError, match="give a command"):
+        launch.main(argparse.Namespace(words=[]))

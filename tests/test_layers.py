@@ -201,3 +201,13 @@ def test_linear_layers_are_built_as_paddles():
     x = paddle.randn([4, 30])
     assert (ours.weight.numpy() == theirs.weight.numpy()).all()
     assert abs(ours(x).numpy() - theirs(x).numpy()).max() < 1e-6
+
+
+def test_a_model_can_be_compiled_by_its_user():
+    """By paddle.jit.to_static as it is by default: without full_graph it breaks the graph at what it cannot convert."""
+    model, images = create_model("t2t_vit_7", num_classes=10, image_size=64, depth=2), paddle.randn([2, 3, 64, 64])
+    model.eval()
+    with paddle.no_grad():
+        expected = model(images)
+        compiled = paddle.jit.to_static(model)(images)
+    assert (compiled - expected).abs().max() < 1e-5

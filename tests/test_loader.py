@@ -162,5 +162,8 @@ def test_too_many_unreadable_images_in_a_row_end_the_reading(tmp_path):
 def test_too_few_images_for_a_batch_are_an_error(tmp_path):
     make_folders(tmp_path, {"train/ant": 3, "train/bee": 3, "val/ant": 1})
     cfg = folder_config(tmp_path)
-    with pytest.raises(UserError, match="6 images, fewer than one step of 64"):
+    with pytest.raises(UserError, match="6 images, fewer than one step of 64 .*; lower TRAIN.BATCH_SIZE or"):
+        TrainLoader(load_data(cfg)[1]["train"], cfg)
+    cfg = folder_config(tmp_path, TRAIN__GLOBAL_BATCH="64")
+    with pytest.raises(UserError, match="lower TRAIN.GLOBAL_BATCH$"):
         TrainLoader(load_data(cfg)[1]["train"], cfg)
