@@ -97,7 +97,7 @@ def test_cells_of_a_t2t_vit_are_where_its_tokens_look(size):
     module, images = model.tokens_to_token, images_for(model, count=1)
     images.stop_gradient = False
     tokens = images
-    for stage, layer in enumerate([*module.stages[:-1], module.project]):
+    for stage, layer in enumerate([*module.token_layers[:-1], module.project]):
         tokens = layer(tokens)
         grid = tuple(tokens.shape[2:])
         assert grid == module.grids[stage]
@@ -320,25 +320,25 @@ def test_rows_of_the_module_rebuild_its_attention(kind, scale, monkeypatch):
     model = small_model(kind)
     module = model.tokens_to_token
     with paddle.no_grad():
-        for layer in module.stages:  # of large q and k the features overflow float32
+        for layer in module.token_layers:  # of large q and k the features overflow float32
             linear = layer.kqv if hasattr(layer, "kqv") else layer.attn.qkv
             linear.weight.set_value(linear.weight * scale)
     images, performed = images_for(model), []
     if kind == "transformer":
         # Its attention meets v in `paddle.matmul`, and then `proj` and the skip connection, both linear.
-        owner = type(module.stages[0].attn)
+        owner = type(module.token_layers[0].attn)
         spy(monkeypatch, owner, "forward", lambda y, layer, *_: performed.append(y.numpy()))
     else:
         spy(
             monkeypatch,
-            type(module.stages[0]),
+            type(module.token_layers[0]),
             "attend",
             lambda y, layer, k, q, v: performed.append((y.numpy(), v.numpy())),
         )
-    with paddle.no_grad(), inputs_of(module.stages) as splits:
+    with paddle.no_grad(), inputs_of(module.token_layers) as splits:
         expected = model(images)
-    assert [stage.layer for stage in attention.attending_stages(model)] == module.stages
-    for stage, (layer, tokens) in enumerate(zip(module.stages, splits)):
+    assert [stage.layer for stage in attention.attending_stages(model)] == module.token_layers
+    for stage, (layer, tokens) in enumerate(zip(module.token_layers, splits)):
         places = [0, tokens.shape[1] // 2, tokens.shape[1] - 1, 0]
         logits, rows = token_maps(model, images, stage, places)
         assert (logits == expected).all()
@@ -358,7 +358,7 @@ def test_rows_of_the_module_rebuild_its_attention(kind, scale, monkeypatch):
 
 def test_performer_rows_are_the_features_products():
     model = small_model("performer")
-    images, layer = images_for(model), model.tokens_to_token.stages[0]
+    images, layer = images_for(model), model.tokens_to_token.token_layers[0]
     with paddle.no_grad():
         tokens = F.unfold(images, *model.tokens_to_token.splits[0]).transpose([0, 2, 1])
         k, q, _ = (part.numpy().astype(np.float64) for part in layer.kqv(layer.norm1(tokens)).split(3, axis=-1))

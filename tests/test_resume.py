@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, few_digits
 
+from t2t_vit.common.errors import UserError
 from t2t_vit.config import accumulation, load_config, with_keys
 from t2t_vit.data.dataset import load_data
 from t2t_vit.training.resume import check_setting, setting
@@ -410,6 +411,20 @@ def test_global_batch_keeps_the_step_on_another_number_of_processes(warned):
     assert (
         "TRAIN.ACCUM_STEPS was 1 and is now 2: no longer bit-exact" in warned.text and "a step had" not in warned.text
     )
+
+
+def test_another_global_batch_names_the_one_that_keeps_the_steps():
+    files = [(("TRAIN.BATCH_SIZE", "32"),), (("TRAIN.BATCH_SIZE", "32"), ("TRAIN.GLOBAL_BATCH", "64"))]
+    files.append((("TRAIN.BATCH_SIZE", "32"), ("TRAIN.GLOBAL_BATCH", "32")))
+
+    def setting_of(pairs):
+        cfg = load_config(ROOT / "configs/lit_data.yaml", pairs)
+        return setting(with_keys(cfg, {"TRAIN.ACCUM_STEPS": accumulation(cfg, 1)}), load_data(cfg)[1])
+
+    before, other, same = map(setting_of, files)
+    with pytest.raises(UserError, match="TRAIN.GLOBAL_BATCH 32 keeps its steps"):
+        check_setting(before, other, "latest.pdparams")
+    check_setting(before, same, "latest.pdparams")
 
 
 def test_a_key_that_is_younger_than_the_state_had_its_default(short_run, tmp_path):

@@ -61,7 +61,7 @@ def test_training_has_it_where_the_key_says_so_and_validation_never(switches, wa
 def test_the_performers_exponents_never_have_it(switches, monkeypatch):
     matmul, seen = paddle.matmul, []
     model = small_model("performer")
-    weights = {id(layer.w) for layer in model.tokens_to_token.stages}
+    weights = {id(layer.w) for layer in model.tokens_to_token.token_layers}
 
     def recorded(x, y, *words, **options):
         seen.append((id(y) in weights, switches["cublas"]))

@@ -18,4 +18,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted({*globals(), *_PUBLIC})
+    return __all__

@@ -128,12 +128,12 @@ class FoldedTokenTransformer(nn.Layer):
 def fold_t2t(model):
     """A folded `T2TViT`."""
     module, positions = model.tokens_to_token, model.pos_embed[0]
-    pairs, last = list(zip(module.stages, module.splits))[: len(module.splits) - 1], module.splits[-1]
+    pairs, last = list(zip(module.token_layers, module.splits))[: len(module.splits) - 1], module.splits[-1]
     if isinstance(module.project, nn.Conv2D):
         stages = [folded_convolution(conv.weight, conv.bias, *split[1:]) for conv, split in pairs]
         kernels = module.project.weight
     else:
-        kind = FoldedPerformer if isinstance(module.stages[0], TokenPerformer) else FoldedTokenTransformer
+        kind = FoldedPerformer if isinstance(module.token_layers[0], TokenPerformer) else FoldedTokenTransformer
         stages = [kind(layer, split) for layer, split in pairs]
         kernels = _split_kernels(module.project.weight, last[0])
     class_token = model.cls_token[0] + positions[:1]

@@ -93,43 +93,44 @@ class T2TModule(nn.Layer):
     def _add_convolutions(self, in_chans, token_dim, embed_dim):
         widths = [in_chans] + [token_dim] * (len(self.splits) - 1)
         for i, (split, width) in enumerate(zip(self.splits[:-1], widths)):
-            self.add_sublayer(f"soft_split{i}", nn.Conv2D(width, token_dim, *split))
+            init_from_fan_in(self.add_sublayer(f"soft_split{i}", nn.Conv2D(width, token_dim, *split)))
         self.project = nn.Conv2D(widths[-1], embed_dim, *self.splits[-1])
-        self.apply(init_from_fan_in)
+        init_from_fan_in(self.project)
 
     @property
-    def stages(self):
+    def token_layers(self):
         """The token layers, or all convolutions."""
         splits = range(len(self.splits) - 1)
         if hasattr(self, "soft_split0"):
             return [*(getattr(self, f"soft_split{i}") for i in splits), self.project]
         return [getattr(self, f"attention{i + 1}") for i in splits]
 
-    def layers(self):
+    def stages(self):
         """The `Stage`s of the module. The last one makes the patches of the backbone."""
         places = [(self.grids[i], self.splits[: i + 1]) for i in range(len(self.splits))]
         if hasattr(self, "soft_split0"):
             names = [f"convolution {i + 1}" for i in range(len(places))]
-            return [Stage(layer, *place, output_name=name) for layer, place, name in zip(self.stages, places, names)]
-        kind = "performer" if isinstance(self.stages[0], TokenPerformer) else "transformer"
+            of_layers = zip(self.token_layers, places, names)
+            return [Stage(layer, *place, output_name=name) for layer, place, name in of_layers]
+        kind = "performer" if isinstance(self.token_layers[0], TokenPerformer) else "transformer"
         layers = [
             Stage(layer, *place, f"soft split {i}", f"{kind} {i}")
-            for i, (layer, place) in enumerate(zip(self.stages, places), start=1)
+            for i, (layer, place) in enumerate(zip(self.token_layers, places), start=1)
         ]
         return [*layers, Stage(self.project, *places[-1], f"soft split {len(places)}")]
 
     def forward(self, x):
         if not hasattr(self, "soft_split0"):
             return self._soft_split_tokens(x)
-        for convolution in self.stages:
+        for convolution in self.token_layers:
             x = convolution(x)  # (B, E or C, h, w)
         return x.flatten(2).transpose([0, 2, 1])  # (B, N, C)
 
     def _soft_split_tokens(self, x):
         # On a GPU unfold and its gradient start a kernel per image (unfold_kernel_impl.h, 2.6.2 and 3.3.1).
-        for stage, split, (height, width) in zip(self.stages, self.splits, self.grids):
+        for layer, split, (height, width) in zip(self.token_layers, self.splits, self.grids):
             x = F.unfold(x, *split).transpose([0, 2, 1])  # (B, h*w, Cin*k*k)
-            x = recomputed(stage, x) if self.recompute else stage(x)  # (B, h*w, E)
+            x = recomputed(layer, x) if self.recompute else layer(x)  # (B, h*w, E)
             x = x.transpose([0, 2, 1]).reshape([x.shape[0], x.shape[2], height, width])  # (B, E, h, w)
         x = F.unfold(x, *self.splits[-1]).transpose([0, 2, 1])  # (B, N, E*k*k)
         return self.project(x)  # (B, N, C)
@@ -219,7 +220,7 @@ class T2TViT(VisionTransformer):
         return resize_tokens(table, old_grid, grid), f"resized bicubically from {sizes}"
 
     def stages(self):
-        return self.tokens_to_token.layers()
+        return self.tokens_to_token.stages()
 
     def backbone(self):
         grid = self.tokens_to_token.grids[-1]

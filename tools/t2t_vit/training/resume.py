@@ -167,15 +167,16 @@ def check_setting(then, now, path, force=False):
     rounding are warnings.
     """
     differences = _differences(then, now)
+    before, after = _config(then), _config(now)
+    old_images, new_images = _step_images(then, before), _step_images(now, after)
     if differences and not force:
+        hint = f"TRAIN.GLOBAL_BATCH {old_images} keeps its steps, " if old_images != new_images else ""
         raise UserError(
-            f"{path} has other settings: {'; '.join(differences)}; --force continues with the current ones, --resume "
-            "none starts a new run, NAME gives this run a folder of its own"
+            f"{path} has other settings: {'; '.join(differences)}; {hint}--force continues with the current ones, "
+            "--resume none starts a new run, NAME gives this run a folder of its own"
         )
     for difference in differences:
         log.warning("warning: continuing with other settings (--force): %s", difference)
-    before, after = _config(then), _config(now)
-    old_images, new_images = _step_images(then, before), _step_images(now, after)
     if old_images != new_images and not differences:
         log.warning(
             "warning: a step had %d images and has now %d: set TRAIN.GLOBAL_BATCH %d to keep them",

@@ -79,6 +79,7 @@ def _prepare(args, cfg, interrupts):
         trainer.resume(path, state)
     elif cfg.MODEL.PRETRAINED:
         trainer.start_from(local_file(cfg.MODEL.PRETRAINED))
+    processes.barrier()  # no process has refused anything
     if processes.is_main():
         _open_folder(trainer, path, state)
         args.monitor.send(log=str(run.log))
