@@ -152,7 +152,7 @@ def test_memory_is_that_of_a_training_step_and_of_an_inference(tmp_path):
     [
         (["model", "t2t_vit_8"], "error: unknown model 't2t_vit_8'; did you mean t2t_vit_7, "),
         (["model", "all", "--config", "configs/pit_b.yaml"], "error: give models (all) or --config, not both"),
-        (["model", "MODEL.NUM_CLASSES", "0"], "error: MODEL.NUM_CLASSES is 0, "),
+        (["model", "MODEL.NUM_CLASSES", "0"], "error: MODEL.NUM_CLASSES is 0 "),
     ],
 )
 def test_mistakes_are_one_line(words, message):

@@ -23,7 +23,7 @@ from t2t_vit.weights import checkpoint
 IN_ORDER = True  # some commands read what those before them write
 
 # Makes a training that would take days one step long.
-TINY = "--batch-size 8 TRAIN.GLOBAL_BATCH 8 DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0 VAL.EVERY 1"
+TINY = "--batch-size 8 TRAIN.GLOBAL_BATCH 0 DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0 VAL.EVERY 1"
 TINY += " TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 TRAIN.COOLDOWN_EPOCHS 0"
 
 

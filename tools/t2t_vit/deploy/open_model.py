@@ -124,7 +124,7 @@ def _export_of_run(args, cfg, engine):
     for path in paths:
         if path.is_file():
             return path
-    options = {"--config": args.config, "--output": args.output}
+    options = {"--config": args.config, "--output": getattr(args, "output", "")}  # demo.py has no --output
     given = "".join(f" {name} {value}" for name, value in options.items() if value)
     raise UserError(
         f"{display_path(paths[0])} not found for --engine {engine}: make it with `python tools/export.py{given} "
