@@ -177,7 +177,7 @@ def test_command_runs(line, place):
     line = with_little_to_measure(line) if "benchmark.py" in line else line
     if "aistudio.sh" in line:
         line = as_small_job(line, place)
-    elif not re.search(r"convert.py|benchmark.py [^d]", line) and ("imagenet" in line or "t2t_vit" in line):
+    elif not re.search(r"convert.py|benchmark.py [^d]", line) and re.search("imagenet|t2t_vit|Best_PiT", line):
         tiny = TINY if "train" in line.split()[1] else "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0"
         tiny += " MODEL.PIT.DEPTH '[1, 1, 1]'" if "pit" in line else " MODEL.T2T.DEPTH 1"
         line += f" --output {place}/output {tiny}" if "memorise/" not in line else ""
@@ -197,8 +197,10 @@ def test_command_runs(line, place):
         assert "class_id is: " in done.stdout.splitlines()[-1]
 
 
-def test_python_of_the_readme_runs(place):
-    code = "\n".join(blocks("README.md", "python")).replace("/path/to", str(place))
+def test_python_of_the_readme_runs(place, tmp_path):
+    checkpoint.save(tmp_path / "t2t_vit_7.pdparams", create_model("t2t_vit_7", image_size=32).state_dict())
+    code = "\n".join(blocks("README.md", "python")).replace("/path/to/t2t_vit_7", f"{tmp_path}/t2t_vit_7")
+    code = code.replace("/path/to", str(place))
     code += """
 import numpy as np
 from PIL import Image
