@@ -8,6 +8,8 @@ def conversion_bytes(image, mode):
     """Bytes for each pixel that `to_8_bits` needs at most beside the image itself."""
     if _is_plain(image, mode):
         return 0
+    if image.mode == "RGBA":
+        return 4
     return 8 if _is_deep(image) or _has_transparency(image) else {"L": 1, "RGB": 4}[mode]
 
 
@@ -27,7 +29,7 @@ def to_8_bits(image, mode, grey_bits):
         opaque = Image.new("RGB", image.size, "white")
         opaque.paste(image, mask=image)
         image = opaque
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _scaled(image, white):
