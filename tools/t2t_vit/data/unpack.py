@@ -22,10 +22,7 @@ MARKS = ".unpacked.json"  # in DIR: {archive name: [size, mtime in ns, "begun", 
 def unpack(paths, output, val_list=None):
     """Unpack archives to the folder `output`, and print what there is.
 
-    Args:
-        paths: of the archives.
-        output: folder of the data set.
-        val_list: file with the classes of ImageNet's validation images, see `val_classes.ValClasses`.
+    `val_list`: file with the classes of ImageNet's validation images, see `val_classes.ValClasses`.
 
     Raises:
         UserError: for a damaged archive, one without images, an unknown class, a full disk.
