@@ -95,7 +95,7 @@ def tool(name, *words, status=0, timeout=300, cwd=ROOT, fresh=None):
     """
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
     if fresh is None:
-        is_quick = status != 0 or name in ("convert", "predict", "val")
+        is_quick = status != 0 or name in ("convert", "export", "predict", "val")
         fresh = not is_quick or name == "demo" or "DATA.NUM_WORKERS" in words or "--jobs" in words
     if fresh:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
