@@ -55,7 +55,7 @@ def answer(predictor, images):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_gives_the_right_logits(tmp_path, kind):
     model = small_model(kind)
-    for batch, counts, settings in ((1, [1], ["default"]), (3, [3], ["default"]), (None, [2, 1, 5], SETTINGS)):
+    for batch, counts, settings in ((1, [1], ["default"]), (None, [2, 1, 5], SETTINGS)):
         found = differences(model, tmp_path, batch, counts, settings)
         assert max(found.values()) < 5e-6, (batch, found)
 

@@ -184,7 +184,7 @@ def _in_place_of(target):
     check_writable(target)
     with naming(target), tempfile.TemporaryDirectory(prefix=".export.", dir=target.parent) as folder:
         yield Path(folder) / target.name
-        for part in Path(folder).iterdir():
+        for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == target.name):  # the main file last
             with atomic_path(target.with_name(part.name)) as temporary:
                 os.replace(part, temporary)
 
