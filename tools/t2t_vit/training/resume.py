@@ -164,7 +164,8 @@ def check_setting(then, now, path, force=False):
 
 def check_same_everywhere(setting):
     """Raise UserError if the settings of this process differ from those of rank 0."""
-    if differences := _differences(processes.from_main(setting), setting):
+    expected = processes.from_main(setting)
+    if expected != setting and (differences := _differences(expected, setting)):
         raise UserError(f"rank {processes.rank()} has other settings than rank 0: {'; '.join(differences)}")
 
 
