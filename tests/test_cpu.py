@@ -22,8 +22,8 @@ from t2t_vit.models.dropout import Dropout, drawing_from
 from t2t_vit.models.layers import Block, LayerNorm, Linear
 from t2t_vit.models.token_layers import TokenPerformer
 from t2t_vit.models.zoo import create_model
-from t2t_vit.training import microbatch
-from t2t_vit.training.microbatch import MicroBatches, inference
+from t2t_vit.parallel import microbatch
+from t2t_vit.parallel.microbatch import MicroBatches, inference
 from t2t_vit.training.train_step import TrainStep
 
 T2T = dict(image_size=32, num_classes=10, embed_dim=16, depth=2, num_heads=2, token_dim=8)

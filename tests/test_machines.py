@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 import time
 
 import pytest
@@ -147,19 +146,6 @@ def test_interrupt_again_later_gives_up(capfd):
             time.sleep(1)
     assert capfd.readouterr().err.count("Ctrl-C after 2 seconds or later gives up") == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_handler_in_another_thread_leaves_signals_alone():
-    before, watches = signal.getsignal(signal.SIGTERM), []
-
-    def work():
-        with InterruptHandler(load_config(ROOT / "configs/lit_data.yaml").TRAIN, time.monotonic()) as watch:
-            watches.append(watch)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert watches and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_answer_is_on_its_own_line_beside_a_progress_bar():

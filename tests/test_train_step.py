@@ -24,8 +24,7 @@ from t2t_vit.training.flat import FlatWeights
 from t2t_vit.training.resume import FREE_KEYS, setting
 from t2t_vit.training.stop_rules import BadSteps, check_skipped
 from t2t_vit.training.stopwatch import Lap, Stopwatch
-from t2t_vit.training.summary import log_summary
-from t2t_vit.training.train_log import TrainLog
+from t2t_vit.training.train_log import TrainLog, log_summary
 from t2t_vit.training.train_step import TrainStep
 from t2t_vit.training.trainer import Trainer
 from t2t_vit.weights import checkpoint
@@ -61,7 +60,7 @@ def test_average_by_definition():
         for tensor in model.state_dict().values():
             tensor.set_value(paddle.full_like(tensor, float(number)))
         ok = number != 2
-        ema.update(weights.values, paddle.to_tensor(ok))
+        ema.update(paddle.to_tensor(ok))
         if ok:
             expected = {name: 0.9 * value + 0.1 * number for name, value in expected.items()}
     assert set(ema.model.state_dict()) == {"weight", "bias", "scale"}  # buffers too
@@ -146,20 +145,18 @@ def test_skipped_steps_are_counted_and_leave_the_means_alone():
 
 def test_bad_steps_in_a_row_end_the_run_at_the_next_check():
     rule = BadSteps(3)
-    for ok in (False, False, True, False, False, False, True):
+    for ok in (False, False, False, True, False, False):
         rule.add(paddle.to_tensor(ok))
+    rule.check(1, 6)  # it has recovered, and two in a row are allowed
+    rule.add(paddle.to_tensor(False))
     with pytest.raises(
         UserError, match=r"not finite in 3 steps in a row \(TRAIN.MAX_BAD_STEPS\), up to epoch 2, step 7"
     ):
         rule.check(2, 7)
-    rule.check(2, 8)  # counts from the last check on
-    for _ in range(3):
-        rule.add(paddle.to_tensor(False))
-    assert rule.streak.item() == 3
 
 
 def test_too_many_unreadable_images_end_the_run():
-    log = TrainLog(1, 16, 0)
+    log = TrainLog(1, 16)
     check_skipped(5, 500, log)
     with pytest.raises(UserError, match="6 images could not be read, more than 5 of the 500 of an epoch"):
         check_skipped(6, 500, log)
@@ -174,7 +171,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
     recipe = [("AUG.ERASE_PROB", "1.0"), ("AUG.MIXUP", "0.8"), ("AUG.CUTMIX", "1.0"), ("AUG.MIX_MODE", "elem")]
     cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"), *recipe,
                      ("TRAIN.LAYER_DECAY", "0.9"), ("CPU.MICRO_BATCH", "0"))  # fmt: skip
-    step, sums, rule, log = make_step(cfg), EpochSums(), BadSteps(10), TrainLog(1, 32, 0)
+    step, sums, rule, log = make_step(cfg), EpochSums(), BadSteps(10), TrainLog(1, 32)
     batches = [batches for _, batches in zip(range(2), steps(cfg))]
 
     def run(number):
@@ -217,33 +214,21 @@ def test_a_save_counts_neither_as_reading_nor_as_training():
     wait(1)
     stopwatch.step_done()
     assert stopwatch.lap() == Lap(0, 0.0, 1.0)
-    assert stopwatch.state() == {
-        "window_steps": 0,
-        "read_time": 0.0,
-        "train_time": 0.0,
-        "seconds": 3.5,
-        "read_seconds": 0.5,
-    }
+    wait(1)
+    stopwatch.batch_read()
+    assert stopwatch.state() == {"seconds": 4.5, "read_seconds": 1.5}
     other = Stopwatch()
     other.load_state(stopwatch.state())
     assert other.state() == stopwatch.state()
 
 
-def test_sums_of_another_version_are_refused():
-    sums = EpochSums()
-    state = sums.state()
-    sums.load_state(state)
-    with pytest.raises(UserError, match="saved within an epoch by another version"):
-        sums.load_state({**state, "sums": state["sums"][:, 1:]})
-
-
-def test_slow_reading_is_a_warning_once_but_not_in_the_first_lines(warned):
-    log = TrainLog(1, 16, 0)
-    for read, seconds in ((90, 100), (9, 100), (4, 5)):  # the first line; a good one; too short to judge
-        log.check_reading(Lap(1, read, seconds - read))
+def test_slow_reading_is_a_warning_once(warned):
+    log = TrainLog(1, 16)
+    for read, seconds in ((50, 59), (9, 100)):  # too short to judge; a good one
+        log.check_reading(Lap(1, read, seconds - read), 0)
     assert not warned.text
-    for read, seconds in ((38, 95), (90, 100)):
-        log.check_reading(Lap(1, read, seconds - read))
+    for read, seconds in ((42, 100), (90, 100)):
+        log.check_reading(Lap(1, read, seconds - read), 0)
     assert warned.text.count("of the time was spent waiting for images") == 1
     assert "warning: 42 % of the time" in warned.text and "raise DATA.NUM_WORKERS (0; " in warned.text
 
@@ -272,13 +257,13 @@ def test_room_for_the_save_is_measured(monkeypatch):
 
     assert [after(10) for _ in range(18)] == [GO_ON] * 18
     assert after(10) == SAVE
-    watch.saved(25.0)
+    watch.saved(35.0)
     assert after(20) == GO_ON
-    # At 900 + 600 s the process must be gone: less than two saves of 25 s and a step of 31 s before that, it stops.
+    # At 900 + 600 s the process must be gone: less than two saves of 35 s and a step of 31 s before that, it stops.
     assert [after(30) for _ in range(6)] == [GO_ON] * 5 + [SAVE]
     watch.saved(20.0)
     assert after(31) == STOP_FOR_TIME
-    assert now[0] <= 1500 - 2 * 25
+    assert now[0] <= 1500 - 2 * 35
 
 
 def test_settings_of_the_state_are_all_config_keys():
@@ -290,20 +275,20 @@ def test_settings_of_the_state_are_all_config_keys():
 
 def test_visualdl_curves_hold_each_step_once(tmp_path):
     visualdl = pytest.importorskip("visualdl")
-    words = ["--output", tmp_path, "MODEL.T2T.DEPTH", 1, "TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0]
-    words += ["TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LOG_EVERY", 11]
+    words = ["--output", tmp_path, *few_digits(tmp_path), "MODEL.T2T.DEPTH", 1, "TRAIN.EPOCHS", 2]
+    words += ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LOG_EVERY", 5, "TRAIN.BATCH_SIZE", 10]
     folder = tmp_path / "lit_data.visualdl"
-    tool("train", *words)
+    tool("train", *words, fresh=False)
     # As if killed after the first epoch was saved: its rows and curves of later steps are dropped and made again.
     (tmp_path / "lit_data/latest.pdparams").unlink()
-    tool("train", *words)
+    tool("train", *words, fresh=False)
     (file,) = folder.iterdir()
     reader = visualdl.LogReader(file_path=str(file))
     expected = {"train/loss", "train/acc", "train/lr", "train/gradient_norm", "time/images_per_second",
                 "time/read_seconds", "memory/mb", "val/top1", "val/top5", "val/loss", "val/ema_top1", "val/ema_top5",
                 "val/ema_loss"}  # fmt: skip
     assert set(reader.get_tags()["scalar"]) == expected
-    assert [point.id for point in reader.get_data("scalar", "train/loss")] == [11, 22, 33, 44]
+    assert [point.id for point in reader.get_data("scalar", "train/loss")] == [5, 10, 15, 20]
     assert [point.id for point in reader.get_data("scalar", "val/ema_top1")] == [1, 2]
     rows = [json.loads(line) for line in (tmp_path / "lit_data/metrics.jsonl").read_text().splitlines()]
     values = [point.value for point in reader.get_data("scalar", "val/ema_top1")]
@@ -379,7 +364,7 @@ def test_micro_batches_pass_through_the_model_in_parts():
 def test_best_weights_are_those_that_val_best_names(tmp_path, best):
     words = ["--output", tmp_path, *few_digits(tmp_path), "MODEL.T2T.DEPTH", 1, "TRAIN.EPOCHS", 1]
     words += ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.BATCH_SIZE", 20]
-    tool("train", *words, "VAL.BEST", best)
+    tool("train", *words, "VAL.BEST", best, fresh=False)
     state, weights = (checkpoint.read(tmp_path / f"lit_data/{name}.pdparams") for name in ("latest", "best"))
     own, other = ("model", "ema") if best == "raw" else ("ema", "model")
     assert all((weights[name] == value).all() for name, value in state[own].items())

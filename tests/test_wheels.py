@@ -139,9 +139,6 @@ def test_gpu_is_tried_before_use(monkeypatch):
     error = MemoryError("ResourceExhaustedError: Out of memory error on GPU 0.")
     with pytest.raises(UserError, match=r"^cpu is in use by other processes .nvidia-smi lists them.: .*Out of memory"):
         gpu.try_out()
-    monkeypatch.setattr(paddle.nn.functional, "conv2d", lambda *_: paddle.zeros([1]))
-    with pytest.raises(UserError, match="computes wrong results on the GPU .192.0 instead of 300."):
-        gpu.try_out()
 
 
 @pytest.mark.usefixtures("card")

@@ -27,16 +27,14 @@ def main(args):
     words, environment = args.words, os.environ
     if not words:
         raise UserError("give a command: python tools/launch.py tools/train.py ...")
-    tool = Path(words[0])
-    options = []
-    if tool.stem in _SEVERAL and environment.get("NNODES"):
-        options = nodes(environment)
+    is_several = Path(words[0]).stem in _SEVERAL
+    options = nodes(environment) if is_several and environment.get("NNODES") else []
     if environment.get("GPUS"):
         gpus = chosen_gpus(environment["GPUS"])
-        if tool.stem not in _SEVERAL:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus
-        else:
+        if is_several:
             options += ["--gpus", gpus]
+        else:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus
     if not options:
         os.execv(sys.executable, [sys.executable, *words])
     for name in _OVERRIDES:
@@ -81,8 +79,6 @@ def nodes(environment):
         raise UserError(f"MASTER is {master!r} but must be HOST:PORT of the first machine, such as 10.0.0.1:8090")
     first, own = addresses(host, node_rank)
     print(f"machine {node_rank} of {count} is {own}, the first is {first}:{port}", file=sys.stderr)
-    if ipaddress.ip_address(first).is_loopback:
-        print(f"warning: MASTER is {master}: only launchers on this machine can join", file=sys.stderr)
     # The launchers use HTTP, which would go through a proxy if HTTP_PROXY is set.
     named = environment.get("no_proxy") or environment.get("NO_PROXY")
     environment["no_proxy"] = f"{named},{first}" if named else first
@@ -101,7 +97,7 @@ def addresses(host, node_rank):
         first = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
     except (OSError, UnicodeError) as error:
         raise UserError(f"MASTER names {host}, which has no IPv4 address here ({one_line(error)})") from None
-    if ipaddress.ip_address(first).is_loopback and host != first and host != "localhost":
+    if ipaddress.ip_address(first).is_loopback and host not in (first, "localhost"):
         first = _own_address("192.0.2.1")  # the name is this machine's, as in Debian's /etc/hosts
         if not first:
             raise UserError(
@@ -109,14 +105,13 @@ def addresses(host, node_rank):
             )
     if node_rank > 0:
         return first, _own_address(first) or first
-    with socket.socket() as probe:
-        try:
-            probe.bind((first, 0))
-        except OSError:
-            raise UserError(
-                f"NODE_RANK is 0 here, but MASTER {host} ({first}) is not an address of "
-                "this machine; NODE_RANK is 0 on the machine that MASTER names"
-            ) from None
+    try:
+        socket.create_server((first, 0)).close()
+    except OSError:
+        raise UserError(
+            f"NODE_RANK is 0 here, but MASTER {host} ({first}) is not an address of this machine; NODE_RANK is 0 on "
+            "the machine that MASTER names"
+        ) from None
     return first, first
 
 

@@ -1,9 +1,11 @@
-"""tools/train.py in a process that dies at one write to disk: dying_train.py CALL NAME COUNT WORDS.
+"""tools/train.py that dies again and again, then runs to its end: dying_train.py DEATHS WORDS.
 
-CALL is replace (files take their names by it) or fsync (lines are written by then). The process ends, as if killed,
-before the call number COUNT for a file or folder called NAME.
+DEATHS is a JSON list of [CALL, NAME, COUNT]. For each, a process trains until it ends, as if killed, before the call
+number COUNT of replace (files take their names by it) or fsync (lines are written by then) for a file or folder called
+NAME. The processes are forked from this one, which saves the import of Paddle.
 """
 
+import json
 import os
 import runpy
 import sys
@@ -26,9 +28,24 @@ def dying(call, name, count):
     return wrapper
 
 
-if __name__ == "__main__":
-    call, name, count, *words = sys.argv[1:]
-    setattr(os, call, dying(call, name, int(count)))
-    sys.argv = [str(TRAIN), *words]
+def main(deaths, words):
     sys.path[0] = str(TRAIN.parent)
-    runpy.run_path(str(TRAIN), run_name="__main__")
+    from t2t_vit.cli import import_paddle
+
+    import_paddle("cpu")
+    import t2t_vit.training.run  # noqa: F401
+
+    for death in [*deaths, None]:
+        child = os.fork()
+        if not child:
+            if death:
+                setattr(os, death[0], dying(*death))
+            sys.argv = [str(TRAIN), *words]
+            runpy.run_path(str(TRAIN), run_name="__main__")  # ends in SystemExit
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status != (9 if death else 0):
+            sys.exit(f"{death}: the process ended with {status}")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), sys.argv[2:])

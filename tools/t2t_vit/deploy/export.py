@@ -27,7 +27,7 @@ from t2t_vit.deploy.fold import fold
 from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 from t2t_vit.deploy.open_model import export_folder, open_model
 from t2t_vit.deploy.quantize import quantize
-from t2t_vit.training.microbatch import inference
+from t2t_vit.parallel.microbatch import inference
 
 PRECISIONS = ("fp32", "bf16", "int8")
 ENGINE_OF = {"paddle": "inference", "onnx": "onnxruntime", "openvino": "openvino"}

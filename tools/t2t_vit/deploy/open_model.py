@@ -70,7 +70,7 @@ def choose_engine(args):
 def open_weights(cfg, chosen=None):
     """`OpenedModel` of weights: the file or URL `chosen`, or else the best weights of the config's run."""
     # Here because they import Paddle.
-    from t2t_vit.training.microbatch import inference
+    from t2t_vit.parallel.microbatch import inference
     from t2t_vit.weights.build import build_trained_model, classes_of
 
     model, path = build_trained_model(cfg, chosen)

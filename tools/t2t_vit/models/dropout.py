@@ -1,7 +1,7 @@
 """Dropout and stochastic depth, and where their random numbers come from.
 
 Paddle has one generator for all threads, so threads would not draw the same numbers again. A thread that computes a
-part of a batch (training/microbatch.py) draws from a NumPy generator of its own. This is also faster: 3.4 ms
+part of a batch (parallel/microbatch.py) draws from a NumPy generator of its own. This is also faster: 3.4 ms
 against 9.2 ms for 800,000 elements on one core of an AMD EPYC.
 """
 

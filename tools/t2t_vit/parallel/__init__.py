@@ -1,1 +1,1 @@
-"""Several processes as one: ranks, collective operations, and a monitor that ends all if one fails."""
+"""Several processes and threads as one: ranks, collective operations, parts of a batch, and a monitor of failures."""

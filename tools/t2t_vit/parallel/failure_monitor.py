@@ -27,10 +27,10 @@ class FailureMonitor:
 
     Args:
         start_seconds: time until all processes must have started.
-        silence_seconds: time without an answer after which a process counts as lost.
+        silence_seconds: time without an answer after which a process counts as lost; gloo gives up after 30.
     """
 
-    def __init__(self, start_seconds=300, silence_seconds=60):
+    def __init__(self, start_seconds=300, silence_seconds=20):
         self.limits = (start_seconds, silence_seconds)
         self._monitor = None
 
@@ -46,10 +46,9 @@ class FailureMonitor:
             "limits": self.limits,
         }
         command = [sys.executable, str(Path(__file__).with_name("monitor_process.py")), json.dumps(setting)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
         # In its own session: the launcher ends the whole process group, and Ctrl-Z stops it.
-        self._monitor = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-        )
+        self._monitor = subprocess.Popen(command, **pipes, start_new_session=True)
         return self
 
     def __exit__(self, kind, error, _traceback):

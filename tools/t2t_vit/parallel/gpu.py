@@ -1,6 +1,5 @@
 """The GPUs that Paddle can use, and what to install if it cannot use them."""
 
-import logging
 import os
 import re
 
@@ -8,8 +7,7 @@ import paddle
 
 from t2t_vit.common import wheels
 from t2t_vit.common.errors import UserError, one_line
-
-log = logging.getLogger("t2t")
+from t2t_vit.common.logger import log
 
 
 def count():
@@ -40,14 +38,12 @@ def try_out():
     try:
         images = paddle.ones([1, 3, 4, 4])
         filtered = paddle.nn.functional.conv2d(images, paddle.ones([1, 3, 2, 2]))
-        computed = float(paddle.matmul(images, images).sum() + filtered.sum())  # waits for the GPU
+        float(paddle.matmul(images, images).sum() + filtered.sum())  # waits for the GPU
     except Exception as error:  # RuntimeError, OSError, MemoryError, ...
         if re.search("out of memory|busy or unavailable", str(error), flags=re.IGNORECASE):
             taken = f"{paddle.device.get_device()} is in use by other processes (nvidia-smi lists them)"
             raise UserError(f"{taken}: {one_line(error)[:300]}") from error
         raise _unusable(f"cannot compute on the GPU ({one_line(error)[:300]})") from error
-    if computed != 300.0:  # 48 products of 4, and 9 of 12
-        raise _unusable(f"computes wrong results on the GPU ({computed} instead of 300)")
 
 
 def _unusable(reason):

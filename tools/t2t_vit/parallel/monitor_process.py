@@ -10,6 +10,7 @@ JSON lines:
 import contextlib
 import json
 import os
+import queue
 import signal
 import socket
 import sys
@@ -18,41 +19,29 @@ import time
 
 _TICK_SECONDS = 0.25
 _BEAT_TICKS = 4  # ticks between two {}
-_FIRST_TICKS = 4  # after the death of rank 0: time for another process to report the failure that caused it
 _DONE_TICKS = 240  # rank 0 waits this long for the others to be done
-_SILENT_SECONDS = 5  # silence of another process that is reported together with a failure
-_WRITE_SECONDS = 10  # after this time a process is killed even if the reason could not be written
 _KILLED = "killed, by hand or for lack of memory, or crashed"
+_LOST = "disconnected: its machine or its monitor was lost"
 
 
 class Link:
-    """Reads JSON lines from a socket or pipe without blocking."""
+    """A source of JSON lines. A thread puts them into `inbox` as (link, message); (link, None) is their end."""
 
-    def __init__(self, file, rank=None):
-        self.file, self.rank = file, rank  # rank at the other end; None: not known yet
-        self.buffer, self.ended, self.done = b"", False, False
-        self.silent = 0  # ticks since the last line
+    def __init__(self, lines, inbox, connection=None, rank=None):
+        self.lines, self.inbox, self.connection = lines, inbox, connection
+        self.rank = rank  # at the other end; None: not known yet
+        self.done, self.silent = False, 0  # ticks since the last line
+        threading.Thread(target=self._read, daemon=True).start()
 
-    def read(self):
-        """The messages that have arrived."""
-        try:
-            data = os.read(self.file.fileno(), 1 << 16)
-        except BlockingIOError:
-            return []
-        except OSError:  # connection reset
-            data = b""
-        self.ended, self.silent = not data, 0
-        *lines, self.buffer = (self.buffer + data).split(b"\n")
-        messages = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                messages.append(json.loads(line))
-        self.done = self.done or {"done": True} in messages
-        return [message for message in messages if isinstance(message, dict)]
+    def _read(self):
+        with contextlib.suppress(OSError, TypeError, ValueError):  # connection reset; another program
+            for line in self.lines:
+                self.inbox.put((self, dict(json.loads(line))))
+        self.inbox.put((self, None))
 
     def send(self, **message):
         with contextlib.suppress(OSError):  # disconnected
-            self.file.sendall((json.dumps(message) + "\n").encode())
+            self.connection.sendall((json.dumps(message) + "\n").encode())
 
 
 class Monitor:
@@ -70,30 +59,31 @@ class Monitor:
     def __init__(self, pid, rank, world_size, address, job, limits):
         self.pid, self.rank, self.world_size, self.address, self.job = pid, rank, world_size, tuple(address), job
         self.start_limit, self.silence_limit = limits
-        self.process = Link(sys.stdin.buffer)
-        os.set_blocking(self.process.file.fileno(), False)
-        self.logs, self.hint, self.reason = [], "", None
-        self.server, self.links = None, []
+        self.inbox = queue.SimpleQueue()
+        self.process, self.links = Link(sys.stdin.buffer, self.inbox), []
+        self.log, self.hint, self.reason = "", "", None
         self.ticks = self.gone = self.finished = 0  # ticks in which the process ran, was dead, was done
 
     def run(self):
         if self.rank == 0:
-            self._listen()
+            try:
+                server = socket.create_server(self.address)
+            except OSError as error:
+                self._fail(0, "{}:{}: {}".format(*self.address, os.strerror(error.errno)))
+            threading.Thread(target=self._accept, args=[server], daemon=True).start()
         while True:
             time.sleep(_TICK_SECONDS)
-            self._read_process()
-            self._read_links()
+            if self.rank and not self.links and not self.process.done:
+                self._connect()
+            while not self.inbox.empty():
+                self._receive(*self.inbox.get())
             self._tick()
 
-    def _listen(self):
-        try:
-            try:
-                self.server = socket.create_server(self.address)
-            except OSError:  # the host may be a name of this machine that only the other machines know
-                self.server = socket.create_server(("", self.address[1]))
-        except OSError as error:
-            self._fail(0, "{}:{}: {}".format(*self.address, os.strerror(error.errno)))
-        self.server.setblocking(False)
+    # --- Messages ---
+
+    def _accept(self, server):
+        while True:
+            self._add(server.accept()[0])
 
     def _connect(self):
         with contextlib.suppress(OSError):  # rank 0 does not listen yet
@@ -101,54 +91,43 @@ class Monitor:
             if connection.getsockname() == connection.getpeername():  # TCP can connect to itself if nobody listens
                 connection.close()
                 return
-            self.links.append(Link(connection, rank=0))
+            self._add(connection, rank=0)
             self.links[0].send(job=self.job, rank=self.rank)
 
-    # --- Messages ---
+    def _add(self, connection, rank=None):
+        connection.settimeout(None)
+        self.links.append(Link(connection.makefile("rb"), self.inbox, connection, rank))
 
-    def _read_process(self):
-        for message in self.process.read():
+    def _receive(self, link, message):
+        if link is self.process:
+            message = message or {}
+            self.log = message.get("log", self.log)
             self.hint = message.get("hint", self.hint)
             self.reason = self.reason or message.get("reason")
-            if "log" in message and self.rank == 0:
-                self.logs.insert(0, message["log"])
-
-    def _read_links(self):
-        if self.server:
-            with contextlib.suppress(BlockingIOError):
-                connection, _ = self.server.accept()
-                connection.settimeout(1)  # os.read does not block then
-                self.links.append(Link(connection))
-        elif not self.links and not self.process.done:
-            self._connect()
-        for link in list(self.links):
-            for message in link.read():
-                if link.rank is None and message.get("job") == self.job:
-                    link.rank = message["rank"]
-                elif link.rank is not None and "reason" in message:
-                    self._fail(message["rank"], message["reason"])
-            if link.ended and link.rank is None:
-                self.links.remove(link)
-            elif link.ended and not link.done:
-                self._fail(link.rank, "disconnected: its machine or its monitor was lost")
+        elif link.rank is None:
+            if message and message.get("job") == self.job:
+                link.rank = message["rank"]
+        elif message is None and not link.done:
+            self._fail(link.rank, _LOST)
+        elif message and "reason" in message:
+            self._fail(message["rank"], message["reason"])
+        link.done = link.done or message == {"done": True}
+        link.silent = 0
 
     # --- The watched process and time ---
 
     def _tick(self):
         state = self._state()
-        if state == "dead":
-            self.gone += 1
-            self._read_process()  # what it wrote before it died
+        self.gone += state == "dead"
+        is_dead = self.gone > 1  # what it wrote before has arrived
         if self.process.done:
             self._finish()
         elif self.reason and self.rank == 0:  # the process has reported its own failure
-            for line in self._silent():
-                self._write(f"error: {line}")
-            sys.exit(1)
-        elif state == "dead" and self.rank == 0 and self.gone > _FIRST_TICKS:
+            os._exit(1)
+        elif is_dead and self.rank == 0:
             self._fail(0, _KILLED)
-        elif (state == "dead" or self.reason) and self.rank and (self.links or self._over(self.gone, self.start_limit)):
-            self._exit(self.rank, self.reason or _KILLED)
+        elif (is_dead or self.reason) and self.rank and (self.links or self._over(self.gone, self.start_limit)):
+            self._report(self.rank, self.reason or _KILLED)
         elif state == "running":
             self._watch_others()
 
@@ -168,11 +147,9 @@ class Monitor:
         for rank in range(1, self.world_size) if self.rank == 0 else [0]:
             link = links.get(rank)
             if link is None and self._over(self.ticks, self.start_limit):
-                host, port = self.address
-                self._fail(
-                    rank, f"no answer in {self.start_limit:.0f} s: not started, or {host}:{port} cannot be reached"
-                )
-            elif link and not link.done:
+                place = "{}:{}".format(*self.address)
+                self._fail(rank, f"no answer in {self.start_limit:.0f} s: not started, or {place} cannot be reached")
+            if link and not link.done:
                 link.silent += 1
                 if self._over(link.silent, self.silence_limit):
                     self._fail(rank, f"no answer for {self.silence_limit:.0f} s: stopped, or its machine was lost")
@@ -183,57 +160,40 @@ class Monitor:
     def _over(ticks, seconds):
         return ticks * _TICK_SECONDS > seconds
 
-    def _silent(self, known=None):
-        """Lines about processes that do not answer. Reported early, because gloo times out before this monitor."""
-        links = [link for link in self.links if link.rank not in (None, known) and not link.done]
-        return [f"rank {link.rank}: no answer for {link.silent * _TICK_SECONDS:.0f} s" for link in links
-                if self._over(link.silent, _SILENT_SECONDS)]  # fmt: skip
-
     # --- The end ---
 
     def _finish(self):
         """The process is done. The monitor of rank 0 waits for the others."""
         self.finished += 1
-        if self.rank:
-            for link in self.links:
-                link.send(done=True)
-            sys.exit()
-        if sum(link.done for link in self.links) == self.world_size - 1 or self.finished > _DONE_TICKS:
-            sys.exit()
+        for link in self.links if self.rank else ():
+            link.send(done=True)
+        are_done = sum(link.done for link in self.links) == self.world_size - 1
+        if self.rank or are_done or self.finished > _DONE_TICKS:
+            os._exit(0)  # without waiting for the threads
 
     def _fail(self, rank, reason):
-        """End the watched process because of what happened to `rank`; write the reason."""
-        threading.Timer(_WRITE_SECONDS, self._kill).start()  # in case writing blocks
-        message = "; ".join([f"error: rank {rank} of {self.world_size}: {reason}", *self._silent(rank)])
-        if self.rank == 0:
-            self._write(f"{message}; {self.hint}" if self.hint else message)
-        elif self.links and self.links[0].ended:
-            self._write("error: the main process has stopped; its log has the reason")
-        else:
-            self._write(message)
-        self._kill()
-        self._exit(rank, reason)
+        """End the watched process because of what happened to `rank`, and write the reason."""
+        if os.getppid() == self.pid:
+            os.kill(self.pid, signal.SIGKILL)  # first: writing may block
+        message = f"error: rank {rank} of {self.world_size}: {reason}"
+        if self.rank and reason == _LOST:
+            message = "error: the main process has stopped; its log has the reason"
+        self._write(f"{message}; {self.hint}" if self.hint and self.rank == 0 else message)
+        self._report(rank, reason)
 
-    def _exit(self, rank, reason):
-        if self.rank:  # report to rank 0
-            for link in self.links:
-                link.send(rank=rank, reason=reason)
+    def _report(self, rank, reason):
+        """Report a failure to the monitor of rank 0 and end."""
+        for link in self.links if self.rank else ():
+            link.send(rank=rank, reason=reason)
         os._exit(1)
 
-    def _kill(self):
-        if os.getppid() == self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-
     def _write(self, line):
+        """Write a line to stderr and, in the main process, to the log."""
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)
-        # The newest log that exists: the log of a run changes its name at the first save.
-        path = next(filter(os.path.isfile, self.logs), self.logs[-1] if self.logs else None)
-        if path:
-            with contextlib.suppress(OSError):
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                    file.write(f"{line}\n")
+        if self.log:
+            with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import math
 import signal
-import threading
 import time
 
 from t2t_vit.common.logger import leave_terminal, write_from_handler
@@ -14,24 +13,17 @@ GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes take
 STOPS = (STOP_FOR_TIME, STOP_FOR_SIGNAL)
 _AGREE_SECONDS = 5.0  # between two checks with several processes; each check waits for the devices
 _EXIT_SECONDS = 5.0  # for the process to end after its last save
-_FIRST_SAVE_SECONDS = 30.0  # allowed for the first save, before one was measured
+_SAVE_SECONDS = 30.0  # allowed for a save, unless one has taken longer
 _REPEAT_SECONDS = 2.0  # within which a second Ctrl-C still means to save
-
-
-def _is_main_thread():
-    return threading.current_thread() is threading.main_thread()
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class InterruptHandler:
     """Decides after each step whether to continue, save or stop.
 
     As a context manager it handles SIGTERM, SIGINT and SIGHUP. The first of these signals is noted. SIGINT again within
-    `_REPEAT_SECONDS` is ignored; SIGINT after that stops at once. Under nohup SIGHUP stays ignored. Python allows
-    signal handlers in the main thread only.
-
-    Args:
-        train: the TRAIN section of the config.
-        started: `time.monotonic()` when the command started, from which TIME_LIMIT counts.
+    `_REPEAT_SECONDS` is ignored; SIGINT after that stops at once. Under nohup SIGHUP stays ignored. TRAIN.TIME_LIMIT
+    counts from `started`, the `time.monotonic()` when the command started.
     """
 
     def __init__(self, train, started):
@@ -39,15 +31,14 @@ class InterruptHandler:
         self.interval = 60 * train.SAVE_MINUTES or math.inf
         self.started = started
         self.signal = self.signalled_at = None
-        self.slowest_save = None
+        self.slowest_save = min(_SAVE_SECONDS, self.limit / 10)
         self.last_save = time.monotonic()
         self.steps = 0  # since the command started
         self.seconds_between = 0.0  # the last two checks
         self.epoch_starts()
 
     def __enter__(self):
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        self._earlier = {number: signal.getsignal(number) for number in numbers if _is_main_thread()}
+        self._earlier = {number: signal.getsignal(number) for number in _SIGNALS}
         for number, handler in self._earlier.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, self._note)
@@ -55,7 +46,7 @@ class InterruptHandler:
 
     def __exit__(self, *_):
         for number, handler in self._earlier.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
         if self.signal:
             ignore_interrupts()
 
@@ -106,13 +97,12 @@ class InterruptHandler:
 
     def _reserve(self):
         """Seconds to keep before the limit: until the next check, and twice the slowest save."""
-        save = self.slowest_save if self.slowest_save is not None else min(_FIRST_SAVE_SECONDS, self.limit / 10)
-        return 2 * save + self.seconds_between + min(_EXIT_SECONDS, self.limit / 10)
+        return 2 * self.slowest_save + self.seconds_between + min(_EXIT_SECONDS, self.limit / 10)
 
     def saved(self, seconds):
         """A save of so many seconds has just ended."""
         self.last_save = time.monotonic()
-        self.slowest_save = max(seconds, self.slowest_save or 0.0)
+        self.slowest_save = max(seconds, self.slowest_save)
 
     def reason(self, action):
         """The cause of a stop, as it is logged."""

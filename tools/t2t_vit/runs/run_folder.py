@@ -23,8 +23,7 @@ from t2t_vit.config import resolve
 from t2t_vit.runs import visualdl
 from t2t_vit.weights import checkpoint
 
-_GIVEN_UP = ".old"  # suffix of newer states after the run went back to an earlier one; the next save removes them
-_KEPT_LINES = ("error: ", "warning: ", "stopped by ")  # of the log, when it is cut back to a state
+_KEPT_LINES = (b"error: ", b"warning: ", b"stopped by ")  # of the log, when it is cut back to a state
 
 
 class RunFolder:
@@ -40,6 +39,7 @@ class RunFolder:
         self.log = resolve(cfg.LOG) / f"{cfg.NAME}.log"
         self.scalars = resolve(cfg.LOG) / f"{cfg.NAME}.visualdl"
         self.latest = self.folder / "latest.pdparams"
+        self._next = self.folder / "next.pdparams"
         self.best = self.folder / "best.pdparams"
         self.metrics = self.folder / "metrics.jsonl"
         self.times = self.folder / "times.jsonl"
@@ -74,7 +74,7 @@ class RunFolder:
         An earlier run of this name is moved aside, to the next free number. If it failed before it saved anything, its
         folder and log are used again.
         """
-        if self.has_results():
+        if self._has_results():
             target = _free_name(self.folder)
             os.replace(self.folder, target)
             log.info("an earlier run was moved to %s", display_path(target))
@@ -82,14 +82,13 @@ class RunFolder:
             for path in (self.log, self.scalars):
                 if path.exists():
                     os.replace(path, _free_name(path))
-        self.write_header(cfg, classes)
+        self._write_header(cfg, classes)
 
-    def has_results(self):
+    def _has_results(self):
         """Whether the folder holds a state, best weights or a line of metrics."""
-        found = [*self.folder.glob("latest*.pdparams*"), self.best]
-        return any(path.is_file() for path in found) or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
+        return any(self.folder.glob("latest*.pdparams")) or self.best.is_file() or _size(self.metrics) > 0
 
-    def write_header(self, cfg, classes):
+    def _write_header(self, cfg, classes):
         """Write the merged config and the class list, and remove what a killed process left half written."""
         write_text(self.config, cfg.dump())
         remove_temporary_files(self.folder)
@@ -105,7 +104,7 @@ class RunFolder:
         origin = path.resolve().parent
         if origin == self.folder.resolve():
             self._make_latest(path)
-            self.write_header(cfg, classes)
+            self._write_header(cfg, classes)
         else:
             self.start(cfg, classes)
             sources = [(origin / target.name, target) for target in (self.best, self.metrics, self.times)]
@@ -114,43 +113,39 @@ class RunFolder:
                     with atomic_path(target) as temporary:
                         shutil.copyfile(source, temporary)
         for name, target in self._growing().items():
-            size, found = sizes.get(name, 0), _size(target)
-            if found < size and target in (self.metrics, self.times):
-                log.warning("warning: %s has lost lines: %d bytes of %d are left", display_path(target), found, size)
-                size = target.read_bytes().rfind(b"\n") + 1 if found else 0
-            if found > size:
-                _cut(target, size, keep=_KEPT_LINES if name == "log" else ())
+            if _size(target) > sizes.get(name, 0):
+                _cut(target, sizes.get(name, 0), keep=_KEPT_LINES if name == "log" else ())
 
     # --- States ---
 
     def states(self):
         """Files that may hold a state to resume from, the newest first."""
-        return [path for path in (self._kept(number) for number in range(1000)) if path.is_file()]
+        return [path for path in map(self._kept, range(1000)) if path.is_file()]
 
     def _kept(self, number):
         return self.folder / f"latest.{number}.pdparams" if number else self.latest
 
     def save_state(self, state):
         """Make `state` the latest, and keep TRAIN.KEEP - 1 before it."""
-        new = self.folder / "next.pdparams"
-        checkpoint.save(new, state)
+        checkpoint.save(self._next, state)
+        self._rotate()
+
+    def _make_latest(self, path):
+        """Make a copy of an earlier state of this folder the latest one."""
+        if path.resolve() != self.latest.resolve():
+            shutil.copyfile(path, self._next)
+            flush_to_disk(self._next)
+            self._rotate()
+
+    def _rotate(self):
+        """Make next.pdparams the latest state, and what was the latest the one before it."""
         for number in reversed(range(self.keep - 1)):
             if self._kept(number).is_file():
                 os.replace(self._kept(number), self._kept(number + 1))
-        os.replace(new, self.latest)
+        os.replace(self._next, self.latest)
         flush_to_disk(self.folder)
-        for path in [*self.states()[self.keep :], *self.folder.glob(f"latest*{_GIVEN_UP}")]:
+        for path in self.states()[self.keep :]:
             path.unlink()
-
-    def _make_latest(self, path):
-        """Make an earlier state of this folder the one to resume from."""
-        if path.resolve() == self.latest.resolve():
-            return
-        names = [state.name for state in self.states()]
-        with atomic_path(self.latest) as temporary:
-            shutil.copyfile(path, temporary)  # first, because `path` may be one of the states that are given up next
-            for newer in names[: names.index(path.name)] if path.name in names else names:
-                os.replace(self.folder / newer, self.folder / f"{newer}{_GIVEN_UP}")
 
     # --- Files that grow ---
 
@@ -179,7 +174,7 @@ def _cut(path, size, keep):
     """Shorten a file to `size` bytes and the later lines that start with one of `keep`."""
     data = path.read_bytes()
     lines = data[size:].splitlines(keepends=True)
-    kept = [line for line in lines if keep and line.decode(errors="replace").startswith(keep)]
+    kept = [line for line in lines if line.startswith(keep)]
     with atomic_path(path) as temporary:
         temporary.write_bytes(data[:size] + b"".join(kept))
 

@@ -10,23 +10,6 @@ import tempfile
 FILE_NAME = "vdlrecords.run.log"  # VisualDL appends to a file with such a name instead of beginning another
 
 
-@contextlib.contextmanager
-def _home_for_visualdl():
-    """Give VisualDL a writable home folder: 2.5.3 writes to it at import, and to ./~ without one."""
-    home = os.environ.get("HOME")
-    if os.access(os.path.expanduser("~"), os.W_OK):
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["HOME"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["HOME"]
-            if home is not None:
-                os.environ["HOME"] = home
-
-
 class Scalars:
     """Appends numbers by step to one file of a folder; without `open` it does nothing."""
 
@@ -37,7 +20,9 @@ class Scalars:
         """Write to `folder` from now on, if VisualDL is installed."""
         if importlib.util.find_spec("visualdl") is None:
             return
-        with _home_for_visualdl(), contextlib.redirect_stdout(io.StringIO()):  # it prints that it continues the file
+        if not os.access(os.path.expanduser("~"), os.W_OK):
+            os.environ["HOME"] = tempfile.gettempdir()  # VisualDL 2.5.3 writes there at import, or to ./~
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it continues the file
             from visualdl import LogWriter  # optional
 
             self._writer = LogWriter(str(folder), file_name=FILE_NAME)

@@ -8,12 +8,8 @@ import paddle
 class ModelEma:
     """Exponential moving average of all parameters and buffers, as timm 0.3.4's ModelEma in the official recipe.
 
-    After each step e <- d e + (1 - d) w. It starts at the initial weights, without warm-up.
-
-    Args:
-        model: float32 model to follow; copied.
-        weights: `FlatWeights` of the model.
-        decay: d.
+    After each step e <- d e + (1 - d) w, with d the decay. It starts at the initial weights, without warm-up. `weights`
+    are the `FlatWeights` of the float32 model, which is copied.
     """
 
     def __init__(self, model, weights, decay):
@@ -30,6 +26,6 @@ class ModelEma:
         self.weights.adopt(self.model, self.values)
 
     @paddle.no_grad()
-    def update(self, values, ok):
-        """Step towards `values` of the trained model's `FlatWeights`, unless `ok` (0-D bool) is False."""
-        self.values.lerp_(values, (1 - self.decay) * ok.astype("float32"))
+    def update(self, ok):
+        """Step towards the weights of the trained model, unless `ok` (0-D bool) is False."""
+        self.values.lerp_(self.weights.values, (1 - self.decay) * ok.astype("float32"))

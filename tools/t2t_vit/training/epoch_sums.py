@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
-from t2t_vit.common.errors import UserError
 from t2t_vit.parallel import processes
 
 # The first four differ between processes. The others are equal in all, so only the main process adds them.
@@ -24,18 +23,18 @@ class Means:
     skipped_steps: int
     skipped_images: int
 
-    @classmethod
-    def of(cls, values):
-        """From the sums in the order of `_SUMS`."""
-        sums = dict(zip(_SUMS, map(float, values)))
-        images, steps = sums["images"] or math.nan, sums["steps"] or math.nan
-        return cls(
-            sums["loss"] / images,
-            sums["correct"] / images,
-            sums["gradient_norm"] / steps,
-            round(sums["bad_steps"]),
-            round(sums["skipped_images"]),
-        )
+
+def _means(values):
+    """`Means` from the sums in the order of `_SUMS`."""
+    sums = dict(zip(_SUMS, map(float, values)))
+    images, steps = sums["images"] or math.nan, sums["steps"] or math.nan
+    return Means(
+        sums["loss"] / images,
+        sums["correct"] / images,
+        sums["gradient_norm"] / steps,
+        round(sums["bad_steps"]),
+        round(sums["skipped_images"]),
+    )
 
 
 class EpochSums:
@@ -58,30 +57,20 @@ class EpochSums:
     def lap(self):
         """`Means` since the last call, equal in all processes. Waits for the device."""
         sums = np.array(processes.sum_over_processes(self.own.clone()).tolist())
-        means, self.logged = Means.of(sums - self.logged), sums
+        means, self.logged = _means(sums - self.logged), sums
         return means
 
     def means(self):
         """`Means` of the epoch, up to the last `lap`."""
-        return Means.of(self.logged)
+        return _means(self.logged)
 
     def state(self):
         """For a saved state; call it in every process."""
         return {"logged": self.logged, "sums": processes.gather(self.own)}  # (len(_SUMS),), (processes, len(_SUMS))
 
     def load_state(self, state):
-        """Restore `state`, which another number of processes may have saved.
-
-        Raises UserError for a state of a version with other sums.
-        """
+        """Restore `state`, which another number of processes may have saved."""
         sums = state["sums"]
-        if sums.shape[1:] != (len(_SUMS),):
-            raise UserError(
-                "the state was saved within an epoch by another version of this code; --resume an older state that was "
-                "saved after an epoch, or none"
-            )
-        if len(sums) == processes.world_size():
-            own = sums[processes.rank()]
-        else:
-            own = sums.sum(0) if processes.is_main() else np.zeros_like(sums[0])
-        self.own, self.logged = paddle.to_tensor(own), state["logged"]
+        if len(sums) != processes.world_size():
+            sums = np.concatenate([sums.sum(0, keepdims=True), np.zeros([processes.world_size() - 1, len(_SUMS)])])
+        self.own, self.logged = paddle.to_tensor(sums[processes.rank()]), state["logged"]

@@ -10,8 +10,8 @@ import paddle.nn.functional as F
 from t2t_vit.common.logger import log, progress_bar
 from t2t_vit.data.batch import Normalize
 from t2t_vit.models import tf32
+from t2t_vit.parallel.microbatch import inference
 from t2t_vit.parallel.processes import sum_over_processes
-from t2t_vit.training.microbatch import inference
 
 
 @dataclass(frozen=True)

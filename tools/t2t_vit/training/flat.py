@@ -15,9 +15,7 @@ _ALIGNED = 64  # elements = 256 bytes: alignment of each slice, as of an allocat
 class FlatWeights:
     """The tensors of a float32 model's state dict as slices of one tensor, `values`.
 
-    Args:
-        model: float32 model, whose tensors are moved into `values`.
-        groups: lists of names of parameters. Those of a group lie side by side, the groups before everything else.
+    The parameters of a group (a list of names) lie side by side, the groups before everything else.
     """
 
     def __init__(self, model, groups):
@@ -60,12 +58,7 @@ class FlatWeights:
 
 
 class FlatGradients:
-    """Collects the gradients of a model's trained parameters in one float32 tensor.
-
-    Args:
-        model: whose parameters have the gradients, of any dtype.
-        weights: `FlatWeights` with the places of the parameters.
-    """
+    """Collects the gradients of a model's trained parameters, of any dtype, in one tensor laid out as `FlatWeights`."""
 
     def __init__(self, model, weights):
         named = dict(model.named_parameters())

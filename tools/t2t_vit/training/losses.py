@@ -46,10 +46,6 @@ class DistillationLoss:
       1 / K is DeiT's: with many classes, alpha must be large for the teacher to matter.
 
     A model with two heads learns the targets with the first and the teacher with the second.
-
-    Args:
-        criterion: `CrossEntropy` for the targets.
-        distill: the DISTILL section of the config.
     """
 
     def __init__(self, criterion, distill):

@@ -13,8 +13,6 @@ _SLOTS = {
     "AdamW": ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0"),
     "SGD": ("velocity_0",),
 }
-# Earlier versions let Paddle keep the float32 copies of AMP O2. These parts of the names are from then.
-_OLD_MASTER, _OLD_PREFIX = "/master_weight", "fp32_master_0_"
 
 
 class Optimizer:
@@ -48,15 +46,9 @@ class Optimizer:
 
     @paddle.no_grad()
     def step(self, lr, epoch, scaler):
-        """Clip the gradients and update the weights.
+        """Clip the gradients, which `scaler` has scaled, and update the weights at the head's rate `lr` of an epoch.
 
-        Args:
-            lr: learning rate of the head.
-            epoch: from 0; the other layers' rates depend on it.
-            scaler: `paddle.amp.GradScaler` that has scaled the loss.
-
-        Returns:
-            (gradient norm before clipping, whether it is finite), 0-D tensors. If it is not, nothing changes.
+        Returns (gradient norm before clipping, whether it is finite), 0-D tensors. If it is not, nothing changes.
         """
         gradient = self.collect_gradients()
         scaler.unscale_(self.inner)
@@ -117,10 +109,14 @@ class Optimizer:
 
         Raises UserError unless it is the state of exactly the trained parameters.
         """
-        state = {key.replace(_OLD_PREFIX, ""): state[key] for key in state if not key.endswith(_OLD_MASTER)}
         kind = "SGD" if isinstance(self.inner, paddle.optimizer.Momentum) else "AdamW"
         weights = self.weights
-        _check(state, {name: weights.places[name][1] for names in weights.groups for name in names}, kind, path)
+        trained = [name for names in weights.groups for name in names]
+        if set(state) != {f"{name}/{slot}" for name in trained for slot in _SLOTS[kind]}:
+            raise UserError(
+                f"{path} holds no {kind} state of the {len(trained)} trained tensors of this model (TRAIN.OPTIMIZER, "
+                f"TRAIN.FREEZE); to start from its weights alone: --resume none MODEL.PRETRAINED {path}"
+            )
         flat = {}
         for parameter, names, bounds in zip(self.parameters, weights.groups, weights.bounds):
             for slot in _SLOTS[kind]:
@@ -166,19 +162,3 @@ def _side_by_side(values, places, bounds):
         start = places[name][0] - bounds[0]
         flat[start : start + value.size] = value.reshape(-1)
     return flat
-
-
-def _check(state, shapes, kind, path):
-    if set(state) != {f"{name}/{slot}" for name in shapes for slot in _SLOTS[kind]}:
-        raise UserError(
-            f"{path} holds no {kind} state of the {len(shapes)} trained tensors of this model (TRAIN.OPTIMIZER, "
-            f"TRAIN.FREEZE); to start from its weights alone: --resume none MODEL.PRETRAINED {path}"
-        )
-    powers = {}
-    for key, value in state.items():
-        name, _, slot = key.rpartition("/")
-        shape = [1] if _is_power(slot) else shapes[name]
-        if not isinstance(value, np.ndarray) or list(value.shape) != shape:
-            raise UserError(f"{path} does not fit the model: the optimizer's {key} is not an array of shape {shape}")
-        if _is_power(slot) and powers.setdefault(slot, value) != value:
-            raise UserError(f"{path} is not the state of a run: {name} has another number of optimizer steps")

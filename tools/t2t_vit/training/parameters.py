@@ -59,14 +59,13 @@ def frozen_layers(model):
 
     A layer is one of these if all its parameters are frozen; if only the head is trained, every other layer is.
     """
-    trained = [name for name, parameter in model.named_parameters() if not parameter.stop_gradient]
-    head_only = all(map(in_head, trained))
+
+    def is_frozen(parameters):
+        return bool(parameters) and all(parameter.stop_gradient for parameter in parameters)
+
+    head_only = all(in_head(name) or parameter.stop_gradient for name, parameter in model.named_parameters())
     return [
         layer
         for name, layer in model.named_sublayers()
-        if (head_only and not in_head(name)) or _all_frozen(layer.parameters())
+        if (head_only and not in_head(name)) or is_frozen(layer.parameters())
     ]
-
-
-def _all_frozen(parameters):
-    return bool(parameters) and all(parameter.stop_gradient for parameter in parameters)

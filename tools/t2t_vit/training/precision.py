@@ -9,11 +9,7 @@ from t2t_vit.common.logger import log
 
 
 class MixedPrecision:
-    """Applies TRAIN.AMP and TRAIN.AMP_DTYPE; where the device cannot, it warns and computes in float32.
-
-    Args:
-        train: the TRAIN section of the config.
-    """
+    """Applies TRAIN.AMP and TRAIN.AMP_DTYPE; where the device cannot, it warns and computes in float32."""
 
     def __init__(self, train):
         reason = _why_not(train.AMP_DTYPE) if train.AMP else ""
@@ -24,10 +20,8 @@ class MixedPrecision:
             )  # fmt: skip
         self.level = "" if reason else train.AMP
         self.dtype = train.AMP_DTYPE
-        # bfloat16 has the range of float32 and needs no loss scale.
-        self.scaler = paddle.amp.GradScaler(
-            enable=bool(self.level) and self.dtype == "float16", init_loss_scaling=65536.0
-        )
+        is_scaled = bool(self.level) and self.dtype == "float16"  # bfloat16 has the range of float32
+        self.scaler = paddle.amp.GradScaler(enable=is_scaled, init_loss_scaling=65536.0)
 
     def __str__(self):
         return f"{self.level} {self.dtype}" if self.level else "float32"

@@ -35,6 +35,15 @@ _ROUNDING_PARTS = {
     "code": "code version", "train_sizes": "checksum of the training files' sizes",
     "val_sizes": "checksum of the validation files' sizes",
 }  # fmt: skip
+# Parts that change the result, and what they were in a state of a version without them.
+_RESULT_PARTS = {
+    "train_images": ("number of train images", None),
+    "train_names": ("checksum of the train images' names and labels", None),
+    "val_images": ("number of val images", None),
+    "val_names": ("checksum of the val images' names and labels", None),
+    "upright": ("rotation of photos by EXIF (none with DATA.EXIF ignore)", False),
+    "teacher": ("checksum of the teacher's weights", ""),
+}
 _TYPES = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "epoch": int, "images": int, "meter": dict,
           "best_top1": float, "best_epoch": int, "scores": dict, "streak": np.ndarray, "validation_seconds": float,
           "sizes": dict, "setting": dict}  # fmt: skip
@@ -79,52 +88,7 @@ def _read(path):
             f"{path} holds no training state to resume (no {', '.join(wrong[:3])}); give a latest.pdparams, or start "
             "from weights with --pretrained FILE"
         )
-    try:
-        config = _config(state["setting"])
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: the config in it is damaged ({error})") from None
-    if wrong := _impossible(state, config):
-        raise UserError(f"{path} was not saved by a run: its {wrong} has an impossible value")
     return state
-
-
-def _impossible(state, config):
-    """Name of the first part of a state with an impossible value, or ""."""
-    setting = state["setting"]
-    checks = {
-        **{key: _is_count(state[key]) for key in ("epoch", "images", "best_epoch")},
-        "best_top1": -1 <= state["best_top1"] <= 1,
-        "scores": all(type(top1) is float for top1 in state["scores"].values()),
-        "streak": _is_number(state["streak"], np.float32) and state["streak"] >= 0,
-        "sizes": all(map(_is_count, state["sizes"].values())),
-        "setting": all(type(value) in (str, int, bool) for value in setting.values()),
-        "processes": _is_count(setting.get("processes", 1), least=1),
-        **{key: _is_count(config[key], least=1) for key in _SPLIT_KEYS},
-        "meter": not state["meter"] or _is_meter(state["meter"]),
-    }
-    return next((name for name, is_right in checks.items() if not is_right), "")
-
-
-def _is_meter(meter):
-    """Whether the figures of a started epoch are restorable. `EpochSums.load_state` checks the number of sums."""
-    return (
-        all(_is_count(meter.get(key)) for key in ("step", "window_steps"))
-        and all(_is_seconds(meter.get(key)) for key in ("read_time", "train_time", "seconds", "read_seconds"))
-        and all(_is_number(meter.get(key), np.floating, axes) for key, axes in
-                (("sums", 2), ("logged", 1), ("worst_streak", 0)))
-    )  # fmt: skip
-
-
-def _is_count(value, least=0):
-    return type(value) is int and least <= value < 2**40
-
-
-def _is_seconds(value):
-    return type(value) in (int, float) and 0 <= value < math.inf
-
-
-def _is_number(value, kind, axes=0):
-    return isinstance(value, np.ndarray) and value.ndim == axes and np.issubdtype(value.dtype, kind)
 
 
 # --- The setting ---
@@ -152,9 +116,11 @@ def setting(cfg, splits):
 
 
 def _code_version():
-    """Git commit, with + if files were changed since; "" without git or a repository."""
+    """Git commit, with + if files were changed since; "" of an installed package, or without git."""
+    if not ROOT.is_absolute():
+        return ""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
@@ -192,15 +158,14 @@ def check_setting(then, now, path, force=False):
     changes += [(name, then[part], now[part]) for part, name in _ROUNDING_PARTS.items() if part in then]
     for name, old, new in changes:
         if old != new:
-            log.warning(
-                "warning: %s was %s and is now %s: no longer bit-exact",
-                name, "unknown" if old == "" else old, "unknown" if new == "" else new,
-            )  # fmt: skip
+            old, new = ("unknown" if value == "" else value for value in (old, new))
+            log.warning("warning: %s was %s and is now %s: no longer bit-exact", name, old, new)
 
 
 def check_same_everywhere(setting):
     """Raise UserError if the settings of this process differ from those of rank 0."""
-    if differences := _differences(processes.from_main(setting), setting):
+    expected = processes.from_main(setting)
+    if expected != setting and (differences := _differences(expected, setting)):
         raise UserError(f"rank {processes.rank()} has other settings than rank 0: {'; '.join(differences)}")
 
 
@@ -223,15 +188,8 @@ def _differences(then, now):
     if _step_images(then, before) == _step_images(now, after):
         keys = [key for key in keys if key not in _STEP_KEYS]  # the same step, split in another way
     pairs = [(key, before[key], after[key]) for key in keys]
-    for split in ("train", "val"):
-        pairs.append((f"number of {split} images", then.get(f"{split}_images"), now[f"{split}_images"]))
-        names = f"{split}_names"
-        pairs.append((f"checksum of the {split} images' names and labels", then.get(names, now[names]), now[names]))
-    # Before there was DATA.EXIF, no picture was rotated.
-    pairs.append(
-        ("rotation of photos by EXIF (none with DATA.EXIF ignore)", then.get("upright", False), now["upright"])
-    )
-    pairs.append(("checksum of the teacher's weights", then.get("teacher", ""), now["teacher"]))
+    for part, (name, missing) in _RESULT_PARTS.items():
+        pairs.append((name, then.get(part, now[part] if missing is None else missing), now[part]))
     return [f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new]
 
 

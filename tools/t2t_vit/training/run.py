@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 from t2t_vit.common.errors import UserError, one_line
-from t2t_vit.common.files import display_path, is_url
+from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log, log_to_file, setup_logging, write_to_file_only
-from t2t_vit.config import accumulation, resolve, with_classes, with_keys
+from t2t_vit.config import accumulation, with_classes, with_keys
 from t2t_vit.data.dataset import load_data
 from t2t_vit.parallel import processes
 from t2t_vit.runs.interruption import InterruptHandler
-from t2t_vit.runs.place import check_move, check_place
+from t2t_vit.runs.place import check_place
 from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.training.resume import (
     check_classes,
@@ -22,7 +22,7 @@ from t2t_vit.training.resume import (
     setting,
     with_start_of,
 )
-from t2t_vit.training.summary import log_summary
+from t2t_vit.training.train_log import log_summary
 from t2t_vit.training.trainer import Stopped, Trainer
 from t2t_vit.weights.download import local_file
 
@@ -45,11 +45,9 @@ def train(args, cfg):
         except Stopped as stopped:
             log.info("%s", stopped)
             log.info("continue with: %s", _this_command())
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             _report(error, trainer)
             raise
-        except KeyboardInterrupt as error:
-            _report(error, trainer)
         processes.barrier()
 
 
@@ -66,7 +64,7 @@ def _prepare(args, cfg, interrupts):
     cfg = with_keys(cfg, {"TRAIN.ACCUM_STEPS": accumulation(cfg, processes.world_size())})
     run = RunFolder(cfg)
     # The other processes may run on a machine without these files.
-    path, state = processes.from_main(_find_state(args, cfg, run) if processes.is_main() else None)
+    path, state = processes.from_main(_find_state(args, run) if processes.is_main() else None)
     classes, splits = load_data(cfg)
     cfg = with_classes(cfg, len(classes))
     now = setting(cfg, splits)
@@ -88,28 +86,24 @@ def _prepare(args, cfg, interrupts):
     return trainer
 
 
-def _find_state(args, cfg, run):
+def _find_state(args, run):
     """(file, state) to resume from, or (None, None), after checking that the run may write to its place."""
-    check_place(run, cfg)
+    check_place(run)
     if run.folder.exists():
         run.lock()  # a new run is locked only after all checks, so that a refused command leaves no files
-    path, state = find_state(args.resume, run)
-    if not state or path.resolve().parent != run.folder.resolve():
-        names = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER if cfg.DISTILL.TYPE else ""]
-        check_move(run, [*(resolve(name) for name in names if name and not is_url(name)), *([path] if state else [])])
-    return path, state
+    return find_state(args.resume, run)
 
 
 def _open_folder(trainer, path, state):
     """Start the run folder, or continue it from the state in `path`; from now on the log goes to its file."""
-    run, classes = trainer.run, trainer.classes
+    run = trainer.run
     run.lock()
     if state:
-        run.continue_from(path, state["sizes"], with_start_of(trainer.cfg, state), classes)
+        run.continue_from(path, state["sizes"], with_start_of(trainer.cfg, state), trainer.classes)
         if trainer.best_epoch and not run.best.is_file():
             log.warning("warning: %s is missing; the next better validation writes it again", display_path(run.best))
     else:
-        run.start(trainer.cfg, classes)
+        run.start(trainer.cfg, trainer.classes)
     trainer.log.scalars.open(run.scalars)
     log_to_file(run.log)
 

@@ -35,11 +35,7 @@ class LayerRates:
 
     The head follows the cosine of BASE_LR, all other layers that of BACKBONE_LR, which ends at the same MIN_LR, as in
     T2T-ViT's transfer_learning.py. Both are multiplied by LAYER_DECAY ** (layers above the parameter's), as in ELECTRA
-    (Clark et al., 2020, appendix B) and BEiT.
-
-    Args:
-        model: has `layer_index(name)`, the position of a parameter from input to output.
-        train: the TRAIN section of the config.
+    (Clark et al., 2020, appendix B) and BEiT. `model.layer_index(name)` is the position of a parameter.
     """
 
     def __init__(self, model, train):

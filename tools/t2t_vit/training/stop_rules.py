@@ -7,48 +7,34 @@ from t2t_vit.data.dataset import most_skipped
 
 
 class BadSteps:
-    """Counts, on the device, consecutive steps with a loss or gradient that is not finite.
-
-    Args:
-        most: TRAIN.MAX_BAD_STEPS.
-    """
+    """Counts, on the device, the latest consecutive steps with a loss or gradient that is not finite."""
 
     def __init__(self, most):
-        self.most = most
-        self.streak = self.longest = paddle.zeros([])  # now; longest since the last check
+        self.most = most  # TRAIN.MAX_BAD_STEPS
+        self.streak = paddle.zeros([])
 
     @paddle.no_grad()
     def add(self, ok):
         """Count a step, with `ok` as in `StepResult`."""
         self.streak = paddle.where(ok, paddle.zeros([]), self.streak + 1)
-        self.longest = paddle.maximum(self.longest, self.streak)
 
     def check(self, epoch, step):
-        """Raise UserError after too many bad steps in a row. Waits for the device.
+        """Raise UserError after too many bad steps in a row, up to a step (from 1) of an epoch (from 1).
 
-        Args:
-            epoch: from 1.
-            step: from 1.
+        Waits for the device.
         """
-        longest, self.longest = int(self.longest.item()), self.streak
-        if longest >= self.most:
+        streak = int(self.streak.item())
+        if streak >= self.most:
             raise UserError(
-                f"the loss or its gradient was not finite in {longest} steps in a row (TRAIN.MAX_BAD_STEPS), up to "
+                f"the loss or its gradient was not finite in {streak} steps in a row (TRAIN.MAX_BAD_STEPS), up to "
                 f"epoch {epoch}, step {step}; a lower TRAIN.BASE_LR or TRAIN.CLIP_NORM 1.0 may help"
             )
 
-    def load_state(self, streak, longest):
-        """Restore both counts."""
-        self.streak, self.longest = paddle.to_tensor(streak), paddle.to_tensor(longest)
-
 
 def check_skipped(skipped, images, train_log):
-    """Raise UserError if DATA.ON_ERROR skip has replaced too many images of an epoch; call it in all processes.
+    """Raise UserError if DATA.ON_ERROR skip has replaced `skipped` of the `images` of an epoch, and that is too many.
 
-    Args:
-        skipped: images replaced so far.
-        images: of the epoch.
-        train_log: `TrainLog`, which gets the reasons.
+    Call it in all processes: `train_log` collects their reasons.
     """
     if skipped > most_skipped(images):
         train_log.gather_skipped()

@@ -4,13 +4,13 @@ import time
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lap:
-    """Seconds of the steps between two log lines."""
+    """Seconds of some steps."""
 
-    steps: int
-    read: float  # waiting for images
-    train: float
+    steps: int = 0
+    read: float = 0.0  # waiting for images
+    train: float = 0.0
 
     @property
     def seconds(self):
@@ -19,16 +19,11 @@ class Lap:
 
 
 class Stopwatch:
-    """Reading and training time of one epoch.
-
-    Args:
-        clock: function that returns seconds.
-    """
+    """Reading and training time of one epoch, and of the steps since the last log line."""
 
     def __init__(self, clock=time.perf_counter):
         self.clock = clock
-        self.steps, self.read, self.train = 0, 0.0, 0.0  # of the current lap
-        self.epoch_seconds = self.epoch_read = 0.0  # of the finished laps
+        self.current, self.epoch = Lap(), Lap()  # of these steps; of all until then
         self.restart()
 
     def restart(self):
@@ -37,37 +32,30 @@ class Stopwatch:
 
     def batch_read(self):
         """The images of a step have arrived."""
-        self.read += self._since_mark()
-        self.steps += 1
+        self.current.read += self._since_mark()
+        self.current.steps += 1
 
     def step_done(self):
         """A step has ended."""
-        self.train += self._since_mark()
-
-    def lap(self):
-        """End the current lap and return it."""
-        self.step_done()
-        lap = Lap(self.steps, self.read, self.train)
-        self.epoch_seconds += lap.seconds
-        self.epoch_read += lap.read
-        self.steps, self.read, self.train = 0, 0.0, 0.0
-        return lap
+        self.current.train += self._since_mark()
 
     def _since_mark(self):
         before, self.mark = self.mark, self.clock()
         return self.mark - before
 
+    def lap(self):
+        """`Lap` since the last call."""
+        self.step_done()
+        lap, self.current = self.current, Lap()
+        self.epoch.read += lap.read
+        self.epoch.train += lap.train
+        return lap
+
     def state(self):
         """For a saved state."""
-        return {
-            "window_steps": self.steps,
-            "read_time": self.read,
-            "train_time": self.train,
-            "seconds": self.epoch_seconds,
-            "read_seconds": self.epoch_read,
-        }
+        read = self.epoch.read + self.current.read
+        return {"seconds": self.epoch.seconds + self.current.seconds, "read_seconds": read}
 
     def load_state(self, state):
-        """Restore `state`."""
-        self.steps, self.read, self.train = state["window_steps"], state["read_time"], state["train_time"]
-        self.epoch_seconds, self.epoch_read = state["seconds"], state["read_seconds"]
+        """Restore `state`; a new lap begins."""
+        self.epoch = Lap(read=state["read_seconds"], train=state["seconds"] - state["read_seconds"])

@@ -19,15 +19,13 @@ _VISION_MODELS = [name for name in paddle.vision.models.__all__ if name.islower(
 class Teacher:
     """Model of DISTILL.*, frozen and in eval mode, for the student's images and classes.
 
-    `weights` is the file that they were read from.
-
     Raises UserError for an unknown model, weights that are missing or do not fit, or another normalization.
     """
 
     def __init__(self, cfg):
         distill, data = cfg.DISTILL, cfg.DATA
         name = display_path(distill.TEACHER) if _is_config(distill.TEACHER) else distill.TEACHER
-        self.weights = weights_path(cfg)
+        self.weights = weights_path(cfg)  # the file
         self.model = _build(cfg)
         try:
             load_pretrained(self.model, self.weights, pos_resize=cfg.MODEL.POS_RESIZE)
@@ -72,12 +70,10 @@ def _is_config(teacher):
 
 
 def _check_name(teacher):
-    if _is_config(teacher):
-        if not resolve(teacher).is_file():
-            raise UserError(f"DISTILL.TEACHER: config {resolve(teacher)} not found")
-        return
     known = list_models() + _VISION_MODELS
-    if teacher not in known:
+    if _is_config(teacher) and not resolve(teacher).is_file():
+        raise UserError(f"DISTILL.TEACHER: config {resolve(teacher)} not found")
+    if not _is_config(teacher) and teacher not in known:
         near = difflib.get_close_matches(teacher, known, n=3) or ["t2t_vit_24", "resnet50"]
         hint = f"did you mean {', '.join(near)}? A run is named by its config.yaml"
         raise UserError(f"DISTILL.TEACHER: unknown model {teacher}; {hint}")

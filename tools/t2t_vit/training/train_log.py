@@ -1,48 +1,76 @@
-"""What a training logs: one line every few steps, one per epoch, VisualDL curves, and some warnings once a run."""
+"""What a training logs: a summary at its start, a line every few steps, one per epoch, and VisualDL curves."""
 
 import datetime
+import math
+import platform
 import resource
 import sys
+import time
 
-import numpy as np
 import paddle
 
 from t2t_vit.common.logger import log
 from t2t_vit.common.runtime import cores
 from t2t_vit.parallel import processes
 from t2t_vit.runs.visualdl import Scalars
+from t2t_vit.training.parameters import parameter_groups
 
 _SLOW_READING = 0.1  # of the time
-_JUDGED_SECONDS = 10.0
+_JUDGED_SECONDS = 60.0  # of an epoch; a cold start is then small
+
+
+def log_summary(trainer):
+    """Log versions, model, data and learning rates of a `Trainer`, and a warning about a moving average."""
+    cfg, step, loader = trainer.cfg, trainer.train_step, trainer.train_loader
+    log.info(
+        "%s, %s: PaddlePaddle %s on %s, %s, %d process(es), Python %s",
+        cfg.NAME, datetime.datetime.now().isoformat(" ", "seconds"), paddle.__version__, paddle.device.get_device(),
+        step.precision, processes.world_size(), platform.python_version(),
+    )  # fmt: skip
+    log.info("model %s: %s", cfg.MODEL.NAME, _parameters(step.model))
+    if step.teacher:
+        log.info("%s", step.teacher.summary)
+    log.info(
+        "data %s: %d train, %d val images; global batch %d, %d steps per epoch, %d epochs",
+        cfg.DATA.NAME, loader.num_images, trainer.val_loader.num_images, loader.order.images_per_step, loader.steps(),
+        trainer.total_epochs,
+    )  # fmt: skip
+    last = trainer.total_epochs - 1
+    log.info("lr: %s", step.optimizer.rates.summary(sorted({0, min(cfg.TRAIN.WARMUP_EPOCHS, last), last})))
+    _warn_of_short_average(cfg, trainer.total_epochs * loader.steps())
+    log.info("ready %.1f s after the start", time.monotonic() - trainer.interrupts.started)
+
+
+def _parameters(model):
+    sizes = {name: math.prod(parameter.shape) for name, parameter in model.named_parameters()}
+    counts = [
+        f"{sum(sizes[name] for name in names)} {group} in {len(names)} tensors"
+        for group, names in parameter_groups(model).items()
+    ]
+    return f"{sum(sizes.values())} parameters: {', '.join(counts)}"
+
+
+def _warn_of_short_average(cfg, steps):
+    decay = cfg.TRAIN.EMA_DECAY
+    if cfg.VAL.BEST == "ema" and decay and decay**steps > 0.05:  # weight of the initial weights in the end
+        log.warning(
+            "warning: TRAIN.EMA_DECAY %g averages over about %.0f steps and the run has %d: best.pdparams would "
+            "hold much of the initial weights; set TRAIN.EMA_DECAY %g or VAL.BEST raw",
+            decay, 1 / (1 - decay), steps, 1 - float(f"{min(4 / steps, 0.9):.1g}"),
+        )  # fmt: skip
 
 
 class TrainLog:
-    """Lines and curves of a run.
+    """Lines and curves of a run of `total_epochs`, with `images_per_step` over all processes."""
 
-    Args:
-        total_epochs: of the run.
-        images_per_step: over all processes.
-        num_workers: DATA.NUM_WORKERS.
-    """
-
-    def __init__(self, total_epochs, images_per_step, num_workers):
-        self.total_epochs, self.images_per_step, self.num_workers = total_epochs, images_per_step, num_workers
+    def __init__(self, total_epochs, images_per_step):
+        self.total_epochs, self.images_per_step = total_epochs, images_per_step
         self.scalars = Scalars()
         self._skipped = set()  # warnings about unreadable images that were logged
-        self._judged = None  # [seconds of reading, all seconds] since the last check; None before the first log line
-        self._has_warned = False
+        self._is_slow = False  # whether it was logged that reading is slow
 
     def line(self, epoch, step, steps, lr, means, lap):
-        """Log the steps since the last line.
-
-        Args:
-            epoch: from 0.
-            step: from 1.
-            steps: of the epoch.
-            lr: learning rate of the head.
-            means: `Means` of these steps.
-            lap: `Lap` of these steps.
-        """
+        """Log the `Means` and `Lap` since the last line, at a step (from 1) of the `steps` of an epoch (from 0)."""
         images_per_second = lap.steps * self.images_per_step / lap.seconds
         steps_left = (self.total_epochs - epoch) * steps - step
         log.info(
@@ -63,7 +91,6 @@ class TrainLog:
             "memory/mb": memory_mb(),
         }
         self.scalars.add(epoch * steps + step, curves)
-        self.check_reading(lap)
 
     def epoch(self, epoch, means):
         """Log the line of a whole epoch (from 0), given its `Means`."""
@@ -84,26 +111,19 @@ class TrainLog:
         for reasons in processes.gather_objects(sorted(self._skipped)):
             self.add_skipped(reasons)
 
-    def check_reading(self, lap):
-        """Warn once if more than a tenth of the time goes into reading. The first lap, a cold start, is ignored."""
-        if self._judged is None:
-            self._judged = np.zeros(2)
+    def check_reading(self, lap, num_workers):
+        """Warn once in a run if much of the time of an epoch goes into reading, given the epoch's `Lap` so far."""
+        if self._is_slow or lap.seconds < _JUDGED_SECONDS or lap.read < _SLOW_READING * lap.seconds:
             return
-        self._judged += lap.read, lap.seconds
-        if self._has_warned or self._judged[1] < _JUDGED_SECONDS:
-            return
-        part = self._judged[0] / self._judged[1]
-        self._judged[:] = 0
-        if part > _SLOW_READING:
-            self._has_warned = True
-            log.warning(
-                "warning: %.0f %% of the time was spent waiting for images: raise DATA.NUM_WORKERS (%d; %d cores here "
-                "for %d process(es)) or use a faster disk; `python tools/benchmark.py data` shows what is slow",
-                100 * part, self.num_workers, cores(), processes.world_size(),
-            )  # fmt: skip
+        self._is_slow = True
+        log.warning(
+            "warning: %.0f %% of the time was spent waiting for images: raise DATA.NUM_WORKERS (%d; %d cores here "
+            "for %d process(es)) or use a faster disk; `python tools/benchmark.py data` shows what is slow",
+            100 * lap.read / lap.seconds, num_workers, cores(), processes.world_size(),
+        )  # fmt: skip
 
 
-def epoch_rows(epoch, lr, images, means, stopwatch):
+def epoch_rows(epoch, lr, images, means, lap):
     """(row of metrics.jsonl, row of times.jsonl) of an epoch (from 0) of `images`; the first is equal in every run."""
     metrics = {
         "epoch": epoch + 1,
@@ -116,9 +136,9 @@ def epoch_rows(epoch, lr, images, means, stopwatch):
     }
     times = {
         "epoch": epoch + 1,
-        "images_per_second": round(images / max(stopwatch.epoch_seconds, 1e-9), 1),
-        "seconds": round(stopwatch.epoch_seconds, 2),
-        "read_seconds": round(stopwatch.epoch_read, 2),
+        "images_per_second": round(images / max(lap.seconds, 1e-9), 1),
+        "seconds": round(lap.seconds, 2),
+        "read_seconds": round(lap.read, 2),
         "memory_mb": round(memory_mb(), 1),
     }
     return metrics, times

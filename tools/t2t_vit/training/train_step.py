@@ -11,9 +11,9 @@ from t2t_vit.data.batch import TrainInput
 from t2t_vit.models import tf32
 from t2t_vit.models.recompute import recompute_activations
 from t2t_vit.parallel import processes
+from t2t_vit.parallel.microbatch import micro_batches
 from t2t_vit.training.ema import ModelEma
 from t2t_vit.training.losses import CrossEntropy, DistillationLoss, prediction
-from t2t_vit.training.microbatch import micro_batches
 from t2t_vit.training.optimizer import Optimizer
 from t2t_vit.training.parameters import freeze, frozen_layers
 from t2t_vit.training.precision import MixedPrecision
@@ -102,7 +102,7 @@ class TrainStep:
 
     def _backward(self, images, targets, weight, seed_key):
         """Add `weight` times the gradients of a batch; return (mean loss, logits (B, K))."""
-        _seed_dropout(seed_key)
+        paddle.seed(int(np.random.SeedSequence(seed_key).generate_state(1)[0]))  # for dropout
         batch = images, targets, self._teacher_logits(images)
         if not self.micro_batches:
             return self._backward_part(self.parallel_model, batch, weight)
@@ -136,7 +136,7 @@ class TrainStep:
     def _update(self, lr, epoch):
         norm, ok = self.optimizer.step(lr, epoch, self.precision.scaler)
         if self.ema:
-            self.ema.update(self.optimizer.weights.values, ok)
+            self.ema.update(ok)
         return norm, ok
 
     # --- Weights and state ---
@@ -176,7 +176,3 @@ class TrainStep:
         self.optimizer.take_weights()
         if self.ema:
             paddle.assign(self.optimizer.weights.values, self.ema.values)
-
-
-def _seed_dropout(seed_key):
-    paddle.seed(int(np.random.SeedSequence(seed_key).generate_state(1)[0]))

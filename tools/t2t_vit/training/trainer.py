@@ -28,21 +28,14 @@ class Stopped(Exception):
 
 
 class Trainer:
-    """Trains the model of a config, validates it after each epoch and saves it to a run folder.
+    """Trains the model of a config, validates it after each epoch and saves it to `run`, a `RunFolder`.
 
-    Args:
-        cfg: frozen config.
-        classes: `ClassList` of the data set.
-        splits: {"train": Split, "val": Split}.
-        run: `RunFolder` to write to; nothing is written before `fit`.
-        interrupts: `InterruptHandler`.
-        setting: `resume.setting` of this run.
-        on_save: called whenever `how_to_continue` has changed.
+    Nothing is written before `fit`. `splits` is {"train": Split, "val": Split}, `setting` that of resume.py.
     """
 
-    def __init__(self, cfg, classes, splits, run, interrupts, setting, on_save=lambda: None):
+    def __init__(self, cfg, classes, splits, run, interrupts, setting):
         self.cfg, self.classes, self.run, self.interrupts, self.setting = cfg, classes, run, interrupts, setting
-        self.on_save = on_save
+        self.on_save = lambda: None  # called whenever `how_to_continue` has changed
         self.total_epochs = total_epochs(cfg.TRAIN)
         rank, world_size = processes.rank(), processes.world_size()
         self.train_loader = TrainLoader(splits["train"], cfg, rank, world_size, self.total_epochs)
@@ -51,7 +44,8 @@ class Trainer:
         self.train_step = TrainStep(cfg)
         if self.train_step.teacher and (other := first_other_class(classes, self.train_step.teacher.weights)):
             raise UserError(f"the teacher has other classes than the data: {other}")
-        self.log = TrainLog(self.total_epochs, self.train_loader.order.images_per_step, cfg.DATA.NUM_WORKERS)
+        self.images_per_step = self.train_loader.order.images_per_step
+        self.log = TrainLog(self.total_epochs, self.images_per_step)
         self.epoch = self.images = self.step = 0  # finished epochs; finished images and steps of the current epoch
         self.sums, self.stopwatch, self.bad_steps = EpochSums(), Stopwatch(), BadSteps(cfg.TRAIN.MAX_BAD_STEPS)
         self.best_top1, self.best_epoch = -1.0, 0
@@ -78,9 +72,8 @@ class Trainer:
         self.best_top1, self.best_epoch = state["best_top1"], state["best_epoch"]
         self.scores = {which: top1 for which, top1 in state["scores"].items() if which in self.train_step.models()}
         self.validation_seconds = state["validation_seconds"]
-        meter = state["meter"]  # of a started epoch
-        self.bad_steps.load_state(state["streak"], meter["worst_streak"] if meter else state["streak"])
-        if meter:
+        self.bad_steps.streak = paddle.to_tensor(state["streak"])
+        if meter := state["meter"]:
             self.step = meter["step"]
             self.sums.load_state(meter)
             self.stopwatch.load_state(meter)
@@ -123,24 +116,22 @@ class Trainer:
         for step_batches in bar:
             self.stopwatch.batch_read()
             result = self.train_step(step_batches, lr, self.epoch, self.step)
-            self._count(result)
+            self.images += self.images_per_step
+            self.step += 1
+            self.sums.add(result)
+            self.bad_steps.add(result.ok)
+            self.log.add_skipped(result.skipped)
             if self.step % self.cfg.TRAIN.LOG_EVERY == 0 or self.step == steps:
                 self._log_line(lr, steps)
             self.stopwatch.step_done()
             self._save_or_stop(self.interrupts.after_step())
 
-    def _count(self, result):
-        self.images += self.train_loader.order.images_per_step
-        self.step += 1
-        self.sums.add(result)
-        self.bad_steps.add(result.ok)
-        self.log.add_skipped(result.skipped)
-
     def _log_line(self, lr, steps):
         """Log the steps since the last line and apply the rules that end a run. Waits for the device."""
         means = self.sums.lap()
         self.log.line(self.epoch, self.step, steps, lr, means, self.stopwatch.lap())
-        images = self.images + (steps - self.step) * self.train_loader.order.images_per_step  # of the epoch
+        self.log.check_reading(self.stopwatch.epoch, self.cfg.DATA.NUM_WORKERS)
+        images = self.images + (steps - self.step) * self.images_per_step  # of the epoch
         check_skipped(self.sums.means().skipped_images, images, self.log)
         self.bad_steps.check(self.epoch + 1, self.step)
 
@@ -164,15 +155,14 @@ class Trainer:
         """Log and save the epoch and its validation."""
         means = self.sums.means()
         self.log.epoch(self.epoch, means)
-        metrics, times = epoch_rows(self.epoch, lr, self.images, means, self.stopwatch)
-        curves = {}
+        metrics, times = epoch_rows(self.epoch, lr, self.images, means, self.stopwatch.epoch)
         for which, score in scores.items():
-            name = "val_" if which == "raw" else f"val_{which}_"
-            metrics |= {f"{name}loss": score.loss, f"{name}top1": score.top1, f"{name}top5": score.top5}
-            curves |= {f"val/{key[4:]}": value for key, value in metrics.items() if key.startswith(name)}
+            prefix = "" if which == "raw" else f"{which}_"
+            figures = {"loss": score.loss, "top1": score.top1, "top5": score.top5}
+            metrics.update({f"val_{prefix}{name}": value for name, value in figures.items()})
+            self.log.scalars.add(self.epoch + 1, {f"val/{prefix}{name}": value for name, value in figures.items()})
             self.scores[which] = score.top1
             log.info("%s val acc is:%.4f%s", self.cfg.DATA.NAME, score.top1, "" if which == "raw" else " (EMA)")
-        self.log.scalars.add(self.epoch + 1, curves)
         self.epoch, self.images, self.step = self.epoch + 1, 0, 0
         self.sums, self.stopwatch = EpochSums(), Stopwatch()
         if scores:
@@ -206,12 +196,12 @@ class Trainer:
     def _save(self):
         """Write everything that the rest of the run needs, unless steps are failing; call it in every process."""
         start = time.monotonic()
-        meter = self._meter_state()
         failing = int(self.bad_steps.streak.item())
         if failing > 1:  # one alone happens when the loss scale of float16 was too high
             log.warning("warning: not saved: the last %d steps were not finite", failing)
             self.interrupts.saved(0.0)
             return
+        meter = {"step": self.step, **self.sums.state(), **self.stopwatch.state()} if self.step else {}
         if processes.is_main():
             self.log.scalars.flush()
             self.run.save_state(self._state(meter))
@@ -220,6 +210,7 @@ class Trainer:
         self.interrupts.saved(time.monotonic() - start)
 
     def _state(self, meter):
+        """What is saved; `meter` has the figures of a started epoch."""
         state = {
             **self.train_step.state(),
             "epoch": self.epoch,
@@ -237,13 +228,6 @@ class Trainer:
         if broken:
             raise UserError(f"weights are not finite any more ({broken[0]}); a lower TRAIN.BASE_LR may help")
         return state
-
-    def _meter_state(self):
-        """The figures of a started epoch; {} between two epochs."""
-        if not self.step:
-            return {}
-        longest = {"step": self.step, "worst_streak": self.bad_steps.longest}
-        return {**longest, **self.sums.state(), **self.stopwatch.state()}
 
     def _position(self):
         return f"{self.epoch} epochs{f' and {self.step} steps' if self.step else ''}"

@@ -15,8 +15,8 @@ from paddle.base import core
 from t2t_vit.common.runtime import asked_threads
 from t2t_vit.models.dropout import drawing_from
 
-PIXELS = 224 * 224  # of the images that CPU.MICRO_BATCH refers to; parts of smaller images have more images
-PARTS = 4  # least number of parts of a training batch of small images
+_PIXELS = 224 * 224  # of the images that CPU.MICRO_BATCH refers to; parts of smaller images have more images
+_PARTS = 4  # least number of parts of a training batch of small images
 
 
 def micro_batches(cfg, batch_size):
@@ -26,8 +26,8 @@ def micro_batches(cfg, batch_size):
     """
     if not cfg.CPU.MICRO_BATCH or cfg.TRAIN.TO_STATIC or paddle.get_device() != "cpu":
         return None
-    fitting = cfg.CPU.MICRO_BATCH * PIXELS // cfg.DATA.IMAGE_SIZE**2
-    return MicroBatches(max(cfg.CPU.MICRO_BATCH, min(fitting, -(-batch_size // PARTS))), asked_threads() or 1)
+    fitting = cfg.CPU.MICRO_BATCH * _PIXELS // cfg.DATA.IMAGE_SIZE**2
+    return MicroBatches(max(cfg.CPU.MICRO_BATCH, min(fitting, -(-batch_size // _PARTS))), asked_threads() or 1)
 
 
 def inference(model, cfg):
@@ -71,8 +71,7 @@ class MicroBatches:
         def run(start):
             return model(images[start : start + size])
 
-        starts = range(0, images.shape[0], size)
-        return paddle.concat(self._run(run, starts))
+        return paddle.concat(self._run(run, range(0, images.shape[0], size)))
 
     def backward(self, model, run, tensors, seed_key):
         """Add the gradients of a batch to those of `model`.
