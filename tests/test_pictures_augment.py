@@ -1,7 +1,5 @@
 """The sheet of `augment`: its pictures are the pixels of the training data set, its texts the targets."""
 
-import re
-
 import numpy as np
 import pytest
 from conftest import ROOT, error_line, tool
@@ -104,7 +102,7 @@ def test_images_are_drawn_from_the_seed_and_from_all_classes():
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
-def test_texts_agree_with_targets_and_pixels(mode):
+def test_weights_agree_with_targets_and_pixels(mode):
     cfg = config("AUG.MIXUP", 0.8, "AUG.CUTMIX", 1.0, "AUG.MIX_MODE", mode)
     classes, split, dataset = training_images(cfg)
     indices = augment.choose(split.labels, 2 * PAIRS, cfg.SEED)
@@ -114,13 +112,10 @@ def test_texts_agree_with_targets_and_pixels(mode):
         assert (labels == split.labels[indices]).all()
         assert (sources == np.stack([dataset[(epoch, index, 0)][0] for index in indices])).all()
         for i in range(PAIRS):
-            text = " ".join(augment.target_lines(targets[i], labels[i], labels[-1 - i], classes.names, 0.1))
-            shares = {name: float(share) for share, name in re.findall(r"(\d\.\d\d) (\w+)", text)}
-            assert f"{sum(shares.values()):.2f}" == "1.00"
-            for name, share in shares.items():
-                smooth = 0.9 * share + 0.1 / 10
-                assert targets[i][classes.names.index(name)] == pytest.approx(smooth, abs=0.005)
-            own = shares[classes.names[labels[i]]]
+            own = (targets[i][labels[i]] - 0.1 / 10) / 0.9  # without label smoothing
+            assert labels[i] == labels[-1 - i] or targets[i][labels[-1 - i]] == pytest.approx(
+                1 - 0.8 * 0.1 - targets[i][labels[i]]
+            )
             a, b, mix = (x.astype(float) for x in (sources[i], sources[-1 - i], mixed[i]))
             is_own, is_other = (mix == a).all(-1), (mix == b).all(-1)
             if (is_own | is_other).all():
@@ -144,14 +139,6 @@ def test_mixed_tiles_of_the_sheet(sheet):
                 assert (digit(sheet, column, top) == pixels).all()
 
 
-def test_lines_of_a_target():
-    names = ("tench, Tinca tinca", "zebra", "ox")
-    target = np.array([0.37, 0.63, 0.0]) * 0.9 + 0.1 / 3
-    assert augment.target_lines(target, 1, 0, names, 0.1) == ("0.63 zebra", "+ 0.37 tench")
-    assert augment.target_lines(target, 0, 1, names, 0.1) == ("0.37 tench", "+ 0.63 zebra")
-    assert augment.target_lines(np.array([0.0, 0.0, 1.0]), 2, 2, names, 0.0) == ("1.00 ox",)
-
-
 def test_mixing_that_ends_or_is_off():
     cfg = config("AUG.MIXUP", 0.8, "AUG.MIX_OFF_EPOCH", 2)
     classes, split, dataset = training_images(cfg)
@@ -159,8 +146,7 @@ def test_mixing_that_ends_or_is_off():
     for epoch, mixes in ((1, True), (2, False)):
         sources, mixed, labels, targets = augment.mixed_batch(dataset, epoch, indices, cfg)
         assert (sources != mixed).any() == mixes
-        lines = augment.target_lines(targets[0], labels[0], labels[-1], classes.names, 0.1)
-        assert (lines == (f"1.00 {classes.names[labels[0]]}",)) != mixes
+        assert (targets[0][labels[0]] < 0.9) == mixes
     rows = augment.augment_rows(split, classes.names, config(), count=1)
     assert len(rows) == 4 and isinstance(rows[3], Heading) and rows[3].title == "mixing is off in this config"
 
@@ -178,7 +164,6 @@ def test_jpeg_of_grey_images(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["augment", "--count", "0"], "error: --count is 0 but must be 1 or more"),
         (["augment", "--sheet", "x.gif"], "error: --sheet x.gif must end in .png, .jpg, .jpeg or .pdf"),
         (["augment", "--sheet", "LICENSE/x.png"], "error: LICENSE/x.png: cannot be written: "),
         (["augment"], "error: data folder /absent not found"),

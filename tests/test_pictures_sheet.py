@@ -21,7 +21,7 @@ def example():
         [
             Heading("A title", ("a note in grey",)),
             [None, Cell(None, (("red", (190, 30, 30)),))],
-            [Cell(ramp, ("a", "+"), "+", shaded=True), Cell(colours, ("W" * 40,), "=", True), Cell(wide, ("mix",))],
+            [Cell(ramp, ("a", "+"), shaded=True), Cell(colours, ("W" * 40,), True), Cell(wide, ("mix",))],
         ],
         tile=48,
         columns=3,
@@ -91,10 +91,10 @@ def test_text_stays_within_its_column():
 
 def test_long_rows_are_divided_evenly_and_short_ones_are_paired():
     cells = [("image", str(place)) for place in range(12)]
-    assert sheet.lines_of("picture", [cells]) == [["picture", *cells[:6]], [None, *cells[6:]]]
-    assert sheet.lines_of("picture", [cells[:10], cells[:2]]) == [["picture", *cells[:10]], [None, *cells[:2]]]
+    assert sheet.lines_of("picture", cells) == [["picture", *cells[:6]], [None, *cells[6:]]]
+    assert sheet.lines_of("picture", cells[:10]) == [["picture", *cells[:10]]]
     assert sheet.paired([["a", 1], ["b"], ["c", 3]]) == [["a", 1, "b"], ["c", 3]]
-    for lines in ([["a", 1], ["b", 2]], [["a", 1], [None, 2], ["b", 2]], [[*"abcde"]] * 3):
+    for lines in ([["a", 1]], [["a", 1], [None, 2], ["b", 2]], [[*"abcde"]] * 3):
         assert sheet.paired(lines) == lines
 
 
