@@ -16,6 +16,7 @@ from t2t_vit.explain.overlay import SIDE, STRENGTH, cell, coloured, enlarged, ov
 from t2t_vit.models.zoo import create_model
 from t2t_vit.pictures import features
 from t2t_vit.pictures.features import principal_colours
+from t2t_vit.pictures.look import BlockMaps, StageMaps, chosen_methods
 from t2t_vit.pictures.model import OVERLAY_TILE, open_pictures
 from t2t_vit.pictures.options import attention_parser
 from t2t_vit.pictures.sheet import LINE, MARGIN
@@ -56,6 +57,15 @@ def sheet(tmp_path):
     return drawn
 
 
+def opened(run):
+    """(model of a run that comes with the repository, `Picture` of a digit)"""
+    folder = ROOT / "output/pretrained" / run
+    args = attention_parser().parse_args(["--config", str(folder / "config.yaml"), "--sheet", "x.png"])
+    vars(args).update(weights_named=False, pretrained=str(folder / "best.pdparams"), words=few_digits(1), inputs=[])
+    found, (picture,), _ = open_pictures(args, load_config(args.config, []))
+    return found.model, picture
+
+
 def few_digits(count=2):
     return sorted(DIGITS.glob("*.png"))[:count]
 
@@ -65,7 +75,7 @@ def few_digits(count=2):
 
 def test_the_commands_draw_the_shipped_model_without_options(tmp_path):
     for picture in PICTURES:
-        done = tool("visualize", picture, cwd=tmp_path)
+        done = tool("visualize", picture, cwd=tmp_path, fresh=False)
         weights, written = done.stdout.splitlines()
         assert weights.startswith(f"note: t2t_vit_7 with {ROOT}/output/") and "best.pdparams" in weights
         assert (written, done.stderr) == (f"{picture}.png written", "")
@@ -128,30 +138,25 @@ def test_the_sheet_shows_the_picture_as_the_model_sees_it(sheet, tmp_path):
     assert (drawn == (10, 30, 240)).all(-1).mean() > 0.6 and not (drawn == (250, 20, 20)).all(-1).any()
 
 
-def test_every_option_changes_the_maps(tmp_path):
+def test_every_option_changes_the_maps():
     options = [
-        [], ["--block", 1], ["--block", "all"], ["--head", 2], ["--head", "all"],
-        ["--block", "all", "--head", "all"], ["--method", "attention"], ["--method", "rollout"],
-        ["--method", "gradient"], ["--class-id", 2], ["--query", "1,2"], ["--query", "2,1"],
-        ["--query", "1,2", "--query", "2,1"], ["--query", "1,2", "--method", "rollout"],
-        ["--stage", 1], ["--stage", 2], ["--stage", 1, "--query", "3,4"], ["VAL.CROP_PCT", 0.5],
+        "", "--block 1", "--block all", "--head 2", "--head all", "--block all --head all", "--method attention",
+        "--method rollout", "--method gradient", "--class-id 2", "--query 1,2", "--query 2,1",
+        "--query 1,2 --query 2,1", "--query 1,2 --method rollout", "--stage 1", "--stage 2", "--stage 1 --query 3,4",
     ]  # fmt: skip
-    seen = set()
+    model, picture = opened("lit_data")
+    names, seen = [str(number) for number in range(10)], set()
     for words in options:
-        folder = tmp_path / str(len(seen))
-        visualize("attention", *few_digits(1), *words, "--overlays", folder, "--sheet", tmp_path / "x.png")
-        maps = tuple(path.read_bytes() for path in sorted(folder.iterdir()))
+        args = attention_parser().parse_args(words.split())
+        maps_of = StageMaps(args, model) if args.stage else BlockMaps(args, model, names, chosen_methods(args))
+        maps = tuple((each.values.tobytes(), each.mark) for row in maps_of(picture)[1] for each in row)
         assert maps and maps not in seen, words
         seen.add(maps)
 
 
 def test_maps_have_the_values_that_the_model_computes(tmp_path):
     digit = few_digits(1)[0]
-    args = attention_parser().parse_args(PIT)
-    weights = str(ROOT / "output/pretrained/lit_data_pit/best.pdparams")
-    vars(args).update(weights_named=False, pretrained=weights, words=[digit], inputs=[])
-    opened, ((_, image, pixels),), _ = open_pictures(args, load_config(args.config, []))
-    model = opened.model
+    model, (_, image, pixels) = opened("lit_data_pit")
     maps = attention_maps(model, pixels)
     expected = {
         "attention-block-1": maps[0][0].mean(axis=0)[0, 1:].reshape([7, 7]),

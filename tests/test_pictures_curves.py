@@ -237,7 +237,7 @@ def test_lines_are_the_numbers_of_each_run(figure, tmp_path):
 def test_command_draws_and_tells_the_best(tmp_path):
     pytest.importorskip("matplotlib")
     log, sheet = written(tmp_path / "log.txt", PADDLE_PIT), tmp_path / "x.png"
-    done = tool("visualize", "curves", ROOT / "output/pretrained/lit_data", log, "--sheet", sheet)
+    done = tool("visualize", "curves", ROOT / "output/pretrained/lit_data", log, "--sheet", sheet, fresh=False)
     metrics = (ROOT / "output/pretrained/lit_data/metrics.jsonl").read_text().splitlines()
     top1 = [json.loads(line)["val_ema_top1"] for line in metrics]
     best = f"best EMA top-1 {max(top1):.4f} in epoch {1 + top1.index(max(top1))}"

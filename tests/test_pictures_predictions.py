@@ -52,7 +52,7 @@ def shipped(tmp_path_factory):
     pytest.importorskip("matplotlib")
     files = [folder / name for name in ("sheet.png", "confusion.svg", "results.json")]
     words = zip(("--sheet", "--confusion", "--json"), files)
-    done = tool("visualize", "predictions", "--count", 18, *(word for pair in words for word in pair))
+    done = tool("visualize", "predictions", "--count", 18, *(word for pair in words for word in pair), fresh=False)
     lines = done.stdout.splitlines()
     assert done.stderr == "" and lines[2:] == [f"{file} written" for file in files]
     return lines, pixels_of(folder), json.loads(files[2].read_text()), files[1].read_text()

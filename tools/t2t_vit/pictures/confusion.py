@@ -31,11 +31,13 @@ def confusion_matrix(labels, predicted, num_classes):
 
 def confused_pairs(labels, predicted, num_classes):
     """(true class, predicted class, images, fraction of the true class's images), the most images first."""
-    matrix = confusion_matrix(labels, predicted, num_classes)
-    wrong = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
-    places = [divmod(int(place), num_classes) for place in order]
-    return [(true, other, int(wrong[true, other]), wrong[true, other] / matrix[true].sum()) for true, other in places]
+    wrong = labels != predicted
+    pairs, counts = np.unique(labels[wrong].astype(np.int64) * num_classes + predicted[wrong], return_counts=True)
+    sizes, found = np.bincount(labels, minlength=num_classes), []
+    for place in np.argsort(-counts, kind="stable"):
+        true, other = divmod(int(pairs[place]), num_classes)
+        found.append((true, other, int(counts[place]), counts[place] / sizes[true]))
+    return found
 
 
 def _draw_matrix(axes, matrix, names, title):
