@@ -77,7 +77,7 @@ def test_cells_of_a_pit_are_where_its_tokens_look(name, size):
         tokens = model.patch_embed(images)
         for pool in model.pools[:stage]:
             tokens = pool.conv(tokens)
-        grid = attention.token_grid(model, block)
+        grid = model.backbone()[block].grid
         assert tuple(tokens.shape[2:]) == grid
         place = [2 * length // 3 for length in grid]  # no window is cut off by the edge there
         looking = tokens[0, :, place[0], place[1]]
@@ -147,7 +147,6 @@ def test_a_training_model_and_other_images_are_refused():
 def test_grids_of_a_pit_halve_rounding_up():
     model = small_model("distilled pit")  # 32x40 pixels in patches of 8 every 4
     assert [place.grid for place in model.backbone()] == [(7, 9), (4, 5), (4, 5)]
-    assert attention.token_grid(model, 0) == (7, 9) and attention.token_grid(model) == (4, 5)
     rows = paddle.arange(22, dtype="float32").reshape([1, 22])
     assert attention.on_grid(rows, model).numpy().tolist() == [np.arange(2, 22).reshape(4, 5).tolist()]
 
@@ -174,9 +173,6 @@ def test_rollout_by_hand():
     close(rollout(maps, model), [[[0.5 * 0.2 + 0.25 * 0.75, 0.5 * 0.15 + 0.25 * 0.75]]], 1e-6)
     close(rollout(maps[:1], model), [[[0.2, 0.15]]], 1e-6)
     close(rollout(maps[:1], model, token=2), [[[0.0, 0.75]]], 1e-6)
-    # Largest: (0.4, 0.6, 0.4) + (1, 0, 0), of sum 2.4; least: (0.2, 0.2, 0.2) + (1, 0, 0), of sum 1.6.
-    close(rollout(maps[:1], model, heads="max"), [[[0.6 / 2.4, 0.4 / 2.4]]], 1e-6)
-    close(rollout(maps[:1], model, heads="min"), [[[0.2 / 1.6, 0.2 / 1.6]]], 1e-6)
 
 
 def test_rollout_of_a_model_that_looks_everywhere_alike():

@@ -1,49 +1,58 @@
 """`benchmark.py growth` and the engines of `infer`: their figures and the picture."""
 
+import itertools
 import json
 
 import pytest
-from conftest import error_line, tool
-from PIL import Image
+from conftest import ROOT, error_line, tool
 
-from t2t_vit.bench.growth import fit_exponents
+from t2t_vit.bench import growth
+from t2t_vit.bench.counts import count
 from t2t_vit.bench.infer import offered
+from t2t_vit.bench.options import benchmark_parser
+from t2t_vit.bench.sweep import row_of, settings
+from t2t_vit.config import load_config
 
 TINY = ["MODEL.T2T.DEPTH", 1]
 
 
-def test_exponents_are_of_the_token_modules_fastest_rounds():
-    sizes = [100, 200, 400, 800]
-    rows = [
-        {"model": model, "part": part, "tokens": size, "gmacs": size**2,
-         "milliseconds": {"lowest": 5 * size**power, "median": size**3}}
-        for model, part, power in (("a", "token module", 1.0), ("a", "model", 9.0), ("b", "token module", 2.0))
-        for size in sizes
-    ]  # fmt: skip
-    found = fit_exponents(rows)
-    assert {model: round(both["time"], 6) for model, both in found.items()} == {"a": 1.0, "b": 2.0}
-    assert found["a"]["macs"] == pytest.approx(2)
+@pytest.fixture
+def sweeps(monkeypatch):
+    """Settings of each sweep of `growth`, whose rows are not measured: the time grows as tokens ** 1 or 1.5."""
+    found = []
+
+    def measure(args, cfgs, passes, subjects_of):
+        parts = [labels["part"] for labels, *_ in subjects_of(cfgs[0])]
+        found.append((args.image_sizes, args.batch_sizes, args.threads, parts))
+        rows = []
+        for cfg, threads, part in itertools.product(settings(args, cfgs), args.threads, parts):
+            seconds = count(cfg)["tokens"] ** (1.5 if part == "token module" else 1)
+            rounds = [{"seconds": factor * seconds, "gflops": 1.0} for factor in (3, 1, 2)]
+            rows.append(row_of(cfg, {"threads": threads, "part": part}, rounds, passes))
+        return rows
+
+    monkeypatch.setattr(growth, "measure", measure)
+    return found
 
 
-def test_growth_prints_and_draws(tmp_path):
+def test_growth_measures_three_sweeps_and_draws_them(sweeps, tmp_path):
     pytest.importorskip("matplotlib")
-    done = tool("benchmark", "growth", "--config", "configs/lit_data.yaml", *TINY, "--rounds", 1, "--threads", 1,
-                "--image-sizes", "16,32", "--batch-sizes", 1, "--plot", tmp_path / "growth.png",
-                "--json", tmp_path / "growth.json")  # fmt: skip
-    report = json.loads((tmp_path / "growth.json").read_text())
-    sizes = [(row["image_size"], row["tokens"], row["part"], row["batch_size"]) for row in report["growth_image_size"]]
-    assert sizes == [(16, 256, "model", 1), (16, 256, "token module", 1), (32, 1024, "model", 1),
-                     (32, 1024, "token module", 1)]  # fmt: skip
+    words = ["--image-sizes", "64,128", "--batch-sizes", "1,4", "--threads", "1,2"]
+    args = benchmark_parser("growth").parse_args([*words, "--plot", str(tmp_path / "growth.svg")])
+    cfgs = [
+        load_config(ROOT / f"configs/{name}.yaml", [("MODEL.T2T.DEPTH", 1)]) for name in ("t2t_vit_7", "t2t_vit_t_14")
+    ]
+    report = growth.benchmark_growth(args, cfgs)
+    both = ["model", "token module"]
+    assert sweeps == [([64, 128], [1], [2], both), (None, [1, 4], [2], both[:1]), (None, [4], [1, 2], both[:1])]
+    assert [len(rows) for rows in report.values()] == [8, 4, 4]
     whole, module = report["growth_image_size"][:2]
-    assert 0 < module["gmacs"] < whole["gmacs"]
-    assert [row["batch_size"] for row in report["growth_batch_size"]] == [1]
-    assert [row["threads"] for row in report["growth_threads"]] == [1]
-    found = report["exponents"]["lit_data"]
-    assert found["macs"] == pytest.approx(1, abs=0.01)
-    assert f"to the power of {found['time']:.2f}, its multiplications to that of {found['macs']:.2f}" in done.stdout
-    with Image.open(tmp_path / "growth.png") as picture:
-        assert picture.format == "PNG" and len(picture.convert("RGB").getcolors(1 << 24)) > 50
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["growth.json", "growth.png"]
+    assert whole["tokens"] == 16**2 and 0 < module["gmacs"] < whole["gmacs"]
+    drawn = (tmp_path / "growth.svg").read_text()
+    for name in ("t2t_vit_7", "t2t_vit_t_14"):
+        for part, power in (("model", "1.00"), ("token module", "1.50")):
+            assert f"{name}, {part}: tokens$^{{{power}}}$" in drawn
+    assert "One image of growing size" in drawn and "Batch size" in drawn and "Threads" in drawn
 
 
 def test_pairs_of_engine_and_precision():

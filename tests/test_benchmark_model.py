@@ -137,16 +137,6 @@ def test_a_config_and_its_overrides_count_too():
     assert rows[1][2] == f"{sum(parameter.size for parameter in model.parameters()):,}"
 
 
-def test_memory_is_that_of_a_training_step_and_of_an_inference(tmp_path):
-    words = ["MODEL.T2T.DEPTH", 1, "CPU.MICRO_BATCH", 0, "--batch-size", 64]  # parts would be of different sizes
-    tool("benchmark", "model", "--memory", *words, "--json", tmp_path / "model.json")
-    (row,) = json.loads((tmp_path / "model.json").read_text())["model"]
-    assert row["batch_size"] == 64
-    # The widest tensor of the forward pass: 256 tokens of 288 values for each image.
-    assert row["inference_mb"] > 64 * 256 * 288 * 4 / 2**20
-    assert row["training_mb"] > 1.5 * row["inference_mb"]
-
-
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, error_line, tool
 
+from t2t_vit.bench import subject
 from t2t_vit.bench.counts import count
 from t2t_vit.bench.infer import eager, eval_images
-from t2t_vit.bench.machine import MatmulLimit
 from t2t_vit.bench.process import Process
 from t2t_vit.bench.rounds import WARM_UP, Timed, interleave, summary
 from t2t_vit.bench.samples import training_samples
-from t2t_vit.bench.sweep import Member, row_of
-from t2t_vit.bench.train import PARTS, TrainingSubject
+from t2t_vit.bench.sweep import row_of
+from t2t_vit.bench.train import PARTS, TrainingSteps
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import default_config, load_config
 from t2t_vit.training.train_step import TrainStep
@@ -60,8 +60,9 @@ def test_functions_alternate():
 
 def test_figures_follow_from_seconds_and_multiplications(cfg):
     gmacs = count(cfg)["gmacs"]
-    each = [{"seconds": 0.5, "forward": 0.2}, {"seconds": 0.25, "forward": 0.1}, {"seconds": 0.4, "forward": 0.1}]
-    row = row_of(Member(cfg, None, 2, {"engine": "x"}, None), each, limit=[100.0, 50.0, 40.0], passes=3)
+    figures = ((0.5, 0.2, 100.0), (0.25, 0.1, 50.0), (0.4, 0.1, 40.0))
+    each = [dict(zip(("seconds", "forward", "gflops"), numbers)) for numbers in figures]
+    row = row_of(cfg, {"threads": 2, "engine": "x"}, each, passes=3)
     assert row["images_per_second"] == summary([16.0, 32.0, 20.0])
     assert row["milliseconds"]["median"] == pytest.approx(400)
     assert row["parts"] == {"forward": pytest.approx(100)}
@@ -70,9 +71,11 @@ def test_figures_follow_from_seconds_and_multiplications(cfg):
 
 
 def test_the_matmul_limit_counts_two_operations_each(monkeypatch):
-    limit = MatmulLimit(((64, 128, 256),))
-    monkeypatch.setattr(limit.timed, "seconds", lambda: 0.001)
-    assert limit.round() == pytest.approx(2 * 64 * 128 * 256 / 0.001 / 1e9)
+    monkeypatch.setattr(subject, "SIDE", 64)
+    assert subject.build(lambda: sleeping) < 1000  # MB
+    monkeypatch.setattr(subject._product, "seconds", lambda: 0.001)
+    found = subject.time_round()
+    assert found == {"seconds": pytest.approx(BUSY, rel=0.2), "gflops": pytest.approx(2 * 64**3 / 0.001 / 1e9)}
 
 
 # --- What is timed ---
@@ -80,7 +83,7 @@ def test_the_matmul_limit_counts_two_operations_each(monkeypatch):
 
 def test_the_steps_are_those_of_training(cfg):
     samples, cfg = training_samples(cfg, True, 8)
-    training, plain = TrainingSubject(cfg, samples), TrainStep(cfg)
+    training, plain = TrainingSteps(cfg, samples), TrainStep(cfg)
     plain.train()
     for name, tensor in plain.model.state_dict().items():  # both started from other weights
         tensor.set_value(training.step.model.state_dict()[name])
@@ -91,26 +94,27 @@ def test_the_steps_are_those_of_training(cfg):
 
 
 def test_parts_of_a_step_add_up_to_the_step(cfg, monkeypatch):
+    monkeypatch.setattr(subject, "SIDE", 64)
     samples, cfg = training_samples(cfg, True, 8)
-    training = TrainingSubject(cfg, samples)
-    found = training.round()
+    training = TrainingSteps(cfg, samples)
+    subject.build(lambda: training)
+    found = subject.time_round()
     assert sum(found[part] for part in PARTS) == pytest.approx(found["seconds"], rel=0.05)
+    monkeypatch.setattr(subject._timed, "calls", 1)
     part = training.step._backward_part
     monkeypatch.setattr(training.step, "_backward_part", lambda *args: (sleeping(), part(*args))[1])
-    slower = training.round()
+    slower = subject.time_round()
     assert slower["forward and backward"] > BUSY > slower["update"] and slower["seconds"] > BUSY
     update = training.step.optimizer.inner.step
     monkeypatch.setattr(training.step.optimizer.inner, "step", lambda: (sleeping(), update()))
-    assert training.round()["update"] > BUSY
+    assert subject.time_round()["update"] > BUSY
 
 
 def test_inference_is_of_the_model_or_its_token_module(cfg):
     samples, cfg = training_samples(cfg, True, 8)
     for token_module, shape in ((False, [8, 10]), (True, [8, 16, 128])):
-        timed = eager(cfg, samples, token_module)
-        output = timed.function()
+        output = eager(cfg, samples, token_module)()
         assert output.shape == shape and output.stop_gradient
-        assert timed.round()["seconds"] > 0
     assert eval_images(cfg, samples).shape == [8, 3, 16, 16]
 
 
@@ -135,7 +139,7 @@ def test_a_process_that_dies_is_one_line():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     file = tmp_path_factory.mktemp("train") / "train.json"
-    done = tool("benchmark", "train", "--rounds", 3, "--batch-sizes", "4,8", "--json", file, *TINY)
+    done = tool("benchmark", "train", "--rounds", 2, "--batch-sizes", "4,8", "--json", file, *TINY)
     return done.stdout.splitlines(), json.loads(file.read_text())
 
 
@@ -145,7 +149,7 @@ def test_training_steps_are_printed_for_each_batch_size(trained):
     assert [row["batch_size"] for row in report["train"]] == [4, 8]
     for row, line in zip(report["train"], lines[-2:]):
         rate = row["images_per_second"]
-        assert len(rate["rounds"]) == 3 and rate["lowest"] <= rate["median"] <= rate["highest"]
+        assert len(rate["rounds"]) == 2 and rate["lowest"] <= rate["median"] <= rate["highest"]
         assert rate["median"] == pytest.approx(1000 * row["batch_size"] / row["milliseconds"]["median"])
         assert line.split()[:4] == ["lit_data", "16", str(row["batch_size"]), str(row["threads"])]
         assert f"{rate['median']:.1f} ({rate['lowest']:.1f} .. {rate['highest']:.1f})" in line

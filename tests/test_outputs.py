@@ -55,7 +55,6 @@ def test_nothing_is_written_among_the_shipped_runs(tmp_path):
         "check_data --json {photo}",
         "benchmark model --json {photo}",
         "visualize predictions --json {photo}",
-        "visualize curves {folder} --json {photo}",
     ],
 )
 def test_json_has_the_name_of_no_other_kind(photo, tmp_path, line):

@@ -97,19 +97,17 @@ def test_log_of_this_repository_agrees_with_its_metrics():
     for epoch, row in log.rows.items():
         assert sorted(set(run.rows[epoch]) - set(row)) == ["val_ema_loss", "val_ema_top5", "val_loss", "val_top5"]
         for key, number in row.items():
-            places = {"lr": 5e-7, "images_per_second": 0.3}.get(key, 5e-5)
-            assert number == pytest.approx(run.rows[epoch][key], abs=1.001 * places)
+            if key == "images_per_second":  # in the log, of the last steps of the epoch
+                assert number == pytest.approx(run.rows[epoch][key], rel=0.5)
+            else:
+                assert number == pytest.approx(run.rows[epoch][key], abs=1.001 * (5e-7 if key == "lr" else 5e-5))
 
 
 def test_log_of_t2t_paddle(tmp_path):
     run = read_run(written(tmp_path / "trainer-0.log", T2T_PADDLE))
     assert run.name == "trainer-0"
-    per_step = 1281000 / 2500
     assert run.rows == {
-        1: {
-            "train_loss": 6.4, "train_acc": 0.02, "lr": 0.0004,
-            "images_per_second": pytest.approx(300 * per_step / (100 * 0.4 + 200 * 0.6)),
-        },
+        1: {"train_loss": 6.4, "train_acc": 0.02, "lr": 0.0004},
         2: {"train_loss": 1.1, "train_acc": 0.7078, "val_top1": 0.7165},
         3: {"train_loss": None, "train_acc": 0.708, "val_top1": 0.7156},
     }  # fmt: skip
@@ -132,16 +130,14 @@ def test_starts_of_t2t_paddle_follow_each_other(tmp_path):
 
 def test_log_of_paddle_pit(tmp_path):
     expected = {
-        75: {"lr": 0.000854, "train_loss": 4.2387, "train_acc": 0.281, "images_per_second": 1250 * 1024 / 1600},
+        75: {"lr": 0.000854, "train_loss": 4.2387, "train_acc": 0.281},
         76: {
-            "lr": 0.000851, "train_loss": 4.2407, "train_acc": 0.2819, "images_per_second": 1250 * 1024 / 1280,
+            "lr": 0.000851, "train_loss": 4.2407, "train_acc": 0.2819,
             "val_loss": 1.712, "val_top1": 0.6269, "val_top5": 0.8487,
         },
     }  # fmt: skip
     assert read_run(written(tmp_path / "log_75-76.txt", PADDLE_PIT)).rows == expected
     headless = PADDLE_PIT[PADDLE_PIT.index("2022-01-07 23:12:57") :]
-    for row in expected.values():
-        row.pop("images_per_second")
     assert read_run(written(tmp_path / "tail.txt", headless)).rows == expected
 
 
@@ -238,28 +234,18 @@ def test_lines_are_the_numbers_of_each_run(figure, tmp_path):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [r" _first\$", "other"]
 
 
-def test_colours_of_many_runs_differ():
+def test_command_draws_and_tells_the_best(tmp_path):
     pytest.importorskip("matplotlib")
-    for count in (1, 10, 11, 30):
-        assert len(set(curves.run_colours(count))) == count
-
-
-def test_command_writes_picture_and_numbers(tmp_path):
-    pytest.importorskip("matplotlib")
-    log = written(tmp_path / "log.txt", PADDLE_PIT)
-    sheet, numbers = tmp_path / "x.png", tmp_path / "x.json"
-    done = tool("visualize", "curves", ROOT / "output/pretrained/lit_data", log, "--sheet", sheet, "--json", numbers)
+    log, sheet = written(tmp_path / "log.txt", PADDLE_PIT), tmp_path / "x.png"
+    done = tool("visualize", "curves", ROOT / "output/pretrained/lit_data", log, "--sheet", sheet, fresh=False)
     metrics = (ROOT / "output/pretrained/lit_data/metrics.jsonl").read_text().splitlines()
     top1 = [json.loads(line)["val_ema_top1"] for line in metrics]
     best = f"best EMA top-1 {max(top1):.4f} in epoch {1 + top1.index(max(top1))}"
     lines = done.stdout.splitlines()
     assert lines[0].startswith("lit_data: epochs 1 to 40, best val top-1 ") and lines[0].endswith(best)
     assert lines[1] == "log: epochs 75 to 76, best val top-1 0.6269 in epoch 76"
-    assert lines[2:] == [f"{sheet} written", f"{numbers} written"] and done.stderr == ""
+    assert lines[2:] == [f"{sheet} written"] and done.stderr == ""
     assert sheet.read_bytes().startswith(b"\x89PNG")
-    runs = json.loads(numbers.read_text())
-    assert [(run["name"], len(run["epochs"])) for run in runs] == [("lit_data", 40), ("log", 2)]
-    assert runs[1]["epochs"][0]["epoch"] == 75 and runs[1]["epochs"][0]["lr"] == 0.000854
 
 
 @pytest.mark.parametrize("suffix, start", [(".pdf", b"%PDF"), (".SVG", b"<?xml")])
@@ -278,12 +264,15 @@ def test_other_forms_of_picture(tmp_path, suffix, start):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("metrics.jsonl", '{"epoch": 1}\n{"epoch": 2\n{"epoch": 3}\n', "metrics.jsonl, line 2: not valid JSON"),
-        ("metrics.jsonl", '{"epoch": 1}\n{"epo\n', "metrics.jsonl, line 2: not valid JSON"),
-        ("metrics.jsonl", '{"lr": 1}\n', 'metrics.jsonl, line 1: expected {"epoch": 1, ...}'),
-        ("metrics.jsonl", '{"epoch": true}\n', 'metrics.jsonl, line 1: expected {"epoch": 1, ...}'),
-        ("metrics.jsonl", "[1]\n", 'metrics.jsonl, line 1: expected {"epoch": 1, ...}'),
-        ("x", '{"epoch": 1, "lr": "a"}\n', "x, line 1: lr is 'a' but must be a number or null"),
+        (
+            "metrics.jsonl",
+            '{"epoch": 1}\n{"epoch": 2\n{"epoch": 3}\n',
+            "metrics.jsonl, line 2: not a line of a run",
+        ),
+        ("metrics.jsonl", '{"epoch": 1}\n{"epo\n', "metrics.jsonl, line 2: not a line of a run"),
+        ("metrics.jsonl", '{"lr": 1}\n', "metrics.jsonl, line 1: not a line of a run"),
+        ("metrics.jsonl", '{"epoch": 1}\n[1]\n', "metrics.jsonl, line 2: not a line of a run"),
+        ("x", '{"epoch": 1, "lr": "a"}\n', "x, line 1: not a line of a run"),
         ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl has no epoch; a RUN is "),
         ("summary.csv", SUMMARY + "2,a,1,1,1\n", "summary.csv, line 4: could not convert string to float: 'a'"),
         ("log_eval.txt", "Val Step[0000/1563], Loss: 0.6749 (0.6749)\nval acc is:0.5\n", "log_eval.txt has no "),
@@ -298,7 +287,7 @@ def test_bad_lines_are_named(tmp_path, name, text, message):
 def test_bad_times_are_named(tmp_path):
     jsonl(tmp_path / "metrics.jsonl", {"epoch": 1, "lr": 1})
     written(tmp_path / "times.jsonl", "{\n{}\n")
-    with pytest.raises(UserError, match=r"times.jsonl, line 1: not valid JSON"):
+    with pytest.raises(UserError, match=r"times.jsonl, line 1: not a line"):
         read_run(tmp_path)
 
 
@@ -311,7 +300,6 @@ def test_bad_times_are_named(tmp_path):
             "--sheet x.gif must end in .png, .pdf, .svg, .jpg or .jpeg",
         ),
         ([RUN, "--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
-        ([RUN, "--json", "lit_data"], "lit_data: is a folder"),
         ([f"{RUN}/best.pdparams"], f"{RUN}/best.pdparams has no epoch"),
         (["lit_data"], "lit_data has no metrics.jsonl, which a run writes after its first epoch"),
     ],

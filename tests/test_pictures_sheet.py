@@ -21,7 +21,7 @@ def example():
         [
             Heading("A title", ("a note in grey",)),
             [None, Cell(None, (("red", (190, 30, 30)),))],
-            [Cell(ramp, ("a", "+"), "+", shaded=True), Cell(colours, ("W" * 40,), "=", True), Cell(wide, ("mix",))],
+            [Cell(ramp, ("a", "+"), shaded=True), Cell(colours, ("W" * 40,), True), Cell(wide, ("mix",))],
         ],
         tile=48,
         columns=3,
@@ -48,7 +48,7 @@ def test_drawing_is_the_stored_one():
 @pytest.mark.skipif(not hasattr(load_font(15), "font"), reason="this Pillow has another font")
 def test_broken_drawing_differs_from_the_stored_one():
     whole = example()
-    for box in ((20, 28, 100, 50), (70, 95, 120, 110), (20, 125, 70, 170), (68, 140, 80, 160), (140, 125, 200, 170)):
+    for box in ((20, 28, 100, 50), (70, 95, 120, 110), (20, 125, 70, 170), (140, 125, 200, 170)):
         broken = whole.copy()
         broken.paste("white", box)
         assert difference(broken) > 60, box
@@ -91,10 +91,10 @@ def test_text_stays_within_its_column():
 
 def test_long_rows_are_divided_evenly_and_short_ones_are_paired():
     cells = [("image", str(place)) for place in range(12)]
-    assert sheet.lines_of("picture", [cells]) == [["picture", *cells[:6]], [None, *cells[6:]]]
-    assert sheet.lines_of("picture", [cells[:10], cells[:2]]) == [["picture", *cells[:10]], [None, *cells[:2]]]
+    assert sheet.lines_of("picture", cells) == [["picture", *cells[:6]], [None, *cells[6:]]]
+    assert sheet.lines_of("picture", cells[:10]) == [["picture", *cells[:10]]]
     assert sheet.paired([["a", 1], ["b"], ["c", 3]]) == [["a", 1, "b"], ["c", 3]]
-    for lines in ([["a", 1], ["b", 2]], [["a", 1], [None, 2], ["b", 2]], [[*"abcde"]] * 3):
+    for lines in ([["a", 1]], [["a", 1], [None, 2], ["b", 2]], [[*"abcde"]] * 3):
         assert sheet.paired(lines) == lines
 
 

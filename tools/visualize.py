@@ -49,7 +49,6 @@ def main(words):
     picture_parser, words = PICTURES[picture][1](), words[1:]
     if picture == "curves":  # reads no config and needs no paddle
         exit_with(lambda: picture_parser.parse_args(words), draw_curves)
-    picture_parser.set_defaults(picture=picture)
     takes_images = picture in ("attention", "features")
     run(draw, picture_parser, words, split_words=split_images if takes_images else None)
 

@@ -1,23 +1,31 @@
 """Runs a benchmark: chooses the configs, prints the machine, writes the JSON file."""
 
+import contextlib
+import importlib.metadata
 import json
+import platform
+import re
+from pathlib import Path
+
+import paddle
 
 from t2t_vit.bench.data import benchmark_data
 from t2t_vit.bench.growth import benchmark_growth
 from t2t_vit.bench.infer import benchmark_infer
-from t2t_vit.bench.machine import describe_machine, machine_lines
 from t2t_vit.bench.model import benchmark_model
 from t2t_vit.bench.train import benchmark_train
 from t2t_vit.cli import overrides
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_outputs, write_text
 from t2t_vit.common.logger import log, setup_logging
-from t2t_vit.common.runtime import asked_threads
+from t2t_vit.common.runtime import asked_threads, cores
 from t2t_vit.config import load_config
 from t2t_vit.models.zoo import family_of, list_models
 from t2t_vit.parallel import processes
 
 GROWTH_MODELS = ("t2t_vit_14", "t2t_vit_t_14")  # the same backbone behind a performer and a transformer
+MEASURE = {"model": benchmark_model, "train": benchmark_train, "infer": benchmark_infer, "growth": benchmark_growth}
+PACKAGES = ("numpy", "pillow", "simplejpeg", "cykooz.resizer", "onnxruntime", "openvino")
 
 
 def run_benchmark(args, cfg):
@@ -27,21 +35,27 @@ def run_benchmark(args, cfg):
     setup_logging()
     cfgs = [cfg] if args.benchmark == "data" else chosen_configs(args, cfg)
     report = {"machine": describe_machine()}
-    for line in machine_lines(report["machine"]):
-        log.info(line)
+    log.info("machine: {cpu}, {cores} cores, device {device}".format(**report["machine"]))
+    log.info("versions: %s", ", ".join(map(" ".join, report["machine"]["versions"].items())))
     if args.benchmark == "data":
         report |= benchmark_data(args, cfg)
     else:
         args.threads = args.threads or default_threads(args.benchmark)
-        measure = {
-            "model": benchmark_model,
-            "train": benchmark_train,
-            "infer": benchmark_infer,
-            "growth": benchmark_growth,
-        }
-        report |= measure[args.benchmark](args, cfgs)
+        report |= MEASURE[args.benchmark](args, cfgs)
     if args.json:
         write_text(args.json, json.dumps(report, indent=1) + "\n")
+
+
+def describe_machine():
+    """Processor, cores, device, and the versions of Paddle and of the installed `PACKAGES`."""
+    cpu, versions = platform.processor() or platform.machine(), {"paddle": paddle.__version__}
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        cpu = found[1] if found else cpu
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {"cpu": cpu, "cores": cores(), "device": paddle.get_device(), "versions": versions}
 
 
 def default_threads(benchmark):
@@ -55,9 +69,9 @@ def chosen_configs(args, cfg):
     names = args.words
     if names and args.config:
         raise UserError(f"give models ({' '.join(names)}) or --config, not both")
-    for name in names:
+    for name in set(names) - {"all"}:
         try:
-            name == "all" or family_of(name)
+            family_of(name)
         except ValueError as error:
             hint = "give a config with --config" if name.endswith((".yaml", ".yml")) else "or all?"
             raise UserError(f"{error} ({hint})") from None

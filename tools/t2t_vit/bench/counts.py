@@ -5,7 +5,7 @@ Elementwise work (norms, softmax, GELU, biases) does not count.
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import paddle
 from paddle import nn
@@ -16,8 +16,7 @@ from t2t_vit.weights.build import build_model
 TOKEN_MODULE = "tokens_to_token."
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """`count` products of a (rows, inner) and an (inner, columns) matrix."""
 
     name: str
@@ -27,22 +26,12 @@ class Product:
     count: int = 1
     is_attention: bool = False  # between the tokens of a block of the backbone
 
-    @property
-    def macs(self):
-        return self.count * self.rows * self.inner * self.columns
-
-    @property
-    def outputs(self):
-        return self.count * self.rows * self.columns
-
 
 def count(cfg):
     """The counts of a config's model, for one image.
 
-    Returns:
-        dict: "parameters"; "trainable_parameters"; "weights_mb" in float32; "gmacs"; "gmacs_without", those without
-        the products between the tokens of the backbone; "token_module_gmacs", those of the T2T module; "tokens" of the
-        first layer; "activations", elements of the results of all matrix products.
+    "weights_mb" are those of float32, "gmacs_without" those without the products between the tokens of the backbone,
+    "tokens" those of the first layer, "activations" the elements of the results of all matrix products.
     """
     with paddle.LazyGuard():  # shapes without values
         model = build_model(cfg)
@@ -56,13 +45,13 @@ def count(cfg):
         "gmacs_without": macs(product for product in found if not product.is_attention) / 1e9,
         "token_module_gmacs": macs(product for product in found if product.name.startswith(TOKEN_MODULE)) / 1e9,
         "tokens": found[0].rows,
-        "activations": sum(product.outputs for product in found),
+        "activations": sum(product.count * product.rows * product.columns for product in found),
     }
 
 
 def macs(found):
     """Multiplications of products."""
-    return sum(product.macs for product in found)
+    return sum(product.count * product.rows * product.inner * product.columns for product in found)
 
 
 def products(model):

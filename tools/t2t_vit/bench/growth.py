@@ -3,17 +3,18 @@
 The time of the T2T module grows with the tokens if it is a performer, nearly with their square if it is a transformer.
 """
 
+import argparse
+
 import numpy as np
 
 from t2t_vit.bench.counts import count
 from t2t_vit.bench.infer import eager
-from t2t_vit.bench.sweep import TOKEN_MODULE, Member, batch_of, matmul_limits, measure_group, print_rows
+from t2t_vit.bench.sweep import TOKEN_MODULE, measure, print_rows
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.figures import check_suffix, figure_to, require_matplotlib
-from t2t_vit.common.logger import log, progress_bar
-from t2t_vit.config import with_keys
+from t2t_vit.common.logger import log
 
-TITLES = ("model", "part", "pixels", "tokens", "batch", "threads", "ms/image", "images/s", "GMACs")
+TITLES = ("model", "part", "pixels", "tokens", "batch", "threads", "images/s", "ms/batch", "GMACs")
 
 
 def benchmark_growth(args, cfgs):
@@ -27,84 +28,64 @@ def benchmark_growth(args, cfgs):
             raise UserError(f"MODEL.NAME {cfg.MODEL.NAME}: growth needs a T2T module, and a PiT has none")
     check_suffix(args.plot, "--plot")
     require_matplotlib()
+    whole, module = ({"part": "model"}, eager, ()), ({"part": TOKEN_MODULE}, eager, (True,))
     most = args.threads[-1:]
-    sweeps = {
-        "image_size": [(size, 1, most) for size in args.image_sizes],
-        "batch_size": [(None, size, most) for size in args.batch_sizes],
-        "threads": [(None, args.batch_sizes[-1], args.threads)],
+    rows = {
+        "image_size": _sweep(args, cfgs, args.image_sizes, [1], most, [whole, module]),
+        "batch_size": _sweep(args, cfgs, None, args.batch_sizes, most, [whole]),
+        "threads": _sweep(args, cfgs, None, args.batch_sizes[-1:], args.threads, [whole]),
     }
-    with matmul_limits(args, cfgs[0]) as limits:
-        rows = {name: measure_sweep(args, cfgs, points, limits, name) for name, points in sweeps.items()}
     print_rows([row for part in rows.values() for row in part], TITLES, args.markdown)
-    exponents = fit_exponents(rows["image_size"])
-    for model, found in exponents.items():
-        log.info(
-            "%s: the T2T module's time (of the fastest rounds) grows with the tokens to the power of %.2f, its "
-            "multiplications to that of %.2f", model, found["time"], found["macs"],
-        )  # fmt: skip
     with figure_to(args.plot, (13, 4.2)) as figure:
-        draw(figure.subplots(1, 3), rows, exponents)
-    return {**{f"growth_{name}": part for name, part in rows.items()}, "exponents": exponents}
+        places = figure.subplots(1, 3)
+        draw_sizes(places[0], rows["image_size"])
+        for axes, name in zip(places[1:], ("batch_size", "threads")):
+            draw_speed(axes, rows[name], name)
+    return {f"growth_{name}": part for name, part in rows.items()}
 
 
-def measure_sweep(args, cfgs, points, limits, name):
-    """Rows of all configs at each (image size or None, batch size, threads)."""
-    rows = []
-    for image_size, batch_size, threads in progress_bar(points, desc=name):
-        members = []
-        for cfg in cfgs:
-            size = image_size or cfg.DATA.IMAGE_SIZE
-            samples, cfg = batch_of(args, with_keys(cfg, {"DATA.IMAGE_SIZE": size, "TRAIN.BATCH_SIZE": batch_size}))
-            members += [Member(cfg, samples, number, {"part": "model"}, eager) for number in threads]
-            if name == "image_size":
-                members.append(Member(cfg, samples, threads[0], {"part": TOKEN_MODULE}, eager, (True,)))
-        found = measure_group(members, limits, 1, args.rounds)
-        rows += [{**row, "tokens": count(member.cfg)["tokens"]} for member, row in zip(members, found)]
-    return rows
+def _sweep(args, cfgs, image_sizes, batch_sizes, threads, subjects):
+    varied = {"image_sizes": image_sizes, "batch_sizes": batch_sizes, "threads": threads}
+    return measure(argparse.Namespace(**{**vars(args), **varied}), cfgs, 1, lambda cfg: subjects)
 
 
-def fit_exponents(rows):
-    """{model: {"time", "macs": p}}: the T2T module's cost grows as tokens ** p, by least squares of the logarithms.
+def draw_sizes(axes, rows):
+    """Draw the time of one image against its tokens. It grows as tokens ** p, by least squares of the logarithms.
 
     The times are those of the fastest rounds, which other work on the machine disturbs least.
     """
-    exponents = {}
-    for (model, part), line in _lines(rows).items():
-        tokens = np.log([row["tokens"] for row in line])
-        if part == TOKEN_MODULE and len(set(tokens)) > 1:
-            costs = {"time": [row["milliseconds"]["lowest"] for row in line], "macs": [row["gmacs"] for row in line]}
-            exponents[model] = {name: float(np.polyfit(tokens, np.log(cost), 1)[0]) for name, cost in costs.items()}
-    return exponents
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    for (model, part), line in lines_of(rows).items():
+        tokens, times = [row["tokens"] for row in line], [row["milliseconds"]["lowest"] for row in line]
+        label = f"{model}, {part}"
+        if len(tokens) > 1:
+            power = np.polyfit(np.log(tokens), np.log(times), 1)[0]
+            log.info("%s: time grows with the tokens to the power of %.2f", label, power)
+            label += f": tokens$^{{{power:.2f}}}$"
+        style = {"color": f"C{models.index(model)}", "linestyle": "--" if part == TOKEN_MODULE else "-"}
+        axes.loglog(tokens, times, marker="o", label=label, **style)
+    sizes = {row["tokens"]: row["image_size"] for row in rows}
+    axes.set_xticks(list(sizes), [f"{number}\n({size})" for number, size in sizes.items()])
+    axes.set_xticks([], minor=True)
+    axes.set(title="One image of growing size", xlabel="tokens of the T2T module (pixels)")
+    axes.set_ylabel("ms per image, fastest round")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
 
 
-def draw(places, rows, exponents):
-    """Draw time against tokens, and speed against batch size and threads, into three axes."""
-    tokens, *others = places
-    colours = {model: f"C{place}" for place, model in enumerate(dict.fromkeys(row["model"] for row in rows["threads"]))}
-    for (model, part), line in _lines(rows["image_size"]).items():
-        label, style = f"{model}, {part}", "--" if part == TOKEN_MODULE else "-"
-        if part == TOKEN_MODULE and model in exponents:
-            label += f": tokens$^{{{exponents[model]['time']:.2f}}}$"
-        x, milliseconds = [row["tokens"] for row in line], [row["milliseconds"]["lowest"] for row in line]
-        tokens.loglog(x, milliseconds, style, color=colours[model], marker="o", label=label)
-    sizes = {row["tokens"]: row["image_size"] for row in rows["image_size"]}
-    tokens.set_xticks(list(sizes), [f"{number}\n({size})" for number, size in sizes.items()])
-    tokens.set_xticks([], minor=True)
-    tokens.set(title="One image of growing size", xlabel="tokens of the T2T module (pixels)")
-    tokens.set_ylabel("ms per image, fastest round")
-    for axes, key, title in zip(others, ("batch_size", "threads"), ("Batch size", "Threads")):
-        for (model, _), line in _lines(rows[key]).items():
-            x, figures = [row[key] for row in line], [row["images_per_second"] for row in line]
-            medians, lowest, highest = ([each[name] for each in figures] for name in ("median", "lowest", "highest"))
-            errors = np.subtract(medians, lowest), np.subtract(highest, medians)
-            axes.errorbar(x, medians, errors, marker="o", capsize=3, color=colours[model], label=model)
-        axes.set(title=title, xlabel=title.lower(), ylabel="images per second", ylim=(0, None), xticks=x)
-    for axes in places:
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+def draw_speed(axes, rows, key):
+    """Draw images per second against a key of the rows: the median, and the lowest and highest of the rounds."""
+    for (model, _), line in lines_of(rows).items():
+        x, rates = [row[key] for row in line], [row["images_per_second"] for row in line]
+        median, lowest, highest = (np.array([rate[edge] for rate in rates]) for edge in ("median", "lowest", "highest"))
+        axes.errorbar(x, median, (median - lowest, highest - median), marker="o", capsize=3, label=model)
+    name = key.replace("_", " ")
+    axes.set(title=name.capitalize(), xlabel=name, ylabel="images per second", ylim=(0, None), xticks=x)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
 
 
-def _lines(rows):
+def lines_of(rows):
     """{(model, part): its rows}"""
     lines = {}
     for row in rows:

@@ -8,14 +8,14 @@ from t2t_vit.config import starts_like_a_key
 
 BENCHMARKS = {
     "data": "the input pipeline",
-    "model": "parameters, multiplications and memory",
+    "model": "parameters and multiplications",
     "train": "training steps",
     "infer": "inference",
     "growth": "how inference grows with images, batches and threads",
 }
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "bf16", "int8")
-GROWTH_PIXELS = (224, 288, 384, 448, 512)
+GROWTH_BATCHES, GROWTH_PIXELS = [1, 2, 4, 8, 16], [224, 288, 384, 448, 512]
 
 
 def benchmark_parser(kind):
@@ -30,27 +30,22 @@ def benchmark_parser(kind):
         add("--rounds", type=_number(1), default=5, metavar="R", help="timed rounds; default 5")
     if kind == "data":
         add("--images", type=_number(1), default=256, metavar="N", help="images in a round; default 256")
-        add("--workers", type=_number(0), metavar="N",
-            help="loader processes; default: DATA.NUM_WORKERS of the command line, else one per core")  # fmt: skip
         return parser
-    growth = kind == "growth"
-    add("--batch-sizes", type=_list(_number(1)), metavar="N,N", default=[1, 2, 4, 8, 16] if growth else None,
-        help=f"one after the other; default: {'1,2,4,8,16' if growth else '--batch-size, else 16'}")  # fmt: skip
-    add("--image-sizes", type=_list(_number(1, 4096)), metavar="N,N", default=[*GROWTH_PIXELS] if growth else None,
-        help="pixels, one after the other; default: "
-        f"{','.join(map(str, GROWTH_PIXELS)) if growth else 'that of the config'}")  # fmt: skip
+    batches, pixels = (GROWTH_BATCHES, GROWTH_PIXELS) if kind == "growth" else (None, None)
+    add("--batch-sizes", type=_list(_number(1)), default=batches, metavar="N,N",
+        help=f"one after the other; default: {batches or '--batch-size, else 16'}")  # fmt: skip
+    add("--image-sizes", type=_list(_number(1, 4096)), default=pixels, metavar="N,N",
+        help=f"pixels, one after the other; default: {pixels or 'that of the config'}")  # fmt: skip
     add("--threads", type=_list(_number(1, 1024)), metavar="N,N", help="default: "
-        f"{'1, 2, 4 and so on up to ' if growth else ''}OMP_NUM_THREADS, else one per core")  # fmt: skip
+        f"{'1, 2, 4 and so on up to ' if kind == 'growth' else ''}OMP_NUM_THREADS, else one per core")  # fmt: skip
     add("--markdown", action="store_true", help="print tables in Markdown")
-    if kind == "model":
-        add("--memory", action="store_true", help="also measure the memory of inference and training")
     if kind == "infer":
         for option, choices in (("--engines", ENGINES), ("--precisions", PRECISIONS)):
             add(option, type=_list(_choice(choices)), default=[choices[0]], metavar="X,X",
                 help=f"any of {','.join(choices)}; default {choices[0]}")  # fmt: skip
-    if growth:
-        add("--plot", default="growth.png", metavar="FILE", help="picture to write, .png, .pdf or .svg; "
-            "default growth.png")  # fmt: skip
+    if kind == "growth":
+        add("--plot", default="growth.png", metavar="FILE",
+            help="picture to write, .png, .pdf or .svg; default growth.png")  # fmt: skip
     return parser
 
 

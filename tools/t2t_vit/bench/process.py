@@ -10,10 +10,8 @@ import signal
 from concurrent.futures.process import BrokenProcessPool
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.runtime import import_paddle, keep_freed_memory
+from t2t_vit.common.runtime import import_paddle
 from t2t_vit.data.workers import end_with_parent
-
-_built = None  # by `Process.build`, in its process
 
 
 class Process:
@@ -23,13 +21,12 @@ class Process:
         title: what it measures, for error messages.
         cfg: config; its device and the operations of a CPU are set up.
         threads: of each library.
-        one_core: keep it on one core of this machine.
     """
 
-    def __init__(self, title, cfg, threads=1, one_core=False):
+    def __init__(self, title, cfg, threads=1):
         self.title = title
         self.pool = concurrent.futures.ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(cfg, threads, one_core)
+            1, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(cfg, threads)
         )
 
     def run(self, function, *args):
@@ -41,18 +38,6 @@ class Process:
                 f"the process for {self.title} ended; if the memory ran out, lower the batch or image size"
             ) from None
 
-    def build(self, function, *args):
-        """Call a function or class there, and keep its result for `call`."""
-        self.run(_build, function, args)
-
-    def call(self, method):
-        """The result of a method of what was built."""
-        return self.run(_call, method)
-
-    def round(self):
-        """The result of the method `round` of what was built."""
-        return self.call("round")
-
     def __enter__(self):
         return self
 
@@ -60,24 +45,11 @@ class Process:
         self.pool.shutdown()
 
 
-def _prepare(cfg, threads, one_core):
+def _prepare(cfg, threads):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once; the command reports it
     end_with_parent(signal.SIGKILL)
-    if one_core and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import_paddle(cfg.DEVICE)
     from t2t_vit.parallel import processes  # imports Paddle
 
     processes.setup(cfg)
-    if one_core:
-        keep_freed_memory(256)  # as in a loader process
-
-
-def _build(function, args):
-    global _built
-    _built = function(*args)
-
-
-def _call(method):
-    return getattr(_built, method)()

@@ -14,31 +14,12 @@ class Timed:
     def __init__(self, function):
         for _ in range(WARM_UP):
             function()
-        self.timer = timeit.Timer(function)
+        self.function, self.timer = function, timeit.Timer(function)
         self.calls, _ = self.timer.autorange()
 
     def seconds(self):
         """Seconds of a call: the mean over a round."""
         return self.timer.timeit(self.calls) / self.calls
-
-
-class Laps:
-    """Seconds of the stages of something that runs many times.
-
-    Args:
-        clock: function that returns seconds, such as time.process_time.
-    """
-
-    def __init__(self, clock):
-        self.clock, self.last = clock, clock()
-        self.seconds = {}
-
-    def __call__(self, stage=None):
-        """Add the time since the last call to a stage; None: to none."""
-        now = self.clock()
-        if stage:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
-        self.last = self.clock()
 
 
 def interleave(functions, rounds, pause=PAUSE):

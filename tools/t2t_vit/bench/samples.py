@@ -1,38 +1,20 @@
 """Images to measure with."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
-from t2t_vit.common.errors import one_line
 from t2t_vit.config import load_config, resolve, with_classes
 from t2t_vit.data.dataset import load_data
-from t2t_vit.data.images import ImageError
 from t2t_vit.data.paths import Paths
 
 DIGITS = "configs/lit_data.yaml"  # its images are in the repository
 
 
-def picked(split, indices):
-    """The images of a `Split` at some indices."""
-    return dataclasses.replace(split, paths=Paths.of(split.paths[i] for i in indices), labels=split.labels[indices])
-
-
 def repeated(split, count):
     """`count` images of a `Split`: evenly from first to last, repeated if there are fewer."""
-    if len(split) >= count:
-        return picked(split, np.linspace(0, len(split), count, endpoint=False).astype(int))
-    return picked(split, np.arange(count) % len(split))
-
-
-def read_files(paths):
-    """Read files, so that the system has them in memory when something is timed. Raises ImageError."""
-    for path in dict.fromkeys(paths):
-        try:
-            Path(path).read_bytes()
-        except OSError as error:
-            raise ImageError(f"image {one_line(error)}") from None
+    indices = np.linspace(0, len(split), count, endpoint=False).astype(int)
+    return dataclasses.replace(split, paths=Paths.of(split.paths[i] for i in indices), labels=split.labels[indices])
 
 
 def training_samples(cfg, required, count):

@@ -1,33 +1,47 @@
-"""What a process builds to be timed: a function of one batch, and the memory that it takes."""
+"""What a measuring process does: build a function of one batch, then time it round by round.
+
+A function may have a dict `laps`, to which it adds the seconds of its parts.
+"""
 
 import os
+import time
 from pathlib import Path
 
 import paddle
 
-from t2t_vit.bench.rounds import Timed
+from t2t_vit.bench.rounds import PAUSE, Timed, finished
 from t2t_vit.training.train_log import memory_mb
 
+SIDE = 2048  # of the square matrices whose product is the limit
 
-class Subject:
-    """A function of one batch.
+_timed = _product = None  # of this process
 
-    Args:
-        function: without arguments; finished when it returns.
-        before_mb: `resident_mb` before anything was built.
+
+def build(make, *args):
+    """Build the function that this process times, `make(*args)`. Its work is finished when it returns.
+
+    Returns the peak MB of the process, or of its GPU, minus the memory used before.
     """
+    global _timed, _product
+    before = resident_mb()
+    _timed = Timed(make(*args))
+    peak_mb = memory_mb() - before
+    matrix = paddle.rand([SIDE, SIDE])
+    _product = Timed(lambda: finished(paddle.matmul(matrix, matrix)))
+    return peak_mb
 
-    def __init__(self, function, before_mb):
-        self.function, self.timed = function, Timed(function)
-        self.peak_mb = memory_mb() - before_mb
 
-    def round(self):
-        """{"seconds": of a batch}"""
-        return {"seconds": self.timed.seconds()}
+def time_round():
+    """{"seconds": of a batch, and of each part of it; "gflops": the speed of a product of large float32 matrices}.
 
-    def memory(self):
-        """Peak MB of the process, or of its GPU, minus the memory used before anything was built."""
-        return self.peak_mb
+    A multiplication and its addition are two operations.
+    """
+    laps = getattr(_timed.function, "laps", {})
+    laps.clear()
+    seconds = _timed.seconds()
+    parts = {part: lap / _timed.calls for part, lap in laps.items()}
+    time.sleep(PAUSE)
+    return {"seconds": seconds, **parts, "gflops": 2 * SIDE**3 / _product.seconds() / 1e9}
 
 
 def resident_mb():

@@ -1,11 +1,11 @@
-"""Measure at many settings. All candidates of a setting, and the matmul limit, are timed in turn in each round."""
+"""Measure models at many settings. What is compared is timed in turn in each round."""
 
 import contextlib
+import functools
 import itertools
-from typing import NamedTuple
 
+from t2t_vit.bench import subject
 from t2t_vit.bench.counts import count
-from t2t_vit.bench.machine import MatmulLimit
 from t2t_vit.bench.process import Process
 from t2t_vit.bench.rounds import interleave, spread, summary, table
 from t2t_vit.bench.samples import training_samples
@@ -28,22 +28,10 @@ COLUMNS = {
     "images/s": lambda row: spread(row["images_per_second"]),
     "ms/step": lambda row: f"{row['milliseconds']['median']:.0f}",
     "ms/batch": lambda row: f"{row['milliseconds']['median']:.1f}",
-    "ms/image": lambda row: f"{row['milliseconds']['median'] / row['batch_size']:.1f}",
     "peak MB": lambda row: f"{row['peak_mb']:.0f}",
     "GMACs": lambda row: f"{row['gmacs']:.2f}",
     "of limit": lambda row: f"{row['share_of_limit']:.0%}",
 }
-
-
-class Member(NamedTuple):
-    """What is measured: the `Subject` that `build(cfg, samples, *args)` makes in a process of its own."""
-
-    cfg: object
-    samples: object  # `Split` of a batch
-    threads: int
-    labels: dict  # added to its row
-    build: object
-    args: tuple = ()
 
 
 def measure(args, cfgs, passes, subjects_of):
@@ -53,17 +41,16 @@ def measure(args, cfgs, passes, subjects_of):
         args: options.
         cfgs: configs.
         passes: cost of the timed function in forward passes: 1 for inference, 3 for a training step.
-        subjects_of: function of a config: list of (labels, build, args), see `Member`.
+        subjects_of: function of a config: list of (labels of its row, make, args), where `make(cfg, samples, *args)`
+            makes the function of a batch in a process of its own, see `subject.build`.
     """
     rows, cfgs = [], settings(args, cfgs)
+    is_required = args.data_path or "DATA.PATH" in args.opts[::2]
     for cfg in cfgs:
         count(cfg)  # reports a model that cannot be built before anything is timed
-    with matmul_limits(args, cfgs[0]) as limits:
-        for cfg in progress_bar(cfgs, desc="measured"):
-            samples, cfg = batch_of(args, cfg)
-            found = subjects_of(cfg)
-            members = [Member(cfg, samples, threads, *subject) for threads in args.threads for subject in found]
-            rows += measure_group(members, limits, passes, args.rounds)
+    for cfg in progress_bar(cfgs, desc="measured"):
+        samples, cfg = training_samples(cfg, is_required, cfg.TRAIN.BATCH_SIZE)
+        rows += measure_in_turn(args, cfg, samples, passes, subjects_of(cfg))
     return rows
 
 
@@ -79,63 +66,45 @@ def settings(args, cfgs):
     ]
 
 
-def batch_of(args, cfg):
-    """(`Split` of a batch, config with its number of classes), see `training_samples`."""
-    is_required = args.data_path or "DATA.PATH" in args.opts[::2]
-    return training_samples(cfg, is_required, cfg.TRAIN.BATCH_SIZE)
-
-
-@contextlib.contextmanager
-def matmul_limits(args, cfg):
-    """{threads: `Process` that measures the matmul limit} for the threads of the command line."""
+def measure_in_turn(args, cfg, samples, passes, subjects):
+    """Rows of subjects of a config, each with all threads of the command line."""
+    title = f"{cfg.NAME} at {cfg.DATA.IMAGE_SIZE} pixels in batches of {cfg.TRAIN.BATCH_SIZE}"
+    rows, functions = [], {}
     with contextlib.ExitStack() as stack:
-        limits = {}
-        for threads in args.threads:
-            limits[threads] = stack.enter_context(Process("matrices", cfg, threads))
-            limits[threads].build(MatmulLimit)
-        yield limits
+        for threads, (labels, make, words) in itertools.product(args.threads, subjects):
+            process = stack.enter_context(Process(title, cfg, threads))
+            peak_mb = process.run(subject.build, make, cfg, samples, *words)
+            functions[len(rows)] = functools.partial(process.run, subject.time_round)
+            rows.append({"threads": threads, **labels, "peak_mb": peak_mb})
+        found = interleave(functions, args.rounds)
+    return [row_of(cfg, row, found[place], passes) for place, row in enumerate(rows)]
 
 
-def measure_group(members, limits, passes, rounds):
-    """Rows of `Member`s that alternate with each other and with the matmul limits of their threads."""
-    with contextlib.ExitStack() as stack:
-        running = {member.threads: limits[member.threads] for member in members}
-        for place, (cfg, samples, threads, _, build, args) in enumerate(members):
-            title = f"{cfg.NAME} at {cfg.DATA.IMAGE_SIZE} pixels in batches of {cfg.TRAIN.BATCH_SIZE}"
-            running["member", place] = stack.enter_context(Process(title, cfg, threads))
-            running["member", place].build(build, cfg, samples, *args)
-        found = interleave({key: process.round for key, process in running.items()}, rounds)
-        rows = []
-        for place, member in enumerate(members):
-            row = row_of(member, found["member", place], found[member.threads], passes)
-            rows.append({**row, "peak_mb": running["member", place].call("memory")})
-        return rows
-
-
-def row_of(member, rounds, limit, passes):
-    """The figures of a member: its settings, speed, multiplications, and fraction of the matmul limit.
+def row_of(cfg, labels, rounds, passes):
+    """The figures of a subject: its settings, speed, multiplications, and fraction of the matmul limit.
 
     Args:
-        rounds: {"seconds": ..., and of each part} of each round.
-        limit: GFLOP/s of each round.
+        cfg: its config.
+        labels: {"threads", ...}
+        rounds: {"seconds": ..., "gflops": ..., and seconds of each part} of each round.
         passes: see `measure`.
 
     The fraction counts the multiplications of the whole architecture, whatever the forward pass leaves out.
     """
-    cfg, limit = member.cfg, summary(limit)
-    images = cfg.TRAIN.BATCH_SIZE
-    rates = summary([images / each["seconds"] for each in rounds])
-    gmacs = count(cfg)["token_module_gmacs" if member.labels.get("part") == TOKEN_MODULE else "gmacs"]
-    parts = {part: 1000 * summary([each[part] for each in rounds])["median"] for part in rounds[0] if part != "seconds"}
+    columns = {key: [each[key] for each in rounds] for key in rounds[0]}
+    seconds, limit = columns.pop("seconds"), summary(columns.pop("gflops"))
+    images, counts = cfg.TRAIN.BATCH_SIZE, count(cfg)
+    rates = summary([images / each for each in seconds])
+    gmacs = counts["token_module_gmacs" if labels.get("part") == TOKEN_MODULE else "gmacs"]
     return {
         "model": cfg.NAME,
         "image_size": cfg.DATA.IMAGE_SIZE,
         "batch_size": images,
-        "threads": member.threads,
-        **member.labels,
+        "tokens": counts["tokens"],
+        **labels,
         "images_per_second": rates,
-        "milliseconds": summary([1000 * each["seconds"] for each in rounds]),
-        "parts": parts,
+        "milliseconds": summary([1000 * each for each in seconds]),
+        "parts": {part: 1000 * summary(values)["median"] for part, values in columns.items()},
         "gmacs": gmacs,
         "limit_gflops": limit,
         "share_of_limit": 2 * passes * gmacs * rates["median"] / limit["median"],

@@ -10,13 +10,6 @@ import paddle.nn.functional as F
 
 from t2t_vit.models.recording import all_tokens, frozen, inputs_of, outputs_of
 
-FUSIONS = {"mean": paddle.mean, "max": paddle.max, "min": paddle.min}
-
-
-def token_grid(model, block=-1):
-    """(rows, columns) of the patch tokens of a block, counted from 0."""
-    return model.backbone()[block].grid
-
 
 def token_box(model, block=-1):
     """`grid_box` of the patch tokens of a block, counted from 0."""
@@ -25,14 +18,10 @@ def token_box(model, block=-1):
 
 
 def grid_box(windows, grid):
-    """(left, top, right, bottom) in pixels of a token grid.
+    """(left, top, right, bottom) in pixels of a token grid (rows, columns), which may extend beyond the image.
 
-    Each cell is centred on the receptive field of its token. The grid may extend beyond the image, or end before its
-    edge.
-
-    Args:
-        windows: (kernel, stride, padding) of every step from the pixels to the tokens.
-        grid: (rows, columns).
+    Each cell is centred on the receptive field of its token; `windows` has the (kernel, stride, padding) of every step
+    from the pixels to the tokens.
     """
     centre, cell = 0.5, 1  # of the first token, in pixels; from one token to the next
     for kernel, stride, padding in windows:
@@ -44,7 +33,8 @@ def grid_box(windows, grid):
 
 def on_grid(rows, model, block=-1):
     """Values of the tokens of a block (..., N) -> those of its patches (..., H', W')."""
-    return rows[..., num_class_tokens(model) :].reshape([*rows.shape[:-1], *token_grid(model, block)])
+    grid = model.backbone()[block].grid
+    return rows[..., num_class_tokens(model) :].reshape([*rows.shape[:-1], *grid])
 
 
 def num_class_tokens(model):
@@ -98,22 +88,21 @@ def trace(model, images):
 # --- Through the blocks ---
 
 
-def rollout(maps, model, heads="mean", token=0):
+def rollout(maps, model, token=0):
     """Attention rollout (Abnar and Zuidema, 2020): the weight of each patch in a token after the last of the maps.
 
-    Every block passes on A + I with its rows scaled to sum to 1, where A fuses the attention of the heads. Every
-    pooling of a PiT passes on `pool_weights`, so that the result is on the finest grid.
+    Every block passes on (A + I) / 2, where A is the mean attention of its heads. Every pooling of a PiT passes on
+    `pool_weights`, so that the result is on the finest grid.
 
     Args:
         maps: those of `attention_maps`, or of the first blocks.
-        heads: how the heads are fused: mean, max or min.
         token: index of the token: 0 for the class token, 1 for the distillation token.
 
     Returns:
         (B, H', W'), which sums to 1 together with the weights of the class tokens.
     """
-    fused = [FUSIONS[heads](attention, axis=1) + paddle.eye(attention.shape[-1]) for attention in maps]
-    return _through_blocks([each / each.sum(axis=-1, keepdim=True) for each in fused], model, token)
+    halves = [(attention.mean(axis=1) + paddle.eye(attention.shape[-1])) / 2 for attention in maps]
+    return _through_blocks(halves, model, token)
 
 
 def gradient_maps(model, images, class_ids=None, token=0):

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 256  # pixels, to which small pictures are enlarged
+STRENGTH = 0.6  # 0 would show the picture alone, 1 the colours of the map
 
 # From low to high, dark to light, as matplotlib's inferno.
 _COLOURS = np.array(
@@ -16,22 +17,30 @@ _COLOURS = np.array(
 )  # fmt: skip
 
 
-def overlay(image, values, strength=0.6, box=None):
+def overlay(image, values, box=None, mark=None):
     """A map over a picture, from its smallest value (dark) to its largest (light).
 
     Args:
         image: PIL image; a small one is enlarged.
         values: (rows, columns) of numbers.
-        strength: 0 shows the picture alone, 1 the colours of the map.
         box: (left, top, right, bottom) of the map in pixels of `image`. It may extend beyond the image; outside the
             box, the values at its edge continue. None: the whole picture.
+        mark: box of a frame to draw, in pixels of `image`.
 
     Returns:
         RGB PIL image of the size of `enlarged(image)`.
     """
     large = enlarged(image)
-    box = box and scaled(box, large.width / image.width)
-    return Image.blend(large, Image.fromarray(coloured(stretched(values, large.size, box))), strength)
+    factor = large.width / image.width
+    box = [factor * edge for edge in box or (0, 0, *image.size)]
+    relative = stretched(values, large.size, box)
+    drawn = Image.blend(large, Image.fromarray(coloured(relative)), STRENGTH)
+    if mark:
+        left, top, right, bottom = (round(factor * edge) for edge in mark)
+        draw = ImageDraw.Draw(drawn)
+        draw.rectangle((left - 1, top - 1, right, bottom), outline="black", width=1)
+        draw.rectangle((left - 3, top - 3, right + 2, bottom + 2), outline="white", width=2)
+    return drawn
 
 
 def enlarged(image):
@@ -41,15 +50,12 @@ def enlarged(image):
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
-def stretched(values, size, box=None):
-    """(rows, columns) of numbers -> float (height, width) of 0 to 1, for a picture of `size` (width, height).
-
-    `box` is that of `overlay`, in pixels of that picture.
-    """
+def stretched(values, size, box):
+    """(rows, columns) of numbers in a `box` of a picture of `size` (width, height) -> float (height, width), 0 to 1."""
     values = np.asarray(values, np.float64)
     values = values - values.min()
     relative = (values / (values.max() or 1)).astype(np.float32)
-    left, top, right, bottom = box or (0, 0, *size)
+    left, top, right, bottom = box
     width, height = (right - left) / values.shape[1], (bottom - top) / values.shape[0]  # of a cell
     # The edges of the picture, in cells from the first cell of the map.
     seen = np.array([-left / width, -top / height, (size[0] - left) / width, (size[1] - top) / height])
@@ -71,17 +77,3 @@ def cell(box, grid, place):
     (left, top, right, bottom), (rows, columns), (row, column) = box, grid, place
     width, height = (right - left) / columns, (bottom - top) / rows
     return left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height
-
-
-def scaled(box, factor):
-    return tuple(factor * edge for edge in box)
-
-
-def marked(image, box):
-    """A picture with a frame around `box` (left, top, right, bottom)."""
-    image = image.copy()
-    left, top, right, bottom = (round(edge) for edge in box)
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((left - 1, top - 1, right, bottom), outline="black", width=1)
-    draw.rectangle((left - 3, top - 3, right + 2, bottom + 2), outline="white", width=2)
-    return image

@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
-from t2t_vit.common.errors import UserError
+import paddle.nn.functional as F
+
 from t2t_vit.common.files import atomic_path, check_writable
 from t2t_vit.common.logger import progress_bar
-from t2t_vit.explain.overlay import enlarged
-from t2t_vit.pictures.look import choose_maps
-from t2t_vit.pictures.model import OVERLAY_TILE, open_pictures
-from t2t_vit.pictures.sheet import Cell, Heading, lines_of, paired, save_sheet
+from t2t_vit.explain.overlay import enlarged, overlay
+from t2t_vit.pictures.look import BlockMaps, StageMaps, chosen_methods
+from t2t_vit.pictures.model import OVERLAY_TILE, open_pictures, short_path
+from t2t_vit.pictures.sheet import Cell, Heading, lines_of, paired, save_sheet, short_name
 
 
 def draw_attention(args, cfg):
@@ -17,32 +18,38 @@ def draw_attention(args, cfg):
 
     Raises UserError for options that do not fit the model or each other.
     """
+    methods = chosen_methods(args)
     if args.overlays:
-        if Path(args.overlays).exists() and not Path(args.overlays).is_dir():
-            raise UserError(f"--overlays {args.overlays} is not a folder")
         check_writable(Path(args.overlays) / "x.png")
     opened, pictures, status = open_pictures(args, cfg)
-    maps = choose_maps(args, opened.model, opened.predictor.metadata.classes)
+    names = opened.predictor.metadata.classes
+    maps_of = StageMaps(args, opened.model) if args.stage else BlockMaps(args, opened.model, names, methods)
     lines = []
     for number, picture in enumerate(progress_bar(pictures, desc="attention"), start=1):
-        answer, rows = maps.draw(picture)
-        lines += lines_of(Cell(enlarged(picture.image), (short_path(picture.path), answer)), rows)
+        logits, rows = maps_of(picture)
+        rows = [[Cell(overlay(picture.image, *each[:3]), each.lines) for each in row] for row in rows]
+        first = Cell(enlarged(picture.image), (short_path(picture.path), answer(logits, names)))
+        for row in rows:
+            lines += lines_of(first, row)
+            first = None
         if args.overlays:
             save_overlays(args.overlays, f"{number:03d}-{Path(picture.path).stem}", rows)
-    heading = Heading(f"{opened.cfg.NAME}: where the model looks", tuple(maps.explanations()))
+    scale = "each map from its smallest value (dark) to its largest (light)"
+    heading = Heading(f"{opened.cfg.NAME}: where the model looks", (*maps_of.notes(), scale))
     save_sheet([heading, *paired(lines)], args.sheet, OVERLAY_TILE)
     return status
 
 
-def short_path(path):
-    """The last two parts of a path, shortened to fit a caption."""
-    name = "/".join(Path(path).absolute().parts[-2:])
-    return name if len(name) <= 24 else f"{name[:10]}...{name[-11:]}"
+def answer(logits, names):
+    """The predicted class and its probability, in words."""
+    probabilities = F.softmax(logits[0])
+    best = int(probabilities.argmax())
+    return f"{short_name(names[best])} {float(probabilities[best]):.2f}"
 
 
 def save_overlays(folder, name, rows):
     """Write the image of every cell as a PNG file named after its caption."""
-    for cell in (cell for row in rows for cell in row):
+    for cell in sum(rows, []):
         caption = re.sub(r"[^\w]+", "-", " ".join(cell.lines)).strip("-")
         with atomic_path(Path(folder) / f"{name}-{caption}.png") as temporary:
             cell.image.save(temporary, "PNG")

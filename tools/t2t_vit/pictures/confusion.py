@@ -7,21 +7,20 @@ from t2t_vit.pictures.sheet import short_name
 
 MAX_MATRIX = 30  # classes
 PAIRS = 30
-_LONGEST_NAME = 20  # letters
 
 
 def draw_confusion(labels, predicted, names, title, path):
     """Draw the confusion of true `labels` (N,) and `predicted` classes (N,) into a file."""
-    short = [short_name(name) for name in names]
-    short = [plain(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}...") for name in short]
+    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in map(short_name, names)]
+    names = list(map(plain, names))
     if len(names) <= MAX_MATRIX:
         side = 2.5 + 0.5 * len(names)
         with figure_to(path, (max(side + 1, 6.5), side)) as figure:
-            _draw_matrix(figure.subplots(), confusion_matrix(labels, predicted, len(names)), short, plain(title))
+            _draw_matrix(figure.subplots(), confusion_matrix(labels, predicted, len(names)), names, plain(title))
         return
     pairs = confused_pairs(labels, predicted, len(names))[:PAIRS]
     with figure_to(path, (9, 1.5 + 0.28 * len(pairs))) as figure:
-        _draw_pairs(figure.subplots(), pairs, short, plain(title))
+        _draw_pairs(figure.subplots(), pairs, names, plain(title))
 
 
 def confusion_matrix(labels, predicted, num_classes):
@@ -34,11 +33,11 @@ def confused_pairs(labels, predicted, num_classes):
     """(true class, predicted class, images, fraction of the true class's images), the most images first."""
     wrong = labels != predicted
     pairs, counts = np.unique(labels[wrong].astype(np.int64) * num_classes + predicted[wrong], return_counts=True)
-    class_sizes = np.bincount(labels, minlength=num_classes)
-    found = [
-        (*divmod(int(pairs[place]), num_classes), int(counts[place])) for place in np.argsort(-counts, kind="stable")
-    ]
-    return [(true, other, count, count / int(class_sizes[true])) for true, other, count in found]
+    sizes, found = np.bincount(labels, minlength=num_classes), []
+    for place in np.argsort(-counts, kind="stable"):
+        true, other = divmod(int(pairs[place]), num_classes)
+        found.append((true, other, int(counts[place]), counts[place] / sizes[true]))
+    return found
 
 
 def _draw_matrix(axes, matrix, names, title):
@@ -61,10 +60,9 @@ def _draw_pairs(axes, pairs, names, title):
         axes.text(0.5, 0.5, "no image is classified wrongly", ha="center", transform=axes.transAxes)
         axes.set_axis_off()
         return
-    axes.barh(range(len(pairs)), [count for _, _, count, _ in pairs])
+    bars = axes.barh(range(len(pairs)), [count for _, _, count, _ in pairs])
+    axes.bar_label(bars, [f" {fraction:.0%}" for *_, fraction in pairs], fontsize=8)
     axes.set_yticks(range(len(pairs)), [f"{names[true]} → {names[other]}" for true, other, _, _ in pairs])
-    for place, (_, _, count, fraction) in enumerate(pairs):
-        axes.text(count, place, f" {fraction:.0%}", va="center", fontsize=8)
     axes.margins(x=0.1)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.set_xlabel("images of the true class (left) predicted as the other; as a fraction of the class")

@@ -1,10 +1,8 @@
 """The picture `curves`: loss, accuracy, learning rate and throughput of training runs on the same axes."""
 
-import json
-
 from t2t_vit.common.errors import UserError, printable
 from t2t_vit.common.figures import check_suffix, figure_to, plain, require_matplotlib
-from t2t_vit.common.files import check_outputs, display_path, write_text
+from t2t_vit.common.files import check_outputs, display_path
 from t2t_vit.pictures.run_logs import read_runs
 
 # Title of each panel, factor of its numbers, and its lines: (key of a row, style, name).
@@ -19,7 +17,7 @@ PANELS = {
 def draw_curves(args):
     """Draw the runs that the options name, and print a line on each. Raises UserError or OSError."""
     check_suffix(args.sheet, "--sheet")
-    check_outputs((args.sheet, args.json), args.runs)
+    check_outputs([args.sheet], args.runs)
     require_matplotlib()
     runs = read_runs(args.runs)
     panels = panels_of(runs)
@@ -28,13 +26,9 @@ def draw_curves(args):
     rows, columns = (1, 1) if len(panels) == 1 else (-(-len(panels) // 2), 2)
     with figure_to(args.sheet, (6 * columns, 3.6 * rows + 0.5)) as figure:
         draw(figure, list(figure.subplots(rows, columns, squeeze=False).flat), runs, panels)
-    if args.json:
-        found = [{"name": run.name, "source": str(display_path(run.source)), "epochs": run.epochs()} for run in runs]
-        write_text(args.json, json.dumps(found, indent=1) + "\n")
     for run in runs:
         print(printable(summary(run)))
-    for path in filter(None, (args.sheet, args.json)):
-        print(f"{printable(display_path(path))} written")
+    print(f"{printable(display_path(args.sheet))} written")
 
 
 def panels_of(runs):
@@ -59,13 +53,12 @@ def draw(figure, places, runs, panels):
     """Draw each of `panels` into one of `places`: a colour for each run, a style for each kind of number."""
     from matplotlib.lines import Line2D  # optional library
 
-    colours = run_colours(len(runs))
     for axes, (title, (scale, lines)) in zip(places, panels.items()):
-        for run, colour in zip(runs, colours):
+        for number, run in enumerate(runs):
             for key, style, _ in lines:
                 epochs, numbers = run.series(key)
                 marker = "." if len(epochs) < 20 else ""
-                axes.plot(epochs, [scale * number for number in numbers], style, color=colour, marker=marker)
+                axes.plot(epochs, [scale * each for each in numbers], style, color=f"C{number}", marker=marker)
         axes.set(title=title, xlabel="epoch")
         axes.locator_params(axis="x", integer=True, steps=[1, 2, 5, 10])
         axes.ticklabel_format(axis="y", scilimits=(-2, 5))
@@ -76,15 +69,5 @@ def draw(figure, places, runs, panels):
             axes.legend(handles=[Line2D([], [], color="0.3", ls=style, label=name) for _, style, name in lines])
     for axes in places[len(panels) :]:
         axes.set_visible(False)
-    names = [Line2D([], [], color=colour, label=plain(run.name)) for run, colour in zip(runs, colours)]
-    fitting = int(10 * figure.get_figwidth()) // (6 + max(len(run.name) for run in runs))  # ten letters to an inch
-    figure.legend(handles=names, loc="outside upper center", ncols=max(1, min(len(runs), fitting)))
-
-
-def run_colours(count):
-    """Different colours for `count` runs; matplotlib itself has ten."""
-    if count <= 10:
-        return [f"C{place}" for place in range(count)]
-    import matplotlib  # optional library
-
-    return [matplotlib.colormaps["turbo"](place / (count - 1)) for place in range(count)]
+    names = [Line2D([], [], color=f"C{number}", label=plain(run.name)) for number, run in enumerate(runs)]
+    figure.legend(handles=names, loc="outside upper center", ncols=min(len(runs), 3))

@@ -1,6 +1,7 @@
 """The start of the pictures of a model: open the model, read images as it sees them."""
 
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import paddle
@@ -28,8 +29,6 @@ class Picture(NamedTuple):
 def open_pictures(args, cfg):
     """Open the model and at most --count of the images of a command line, evenly from the first to the last.
 
-    Unreadable images are listed on stderr.
-
     Returns:
         (`OpenedModel`, list of `Picture`, exit status: 1 if an image cannot be read).
 
@@ -37,8 +36,6 @@ def open_pictures(args, cfg):
         UserError: wrong options, an exported model, or no readable image.
     """
     setup_logging()
-    if args.count < 1:
-        raise UserError(f"--count is {args.count} but must be 1 or more")
     paths = find_images(args.words)
     check_sheet(args.sheet, [*args.inputs, *paths])
     if len(paths) > args.count:
@@ -58,3 +55,18 @@ def open_pictures(args, cfg):
         for path, pixels in found.items()
     ]
     return opened, pictures, 1 if errors else 0
+
+
+def chosen_numbers(option, chosen, count, what):
+    """Indices from 0 of an option: a number from 1 to `count`, or "all". Raises UserError for a larger number."""
+    if chosen == "all":
+        return list(range(count))
+    if chosen > count:
+        raise UserError(f"{option} is {chosen} but {what} are 1 to {count}")
+    return [chosen - 1]
+
+
+def short_path(path):
+    """The last two parts of a path, shortened to fit a caption."""
+    name = "/".join(Path(path).absolute().parts[-2:])
+    return name if len(name) <= 24 else f"{name[:10]}...{name[-11:]}"

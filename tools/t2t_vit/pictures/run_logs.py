@@ -15,6 +15,11 @@ KEYS = (
     "lr", "train_loss", "train_acc", "val_loss", "val_top1", "val_top5", "val_ema_loss", "val_ema_top1",
     "val_ema_top5", "images_per_second",
 )  # fmt: skip
+# Column of timm's summary.csv: (key, what the number is divided by).
+_COLUMNS = {
+    "train_loss": ("train_loss", 1), "eval_loss": ("val_loss", 1), "eval_top1": ("val_top1", 100),
+    "eval_top5": ("val_top5", 100), "lr": ("lr", 1),
+}  # fmt: skip
 _INTEGER = r"\d{1,15}"
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
 _LONGEST_LINE = 10_000  # characters that are searched
@@ -32,10 +37,6 @@ class Run:
         """(epochs, numbers) of the epochs that have `key`; nan for a number that is not finite."""
         found = {epoch: row[key] for epoch, row in sorted(self.rows.items()) if key in row}
         return list(found), [math.nan if number is None else number for number in found.values()]
-
-    def epochs(self):
-        """The rows in order, each with its "epoch"."""
-        return [{"epoch": epoch, **row} for epoch, row in sorted(self.rows.items())]
 
 
 def read_runs(paths):
@@ -64,7 +65,7 @@ def read_run(path):
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file or run folder'}")
     with open(path, "rb") as file:
         start = file.read(64).lstrip()
-    if path.suffix == ".jsonl" or start.startswith(b'{"'):
+    if start.startswith(b"{"):
         name, rows = path.resolve().parent.name, _read_metrics(path)
     elif start.startswith(b"epoch,"):
         name, rows = path.resolve().parent.name, _read_summary(path)
@@ -83,9 +84,6 @@ def _finite(number):
     return number if number is not None and abs(number) <= 1e100 else None
 
 
-# --- Tables ---
-
-
 def _read_metrics(path):
     rows = _read_json_lines(path)
     times = path.with_name("times.jsonl")
@@ -97,32 +95,16 @@ def _read_metrics(path):
 
 def _read_json_lines(path):
     """{epoch: row}. The last line may be torn: the run will write it again."""
-    lines = path.read_bytes().split(b"\n")
-    rows = {}
+    rows, lines = {}, path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number}: not valid JSON") from None
-        if not isinstance(row, dict) or type(row.get("epoch")) is not int or not 1 <= row["epoch"] < 10**9:
-            raise UserError(f'{path}, line {number}: expected {{"epoch": 1, ...}}')
-        for key in KEYS:
-            if key in row and type(row[key]) not in (int, float, type(None)):
-                value = repr(row[key])[:80]
-                raise UserError(f"{path}, line {number}: {key} is {value} but must be a number or null")
-        rows[row["epoch"]] = {key: _finite(row[key]) for key in KEYS if key in row}
+            row = json.loads(line or b"{}")
+            if row:
+                rows[int(row["epoch"])] = {key: _finite(row[key]) for key in KEYS if key in row}
+        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
+            if number < len(lines):
+                raise UserError(f"{path}, line {number}: not a line of a run's metrics") from None
     return rows
-
-
-# Column of timm's summary.csv: (key, what the number is divided by).
-_COLUMNS = {
-    "train_loss": ("train_loss", 1), "eval_loss": ("val_loss", 1), "eval_top1": ("val_top1", 100),
-    "eval_top5": ("val_top5", 100), "lr": ("lr", 1),
-}  # fmt: skip
 
 
 def _read_summary(path):
@@ -144,9 +126,6 @@ def _read_summary(path):
         except (ValueError, csv.Error) as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}") from None
     return rows
-
-
-# --- Logs ---
 
 
 def _read_log(path):
@@ -173,31 +152,30 @@ class _Log:
     NAMES = {
         "avg_Loss": "train_loss", "avg_acc": "train_acc", "Train Loss": "train_loss", "Train Acc": "train_acc",
         "Validation Loss": "val_loss", "Validation Acc@1": "val_top1", "Validation Acc@5": "val_top5", "lr": "lr",
+        "images/s": "images_per_second",
     }  # fmt: skip
     EPOCH = re.compile(rf"\bEpoch ?\[({_INTEGER})/\d+\]")
-    STEP = re.compile(rf"\bStep ?\[({_INTEGER})/({_INTEGER})\]")
     FIELD = re.compile(rf"([A-Za-z][\w/@]*(?: [A-Z][\w@]*)?): ?({_NUMBER})")
     RATE = re.compile(rf"Now training epoch ({_INTEGER})\. LR=({_NUMBER})")
     VALIDATION = re.compile(rf"\bval acc is: ?({_NUMBER})( \(EMA\))?")
-    SETTING = re.compile(rf"(?:^\s+(BATCH_SIZE): |(world_size) = |(train list len) = )({_INTEGER})")
 
     def __init__(self):
         self.rows = {}  # finished epochs
         self.row = {}  # the current epoch
         self.printed = self.epoch = None  # the current epoch's number in the log, and its key in `rows`
         self.before = 0  # epochs of earlier starts
-        self.settings = {}
 
     def read(self, line):
-        if match := self.SETTING.search(line):
-            self.settings[match[1] or match[2] or match[3]] = int(match[4])
-        elif match := self.RATE.search(line):
+        if match := self.RATE.search(line):
             self._enter(int(match[1]), begins=True)
             self.row["lr"] = _finite(float(match[2]))
         elif match := self.EPOCH.search(line):
-            self._enter(int(match[1]), begins=bool(self.STEP.search(line)))
-            self._read_epoch(line)
-        elif (match := self.VALIDATION.search(line)) and self.epoch is not None:
+            self._enter(int(match[1]), begins="Step" in line)
+            fields = self.FIELD.findall(line)
+            self.row.update({self.NAMES[name]: _finite(float(text)) for name, text in fields if name in self.NAMES})
+            if "train_loss" in self.row:
+                self.rows[self.epoch] = self.row
+        elif match := self.VALIDATION.search(line):
             self.row["val_ema_top1" if match[2] else "val_top1"] = _finite(float(match[1]))
 
     def _enter(self, printed, begins):
@@ -205,32 +183,4 @@ class _Log:
         if printed != self.printed or (begins and "train_loss" in self.row):
             if printed == 0:
                 self.before = 1 + max(self.rows, default=-1)
-            self.printed, self.epoch = printed, self.before + printed
-            self.row = {}
-            self.step, self.steps, self.images, self.seconds = 0, 0, 0.0, 0.0
-
-    def _read_epoch(self, line):
-        fields = {key: float(number) for key, number in self.FIELD.findall(line)}
-        self.row.update({self.NAMES[key]: _finite(number) for key, number in fields.items() if key in self.NAMES})
-        if match := self.STEP.search(line):
-            self.steps = int(match[2])
-            self._add_time(int(match[1]), fields)
-        if "Train Loss" in fields and "time" in fields:
-            batch = self.settings.get("BATCH_SIZE", 0) * self.settings.get("world_size", 1)
-            self.images, self.seconds = self.steps * batch, fields["time"]
-        if self.images and self.seconds:
-            self.row["images_per_second"] = self.images / self.seconds
-        if "train_loss" in self.row:
-            self.rows[self.epoch] = self.row
-
-    def _add_time(self, step, fields):
-        """Add the images and seconds of the steps since the last line; the times in a line are means over them."""
-        if "read_time" not in fields or "train_time" not in fields:
-            return
-        if step <= self.step:  # the epoch started again
-            self.step, self.images, self.seconds = 0, 0.0, 0.0
-        steps = step - self.step
-        seconds = steps * (fields["read_time"] + fields["train_time"])
-        per_step = self.settings.get("train list len", 0) / max(1, self.steps)
-        images = fields["images/s"] * seconds if "images/s" in fields else steps * per_step
-        self.step, self.images, self.seconds = step, self.images + images, self.seconds + seconds
+            self.printed, self.epoch, self.row = printed, self.before + printed, {}

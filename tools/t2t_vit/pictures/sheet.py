@@ -1,6 +1,7 @@
 """Sheets of pictures with captions, drawn with Pillow: rows of square cells below a title."""
 
 import contextlib
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,6 @@ class Cell:
 
     image: object  # PIL image or uint8 (H, W, 1 or 3); None: the caption alone
     lines: tuple = ()  # below the picture, each a text or (text, colour)
-    sign: str = ""  # in the gap on the right
     shaded: bool = False
 
 
@@ -94,10 +94,9 @@ def _height(row, tile):
 def _draw_cell(sheet, draw, cell, place, tile, height):
     left, top = place
     if cell.shaded:
-        draw.rectangle((left, top, left + tile + (GAP if cell.sign else 0) - 1, top + height - 9), SHADE)
+        draw.rectangle((left - GAP // 2, top - 6, left + tile + GAP // 2 - 1, top + height - 7), SHADE)
     if cell.image is not None:
         sheet.paste(fitted(cell.image, tile), (left, top))
-        write(draw, cell.sign, left + tile + 1, top + tile // 2 - 9, GAP)
         top += tile + 4
     for number, line in enumerate(cell.lines):
         text, colour = (line, INK) if isinstance(line, str) else line
@@ -115,22 +114,18 @@ def fitted(image, tile=TILE):
     return square
 
 
-def lines_of(picture, rows):
-    """Rows of a sheet for one picture: its cell, then the cells of each row. A row that is too long is split evenly."""
-    parts = []
-    for row in rows:
-        length = math.ceil(len(row) / math.ceil(len(row) / (LONGEST_ROW - 1)))
-        parts += [row[start : start + length] for start in range(0, len(row), length)]
-    return [[None if place else picture, *part] for place, part in enumerate(parts)]
+def lines_of(picture, row):
+    """Rows of a sheet for one picture: its cell, then the cells of `row`. A row that is too long is split evenly."""
+    length = math.ceil(len(row) / math.ceil(len(row) / (LONGEST_ROW - 1)))
+    starts = range(0, len(row), length)
+    return [[None if start else picture, *row[start : start + length]] for start in starts]
 
 
 def paired(lines):
     """Short rows that show a picture each, two in a row."""
-    if len(lines) < 3 or max(map(len, lines)) > 4 or not all(line[0] for line in lines):
+    if max(map(len, lines)) > 4 or not all(line[0] for line in lines):
         return lines
-    width = max(map(len, lines))
-    rights = [*lines[1::2], []]
-    return [[*left, *[None] * (width - len(left)), *right] for left, right in zip(lines[::2], rights)]
+    return [[*left, *right] for left, right in itertools.zip_longest(lines[::2], lines[1::2], fillvalue=[])]
 
 
 def short_name(name):
