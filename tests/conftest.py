@@ -21,6 +21,9 @@ from t2t_vit import cli  # noqa: E402
 if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests at a time: none takes all cores, unless it says so
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts its background jobs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 cli.import_paddle("cpu", several=True)  # tests/programs/amp_in_ranks.py is one of two processes
 
 import in_process  # noqa: E402  imports paddle

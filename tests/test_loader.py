@@ -1,9 +1,12 @@
 """Order of the images, batches, broken images, loader processes."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_data import folder_config, make_folders, settings
 
 from t2t_vit.common.errors import UserError
@@ -167,3 +170,9 @@ def test_too_few_images_for_a_batch_are_an_error(tmp_path):
     cfg = folder_config(tmp_path, TRAIN__GLOBAL_BATCH="64")
     with pytest.raises(UserError, match="lower TRAIN.GLOBAL_BATCH$"):
         TrainLoader(load_data(cfg)[1]["train"], cfg)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process of its parent's death")
+def test_process_that_starts_after_its_parents_death_ends():
+    done = subprocess.run([sys.executable, ROOT / "tests/programs/orphan.py"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")

@@ -32,7 +32,8 @@ def end_with_parent(number):
     """Send this process a signal when its parent dies (Linux). The signal must end the process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-        if not multiprocessing.parent_process().is_alive():
+        # If it died before. Its `is_alive` could still be true: a process that was forked later keeps its pipe open.
+        if os.getppid() != multiprocessing.parent_process().pid:
             signal.raise_signal(number)
 
 
