@@ -98,8 +98,8 @@ def tool(name, *words, status=0, timeout=300, cwd=ROOT, fresh=None):
     """
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
     if fresh is None:
-        is_quick = status != 0 or name in ("convert", "predict", "val")
-        fresh = not is_quick or name == "demo" or "DATA.NUM_WORKERS" in words or "--jobs" in words
+        is_quick = status != 0 or name in ("check_data", "convert", "export", "predict", "unpack", "val")
+        fresh = not is_quick or name == "demo" or "DATA.NUM_WORKERS" in words
     if fresh:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
     else:

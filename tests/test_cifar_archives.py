@@ -156,11 +156,20 @@ def test_interrupted_command_continues_and_keeps_whole_pictures(tmp_path):
         ),
         (
             {"cifar-10-batches-py/batches.meta": Python2Pickle().dump({"label_names": ["a"]})},
-            "ValueError: test_batch has label 1 but there are 1 classes",
+            "ValueError: test_batch has 4 images but no label of 1 classes for each",
         ),
-        ({"cifar-10-batches-py/data_batch_2": batch_of([0, -1])}, "data_batch_2 has label -1 but there are 3 classes"),
-        ({"cifar-10-batches-py/data_batch_2": batch_of([0])}, "data_batch_2 has 1 labels for 2 images"),
-        ({"cifar-10-batches-py/data_batch_2": batch_of([0, 1, 2])}, "data_batch_2 has 3 labels for 2 images"),
+        (
+            {"cifar-10-batches-py/data_batch_2": batch_of([0, -1])},
+            "data_batch_2 has 2 images but no label of 3 classes for each",
+        ),
+        (
+            {"cifar-10-batches-py/data_batch_2": batch_of([0])},
+            "data_batch_2 has 2 images but no label of 3 classes for each",
+        ),
+        (
+            {"cifar-10-batches-py/data_batch_2": batch_of([0, 1, 2])},
+            "data_batch_2 has 2 images but no label of 3 classes for each",
+        ),
     ],
 )
 def test_pickles_run_nothing_and_damage_is_one_line(tmp_path, change, message):

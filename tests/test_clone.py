@@ -1,6 +1,5 @@
 """A fresh clone, used as in the README: tracked files stay unchanged, and a user's own run is preferred."""
 
-import re
 import shutil
 import signal
 import subprocess
@@ -37,13 +36,13 @@ def test_interrupted_training_leaves_the_clone_clean_and_is_preferred(clone, tmp
     lines = signalled(words, "Epoch [2/40], Step", signal.SIGINT, clone)
     assert lines[-2].startswith("stopped by SIGINT after 1 epochs and ")
     assert lines[-1] == f"continue with: {' '.join(words)} --resume auto".replace("my t2t", r"my\ t2t")
-    which = r"t2t_vit_7 with output/lit_data/best.pdparams%s \(weights of epoch 1 of 40, val acc 0\.\d{4}\)\n"
-    on = f" on 200 images of {tmp_path}/val.txt"
-    assert re.match(which % on, in_folder(clone, "bash", "scripts/val.sh").stdout)
-    assert re.fullmatch("note: " + which % "", in_folder(clone, "bash", "scripts/predict.sh").stderr)
+    which = "t2t_vit_7 with output/lit_data/best.pdparams"
+    on = f" on 200 images of {tmp_path}/val.txt\n"
+    assert in_folder(clone, "bash", "scripts/val.sh").stdout.startswith(which + on)
+    assert in_folder(clone, "bash", "scripts/predict.sh").stderr == f"note: {which}\n"
     done = in_folder(clone, "python", "tools/export.py", "--format", "paddle")
-    assert re.match(which % "", done.stdout) and (clone / "output/lit_data/export/lit_data.yml").is_file()
-    assert re.search("note: " + which % "", in_folder(clone, "python", "tools/visualize.py", "attention").stdout)
+    assert done.stdout.startswith(f"{which}\n") and (clone / "output/lit_data/export/lit_data.yml").is_file()
+    assert f"note: {which}\n" in in_folder(clone, "python", "tools/visualize.py", "attention").stdout
     assert in_folder(clone, "git", "status", "--porcelain").stdout == ""
 
 

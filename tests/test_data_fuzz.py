@@ -22,8 +22,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.data.classes import read_classes
 from t2t_vit.data.dataset import read_list
 from t2t_vit.data.images import ImageError, load_image, open_picture
-from t2t_vit.data.index import scan
-from t2t_vit.data.unpacker import Unpacker, unpack_archive
+from t2t_vit.data.unpacker import Unpacker
 from t2t_vit.data.val_classes import ValClasses
 
 EXAMPLES = int(os.environ.get("T2T_FUZZ", 40))  # T2T_FUZZ=2000 for a long search
@@ -97,7 +96,7 @@ def test_damaged_archives(content):
         path.write_bytes(content)
         classes = ValClasses([path], None)
         with contextlib.suppress(UserError):
-            unpack_archive(path, lambda depth: Unpacker(out, classes, True, "begun", depth))
+            Unpacker(out, classes, is_new=True, is_trusted=True).unpack(path)
         assert set(os.listdir(folder)) <= {"x.tar", "out"}
         assert not list(out.rglob(".*.part"))
 
@@ -137,30 +136,3 @@ def test_damaged_images(reader, content):
                 assert picture.crop(box, (16, 16), "bicubic").shape == (16, 16, channels)
             except ImageError as error:
                 assert "x.jpg" in str(error)
-
-
-# --- The cache of a scan ---
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "train"
-    for name in ("ant", "bee"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "0.jpg").touch()
-    for path in (folder / "ant", folder / "bee"):
-        os.utime(path, (1e9, 1e9))
-    scan(folder, folder.parent, cached_from=1)
-    file = folder.parent / ".index_of_train.npz"
-    return folder, file, file.read_bytes()
-
-
-@some
-@given(data=st.data())
-def test_damaged_cache_of_a_scan(cached, data):
-    folder, file, content = cached
-    file.write_bytes(data.draw(damaged([content])))
-    found, paths, class_of = scan(folder, folder.parent)
-    assert (found, list(paths), class_of.tolist()) == (
-        ["ant", "bee"], [f"{folder}/{name}/0.jpg" for name in ("ant", "bee")], [0, 1]
-    )  # fmt: skip

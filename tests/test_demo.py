@@ -419,7 +419,7 @@ def test_missing_weights_are_an_error_before_the_page_is_up(tmp_path, monkeypatc
 
 
 def shelf_of(*words, **settings):
-    args = argparse.Namespace(config=None, pretrained=None, weights_named=False, engine=None, opts=[])
+    args = argparse.Namespace(config=None, output=None, pretrained=None, weights_named=False, engine=None, opts=[])
     vars(args).update(settings)
     return Shelf(args, load_config(ROOT / "configs/lit_data.yaml", list(zip(words[::2], words[1::2]))))
 

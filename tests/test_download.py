@@ -18,7 +18,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.models.zoo import create_model
 from t2t_vit.weights import checkpoint
 from t2t_vit.weights import download as download_module
-from t2t_vit.weights.download import cache_folder, download, local_file
+from t2t_vit.weights.download import download, local_file
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -102,16 +102,14 @@ def test_addresses_with_the_same_file_name_do_not_collide(server):
     assert download(f"{server.url}/a/w.pth") != download(f"{server.url}/b/w.pth")
 
 
-@pytest.mark.parametrize("name", ["w.pth#sha256=" + "0" * 64, "name-abcdef00.pth"])
-def test_another_checksum_leaves_nothing_behind(server, tmp_path, name):
-    with pytest.raises(UserError, match=f"has the SHA-256 {SHA256}, not (00000000|abcdef00)"):
-        download(f"{server.url}/{name}")
+def test_another_checksum_leaves_nothing_behind(server, tmp_path):
+    with pytest.raises(UserError, match=f"has the SHA-256 {SHA256}, not 0{{64}}:"):
+        download(f"{server.url}/w.pth#sha256={'0' * 64}")
     assert cached(tmp_path) == []
 
 
 def test_the_right_checksum_is_accepted(server):
-    for name in (f"w.pth#sha256={SHA256}", f"name-{SHA256[:8]}.pth", "of-20210311.pth"):
-        assert download(f"{server.url}/{name}").read_bytes() == CONTENT
+    assert download(f"{server.url}/w.pth#sha256={SHA256}").read_bytes() == CONTENT
     with pytest.raises(UserError, match="expected #sha256= and 8 to 64 hexadecimal digits"):
         download(f"{server.url}/w.pth#md5=00")
 
@@ -185,12 +183,6 @@ def test_two_processes_download_once(server):
         process.stdin.flush()
     paths = {process.communicate()[0] for process in processes}
     assert len(paths) == 1 and server.seen == ["/slow.pth"]
-
-
-def test_where_the_cache_is(monkeypatch):
-    monkeypatch.delenv("T2T_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert str(cache_folder()) == "/elsewhere/t2t_vit"
 
 
 def test_progress_is_shown_on_a_terminal(server, monkeypatch, capsys):

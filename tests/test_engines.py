@@ -134,12 +134,6 @@ def test_mistakes_are_one_line(run_folder, words, part):
     assert part in error_line("predict", "--output", run_folder, *words)
 
 
-@pytest.mark.parametrize(("name", "whole"), [("bin", "xml"), ("pdiparams", "json"), ("yml", "json")])
-def test_a_part_names_the_main_file(alone, name, whole):
-    line = error_line("predict", "--pretrained", alone / f"lit_data.{name}")
-    assert line.endswith(f"is part of an exported model: give --pretrained {alone}/lit_data.{whole}")
-
-
 def test_the_data_set_keeps_its_name(alone, tmp_path):
     (tmp_path / "x.yaml").write_text("DATA: {NAME: other}\nVAL: {BATCH_SIZE: 128}\n")
     words = [
@@ -172,19 +166,14 @@ def test_damaged_and_foreign_files_are_one_line(alone, tmp_path, engine):
         with pytest.raises(UserError, match=rf"{path.name}.*; export it again$"):
             open_predictor(engine, path)
     path.write_bytes(whole)
-    for weights in tmp_path.glob(f"{path.stem}.{'bin' if engine == 'openvino' else 'pdiparams'}"):
-        if engine != "onnxruntime":
-            content = bytearray(weights.read_bytes())
-            weights.write_bytes(content[:1000])
-            with pytest.raises(UserError, match=r"(cannot be read by|is not the file that was) .*; export it again$"):
-                open_predictor(engine, path)
-            content[-1] ^= 1
-            weights.write_bytes(content)  # as if from another export
-            with pytest.raises(UserError, match=f"{weights.name} is not the file .* {tmp_path}/{path.name};"):
-                open_predictor(engine, path)
-            weights.unlink()
-            with pytest.raises(UserError, match=rf"{weights.name}, which does not exist; export it again$"):
-                open_predictor(engine, path)
+    if engine != "onnxruntime":
+        weights = path.with_suffix(".bin" if engine == "openvino" else ".pdiparams")
+        weights.write_bytes(weights.read_bytes()[:1000])
+        with pytest.raises(UserError, match=r"cannot be read by .*; export it again$"):
+            open_predictor(engine, path)
+        weights.unlink()
+        with pytest.raises(UserError, match=r"(cannot be read by|needs) .*; export it again$"):
+            open_predictor(engine, path)
 
 
 @pytest.mark.parametrize("engine", FILES)

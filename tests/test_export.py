@@ -1,11 +1,5 @@
 """Export: the files compute what the model does, and mistakes leave nothing behind."""
 
-import os
-import subprocess
-import sys
-import time
-from types import SimpleNamespace
-
 import numpy as np
 import paddle
 import pytest
@@ -13,13 +7,12 @@ from conftest import ROOT, error_line, tool
 from test_fold import small_model
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import remove_temporary_files
 from t2t_vit.config import load_config, with_keys
 from t2t_vit.data.classes import ClassList
-from t2t_vit.deploy import exporter
+from t2t_vit.deploy import export as exporter
 from t2t_vit.deploy.compare import Samples
 from t2t_vit.deploy.engines import open_predictor
-from t2t_vit.deploy.exporter import export_model
+from t2t_vit.deploy.export import export_model
 from t2t_vit.deploy.metadata import Metadata
 
 for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
@@ -54,8 +47,10 @@ def outputs(model, path, form, count):
         return predictor(images), model(paddle.to_tensor(images)).numpy()
 
 
-@pytest.mark.parametrize("form", exporter.FORMATS)
-@pytest.mark.parametrize("kind", ["performer", "transformer", "convolution", "grey", "oblong", "pit", "distilled pit"])
+@pytest.mark.parametrize("kind, form", [
+    *((kind, "onnx") for kind in ("performer", "transformer", "convolution", "grey", "oblong", "pit", "distilled pit")),
+    ("performer", "paddle"), ("performer", "openvino"), ("distilled pit", "paddle"), ("distilled pit", "openvino"),
+])  # fmt: skip
 def test_every_kind_exports(exported, kind, form):
     model, path, comparison = exported(kind, form)
     assert comparison.difference < 1e-5 and comparison.agreement == 1
@@ -70,13 +65,6 @@ def test_any_number_of_images_is_accepted(exported, form, batch_size):
     for count in (1, 6):
         found, expected = outputs(model, path, form, count)
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
-
-
-def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"x.onnx cannot be written: 0 MB free, about \d+ MB needed$"):
-        export_model(small_model("pit"), CFG, tmp_path / "x.onnx", "onnx")
-    assert not list(tmp_path.iterdir())
 
 
 def test_onnx_graph_is_simple_and_named(exported):
@@ -160,18 +148,6 @@ def test_a_failed_write_keeps_the_earlier_files(tmp_path, monkeypatch, form):
     assert {part: part.read_text() for part in tmp_path.iterdir()} == dict.fromkeys(parts, "an earlier one")
 
 
-def test_leftovers_of_dead_processes_are_removed(tmp_path):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    names = [f".x.onnx.tmp{process}" for process in (dead.pid, os.getpid(), 1)] + [f".y.onnx.tmp{dead.pid}"]
-    for name in names:
-        (tmp_path / name / "x").mkdir(parents=True)
-    export_model(small_model("pit"), CFG, tmp_path / "x.onnx", "onnx")
-    assert {path.name for path in tmp_path.iterdir()} == {"x.onnx", *names[2:]}
-    remove_temporary_files(tmp_path)  # as a training of the run does
-    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
-
-
 def test_a_link_is_followed(tmp_path):
     (tmp_path / "store").mkdir()
     link = tmp_path / "x.onnx"
@@ -183,29 +159,11 @@ def test_a_link_is_followed(tmp_path):
 # --- The command ---
 
 
-def test_sigterm_leaves_nothing(tmp_path):
-    words = [
-        "--format",
-        "onnx",
-        "--file",
-        tmp_path / "x.onnx",
-        "--pretrained",
-        SHIPPED,
-    ]
-    command = [sys.executable, ROOT / "tools/export.py", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not list(tmp_path.iterdir()):
-            time.sleep(0.01)
-        process.terminate()
-        assert process.communicate()[1] == "error: interrupted\n" and process.returncode == 1
-    assert not list(tmp_path.iterdir())
-
-
 def test_command_writes_and_compares(tmp_path):
     done = tool("export", "--format", "onnx", "--file", tmp_path / "digits.onnx", "--images", 50)
     lines = done.stdout.splitlines()
     assert "fp32, batches of 1" in lines[-2] and "digits.onnx" in lines[-2]
-    assert "compared on 50 images of lit_data/val" in lines[-1] and "top-1 agreement 1.0000, acc: " in lines[-1]
+    assert "compared on 50 images of lit_data/val" in lines[-1] and "top-1 agreement 1.0000" in lines[-1]
     assert done.stderr == "" and [path.name for path in tmp_path.iterdir()] == ["digits.onnx"]
     metadata = open_predictor("onnxruntime", tmp_path / "digits.onnx").metadata
     assert (metadata.model, metadata.data, metadata.classes[3]) == ("t2t_vit_7", "lit_data", "three")
@@ -214,7 +172,7 @@ def test_command_writes_and_compares(tmp_path):
 def test_command_calibrates_on_training_images(tmp_path):
     words = ["--format", "onnx", "--precision", "int8", "--config", "configs/lit_data_pit.yaml", "--file"]
     done = tool("export", *words, tmp_path / "x.onnx", "--calibration", 20, "--images", 100)
-    assert "int8" in done.stdout and ", acc of the model itself: " in done.stdout
+    assert "int8" in done.stdout and "compared on 100 images" in done.stdout
     (tmp_path / "empty").mkdir()
     line = error_line("export", *words, tmp_path / "y.onnx", "--data-path", tmp_path / "empty")
     assert "empty" in line and not (tmp_path / "y.onnx").exists()
@@ -256,5 +214,5 @@ def test_default_place_of_an_export(tmp_path):
 def test_calibration_pictures_fill_batches(tmp_path):
     model = small_model("pit")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    path, comparison = export_model(model, CFG, tmp_path, "onnx", "int8", 12, samples=Samples(pixels, None, pixels))
+    path, comparison = export_model(model, CFG, tmp_path, "onnx", "int8", 12, samples=Samples(pixels, pixels))
     assert comparison.count == 5 and open_predictor("onnxruntime", path).metadata.batch_size == 12

@@ -12,8 +12,9 @@ from test_fold import KINDS, small_model
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
-from t2t_vit.deploy import exporter, fold
-from t2t_vit.deploy.exporter import export_model
+from t2t_vit.deploy import export as exporter
+from t2t_vit.deploy import fold
+from t2t_vit.deploy.export import export_model
 from t2t_vit.models import pit, t2t
 from t2t_vit.models.zoo import create_model, list_models
 
@@ -54,7 +55,7 @@ def answer(predictor, images):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_gives_the_right_logits(tmp_path, kind):
     model = small_model(kind)
-    for batch, counts, settings in ((1, [1], ["default"]), (3, [3], ["default"]), (None, [2, 1, 5], SETTINGS)):
+    for batch, counts, settings in ((1, [1], ["default"]), (None, [2, 1, 5], SETTINGS)):
         found = differences(model, tmp_path, batch, counts, settings)
         assert max(found.values()) < 5e-6, (batch, found)
 
@@ -91,8 +92,8 @@ def test_a_model_that_differs_with_onednn_is_not_written(tmp_path, monkeypatch):
 
 def misread_with_onednn(engine, path, onednn, open_predictor=exporter.open_predictor):
     predictor = open_predictor(engine, path, onednn=onednn)
-    run = predictor._run
-    predictor._run = lambda images: run(images) + (0.01 if onednn else 0)
+    run = predictor.run
+    predictor.run = lambda images: run(images) + (0.01 if onednn else 0)
     return predictor
 
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, error_line, tool
 from test_data import folder_config, make_folders
-from test_own_folder import TINY, divided, own_config
+from test_own_folder import TINY, divided
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.data.classes import class_order
 from t2t_vit.data.dataset import load_data
-from t2t_vit.data.layout import above_train
 from t2t_vit.training.resume import check_setting, setting
 
 
@@ -38,8 +37,6 @@ def test_usual_names_of_splits(tmp_path, train, val):
         for given in {folder, folder.split("/")[0]}:
             found = load_data(folder_config(tmp_path / given), [split])[1][split]
             assert {os.path.relpath(path, tmp_path) for path in found.paths} == expected[split]
-            if split == "train":
-                assert str(tmp_path) == above_train(own_config(tmp_path / given)).DATA.PATH
     with pytest.raises(UserError, match="is not a val folder; give the folder above it"):
         load_data(folder_config(tmp_path / train.split("/")[0]), ["val"])
 
@@ -78,8 +75,6 @@ def test_a_path_that_is_not_a_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is not a folder; give it with --data-path"):
         names(tmp_path / "file")
-    with pytest.raises(UserError, match=r"not found \(its name 'set\\n' begins or ends with a blank or a line break\)"):
-        names(f"{tmp_path}/set\n")
 
 
 # --- Classes ---
@@ -103,7 +98,9 @@ def test_numbered_folders_are_the_classes_of_their_numbers(tmp_path):
 
 def test_a_run_continues_only_with_its_own_order_of_classes(tmp_path):
     for i in range(11):
-        shutil.copytree(ROOT / f"lit_data/val/{i % 10}", tmp_path / f"set/{i}")
+        (tmp_path / f"set/{i}").mkdir(parents=True)
+        for picture in sorted((ROOT / f"lit_data/val/{i % 10}").iterdir())[:3]:
+            shutil.copy(picture, tmp_path / f"set/{i}")
     old = sorted(map(str, range(11)))  # of a version that sorted as text
     (tmp_path / "set/classes.txt").write_text("".join(f"{name}\n" for name in old))
     words = ["--config", "configs/finetune.yaml", "--data-path", tmp_path / "set", "--output", tmp_path, *TINY]

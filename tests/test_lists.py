@@ -52,10 +52,6 @@ def test_forms_of_list_files(pictures, form):
     assert list(split.paths) == [f"{pictures}/val/a, b/{i}.png" for i in range(2)] and split.labels.tolist() == [0, 1]
 
 
-def test_names_of_a_list_may_be_composed_otherwise_than_on_disk(pictures):
-    assert list(listed(pictures, "caf\u00e9/0.png 0\n").paths) == [f"{pictures}/val/cafe\u0301/0.png"]
-
-
 def test_kaggle_list_of_the_imagenet_validation(tmp_path):
     make_folders(tmp_path, {"val": 0})
     names = [f"ILSVRC2012_val_0000000{i}" for i in (1, 2)]
@@ -73,7 +69,6 @@ def test_kaggle_list_of_the_imagenet_validation(tmp_path):
         ("a, b/0.png wasp\n", "line 1: expected"),
         ("image,label\na, b/0.png,wasp\n", "line 2: expected"),
         ("a, b/0.png,2\n", "line 1: label 2 is out of range, the last of 2 classes is 1"),
-        ("a, b/0.png 0\na, b/0.png 1\n", r"list.txt gives a, b/0.png two labels, 0 and 1"),
         ("C:\\data\\0.png 0\n", r"list.txt names C:\\data\\0.png, which is in none of \S+/val, \S+$"),
         ("image,label\n", "is empty"),
         ("ImageId,PredictionString\nx\n", "line 2: expected"),
@@ -84,11 +79,6 @@ def test_kaggle_list_of_the_imagenet_validation(tmp_path):
 def test_lines_without_a_meaning_are_named(pictures, content, message):
     with pytest.raises(UserError, match=message):
         listed(pictures, content)
-
-
-def test_repeated_lines_are_a_warning(pictures, warned):
-    assert len(listed(pictures, "a, b/0.png 0\na, b/1.png 1\na, b/0.png 0\n")) == 3
-    assert "1 lines of" in warned.text and "repeat an earlier line" in warned.text
 
 
 # --- Class lists ---

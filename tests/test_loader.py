@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from paddle.io.dataloader.flat import _flatten_batch
 from test_data import folder_config, make_folders, settings
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.data.batch import TrainInput
-from t2t_vit.data.dataset import load_data
+from t2t_vit.data.dataset import Split, load_data
 from t2t_vit.data.loader import EvalOrder, TrainCollate, TrainDataset, TrainLoader, TrainOrder
 
 # The whole recipe on the digits.
@@ -99,20 +100,21 @@ def test_every_batch_has_as_many_tensors(digits):
         collate = TrainCollate(settings(**{**RECIPE, **keys}))
         for index in range(8):
             batch = collate([dataset[(0, index, copy)] for copy in range(2)])
-            flat = [*batch[:2], *batch[2]]
-            assert all(isinstance(array, np.ndarray) and array.size for array in flat)
-            counts.add(tuple(array.dtype for array in flat))
+            arrays, _ = _flatten_batch(batch)
+            assert all(array.size for array in arrays)
+            counts.add(len(arrays))
     assert len(counts) == 1
 
 
 def test_workers_and_reading_ahead_change_nothing(digits):
-    alone = model_inputs(settings(DATA__NUM_WORKERS="0", **RECIPE), digits)
-    workers = model_inputs(settings(DATA__NUM_WORKERS="2", **RECIPE), digits)
-    resumed = model_inputs(settings(DATA__NUM_WORKERS="2", **RECIPE), digits, epochs=(1,), start=10 * 64)
-    assert len(alone) == len(workers) == 44 and len(resumed) == 12
-    for a, b in [*zip(alone, workers), *zip(alone[32:], resumed)]:
+    few = Split("train", digits.source, digits.paths.where(np.arange(len(digits)) % 4 == 0), digits.labels[::4])
+    alone = model_inputs(settings(DATA__NUM_WORKERS="0", **RECIPE), few)
+    workers = model_inputs(settings(DATA__NUM_WORKERS="2", **RECIPE), few)
+    resumed = model_inputs(settings(DATA__NUM_WORKERS="2", **RECIPE), few, epochs=(1,), start=2 * 64)
+    assert len(alone) == len(workers) == 10 and len(resumed) == 3
+    for a, b in [*zip(alone, workers), *zip(alone[7:], resumed)]:
         assert (a[0] == b[0]).all() and (a[1] == b[1]).all()
-    assert (alone[0][0] != alone[22][0]).any()
+    assert (alone[0][0] != alone[5][0]).any()
 
 
 # --- Broken images ---

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import math
 import os
 import pty
 import pwd
@@ -68,30 +69,15 @@ def test_locked_run_is_an_error(tmp_path):
         RunFolder(cfg).lock()
 
 
-@pytest.mark.parametrize(
-    "cgroup, files, cores",
-    [
-        ("0::/", {"cpu.max": "150000 100000"}, 1.5),
-        ("0::/", {"cpu.max": "max 100000"}, float("inf")),
-        (
-            "0::/pod/box",
-            {"cpu.max": "400000 100000", "pod/box/cpu.max": "max 100000", "pod/cpu.max": "200000 100000"},
-            2,
-        ),
-        ("0::/of/the/host", {"cpu.max": "50000 100000"}, 0.5),
-        (
-            "4:memory:/x\n1:cpu,cpuacct:/docker/7f",
-            {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"},
-            3,
-        ),
-        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, float("inf")),
-        ("1:cpuset:/", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, float("inf")),
-        ("what is this", {"cpu.max": "x"}, float("inf")),
-    ],
-)
-def test_container_quota_limits_the_cores(tmp_path, monkeypatch, cgroup, files, cores):
-    for name, text in {"proc/self/cgroup": cgroup, **{f"sys/fs/cgroup/{name}": files[name] for name in files}}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+@pytest.mark.parametrize("files, cores", [
+    ({"cpu.max": "150000 100000"}, 1.5), ({"cpu.max": "50000 100000"}, 0.5), ({"cpu.max": "max 100000"}, math.inf),
+    ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
+    ({"cpu.max": "x"}, math.inf), ({}, math.inf),
+])  # fmt: skip
+def test_container_quota_limits_the_cores(tmp_path, monkeypatch, files, cores):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
         (tmp_path / name).write_text(f"{text}\n")
     assert runtime._quota(tmp_path) == cores
     monkeypatch.setattr(runtime, "_quota", lambda _: cores)
@@ -105,7 +91,7 @@ def test_user_without_a_home_and_a_name(monkeypatch):
     def unknown(number):
         raise KeyError(f"getpwuid(): uid not found: {number}")
 
-    for name in ("HOME", "T2T_CACHE", "XDG_CACHE_HOME"):
+    for name in ("HOME", "T2T_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     assert str(config.resolve("~/x")) == f"{ROOT}/~/x"

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from conftest import ROOT, error_line, tool
 from test_data import make_folders, settings
-from test_index import age, walks  # noqa: F401
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
@@ -96,14 +95,6 @@ def test_class_that_is_too_small_is_named(tmp_path):
     make_folders(tmp_path, {"ant": 2, "bee": 1, "fly": 0})
     with pytest.raises(UserError, match=r"fewer than the 2 images .* bee \(1\), fly \(0\); add some"):
         load_data(own_config(tmp_path))
-
-
-def test_large_folder_is_remembered_and_read_once(tmp_path, walks):  # noqa: F811
-    grow(tmp_path / "p", [f"{name}/{i}.jpg" for name in ("ant", "bee") for i in range(5000)])
-    age(tmp_path / "p")
-    first = divided(tmp_path / "p", OUTPUT=str(tmp_path))
-    assert len(walks) == 2 and list(tmp_path.glob(".index_of_p.npz"))
-    assert divided(tmp_path / "p", OUTPUT=str(tmp_path)) == first and len(walks) == 2
 
 
 def test_chosen_paths_are_those():

@@ -1,6 +1,5 @@
 """Properties that hold for every legal input, tried on generated ones."""
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import all_keys, load_config
-from t2t_vit.data.batch import to_tensors
 from t2t_vit.models.t2t import split_grids
 from t2t_vit.models.zoo import create_model
 from t2t_vit.training.losses import CrossEntropy
@@ -228,23 +226,3 @@ def test_label_smoothing_is_cross_entropy_of_smooth_targets(logits, labels, smoo
     expected = -(targets * log_probabilities).sum(axis=1).mean()
     found = CrossEntropy(smoothing)(paddle.to_tensor(logits, "float32"), paddle.to_tensor(labels))
     assert float(found) == pytest.approx(expected, rel=1e-5, abs=1e-5)
-
-
-ARRAYS = st.tuples(st.lists(st.integers(0, 3), max_size=3), st.sampled_from([np.float32, np.int64, np.bool_])).map(
-    lambda kind: np.arange(math.prod(kind[0])).reshape(kind[0]).astype(kind[1])
-)
-TREES = st.recursive(ARRAYS | st.none() | st.integers() | st.text(max_size=3), lambda leaf: st.lists(leaf, max_size=4))
-
-
-def same_tree(arrays, tensors):
-    if isinstance(arrays, list):
-        return len(arrays) == len(tensors) and all(map(same_tree, arrays, tensors))
-    if isinstance(arrays, np.ndarray):
-        found = tensors.numpy()
-        return found.dtype == arrays.dtype and found.shape == arrays.shape and (found == arrays).all()
-    return tensors == arrays
-
-
-@given(tree=st.lists(TREES, max_size=4))
-def test_packed_batch_is_unpacked_as_it_was(tree):
-    assert same_tree(tree, to_tensors(tree))

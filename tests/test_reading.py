@@ -33,7 +33,7 @@ def test_every_failure_reaches_the_main_thread(count):
     status, out, error = ended(start("faults", str(count)))
     raised = ["RuntimeError ValueError: unforeseen", "UserError a sentence", "UserError out of memory while reading "
             "images; lower DATA.NUM_WORKERS or the batch size"]  # fmt: skip
-    lines = [f"{fault} [[0, 1], [2, 3]] {line}" for fault in ("dataset", "order", "collate") for line in raised]
+    lines = [f"{fault} [[0, 1], [2, 3]] {line}" for fault in ("dataset", "collate") for line in raised]
     assert (status, out.splitlines(), error) == (0, lines, "")
 
 
@@ -89,11 +89,11 @@ def test_shared_memory_must_hold_all_batches_that_are_read_ahead(monkeypatch, wa
         memory = types.SimpleNamespace(f_bavail=free // 4096, f_frsize=4096, f_blocks=16384)
         monkeypatch.setattr(reading.os, "statvfs", lambda _, memory=memory: memory)
         reading._warn.cache_clear()
-        assert reading.shared_memory_fits(cfg, 128, 100) is fits
+        assert reading.shared_memory_fits(cfg) is fits
     assert [record.getMessage() for record in warned.records] == [
         "warning: /dev/shm has 64 MB and the loader processes may need 591: they send the images through pipes, which "
         "is slower; in Docker, start the container with --shm-size 2g"
     ]
     monkeypatch.setenv("PADDLE_LOCAL_SIZE", "2")
-    assert not reading.shared_memory_fits(cfg, 128)
-    assert reading.shared_memory_fits(settings(DATA__NUM_WORKERS="0"), 10**9)
+    assert not reading.shared_memory_fits(cfg)
+    assert reading.shared_memory_fits(settings(DATA__NUM_WORKERS="0", TRAIN__BATCH_SIZE="100000"))

@@ -7,7 +7,6 @@ from conftest import ROOT, error_line
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
-from t2t_vit.deploy.open_model import best_epoch
 from t2t_vit.runs.place import check_place
 from t2t_vit.runs.run_folder import RunFolder
 
@@ -131,22 +130,3 @@ def test_run_that_reads_what_it_would_move_aside_is_refused(tmp_path):
     words = ["--resume", "none", "--pretrained", tmp_path / "lit_data/best.pdparams"]
     line = error_line("train", "--config", ROOT / "configs/lit_data.yaml", "--output", tmp_path, *words)
     assert line.endswith("best.pdparams lies in the run that would be moved aside; give this run a NAME")
-
-
-@pytest.mark.parametrize(
-    "rows, words",
-    [
-        ('{"epoch": 1, "val_top1": 0.5, "val_ema_top1": 0.1}\n{"epoch": 2, "val_ema_top1": 0.3}\n{"epoch": 3}\n',
-         " (weights of epoch 2 of 40, val acc 0.3000)"),
-        ('{"epoch": 4, "val_top1": 0.5}', " (weights of epoch 4 of 40, val acc 0.5000)"),
-        ("", ""),
-        ("[1]", ""),
-        ("[" * 100_000, ""),
-        ('{"epoch": 1, "val_top1": 1' + 400 * "0" + "}", ""),
-        ('{"epoch": 1, "val_top1": "x\\u001b[2J"}', ""),
-    ],
-)  # fmt: skip
-def test_epoch_and_accuracy_of_the_best_weights_are_told_where_they_are_known(tmp_path, rows, words):
-    fill(tmp_path, config_yaml=CONFIG, metrics_jsonl=rows)
-    assert best_epoch(tmp_path / "best.pdparams") == words
-    assert best_epoch(tmp_path / "latest.pdparams") == best_epoch(tmp_path / "absent/best.pdparams") == ""

@@ -26,16 +26,15 @@ def parser():
     parser.add_argument("source", type=not_empty, metavar="SRC", help="file or URL, recognised by its content")
     parser.add_argument("--output", type=not_empty, required=True, metavar="FILE", help="file to write")
     parser.add_argument(
-        "--model", type=not_empty, metavar="NAME", help="t2t_vit_14, pit_s, ...; default: what SRC fits"
-    )
-    parser.add_argument(
         "--to",
         choices=("paddle", "torch"),
         default="paddle",
         help="paddle (default): for this repository; torch: for the official PyTorch code",
     )
     parser.add_argument("--keep-aux-head", action="store_true", help="keep the extra head of Token Labeling")
-    parser.add_argument(
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model", type=not_empty, metavar="NAME", help="t2t_vit_14, pit_s, ...; default: what SRC fits")
+    model.add_argument(
         "--config",
         type=not_empty,
         metavar="FILE",

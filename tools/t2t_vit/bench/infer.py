@@ -16,7 +16,7 @@ from t2t_vit.common.runtime import cores
 from t2t_vit.data.batch import Normalize
 from t2t_vit.data.loader import EvalDataset
 from t2t_vit.deploy.engines import open_predictor
-from t2t_vit.deploy.exporter import ENGINE_OF, NOT_OFFERED, check_offered, export_model
+from t2t_vit.deploy.export import ENGINE_OF, NOT_OFFERED, check_offered, export_model
 from t2t_vit.training.microbatch import inference
 from t2t_vit.weights.build import build_model
 

@@ -3,10 +3,8 @@
 import contextlib
 import errno
 import fcntl
-import glob
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 from t2t_vit.common.errors import UserError
@@ -75,38 +73,11 @@ def flush_to_disk(file):
         os.close(descriptor)
 
 
-def temporary_path(path):
-    """A temporary name beside `path`. Temporary files of dead processes for the same path are removed."""
-    for earlier in path.parent.glob(f".{glob.escape(path.name)}{_TEMPORARY}*"):
-        process = earlier.name.rpartition(_TEMPORARY)[2]
-        if process.isdigit() and not _is_running(int(process)):
-            with contextlib.suppress(OSError):  # another process removes it at the same time
-                _remove(earlier)
-    return path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}")
-
-
 def remove_temporary_files(folder):
     """Remove temporary files of killed processes from a folder that only this process writes to."""
     for path in Path(folder).glob(f".*{_TEMPORARY}[0-9]*"):
-        _remove(path)
-
-
-def _remove(path):
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _is_running(process):
-    """True if another process has this id."""
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return process != os.getpid()
+        if path.is_file():
+            path.unlink()
 
 
 def lock(file, wait=False):
@@ -170,8 +141,9 @@ def check_not_shipped(path):
     """Raise UserError for a path among the runs that come with the repository."""
     for folder in _PUBLISHED:
         if holds(folder, path):
-            place = f"{display_path(path)} is in {display_path(folder)}"
-            raise UserError(f"{place}, which no command changes; give another place")
+            raise UserError(
+                f"{display_path(path)} is in {display_path(folder)}, which no command changes; give another place"
+            )
 
 
 def holds(folder, path):

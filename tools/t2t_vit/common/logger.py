@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import logging.handlers
 import os
 import sys
 
@@ -41,17 +42,6 @@ class _TerminalHandler(logging.Handler):
             leave_terminal()
 
 
-class _Backlog(logging.Handler):
-    """Keeps records until the run has a log file."""
-
-    def __init__(self):
-        super().__init__()
-        self.records = []
-
-    def emit(self, record):
-        self.records.append(record)
-
-
 class _FileHandler(logging.FileHandler):
     """A full disk only loses log lines. The run ends when a state cannot be saved."""
 
@@ -63,11 +53,12 @@ class _FileHandler(logging.FileHandler):
 
 def setup_logging(main=True, aside=False):
     """Print the log of the main process to the terminal; all of it to stderr if `aside`."""
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
+    log.handlers.clear()
     log.setLevel(logging.INFO)
     log.propagate = False
-    for handler in (_TerminalHandler(aside), _Backlog()) if main else (logging.NullHandler(),):
+    # Records are kept until the run has a log file.
+    backlog = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
+    for handler in (_TerminalHandler(aside), backlog) if main else (logging.NullHandler(),):
         handler.setFormatter(_Formatter())
         log.addHandler(handler)
 
@@ -77,11 +68,10 @@ def log_to_file(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     file_handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file_handler.setFormatter(_Formatter())
-    for handler in list(log.handlers):
-        if isinstance(handler, _Backlog):
-            for record in handler.records:
-                file_handler.emit(record)
-            log.removeHandler(handler)
+    for backlog in [handler for handler in log.handlers if isinstance(handler, logging.handlers.MemoryHandler)]:
+        backlog.setTarget(file_handler)
+        backlog.close()  # writes its records
+        log.removeHandler(backlog)
     log.addHandler(file_handler)
 
 

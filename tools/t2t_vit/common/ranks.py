@@ -48,26 +48,18 @@ def forget():
 
 
 def check():
-    """Raise UserError if the launcher's variables are inconsistent, because something else has set them."""
-    for name, least in (("PADDLE_TRAINERS_NUM", 1), ("PADDLE_TRAINER_ID", 0), ("PADDLE_LOCAL_SIZE", 1)):
-        value = os.environ.get(name, "1" if least else "0")
-        if not (value.isascii() and value.isdigit() and int(value) >= least):
-            raise _inconsistent(name)
-    if rank() >= world_size():
-        raise _inconsistent("PADDLE_TRAINER_ID")
-    if world_size() == 1:
-        return
-    endpoints = _endpoints()
-    hosts, ports = zip(*(endpoint.rpartition(":")[::2] for endpoint in endpoints))
-    if len(endpoints) != world_size() or not all(hosts) or not all(port.isascii() and port.isdigit() for port in ports):
-        raise _inconsistent("PADDLE_TRAINER_ENDPOINTS")
-    if os.environ.get("PADDLE_CURRENT_ENDPOINT") != endpoints[rank()]:
-        raise _inconsistent("PADDLE_CURRENT_ENDPOINT")
-
-
-def _inconsistent(name):
-    values = ", ".join(f"{key} is {os.environ.get(key, 'not set')}" for key in dict.fromkeys([name, NAMES[0]]))
-    return UserError(
-        f"the environment has variables of Paddle's launcher that do not fit together: {values}; start several "
-        "processes with python -m paddle.distributed.launch, or unset the PADDLE_* variables"
-    )
+    """Raise UserError if the launcher's variables do not fit together, because something else has set some of them."""
+    try:
+        fit = 0 <= rank() < world_size() and local_size() >= 1
+        if world_size() > 1:
+            main_endpoint()
+            fit = fit and len(_endpoints()) == world_size()
+            fit = fit and os.environ.get("PADDLE_CURRENT_ENDPOINT") == _endpoints()[rank()]
+    except ValueError:  # from int()
+        fit = False
+    if not fit:
+        values = ", ".join(f"{name} is {os.environ.get(name, 'not set')}" for name in NAMES)
+        raise UserError(
+            f"the environment has variables of Paddle's launcher that do not fit together: {values}; start several "
+            "processes with python -m paddle.distributed.launch, or unset the PADDLE_* variables"
+        )

@@ -16,6 +16,7 @@ from pathlib import Path
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError
 
+# Imported name: the package's name.
 _PACKAGES = {
     "paddle": "PaddlePaddle",
     "yacs": "yacs",
@@ -92,34 +93,15 @@ def import_quietly():
 def cores():
     """Number of cores that this process may use: CPU affinity and container quota."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(available, _quota(Path("/")))))
+    return max(1, int(min(available, _quota(Path("/sys/fs/cgroup")))))
 
 
-def _quota(root):
-    """CPU limit of the cgroups (v2 and v1) of this process, in cores; infinity without a limit.
-
-    In a container the limit is often at the top of /sys/fs/cgroup, so parent folders are checked too.
-    """
-    quota = math.inf
-    with contextlib.suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-            folder = top / path.strip("/")
-            for place in (folder, *folder.parents):
-                if place.is_relative_to(top):
-                    quota = min(quota, _quota_in(place))
-    return quota
-
-
-def _quota_in(folder):
-    """Limit of one cgroup, in cores."""
-    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):  # v2: "150000 100000", or "max 100000"
+def _quota(folder):
+    """CPU limit of the container, in cores, from cgroup v2 or v1; infinity without a limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # v2: "150000 100000"
         with contextlib.suppress(OSError, ValueError):
             quota, period = " ".join((folder / name).read_text() for name in names).split()
-            if quota != "max" and int(quota) > 0:  # v1: -1 is no limit
+            if quota not in ("max", "-1"):  # no limit
                 return int(quota) / int(period)
     return math.inf
 

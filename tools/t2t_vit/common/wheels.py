@@ -6,7 +6,6 @@ scripts/env.sh runs it before anything is installed.
 
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -39,10 +38,6 @@ BUILDS = (
 )
 # PyPI's newest GPU wheel is 2.6.2 for CUDA 11.8, without CUDA itself. The list is read from its machine code.
 PYPI_ARCHS = ((6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
-LAST_RESORT = (
-    'Last resort, from PyPI: PADDLE_PACKAGE="paddlepaddle-gpu==2.6.2", which needs CUDA 11.8 and cuDNN 8 installed on '
-    "the system and a card of compute capability 6.1, 7.0, 7.5, 8.0 or 8.6"
-)
 
 
 class Card(NamedTuple):
@@ -68,25 +63,18 @@ def look():
     """The Machine on which this runs."""
     if not shutil.which("nvidia-smi"):
         return Machine([], None)
-    # Drivers before 510 do not have compute_cap.
-    for fields in ("driver_version,compute_cap,name", "driver_version,name"):
+    for fields in ("driver_version,compute_cap,name", "driver_version,name"):  # drivers before 510 lack compute_cap
         command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
         except (OSError, subprocess.TimeoutExpired) as error:
             return Machine([], None, f"nvidia-smi failed: {error}")
-        rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
-        rows = [row for row in rows if len(row) == fields.count(",") + 1]
+        rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if "," in line]
         if done.returncode == 0 and rows:
-            cards = [Card(row[-1], _numbers(row[1]) if len(row) == 3 else _by_name(row[-1])) for row in rows]
+            cards = [Card(row[-1], _numbers(row[1]) if len(row) == 3 else None) for row in rows]
             return Machine(cards, _numbers(rows[0][0]))
     said = " ".join((done.stdout + done.stderr).split()) or f"exit status {done.returncode}"
     return Machine([], None, f"nvidia-smi lists no card: {said[:200]}")
-
-
-def _by_name(name):
-    """3.5 for a Kepler card: its last driver, 470, does not have compute_cap. None for other cards."""
-    return (3, 5) if re.search(r"\b(Tesla|Quadro|GRID) K\d|\bGTX (6|7)\d\d(?<!750)\b|Titan (Black|Z)\b", name) else None
 
 
 def _numbers(text):
@@ -115,12 +103,10 @@ def choose(machine):
     # max returns the first of equals.
     best = max(builds, key=lambda build: sum(runs_on(build.archs, card.capability) for card in cards))
     left = [card for card in cards if not runs_on(best.archs, card.capability)]
+    names = ", ".join(map(str, left))
     if len(left) == len(cards):
-        newer = any(runs_on(build.archs, card.capability) for build in BUILDS for card in cards)
-        reason = f"driver {driver[0]}.{driver[1]} is too old for" if newer else "no wheel of PaddlePaddle runs on"
-        return None, f"{reason} {', '.join(map(str, cards))}; the CPU build is used"
-    note = f"the {best.name} build does not run on {', '.join(map(str, left))}; choose others with GPUS" if left else ""
-    return best, note
+        return None, f"no wheel of PaddlePaddle runs on {names} with this NVIDIA driver; the CPU build is used"
+    return best, f"the {best.name} build does not run on {names}; choose others with GPUS" if left else ""
 
 
 def words(build):
@@ -133,21 +119,13 @@ def advice(machine=None):
     build, note = choose(machine or look())
     if build is None:
         return note or "nvidia-smi lists no card"
-    python = shlex.quote(sys.executable)
-    remove = f"{python} -m pip uninstall -y paddlepaddle paddlepaddle-gpu"
-    return f"install with: {remove} && {python} -m pip install {words(build)}"
+    pip = f"{sys.executable} -m pip"
+    return f"install with: {pip} uninstall -y paddlepaddle paddlepaddle-gpu && {pip} install {words(build)}"
 
 
-def main():
-    if sys.argv[1:] == ["--last-resort"]:
-        print(LAST_RESORT)
-        return
+if __name__ == "__main__":
     build, note = choose(look())
     if note:
         print(f"warning: {note}", file=sys.stderr)
     if build:
         print(words(build))
-
-
-if __name__ == "__main__":
-    main()

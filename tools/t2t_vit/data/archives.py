@@ -4,19 +4,16 @@ import contextlib
 import os
 import re
 import stat
-import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from t2t_vit.common.errors import UserError
 from t2t_vit.data.classes import UNWRITABLE
 
 _HEADERS = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
             tarfile.SOLARIS_XHDTYPE}  # fmt: skip
 _LONGEST_HEADER = 2**20  # bytes of a tar header; tarfile reads a header into memory at once
-_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # those of zipfile
 _DRIVE = re.compile("[A-Za-z]:")
 
 
@@ -35,23 +32,14 @@ class Entry:
         return [part for part in self.name.split("/") if part not in ("", ".")]
 
 
-def is_zip(path):
-    """True if a file begins like a zip archive."""
-    with open(path, "rb") as file:
-        return file.read(4) in (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
+def entries(file):
+    """Yield the `Entry`s of an archive that is open as `file`.
 
-
-def unpacked_size(path):
-    """Bytes that the files of an archive need: of a tar archive its own size, as images hardly compress."""
-    if not is_zip(path):
-        return os.path.getsize(path)
-    with open(path, "rb") as file, _open_zip(file) as archive:
-        return sum(info.file_size for info in archive.infolist())
-
-
-def entries(file, path):
-    """Yield the `Entry`s of an archive that is open as `file`; `path` names it in errors."""
-    return _zip_entries(file, path) if is_zip(path) else tar_entries(file)
+    Errors of `tarfile`, `zipfile` and the modules that decompress are not caught.
+    """
+    is_zip = file.read(4) in (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
+    file.seek(0)
+    return _zip_entries(file) if is_zip else tar_entries(file)
 
 
 # --- tar ---
@@ -80,14 +68,9 @@ class _Member(tarfile.TarInfo):
         return member
 
 
-def open_tar(path=None, file=None):
-    """`tarfile.TarFile` of a path or an open file, compressed or not."""
-    return tarfile.open(path, mode="r:*", fileobj=file, tarinfo=_Member)
-
-
 def tar_entries(file):
     """Yield the `Entry`s of a tar archive; folders are left out."""
-    with open_tar(file=file) as archive:
+    with tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # otherwise it grows to gigabytes
             if member.isdir():
@@ -103,22 +86,11 @@ def tar_entries(file):
 # --- zip ---
 
 
-def _open_zip(file):
-    try:
-        return zipfile.ZipFile(file)
-    except (ValueError, OverflowError, NotImplementedError, struct.error) as error:
-        raise zipfile.BadZipFile(str(error)) from None
-
-
-def _zip_entries(file, path):
-    with _open_zip(file) as archive:
-        files = [info for info in archive.infolist() if not info.is_dir()]
-        for info in files:
-            if info.flag_bits & 1:
-                raise UserError(f"{path} is encrypted; unpack it with another program")
-            if info.compress_type not in _METHODS:
-                raise UserError(f"{path} uses compression method {info.compress_type}; unpack it with another program")
-        for info in files:
+def _zip_entries(file):
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            if info.is_dir():
+                continue
             name = info.filename
             if not info.flag_bits & 0x800:  # not marked as UTF-8, so that zipfile decoded each byte as a character
                 with contextlib.suppress(UnicodeEncodeError):

@@ -90,13 +90,10 @@ OPERATIONS = tuple(_VALUES)
 
 
 class _Operations:
-    """Applies operations at random levels.
+    """Applies operations, with the values of one of the tables above, at random levels.
 
-    Args:
-        values: one of the tables above.
-        level_std: standard deviation of the level; inf means uniform between 0 and the level.
-        fill: colour of pixels that come from outside the image, one number per channel.
-        interpolation: bilinear, bicubic or random.
+    `level_std` is the standard deviation of the level (inf: uniform between 0 and the level), `fill` the colour of
+    pixels from outside the image, one number per channel.
     """
 
     def __init__(self, values, level_std, fill, interpolation):

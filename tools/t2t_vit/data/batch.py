@@ -1,6 +1,5 @@
 """A batch of the loader to the model's input, on the model's device."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,66 +33,18 @@ class BatchDraws:
         self.mixup, self.erasing = Mixup(cfg), RandomErasing(cfg)
 
     def __call__(self, boxes, sample):
-        """(mixing, erasing) of a `Batch`, as NumPy arrays.
-
-        Args:
-            boxes: int16 (B, ERASE_COUNT, 4) array of `RandomErasing.draw_boxes`.
-            sample: of the first image, see data/seeding.py.
-        """
+        """(mixing, erasing) of a `Batch`, as NumPy arrays, for the boxes of `RandomErasing.draw_boxes`."""
         mixing = None
         if self.mixup.is_on(sample[0]):
             mixing = self.mixup.plan(len(boxes), *self.shape[:2], generator(self.seed, MIX, sample))
         return mixing, self.erasing.plan(boxes, self.shape, generator(self.seed, NOISE, sample))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Position of an array within the flat array of its type; see `pack`."""
-
-    kind: int
-    start: int
-    shape: tuple
-
-
-_KINDS = (np.float32, np.int64, np.bool_)
-
-
-def pack(tree):
-    """Join the NumPy arrays in nested lists: (one flat array of each type, the lists with a `Place` for each array).
-
-    Paddle's reader for GPUs wants the same number of tensors in each batch (buffered_reader.cc, 2.6.2 and 3.3.1).
-    """
-    parts, ends = [[np.zeros(1, kind)] for kind in _KINDS], [1] * len(_KINDS)
-
-    def place(item):
-        if isinstance(item, (list, tuple)):
-            return [place(each) for each in item]
-        if not isinstance(item, np.ndarray):
-            return item
-        kind = _KINDS.index(item.dtype)
-        found = Place(kind, ends[kind], item.shape)
-        parts[kind].append(item.reshape(-1))
-        ends[kind] += item.size
-        return found
-
-    places = place(tree)
-    return [np.concatenate(part) for part in parts], places
-
-
-def unpack(tensors, places):
-    """The inverse of `pack`, for tensors."""
-    if isinstance(places, (list, tuple)):
-        return [unpack(tensors, each) for each in places]
-    if not isinstance(places, Place):
-        return places
-    end = places.start + math.prod(places.shape)
-    return tensors[places.kind][places.start : end].reshape(places.shape)
-
-
 def to_tensors(tree):
     """Nested lists with tensors in place of NumPy arrays, as the loader returns them."""
-    arrays, places = pack(tree)
-    return unpack([paddle.to_tensor(array) for array in arrays], places)
+    if isinstance(tree, (list, tuple)):
+        return [to_tensors(item) for item in tree]
+    return paddle.to_tensor(tree) if isinstance(tree, np.ndarray) else tree
 
 
 class Normalize:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import os
 import shlex
 import sys
@@ -12,16 +11,13 @@ import numpy as np
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_outputs, write_text
-from t2t_vit.common.logger import progress_bar
-from t2t_vit.config import all_keys, load_config, resolve, with_keys
+from t2t_vit.config import all_keys, load_config, with_keys
 from t2t_vit.data.classes import composed, load_classes, some
-from t2t_vit.data.dataset import LabelOutOfRange, most_skipped, read_list
+from t2t_vit.data.dataset import most_skipped, read_list
 from t2t_vit.data.holdout import held_out
 from t2t_vit.data.images import reading
-from t2t_vit.data.index import class_folders, image_files, is_image_name, scan
+from t2t_vit.data.index import class_folders, image_files, scan
 from t2t_vit.data.layout import VAL_FRACTION, Layout
-from t2t_vit.data.looks import look_at
-from t2t_vit.data.paths import Paths
 from t2t_vit.data.report import Findings, SplitReport, print_report, spread, to_json
 
 # Without --config: the config to start from, by the median of the shorter sides in pixels.
@@ -29,15 +25,9 @@ CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "co
 
 
 def check(args, cfg, overrides):
-    """Check the data set of a config and print the report.
+    """Check the data set of a config and print the report. Returns the exit status: 1 if there is a fault, else 0.
 
-    Args:
-        args: options of tools/check_data.py.
-        cfg: config.
-        overrides: (key, value) pairs of the command line.
-
-    Returns:
-        Exit status: 1 if there is a fault, else 0.
+    `args` are the options of tools/check_data.py, `overrides` the (key, value) pairs of the command line.
     """
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs} but must be 1 or more")
@@ -46,9 +36,9 @@ def check(args, cfg, overrides):
     findings = Findings()
     suggest_fraction(cfg, findings, demanded)
     cfg = with_keys(cfg, findings.settings)
-    splits, tool = find_splits(cfg, findings, demanded)
+    splits, tool = find_splits(cfg, findings)
     for split in splits:
-        read_images(split, reading(cfg), args.jobs)
+        split.read_images(reading(cfg), args.jobs)
     if not args.config:
         median = spread(sum((split.sides for split in splits), Counter()))[1]
         args.config = next(path for side, path in CONFIGS if median >= side)
@@ -65,7 +55,7 @@ def check(args, cfg, overrides):
     return 1 if findings.faults else 0
 
 
-# --- Images ---
+# --- Splits ---
 
 
 def suggest_fraction(cfg, findings, demanded):
@@ -82,17 +72,16 @@ def suggest_fraction(cfg, findings, demanded):
     findings.settings["DATA.VAL_FRACTION"] = VAL_FRACTION
 
 
-def find_splits(cfg, findings, demanded):
-    """The splits that `load_data` would find, even if it would refuse their classes.
+def find_splits(cfg, findings):
+    """(the `SplitReport`s of the splits, "train" or "val": the command that the data serves).
 
-    Returns:
-        ([SplitReport, ...], the tool that the data serves: "train" or "val").
+    The splits are those of `load_data`, even if it would refuse their classes.
     """
     layout, splits = Layout(cfg), []
     for name, list_file in layout.lists.items():
         try:
             if list_file:
-                splits.append(split_of_list(cfg, layout, name, findings, demanded))
+                splits.append(split_of_list(cfg, layout, name))
             elif layout.shared:
                 splits += splits_of_folder(cfg, layout, name, findings) if name == "train" else []
             elif layout.folder(name) or name == "val" and not layout.given:
@@ -107,37 +96,20 @@ def find_splits(cfg, findings, demanded):
     return splits, "val"
 
 
-def split_of_list(cfg, layout, name, findings, demanded):
-    """The split, with the numbers of labels that the class list has not."""
+def split_of_list(cfg, layout, name):
+    """The split; its labels are class folders, or numbers that the class list has not."""
     classes = _classes_of(cfg)[0]
     named = classes if classes and classes.source != "MODEL.NUM_CLASSES" else None
-    place = layout.root, name, layout.root / layout.lists[name]
-    try:
-        listed = read_list(*place, named)
-    except LabelOutOfRange as error:
-        if _is_held_to_classes(cfg, demanded):
-            findings.faults.append(str(error))
-        listed = read_list(*place, named, any_number=True)
+    listed = read_list(layout.root, name, layout.root / layout.lists[name], named, any_number=True)
     names = dict(enumerate(named.folders)) if named else {}
     counts = Counter(names.get(label, label) for label in listed.labels.tolist())
     return SplitReport(name, listed.source, listed.paths, dict(counts))
 
 
-def _is_held_to_classes(cfg, demanded):
-    """Whether data that does not fit the class list is a fault, rather than the list unfit for the data."""
-    return "DATA.CLASSES" in demanded or not cfg.DATA.CLASSES
-
-
 def splits_of_folder(cfg, layout, name, findings):
     """The split, or both splits if DATA.VAL_FRACTION divides the folder."""
     folder = layout.require(name)
-    found, paths, class_of = scan(folder, resolve(cfg.OUTPUT))
-    loose = sum(map(is_image_name, next(os.walk(folder))[2]))
-    if loose:
-        findings.notes.append(
-            f"{loose:,} images in {folder} are in no class folder and not used; DATA.{name.upper()}_LIST FILE can name "
-            "their classes"
-        )
+    found, paths, class_of = scan(folder)
     if not found:
         findings.faults.append(f"{folder} has no class folders")
     elif not len(paths):
@@ -149,29 +121,12 @@ def splits_of_folder(cfg, layout, name, findings):
             parts = {"train": ~validates, "val": validates}
         except UserError as error:
             findings.faults.append(str(error))
-    reports = []
+    names, reports = [composed(name) for name in found], []
     for part, chosen in parts.items():
-        classes = Counter()
-        for class_folder, number in zip(found, np.bincount(class_of[chosen], minlength=len(found)).tolist()):
-            classes[composed(class_folder)] += number
+        classes = Counter(dict.fromkeys(names, 0))
+        classes.update(names[i] for i in class_of[chosen])
         reports.append(SplitReport(part, str(folder), paths.where(chosen), dict(classes)))
     return reports
-
-
-def read_images(split, how, jobs):
-    """Read all images of a split in `jobs` processes and add the results to it."""
-    looks = look_at(split.paths, how, jobs)
-    bar = progress_bar(looks, total=len(split.paths), desc=f"check {split.name}", unit=" images")
-    for path, seen in zip(split.paths, bar):
-        split.digests.append(seen.digest)
-        if seen.reason:
-            split.unreadable[path] = seen.reason
-            continue
-        split.sides[seen.side] += 1
-        split.modes[seen.mode] += 1
-        split.rotated += seen.is_rotated
-        split.dim += seen.is_dim
-        split.grey = [total + value for total, value in zip(split.grey, seen.grey)]
 
 
 # --- Findings ---
@@ -188,24 +143,23 @@ def judge_classes(cfg, splits, findings, demanded):
     if absent:
         names = some(sorted(map(str, absent)))
         findings.faults.append(f"{len(absent)} class(es) of val have no image in train: {names}")
-    is_named = classes and classes.source != "MODEL.NUM_CLASSES"
+    # Otherwise the list is unfit for the data, not the data for the list.
+    is_held_to_list = "DATA.CLASSES" in demanded or not cfg.DATA.CLASSES
     fits = classes is not None
     for split, present in zip(splits, shown):
-        misfits = split.classes.keys() - known if classes else set()
-        unknown = sorted(map(str, misfits))
+        unknown = split.classes.keys() - known if classes else set()
         fits = fits and not unknown
-        reported = {label for label in misfits if is_named and isinstance(label, int)}  # by split_of_list
-        if misfits - reported - absent and _is_held_to_classes(cfg, demanded):
-            line = f"{split.source} has {len(unknown)} class(es) that are not in {classes.source}: {some(unknown)}"
-            findings.faults.append(line)
+        if unknown - absent and is_held_to_list:
+            line = f"{split.source} has {len(unknown)} class(es) that are not in {classes.source}: "
+            findings.faults.append(line + some(sorted(map(str, unknown))))
         empty = [name for i, name in enumerate(classes.folders) if not {i, name} & present] if classes else []
         if empty and not unknown:
             line = f"{len(empty)} of {len(classes)} classes have no image in {split.name}: {some(empty)}"
             findings.notes.append(line)
-    highest = max((label for split in splits for label in split.classes if isinstance(label, int)), default=-1)
-    if is_named and not cfg.DATA.CLASSES:  # classes.txt decides on the number
-        highest = -1
-    suggest_classes(cfg, classes if fits else None, highest, findings, demanded)
+    labels = [label for split in splits for label in split.classes if isinstance(label, int)]
+    if classes and classes.source != "MODEL.NUM_CLASSES" and not cfg.DATA.CLASSES:
+        labels = []  # classes.txt decides on the number of classes
+    suggest_classes(cfg, classes if fits else None, labels, findings, demanded)
 
 
 def _classes_of(cfg):
@@ -216,12 +170,10 @@ def _classes_of(cfg):
         return None, str(error)
 
 
-def suggest_classes(cfg, classes, highest, findings, demanded):
+def suggest_classes(cfg, classes, labels, findings, demanded):
     """Suggest settings for the classes.
 
-    Args:
-        classes: the config's class list if it fits the data, else None.
-        highest: number in a list file, or -1.
+    `classes` is the config's class list if it fits the data, else None; `labels` are the numbers in list files.
     """
     if not classes and cfg.DATA.CLASSES:
         findings.settings["DATA.CLASSES"] = ""
@@ -229,8 +181,8 @@ def suggest_classes(cfg, classes, highest, findings, demanded):
     elif classes and cfg.MODEL.NUM_CLASSES not in (0, len(classes)) and "MODEL.NUM_CLASSES" in demanded:
         line = f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES} but {classes.source} has {len(classes)} classes"
         findings.faults.append(line)
-    is_numbered = highest >= 0 and (not classes or classes.source == "MODEL.NUM_CLASSES")
-    number = highest + 1 if is_numbered else len(classes or ())
+    is_numbered = labels and (not classes or classes.source == "MODEL.NUM_CLASSES")
+    number = max(labels) + 1 if is_numbered else len(classes or ())
     if number == 1:
         findings.faults.append("all images are of one class; a training needs two or more")
     elif number and cfg.MODEL.NUM_CLASSES not in (0, number):
@@ -241,7 +193,7 @@ def suggest_classes(cfg, classes, highest, findings, demanded):
 
 
 def judge_images(cfg, splits, findings):
-    """Unreadable images, too few images, and grey images."""
+    """Unreadable images, and too few images."""
     for split in splits:
         bad, number = len(split.unreadable), len(split.paths)
         if bad:
@@ -259,28 +211,23 @@ def judge_images(cfg, splits, findings):
         elif bad:
             why = "too many to skip" if split.name == "train" else "a validation counts every image"
             findings.notes.append(f"repair or remove the unreadable images of {split.name}: {why}")
-    number, mean, squares = (sum(values) for values in zip(*(split.grey for split in splits)))
-    if number and number == sum(sum(split.sides.values()) for split in splits) and cfg.DATA.CHANNELS == 3:
-        mean, squares = mean / number, squares / number
-        std = max(0.001, math.sqrt(max(0.0, squares - mean**2)))
-        findings.settings |= {"DATA.CHANNELS": 1, "DATA.MEAN": f"[{mean:.4f}]", "DATA.STD": f"[{std:.4f}]"}
 
 
 def judge_doubles(splits, findings):
     """Report images with identical content: within a split, and in both train and val."""
-    digests = np.concatenate([np.array(split.digests, np.uint64) for split in splits])
-    split_of = np.repeat(np.arange(len(splits)), [len(split.paths) for split in splits])
-    paths = Paths.of(itertools.chain.from_iterable(split.paths for split in splits))
-    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-    original = first[inverse]  # (N,) the first image with the same content
-    repeats = (original != np.arange(len(digests))) & (digests != 0)
-    for one, other in itertools.combinations_with_replacement(range(len(splits)), 2):
-        found = np.flatnonzero(repeats & (split_of[original] == one) & (split_of == other))
-        if len(found):
-            line = f"{len(found):,} images of {splits[other].name} repeat the content of another one"
-            if one != other:
-                line = f"{len(found):,} images of val repeat an image of train, which makes the accuracy look better"
-            findings.notes.append(f"{line}: {paths[original[found[0]]]} and {paths[found[0]]}")
+    first = {}  # {digest: (split, path)}
+    doubles = {}  # {(split of the first image, split of the other): [(path, path), ...]}
+    for split in splits:
+        for path, digest in zip(split.paths, split.digests):
+            if digest in first:
+                doubles.setdefault((first[digest][0], split.name), []).append((first[digest][1], path))
+            elif digest:
+                first[digest] = split.name, path
+    for (one, other), pairs in doubles.items():
+        line = f"{len(pairs):,} images of {other} repeat the content of another one"
+        if one != other:
+            line = f"{len(pairs):,} images of val repeat an image of train, which makes the accuracy look better"
+        findings.notes.append(f"{line}: {pairs[0][0]} and {pairs[0][1]}")
 
 
 def command(args, tool, settings):

@@ -3,16 +3,16 @@
 The Python form is a pickle. It is read without running any code from it.
 """
 
+import contextlib
 import io
 import re
-import tarfile
 
 import numpy as np
 from PIL import Image
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.unpickle import Unpickler
-from t2t_vit.data.archives import Entry, open_tar
+from t2t_vit.data.archives import Entry, tar_entries
 
 _SIDE = 32  # pixels
 _PIXELS = 3 * _SIDE * _SIDE  # bytes of an image: red, then green, then blue, each row by row
@@ -31,13 +31,12 @@ _FORMS = {
 }
 
 
-def form_of(path):
-    """Key of `_FORMS` if a file is a CIFAR archive, judged by its first entry, else None."""
-    try:
-        with open_tar(path) as archive:
-            first = archive.next()
-    except (tarfile.TarError, EOFError, OSError):
-        return None
+def form_of(file):
+    """Key of `_FORMS` if the open file is a CIFAR archive, judged by its first entry, else None."""
+    first = None
+    with contextlib.suppress(Exception):  # damaged, or not a tar archive: `archives.entries` raises it again
+        first = next(tar_entries(file), None)
+    file.seek(0)
     folder = first.name.split("/")[0] if first else ""
     return folder if folder in _FORMS else None
 
@@ -56,20 +55,13 @@ def entries(file, path, form):
             raise ValueError(f"classes named {names}")
         for name, (split, first) in places.items():
             labels, pixels = _batch(files[name], label_entry, label_bytes)
-            _check_labels(name, labels, len(pixels), len(names))
+            if len(labels) != len(pixels) or not all(0 <= label < len(names) for label in labels):
+                raise ValueError(f"{name} has {len(pixels)} images but no label of {len(names)} classes for each")
             images += [(f"{split}/{names[label]}/{first + i:05d}.png", pixels[i]) for i, label in enumerate(labels)]
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(f"{path} is damaged or not a CIFAR archive ({type(error).__name__}: {error})") from error
     for name, image in images:
         yield Entry(name, None, True, lambda image=image: _png(image))
-
-
-def _check_labels(name, labels, images, classes):
-    if len(labels) != images:
-        raise ValueError(f"{name} has {len(labels)} labels for {images} images")
-    wrong = next((label for label in labels if not 0 <= label < classes), None)
-    if wrong is not None:
-        raise ValueError(f"{name} has label {wrong} but there are {classes} classes")
 
 
 def _png(pixels):
@@ -82,15 +74,10 @@ def _png(pixels):
 def _read_files(file, wanted):
     """{name without .bin: content} of the wanted files of an archive."""
     files = {}
-    with open_tar(file=file) as archive:
-        for member in archive:
-            name = re.sub(r"\.bin$", "", member.name.split("/")[-1])
-            if member.isreg() and name in wanted:
-                if member.size > _LARGEST:
-                    raise tarfile.ReadError(f"{name} of {member.size} bytes")
-                files[name] = archive.extractfile(member).read()
-        while archive.fileobj.read(2**20):
-            pass  # the checksum of a .gz is at its end
+    for entry in tar_entries(file):
+        name = re.sub(r"\.bin$", "", entry.parts[-1])
+        if entry.is_safe and name in wanted and entry.size <= _LARGEST:
+            files[name] = entry.open().read()
     return files
 
 
@@ -102,6 +89,4 @@ def _batch(content, label_entry, label_bytes):
     else:
         batch = Unpickler(content).load()
         labels, pixels = batch[label_entry], batch["data"]
-        if pixels.dtype != np.uint8:
-            raise ValueError(f"an array of {pixels.dtype}")
     return labels, pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)

@@ -9,21 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import resolve
 from t2t_vit.data.classes import composed, load_classes, some
 from t2t_vit.data.holdout import held_out
 from t2t_vit.data.index import EXTENSIONS, class_folders, scan
 from t2t_vit.data.layout import Layout, innermost, split_folders
-from t2t_vit.data.lists import image_rows, read_lines, respelled
+from t2t_vit.data.lists import image_rows, read_lines
 from t2t_vit.data.paths import Paths
 
 log = logging.getLogger("t2t")
 
 _SIZES = 1000  # files whose sizes are compared when a run is resumed: enough to notice pictures that were resized
-
-
-class LabelOutOfRange(UserError):
-    """A list file has a label that the class list has not."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ def _warn_of_empty_classes(split, classes):
 def scan_splits(layout, name, classes, cfg):
     """{name: Split} of a split in class folders, and the other split too if they share the folder."""
     folder = layout.require(name)
-    found, paths, class_of = scan(folder, resolve(cfg.OUTPUT))
+    found, paths, class_of = scan(folder)
     if not found:
         raise UserError(f"{folder} has no class folders")
     ids = {class_folder: i for i, class_folder in enumerate(classes.folders)}
@@ -151,6 +146,7 @@ def read_list(root, name, list_file, classes, any_number=False):
     A label is the number or the name of a class. If `classes` is None or `any_number`, any number is accepted.
     """
     ids = {folder: i for i, folder in enumerate(classes.folders)} if classes else {}
+    number_of_labels = len(classes) if classes and not any_number else 2**31
     paths, labels = [], []
     lines = read_lines(list_file, "list file", f"DATA.{name.upper()}_LIST")
     for number, path, label in image_rows(lines):
@@ -161,39 +157,24 @@ def read_list(root, name, list_file, classes, any_number=False):
             also = " (a number from 0, or the name of a class)" if label else ""
             raise UserError(f"{where}: expected 'relative/path label'{also} but found {found}")
         label = int(label) if is_number else ids[composed(label)]
-        if label >= (len(classes) if classes and not any_number else 2**31):
-            limit = f"the last of {len(classes)} classes is {len(classes) - 1}" if classes else "it is too large"
-            kind = LabelOutOfRange if label < 2**31 else UserError
-            raise kind(f"{where}: label {label} is out of range, {limit} (MODEL.NUM_CLASSES)")
+        if label >= number_of_labels:
+            last = f"the last of {number_of_labels} classes is {number_of_labels - 1} (MODEL.NUM_CLASSES)"
+            raise UserError(f"{where}: label {label} is out of range, {last}")
         paths.append(path)
         labels.append(label)
     if not paths:
         raise UserError(f"list file {list_file} is empty")
     base, paths = _list_base(root, name, list_file, paths)
-    _warn_of_repeated(paths, labels, list_file)
     return Split(name, str(list_file), Paths.of(paths, base), np.array(labels, np.int32))
 
 
 def _list_base(root, name, list_file, paths):
     """(folder that the paths of a list count from, the paths as they are spelled there)."""
     folders = split_folders(root, name)
-    bases = [*dict.fromkeys(map(innermost, folders)), *folders, root]
+    bases = list(dict.fromkeys([*map(innermost, folders), *folders, root]))
     relative = next((i for i, path in enumerate(paths) if not os.path.isabs(path)), 0)
-    for spelling in respelled(paths):
+    for spelling in (paths, [path.replace("\\", "/") for path in paths]):  # as written; from Windows
         for base in bases:
             if (base / spelling[relative]).is_file():
                 return base, spelling
-    places = ", ".join(map(str, dict.fromkeys(bases)))
-    raise UserError(f"{list_file} names {paths[relative]}, which is in none of {places}")
-
-
-def _warn_of_repeated(paths, labels, list_file):
-    """Log how many lines repeat a path. Raises UserError if such lines differ in their label."""
-    number = len(paths) - len(set(paths))
-    if not number:
-        return
-    label_of = {}
-    for path, label in zip(paths, labels):
-        if label_of.setdefault(path, label) != label:
-            raise UserError(f"{list_file} gives {path} two labels, {label_of[path]} and {label}")
-    log.warning("warning: %d lines of %s repeat an earlier line; such images count more than once", number, list_file)
+    raise UserError(f"{list_file} names {paths[relative]}, which is in none of {', '.join(map(str, bases))}")

@@ -3,51 +3,49 @@
 import numpy as np
 from PIL import Image
 
-_STRIP = 1 << 22  # pixels that are converted at a time
 
-
-def is_plain(image, mode):
-    """Whether an image needs no conversion to mode L or RGB."""
-    return image.mode == mode and "transparency" not in image.info
+def conversion_bytes(image, mode):
+    """Bytes for each pixel that `to_8_bits` needs at most beside the image itself."""
+    if _is_plain(image, mode):
+        return 0
+    if image.mode == "RGBA":
+        return 4
+    return 8 if _is_deep(image) or _has_transparency(image) else {"L": 1, "RGB": 4}[mode]
 
 
 def is_dim(image, grey_bits):
     """Whether a loaded 16-bit grey image leaves its four highest bits unused."""
-    return _has_16_bits(image) and bool(0 < _extrema(image)[1] < 1 << (grey_bits - 4))
+    return _has_16_bits(image) and bool(0 < np.asarray(image).max() < 1 << (grey_bits - 4))
 
 
 def to_8_bits(image, mode, grey_bits):
-    """The loaded image in mode L or RGB, converted strip by strip to save memory.
-
-    Raises ValueError if the range of its values is unknown.
-    """
-    if is_plain(image, mode):
+    """The loaded image in mode L or RGB. Raises ValueError if the range of its values is unknown."""
+    if _is_plain(image, mode):
         return image
-    white = _white(image, grey_bits)
-    whole, top = Image.new(mode, image.size), 0
-    for strip in _strips(image):
-        whole.paste(_converted_strip(strip, mode, white), (0, top))
-        top += strip.height
-    return whole
+    if _is_deep(image):
+        image = _scaled(image, _white(image, grey_bits))
+    if _has_transparency(image):
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        opaque = Image.new("RGB", image.size, "white")
+        opaque.paste(image, mask=image)
+        image = opaque
+    return image if image.mode == mode else image.convert(mode)
 
 
-def _converted_strip(image, mode, white):
-    if white is not None:
-        image = Image.fromarray(np.rint(np.asarray(image) / (white / 255.0)).astype(np.uint8))
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+def _scaled(image, white):
+    """A grey image of more than 8 bits in mode L."""
+    if image.mode == "F":
+        return Image.fromarray(np.rint(np.asarray(image) / (white / 255.0)).astype(np.uint8))
+    table = np.minimum(np.rint(np.arange(1 << 16) / (white / 255.0)), 255)
+    image = image.convert("I").point(table.astype(int).tolist(), "L")
+    image.info = {}  # a transparent colour would be one of 16 bits
+    return image
 
 
 def _white(image, grey_bits):
-    """The value of white in a grey image of more than 8 bits; None for any other mode.
-
-    32-bit integers up to 255 count as 8-bit values. Raises ValueError if the range is unknown.
-    """
-    if image.mode != "F" and not image.mode.startswith("I"):
-        return None
-    low, high = _extrema(image)
+    """The value of white in a grey image of more than 8 bits; 32-bit integers up to 255 count as 8-bit values."""
+    pixels = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
     if image.mode == "F":
         if not (low >= 0 and high <= 1):  # or NaN
             raise ValueError(f"its values are floats from {low:g} to {high:g}, only 0 to 1 can be read")
@@ -62,21 +60,18 @@ def _white(image, grey_bits):
     return white
 
 
-def _extrema(image):
-    """(smallest, largest) value of a grey image; NaN if any is."""
-    ends = [(pixels.min(), pixels.max()) for pixels in map(np.asarray, _strips(image))]
-    return np.min([low for low, _ in ends]), np.max([high for _, high in ends])
+def _is_plain(image, mode):
+    """Whether an image needs no conversion."""
+    return image.mode == mode and "transparency" not in image.info
 
 
-def _strips(image):
-    """The image in strips of at most _STRIP pixels, top to bottom."""
-    rows = max(1, _STRIP // image.width)
-    if rows >= image.height:
-        yield image
-        return
-    for top in range(0, image.height, rows):
-        yield image.crop((0, top, image.width, min(image.height, top + rows)))
+def _is_deep(image):
+    return image.mode == "F" or image.mode.startswith("I")
 
 
 def _has_16_bits(image):
     return image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG")  # Pillow before 11.3
+
+
+def _has_transparency(image):
+    return "transparency" in image.info or image.getbands()[-1] in ("A", "a")

@@ -13,13 +13,12 @@ import logging
 import math
 import os
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.data.depth import is_dim, is_plain, to_8_bits
+from t2t_vit.data.depth import conversion_bytes, is_dim, to_8_bits
 
 try:
     import cykooz_resizer
@@ -28,6 +27,7 @@ except ImportError:
     cykooz_resizer = simplejpeg = None
 
 log = logging.getLogger("t2t")
+warnings.filterwarnings("ignore", module="PIL")  # remarks on palettes, large pictures, damaged EXIF data
 # The only formats that are opened. Pillow supports more, but EPS, say, would start Ghostscript. AVIF: Pillow >= 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MOST_BYTES = 512 << 20  # of a decoded image and its conversion; twice as much while EXIF rotates it
@@ -68,15 +68,6 @@ def reading(cfg, by_hand=False):
 # --- Pillow ---
 
 
-class ImageFacts(NamedTuple):
-    """What an image file was before its conversion."""
-
-    mode: str
-    format: str
-    is_rotated: bool  # by EXIF
-    is_dim: bool  # 16-bit grey with its four highest bits unused, as 12-bit data has
-
-
 def load_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST_BYTES):
     """Read an image file as an 8-bit RGB (3 channels) or grey (1) PIL image.
 
@@ -92,21 +83,11 @@ def load_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST_BY
     Raises:
         ImageError: naming the file and the reason.
     """
-    image, facts = examine_image(path, channels, upright, grey_bits, most_bytes)
-    if facts.is_dim:
-        _warn_of_dim(path, grey_bits)
-    return image
-
-
-def examine_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST_BYTES):
-    """The image as `load_image` returns it, and its `ImageFacts`."""
     if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
         raise ImageError(f"image {path} cannot be read: it is not a file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on palettes and large pictures
-            with open_image(path) as image:
-                return _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
+        with open_image(path) as image:
+            return _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
     except FileNotFoundError:
         raise ImageError(f"image {path} {'is a link to nothing' if os.path.islink(path) else 'not found'}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
@@ -115,23 +96,27 @@ def examine_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST
 
 
 def _read(image, mode, upright, grey_bits, most_bytes):
-    """(image in mode L or RGB, ImageFacts) of an opened image."""
+    """An opened image in mode L or RGB."""
     _check_size(image, mode, most_bytes)
-    is_tiff = image.format == "TIFF"  # Pillow rotates it while it loads, in any case, and forgets the orientation
-    stored = _orientation(image) if is_tiff else None
-    image.load()
-    turn = _UPRIGHT.get(stored if is_tiff else _orientation(image))
-    facts = ImageFacts(image.mode, image.format, turn is not None, is_dim(image, grey_bits))
+    image.load()  # Pillow rotates TIFF here, whatever `upright` is
+    if is_dim(image, grey_bits):
+        _warn_of_dim(image.filename, grey_bits)
+    turn = _UPRIGHT.get(_orientation(image)) if upright else None
     image = to_8_bits(image, mode, grey_bits)
-    if upright and turn is not None and not is_tiff:
-        image = image.transpose(turn)
+    image = image if turn is None else image.transpose(turn)
     image.info = {}  # saving the image would store its EXIF orientation, and viewers would rotate it again
-    return image, facts
+    return image
 
 
 def open_image(file):
     """`Image.open`, of FORMATS only."""
     return Image.open(file, formats=_formats())
+
+
+def stored_form(file):
+    """(Pillow's name of the mode, whether EXIF rotates or mirrors it) of an image file."""
+    with open_image(file) as image:
+        return image.mode, _orientation(image) in _UPRIGHT
 
 
 @functools.cache
@@ -141,7 +126,7 @@ def _formats():
 
 
 def _format_of(path):
-    """Reason why a file that is in none of FORMATS cannot be read."""
+    """Why a file in none of FORMATS cannot be read."""
     with open(path, "rb") as file:
         head = file.read(12)
     if head[4:11] == b"ftypavi":
@@ -154,9 +139,8 @@ def _format_of(path):
 def _check_size(image, mode, most_bytes):
     """Raise ValueError if the opened image would take too much memory."""
     stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
-    final = 0 if is_plain(image, mode) else {"L": 1, "RGB": 4}[mode]
     decoder = _DECODER_BYTES.get("progressive" if "progressive" in image.info else image.format, 0)
-    size = image.width * image.height * (stored + final + decoder)
+    size = image.width * image.height * (stored + decoder + conversion_bytes(image, mode))
     if size > most_bytes:
         raise ValueError(
             f"{image.width}x{image.height} pixels take {size >> 20} MB decoded, the limit is {most_bytes >> 20} MB; "
@@ -225,12 +209,8 @@ def open_picture(path, channels, reader, upright=False, grey_bits=16):
 
 def _is_rotated(data):
     """Whether the EXIF or XMP data in the bytes of a JPEG file rotate it."""
-    if not any(sign in data for sign in _ORIENTATION_SIGNS):  # much faster than asking Pillow
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged EXIF data
-        with open_image(io.BytesIO(data)) as image:
-            return _orientation(image) in _UPRIGHT
+    # Looking for the signs first is much faster than asking Pillow.
+    return any(sign in data for sign in _ORIENTATION_SIGNS) and stored_form(io.BytesIO(data))[1]
 
 
 class PillowPicture:

@@ -1,7 +1,7 @@
 """Where the splits of a data set lie below the folder that DATA.PATH names."""
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import resolve, with_keys
+from t2t_vit.config import resolve
 from t2t_vit.data.index import class_folders
 
 # Folder names of a split, the first one found is used. They may be capitalised or in capitals.
@@ -45,17 +45,6 @@ def innermost(folder):
     return inner if is_double else folder
 
 
-def above_train(cfg):
-    """The config with DATA.PATH moved one folder up if it is a train/ folder with a val/ folder beside it."""
-    path = resolve(cfg.DATA.PATH)
-    path = path.parent if innermost(path.parent) == path else path
-    if split_named(path.name) != "train" or not path.is_dir():
-        return cfg
-    if split_folders(path, "train") and innermost(path) == path or not split_folder(path.parent, "val"):
-        return cfg
-    return with_keys(cfg, {"DATA.PATH": str(path.parent)})
-
-
 class Layout:
     """Folders and list files of the splits.
 
@@ -70,8 +59,6 @@ class Layout:
         self.root = resolve(cfg.DATA.PATH)
         if not self.root.is_dir():
             fault = "is not a folder" if self.root.exists() else "not found"
-            if self.root.name != self.root.name.strip():
-                fault += f" (its name {self.root.name!r} begins or ends with a blank or a line break)"
             raise UserError(f"data folder {self.root} {fault}; give it with --data-path DIR (DATA.PATH)")
         self.lists = {"train": cfg.DATA.TRAIN_LIST, "val": cfg.DATA.VAL_LIST}
         self.given = None

@@ -2,7 +2,6 @@
 
 import os
 import re
-import unicodedata
 from pathlib import Path
 
 from t2t_vit.common.errors import UserError
@@ -61,11 +60,3 @@ def _row(line):
     path, label = "".join(path).rstrip(" ,"), label.strip()
     is_quoted = path[:1] == path[-1:] == '"'
     return path[1:-1] if is_quoted else path, label
-
-
-def respelled(paths):
-    """Yield the paths of a list as written, with / for \\ (Windows), with composed and decomposed accents (macOS)."""
-    yield paths
-    yield [path.replace("\\", "/") for path in paths]
-    for form in ("NFC", "NFD"):
-        yield [unicodedata.normalize(form, path) for path in paths]

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 
 from t2t_vit.common.errors import UserError, one_line
-from t2t_vit.data.batch import Batch, BatchDraws, pack, unpack
+from t2t_vit.data.batch import Batch, BatchDraws
 from t2t_vit.data.erasing import RandomErasing
 from t2t_vit.data.images import ImageError, load_image, open_picture, reading
 from t2t_vit.data.reading import data_loader, read_all, shared_memory_fits
@@ -133,7 +133,7 @@ class EvalLoader:
     def __init__(self, split, cfg, rank=0, world_size=1):
         self.num_images = len(split)
         self.order = EvalOrder(len(split), cfg.VAL.BATCH_SIZE, rank, world_size)
-        fits = shared_memory_fits(cfg, cfg.VAL.BATCH_SIZE)
+        fits = shared_memory_fits(cfg)
         self.batches = data_loader(EvalDataset(split, cfg), self.order, collate_eval, cfg.DATA.NUM_WORKERS, fits)
 
     def __len__(self):
@@ -163,7 +163,7 @@ class TrainLoader:
                 f"{split.source} has {len(split)} images, fewer than one step of {self.order.images_per_step} on "
                 f"{world_size} process(es); lower {lower}"
             )
-        fits = shared_memory_fits(cfg, cfg.TRAIN.BATCH_SIZE, cfg.VAL.BATCH_SIZE)  # both at the same time
+        fits = shared_memory_fits(cfg)
         self.batches = data_loader(TrainDataset(split, cfg), self.order, TrainCollate(cfg), cfg.DATA.NUM_WORKERS, fits)
         self._next = None  # (epoch, start) of the next batch of `_reading`
         self._reading = None
@@ -198,17 +198,17 @@ class TrainCollate:
 
     def __init__(self, cfg):
         self.draw = BatchDraws(cfg)
+        self.most_arrays = 3 + 3 * cfg.AUG.ERASE_COUNT  # of `Mixup.plan` and `RandomErasing.plan`
 
     def __call__(self, samples):
         images, labels, boxes, places, skipped = zip(*samples)
-        return (
-            np.stack(images),
-            np.array(labels, np.int64),
-            *pack(self.draw(np.stack(boxes), places[0])),
-            "\n".join(filter(None, skipped)),
-        )
+        mixing, erasing = self.draw(np.stack(boxes), places[0])
+        arrays = sum(isinstance(item, np.ndarray) for item in itertools.chain(mixing or (), *erasing))
+        # Paddle's reader for GPUs wants the same number of tensors in each batch (buffered_reader.cc, 2.6.2 and 3.3.1).
+        padding = [np.zeros(1, bool)] * (self.most_arrays - arrays)
+        return np.stack(images), np.array(labels, np.int64), mixing, erasing, padding, "\n".join(filter(None, skipped))
 
 
-def to_batch(images, labels, drawn, places, skipped):
+def to_batch(images, labels, mixing, erasing, _padding, skipped):
     """`Batch` of the fields that the loader returns."""
-    return Batch(images, labels, *unpack(drawn, places), tuple(filter(None, skipped.split("\n"))))
+    return Batch(images, labels, mixing, erasing, tuple(filter(None, skipped.split("\n"))))

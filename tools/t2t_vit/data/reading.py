@@ -3,6 +3,7 @@
 import errno
 import functools
 import logging
+import operator
 import os
 import signal
 import threading
@@ -26,17 +27,13 @@ log = logging.getLogger("t2t")
 def data_loader(dataset, order, collate, workers, use_shared_memory):
     """A paddle.io.DataLoader to be read with `read_all`.
 
-    Args:
-        dataset: dataset[sample] -> item.
-        order: yields lists of samples.
-        collate: list of items -> tuple of arrays, texts and numbers, at least one array.
-        workers: number of loader processes.
-        use_shared_memory: the result of `shared_memory_fits`.
+    `order` yields lists of samples, `dataset[sample]` is an item, and `collate` makes a tuple of arrays, texts and
+    numbers of a list of items.
     """
     return paddle.io.DataLoader(
-        _Guarded(dataset),
-        batch_sampler=_GuardedOrder(order),
-        collate_fn=functools.partial(_guarded_collate, collate),
+        _Batches(dataset, collate),
+        batch_sampler=_BatchOrder(order),
+        collate_fn=operator.itemgetter(0),
         num_workers=workers,
         worker_init_fn=start_worker,
         use_shared_memory=use_shared_memory,
@@ -44,7 +41,7 @@ def data_loader(dataset, order, collate, workers, use_shared_memory):
 
 
 class _Failure:
-    """Carries an exception to the main thread in place of an item, then of its batch.
+    """Carries an exception to the main thread in place of a batch.
 
     An exception that Paddle sees reaches the main thread without its message, or not at all: with num_workers 0 the
     reading thread ends and the main thread waits for ever (Paddle 2.6.2 and 3.3.1, dataloader_iter.py).
@@ -62,24 +59,9 @@ class _Failure:
         raise RuntimeError(self.text) from RuntimeError(self.traceback)
 
 
-class _Guarded(paddle.io.Dataset):
-    def __init__(self, dataset):
-        super().__init__()
-        self.dataset = dataset
+class _BatchOrder(paddle.io.BatchSampler):
+    """Yields a list of one item, the samples of a batch, which `_Batches` reads."""
 
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, sample):
-        if isinstance(sample, _Failure):
-            return sample
-        try:
-            return self.dataset[sample]
-        except Exception as error:  # noqa: BLE001
-            return _Failure(error)
-
-
-class _GuardedOrder(paddle.io.BatchSampler):
     def __init__(self, order):
         self.order = order
 
@@ -87,20 +69,22 @@ class _GuardedOrder(paddle.io.BatchSampler):
         return len(self.order)
 
     def __iter__(self):
-        try:
-            yield from self.order
-        except Exception as error:  # noqa: BLE001
-            yield [_Failure(error)]
+        for samples in self.order:
+            yield [samples]
 
 
-def _guarded_collate(collate, samples):
-    failure = next((sample for sample in samples if isinstance(sample, _Failure)), None)
-    if not failure:
+class _Batches(paddle.io.Dataset):
+    """Samples of a batch -> its fields, or a `_Failure` as the last field."""
+
+    def __init__(self, dataset, collate):
+        super().__init__()
+        self.dataset, self.collate = dataset, collate
+
+    def __getitem__(self, samples):
         try:
-            return collate(samples)
+            return self.collate([self.dataset[sample] for sample in samples])
         except Exception as error:  # noqa: BLE001
-            failure = _Failure(error)
-    return [np.zeros(1, np.int64), failure]  # Paddle needs an array
+            return [np.zeros(1, np.int64), _Failure(error)]  # Paddle needs an array
 
 
 def read_all(batches):
@@ -154,8 +138,8 @@ def _raise_for_dead_process(workers):
 # --- Shared memory ---
 
 
-def shared_memory_fits(cfg, *batch_sizes):
-    """Whether /dev/shm has room for the batches of these sizes that are read ahead on this machine; if not, warn.
+def shared_memory_fits(cfg):
+    """Whether /dev/shm has room for the batches that are read ahead on this machine; if not, warn.
 
     A loader process dies of a bus error if /dev/shm is full.
     """
@@ -163,26 +147,26 @@ def shared_memory_fits(cfg, *batch_sizes):
         memory = os.statvfs("/dev/shm")
     except OSError:  # not Linux
         return True
-    needed, free = _read_ahead(cfg, *batch_sizes), memory.f_bavail * memory.f_frsize
-    if cfg.DATA.NUM_WORKERS == 0 or needed <= free:
+    needed = _read_ahead(cfg)
+    if cfg.DATA.NUM_WORKERS == 0 or needed <= memory.f_bavail * memory.f_frsize:
         return True
-    whole = _read_ahead(cfg, cfg.TRAIN.BATCH_SIZE, cfg.VAL.BATCH_SIZE)
-    has, may_need = (-(-size >> 20) for size in (memory.f_blocks * memory.f_frsize, whole))
+    has, may_need = (-(-size >> 20) for size in (memory.f_blocks * memory.f_frsize, needed))
     _warn(
         f"warning: /dev/shm has {has} MB and the loader processes may need {may_need}: they send the images through "
-        f"pipes, which is slower; in Docker, start the container with --shm-size {2 * whole // 10**9 + 1}g"
+        f"pipes, which is slower; in Docker, start the container with --shm-size {2 * needed // 10**9 + 1}g"
     )
     return False
 
 
-def _read_ahead(cfg, *batch_sizes):
-    """Bytes of all batches in shared memory on this machine: two per loader process, and those in use."""
+def _read_ahead(cfg):
+    """Bytes of all batches of both splits in shared memory: two per loader process, and those in use."""
     batches = 2 * cfg.DATA.NUM_WORKERS + cfg.TRAIN.ACCUM_STEPS + 1
     aug = cfg.AUG
     # Masks of boxes take a byte for each pixel.
     masks = aug.ERASE_COUNT * (aug.ERASE_PROB > 0) + (aug.CUTMIX > 0 or bool(aug.CUTMIX_MINMAX))
     image = cfg.DATA.IMAGE_SIZE**2 * (cfg.DATA.CHANNELS + masks)
-    return ranks.local_size() * (_QUEUE_BYTES + batches * sum(size * image for size in batch_sizes))
+    images = batches * (cfg.TRAIN.BATCH_SIZE + cfg.VAL.BATCH_SIZE)
+    return ranks.local_size() * (_QUEUE_BYTES + images * image)
 
 
 @functools.cache

@@ -1,20 +1,25 @@
 """What tools/check_data.py has found, as text and as JSON."""
 
+import functools
+import hashlib
 import itertools
-import math
-from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
-from t2t_vit.common.errors import printable
+from t2t_vit.common.errors import one_line, printable
+from t2t_vit.common.logger import progress_bar
+from t2t_vit.data.images import ImageError, load_image, stored_form
 from t2t_vit.data.paths import Paths
 
 SHOWN = 10  # unreadable files of a split that are printed; --json has all
+_CHUNK = 64  # images that a reading thread takes at a time
 
 
 @dataclass
 class SplitReport:
-    """The images of one split."""
+    """The images of one split. `read_images` fills in what the files are."""
 
     name: str
     source: str
@@ -24,9 +29,31 @@ class SplitReport:
     sides: Counter = field(default_factory=Counter)  # {shorter side in pixels: images}
     modes: Counter = field(default_factory=Counter)  # {Pillow's name: images}
     rotated: int = 0  # images that EXIF rotates or mirrors
-    dim: int = 0  # 16-bit images that use 12 bits or fewer
-    digests: array = field(default_factory=lambda: array("Q"))  # hash of each file, 0 if unreadable
-    grey: list = field(default_factory=lambda: [0, 0.0, 0.0])  # grey images, sums of their means and mean squares
+    digests: list = field(default_factory=list)  # hash of each file, b"" if unreadable
+
+    def read_images(self, how, jobs):
+        """Read all images in `jobs` threads. `how`: keyword arguments of `load_image`."""
+        with ThreadPool(jobs) as pool:  # Pillow decodes without the lock of Python
+            looks = pool.imap(functools.partial(_look, how), self.paths, _CHUNK)
+            bar = progress_bar(looks, total=len(self.paths), desc=f"check {self.name}", unit=" images")
+            for path, (reason, digest, side, mode, is_rotated) in zip(self.paths, bar):
+                self.digests.append(digest)
+                if reason:
+                    self.unreadable[path] = reason
+                    continue
+                self.sides[side] += 1
+                self.modes[mode] += 1
+                self.rotated += is_rotated
+
+
+def _look(how, path):
+    """(why the file cannot be read or "", hash of its content, shorter side, Pillow's mode, is rotated by EXIF)"""
+    try:
+        image = load_image(path, **how)  # as in evaluation
+        digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=8).digest()
+        return "", digest, min(image.size), *stored_form(path)
+    except (ImageError, OSError) as error:
+        return one_line(error), b"", 0, "", False
 
 
 @dataclass
@@ -45,32 +72,23 @@ def spread(counter):
     return values[0], values[len(values) // 2], values[-1]
 
 
-def histogram(title, counter):
-    """Lines of a text histogram by powers of two."""
-    smallest, median, largest = spread(counter)
-    yield f"  {title}: {smallest:,} to {largest:,}, median {median:,}"
-    bins = Counter()
-    for value, number in counter.items():
-        bins[value.bit_length()] += number
-    for bits in range(smallest.bit_length(), largest.bit_length() + 1):
-        bar = "#" * math.ceil(40 * bins[bits] / max(bins.values()))
-        yield f"    {2**bits // 2:>6} - {2**bits - 1:<6} {bins[bits]:>9,} {bar}".rstrip()
-
-
 def print_report(splits, findings):
     for split in splits:
         unreadable = len(split.unreadable)
         show(f"{split.name}: {len(split.paths):,} images in {len(split.classes):,} classes, {unreadable:,} unreadable "
              f"({split.source})")  # fmt: skip
         if split.sides:
-            print(*histogram("images per class", Counter(split.classes.values())), sep="\n")
-            print(*histogram("shorter side in pixels", split.sides), sep="\n")
+            for title, counter in (
+                ("images per class", Counter(split.classes.values())),
+                ("shorter side in pixels", split.sides),
+            ):
+                smallest, median, largest = spread(counter)
+                print(f"  {title}: {smallest:,} to {largest:,}, median {median:,}")
         deep = {mode: number for mode, number in split.modes.items() if mode.startswith(("I", "F"))}
         for title, counter in (
             ("Pillow modes", split.modes),
             ("more than 8 bits, by Pillow mode", Counter(deep)),
             ("rotated or mirrored by EXIF (DATA.EXIF)", Counter(images=split.rotated)),
-            ("16-bit images that use 12 bits or fewer (DATA.GREY_BITS)", Counter(images=split.dim)),
         ):
             if any(counter.values()):
                 show(f"  {title}: " + ", ".join(f"{name} {number:,}" for name, number in counter.most_common()))
@@ -93,7 +111,7 @@ def show(line):
 
 def to_json(splits, findings):
     """The whole report. It names only those images that cannot be read."""
-    left_out = ("name", "paths", "grey", "digests")
+    left_out = ("name", "paths", "digests")
     reports = {
         split.name: {"files": len(split.paths), **{k: v for k, v in vars(split).items() if k not in left_out}}
         for split in splits

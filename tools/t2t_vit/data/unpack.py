@@ -8,14 +8,12 @@ import json
 import os
 import shlex
 import shutil
-import zipfile
 from pathlib import Path
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_not_shipped, display_path, lock, write_text
-from t2t_vit.data import archives
 from t2t_vit.data.index import class_folders, image_files
-from t2t_vit.data.unpacker import DamagedArchive, ForeignFile, Unpacker, unpack_archive
+from t2t_vit.data.unpacker import DamagedArchive, ForeignFile, Unpacker
 from t2t_vit.data.val_classes import ValClasses
 
 MARKS = ".unpacked.json"  # in DIR: {archive name: [size, mtime in ns, "begun", "doubtful" or "done"]}
@@ -24,10 +22,7 @@ MARKS = ".unpacked.json"  # in DIR: {archive name: [size, mtime in ns, "begun", 
 def unpack(paths, output, val_list=None):
     """Unpack archives to the folder `output`, and print what there is.
 
-    Args:
-        paths: of the archives.
-        output: folder of the data set.
-        val_list: file with the classes of ImageNet's validation images, see `val_classes.ValClasses`.
+    `val_list`: file with the classes of ImageNet's validation images, see `val_classes.ValClasses`.
 
     Raises:
         UserError: for a damaged archive, one without images, an unknown class, a full disk.
@@ -46,17 +41,17 @@ def _unpack_all(stamps, folder, val_classes):
     """Unpack the archives of {path: [size, mtime in ns]} that are not done."""
     is_new = not (folder / MARKS).exists()
     marks = _read_marks(folder)
-    _check_space(folder, [path for path in stamps if path.name not in marks])
+    _check_space(folder, sum(size for path, (size, _) in stamps.items() if path.name not in marks))
     for path, stamp in stamps.items():
         before = marks.get(path.name, [*stamp, "begun"])
         if before == [*stamp, "done"]:
             print(f"{path}: unpacked before ({display_path(folder / MARKS)} says so)")
             continue
         # Do not trust files of a different archive of this name, or of a damaged one, even if their size is right.
-        state = "begun" if before == [*stamp, "begun"] else "doubtful"
-        _write_mark(folder, marks, path, [*stamp, state])
+        is_trusted = before == [*stamp, "begun"]
+        _write_mark(folder, marks, path, [*stamp, "begun" if is_trusted else "doubtful"])
         try:
-            unpack_archive(path, lambda depth, state=state: Unpacker(folder, val_classes, is_new, state, depth))
+            Unpacker(folder, val_classes, is_new, is_trusted).unpack(path)
         except DamagedArchive:
             _write_mark(folder, marks, path, [*stamp, "doubtful"])
             raise
@@ -83,11 +78,10 @@ def claim(folder):
     """Keep other processes from unpacking to the folder. Raises UserError if one does."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            lock(descriptor)  # does nothing on a file system without locks
-        except BlockingIOError:
-            raise UserError(f"another process unpacks to {folder}") from None
+        lock(descriptor)  # does nothing on a file system without locks
         yield
+    except BlockingIOError:
+        raise UserError(f"another process unpacks to {folder}") from None
     finally:
         os.close(descriptor)
 
@@ -104,12 +98,8 @@ def _write_mark(folder, marks, path, mark):
     write_text(folder / MARKS, json.dumps(marks, indent=1) + "\n")
 
 
-def _check_space(folder, paths):
-    """Raise UserError if the archives do not fit on the disk."""
-    try:
-        needed = sum(map(archives.unpacked_size, paths))
-    except zipfile.BadZipFile:
-        return  # reported when the archive is unpacked
+def _check_space(folder, needed):
+    """Raise UserError if archives of so many bytes do not fit on the disk. Images hardly compress."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(

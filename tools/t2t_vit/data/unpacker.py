@@ -2,15 +2,12 @@
 
 import contextlib
 import errno
-import lzma
 import os
 import re
+import shutil
 import sys
-import tarfile
-import zipfile
-import zlib
 
-from t2t_vit.common.errors import UserError, one_line
+from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import progress_bar
 from t2t_vit.data import archives, cifar
 from t2t_vit.data.index import is_ignored_folder, is_image_name
@@ -18,7 +15,6 @@ from t2t_vit.data.layout import split_named
 
 _CLASS_ARCHIVE = re.compile(r"(n\d{8})\.tar")
 _VAL_IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, MemoryError)
 
 
 class DamagedArchive(UserError):
@@ -29,76 +25,72 @@ class ForeignFile(UserError):
     """The folder holds another file with the name of a file from the archive."""
 
 
-def unpack_archive(path, unpacker_of):
-    """Unpack one archive and print what was in it. `unpacker_of`: depth of the class folders -> Unpacker."""
-    unpacker = unpacker_of(None)
-    try:
-        unpacker.add_archive(path)
-        if not unpacker.images and (depth := class_depth(unpacker.unplaced)) is not None:
-            unpacker = unpacker_of(depth)
-            unpacker.add_archive(path)
-    except _DAMAGED as error:
-        reason = str(error) or type(error).__name__
-        reason = reason.splitlines()[0].rstrip(": ")  # tarfile adds a line for each compression that it tried
-        raise DamagedArchive(
-            f"{path} is damaged, incomplete or not a tar or zip archive ({reason}); {unpacker.images:,} of its images "
-            "are unpacked; download it again and repeat the command"
-        ) from error
-    if unpacker.unsafe:
-        names = ", ".join(map(ascii, unpacker.unsafe[:3]))
-        print(f"warning: {path}: left out {len(unpacker.unsafe)} links, devices and unsafe names: {names}",
-              file=sys.stderr)  # fmt: skip
-    if unpacker.repeated:
-        print(f"warning: {path}: left out {unpacker.repeated} files that would replace an earlier one", file=sys.stderr)
-    if not unpacker.images:
-        raise UserError(f"{path} holds no images in train/ or val/ folders, or in two or more class folders")
-    print(f"{path}: {unpacker.written:,} images written, {unpacker.images - unpacker.written:,} there before, "
-          f"{unpacker.other:,} other files left out")  # fmt: skip
-
-
 class Unpacker:
-    """Writes the files of an archive and counts them.
+    """Writes the images of one archive.
 
     Args:
         folder: to unpack to.
         val_classes: `ValClasses`.
         is_new: True if nothing was unpacked to the folder before; existing files are then never replaced.
-        state: "begun" if files of the right size are right, or "doubtful".
-        depth: of the class folders in an archive without splits, see `class_depth`; None for an archive with splits.
+        is_trusted: True if files of the right size are right.
     """
 
-    def __init__(self, folder, val_classes, is_new, state, depth):
-        self.folder, self.val_classes, self.is_new, self.depth = folder, val_classes, is_new, depth
-        self.is_trusted = state == "begun"
-        self.images = self.written = self.other = self.repeated = 0
-        self.unsafe = []
-        self.names = {}  # {hash of a path: hash of its name in the archive}; a million paths would take much memory
+    def __init__(self, folder, val_classes, is_new, is_trusted):
+        self.folder, self.val_classes, self.is_new, self.is_trusted = folder, val_classes, is_new, is_trusted
+        self.depth = None  # of the class folders in an archive without splits
         self.unplaced = set()  # folders of images that are in no split, as tuples
 
-    def add_archive(self, path):
-        """Unpack an archive, with a progress bar."""
+    def unpack(self, path):
+        """Unpack the archive and print what was in it."""
+        try:
+            self._read(path)
+            if not self.images and (depth := class_depth(self.unplaced)) is not None:
+                self.depth = depth
+                self._read(path)
+        except UserError:
+            raise
+        except Exception as error:  # tarfile, zipfile and what they decompress with raise nearly anything
+            reason = str(error) or type(error).__name__
+            reason = reason.splitlines()[0].rstrip(": ")  # tarfile adds a line for each compression that it tried
+            raise DamagedArchive(
+                f"{path} is damaged, incomplete or not a tar or zip archive ({reason}); {self.images:,} of its images "
+                "are unpacked; download it again and repeat the command"
+            ) from error
+        if self.unsafe:
+            names = ", ".join(map(ascii, self.unsafe[:3]))
+            _warn(f"{path}: left out {len(self.unsafe)} links, devices and unsafe names: {names}")
+        if self.repeated:
+            _warn(f"{path}: left out {self.repeated} files that would replace an earlier one")
+        if not self.images:
+            raise UserError(f"{path} holds no images in train/ or val/ folders, or in two or more class folders")
+        print(f"{path}: {self.written:,} images written, {self.images - self.written:,} there before, "
+              f"{self.other:,} other files left out")  # fmt: skip
+
+    def _read(self, path):
+        """Write the images of the archive, with a progress bar."""
+        self.images = self.written = self.other = self.repeated = 0
+        self.unsafe, self.seen = [], set()
         options = {"total": path.stat().st_size, "unit": "B", "unit_scale": True, "desc": path.name}
         with open(path, "rb") as file, progress_bar(None, **options) as bar:
-            form, inner = cifar.form_of(path), _CLASS_ARCHIVE.fullmatch(path.name)
-            found = cifar.entries(file, path, form) if form else archives.entries(file, path)
+            form, inner = cifar.form_of(file), _CLASS_ARCHIVE.fullmatch(path.name)
+            entries = cifar.entries(file, path, form) if form else archives.entries(file)
             place = str if form else self._place  # the name of a CIFAR image is its place
             # A class archive by itself: someone has unpacked ILSVRC2012_img_train.tar by hand.
             prefix = f"train/{inner[1]}/" if inner else ""
-            self._add(found, lambda: bar.update(max(0, file.tell() - bar.n)), place, prefix)
+            self._add(entries, lambda: bar.update(max(0, file.tell() - bar.n)), place, prefix)
 
-    def _add(self, entries, progress, place, prefix="", archive=""):
-        """Unpack entries, below `prefix`. `archive`: name of the class archive that holds them, if one does."""
+    def _add(self, entries, progress, place, prefix=""):
+        """Unpack entries, below `prefix`."""
         for entry in entries:
             progress()
-            name = "/".join(entry.parts)
             class_archive = _CLASS_ARCHIVE.fullmatch(entry.parts[-1]) if entry.parts else None
             if not entry.is_safe or not entry.parts:
                 self.unsafe.append(entry.name)
             elif class_archive:
                 with entry.open() as inner:
-                    self._add(archives.tar_entries(inner), progress, place, f"train/{class_archive[1]}/", name)
-            elif target := place(prefix + name):
-                self._write(entry, self.folder / target, hash((archive, name)))
+                    self._add(archives.tar_entries(inner), progress, place, f"train/{class_archive[1]}/")
+            elif target := place(prefix + "/".join(entry.parts)):
+                self._write(entry, self.folder / target)
             else:
                 self.other += 1
 
@@ -120,24 +112,21 @@ class Unpacker:
             return "/".join([*parents[self.depth :], file])
         return None
 
-    def _write(self, entry, target, name):
-        """Write one file, unless it is there. Of entries with one `name`, the last is kept, as tar does."""
-        key = hash(str(target))
-        is_again = key in self.names
-        if is_again and self.names[key] != name:
+    def _write(self, entry, target):
+        """Write one file, unless it is there."""
+        key = hash(target)  # a million paths would take much memory
+        if key in self.seen:
             self.repeated += 1
             return
-        self.names[key] = name
-        if is_again or not self._is_there(entry, target):
-            if not is_again and self.is_new and os.path.lexists(target):
+        self.seen.add(key)
+        is_there = self.is_trusted and target.is_file() and entry.size in (None, target.stat().st_size)
+        if not is_there:
+            if self.is_new and os.path.lexists(target):
                 raise ForeignFile(f"{target} exists and differs from the file in the archive; give another --output")
             with entry.open() as source, _replacing(target) as file:
-                file.writelines(_blocks(source))
-            self.written += not is_again
-        self.images += not is_again
-
-    def _is_there(self, entry, target):
-        return self.is_trusted and target.is_file() and entry.size in (None, target.stat().st_size)
+                shutil.copyfileobj(source, file)
+            self.written += 1
+        self.images += 1
 
 
 def _split_of(name):
@@ -159,15 +148,6 @@ def class_depth(folders):
     return None
 
 
-def _blocks(source):
-    """Yield the content of an entry. Every OSError becomes tarfile.ReadError: the archive is damaged."""
-    try:
-        while block := source.read(2**20):
-            yield block
-    except OSError as error:
-        raise tarfile.ReadError(one_line(error)) from error
-
-
 @contextlib.contextmanager
 def _replacing(target):
     """Yield a file that becomes `target` when it is complete, and is removed otherwise.
@@ -181,9 +161,15 @@ def _replacing(target):
             yield file
         os.replace(temporary, target)
     except OSError as error:
+        if error.errno is None:  # not of the disk: gzip and bz2 raise it for a damaged archive
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full at {target}; free some space and repeat the command") from error
-        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{target} cannot be written: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _warn(line):
+    print(f"warning: {line}", file=sys.stderr)

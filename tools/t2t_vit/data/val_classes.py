@@ -33,7 +33,7 @@ class ValClasses:
     def _find(self):
         for path in self.paths:
             with open(path, "rb") as file:
-                for entry in archives.entries(file, path):
+                for entry in archives.entries(file):
                     if entry.is_safe and entry.parts[-1].lower() in VAL_LISTS and entry.size <= _LARGEST_LIST:
                         source = f"{path}: {entry.name}"
                         print(f"classes of the validation images: {source}")

@@ -4,6 +4,7 @@ predictor = open_predictor("onnxruntime", "output/lit_data/export/lit_data.onnx"
 logits = predictor(images)  # (B, C, H, W), normalised by predictor.metadata -> (B, K)
 """
 
+import contextlib
 import importlib
 import os
 import textwrap
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from t2t_vit.common.errors import UserError, one_line
-from t2t_vit.common.files import read_text, sha256
+from t2t_vit.common.files import read_text
 from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.common.runtime import asked_threads, cores
 from t2t_vit.data.transforms import normalized
@@ -21,7 +22,6 @@ from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
 # Files that each engine reads; "paddle" computes with weights.
 SUFFIXES = {"inference": (".json", ".pdmodel"), "onnxruntime": (".onnx",), "openvino": (".xml", ".onnx")}
-CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
 
 
 def require(module, what):
@@ -38,35 +38,6 @@ def require(module, what):
 def is_paddle_2(paddle):
     """Whether this PaddlePaddle writes and reads .pdmodel instead of .json."""
     return paddle.__version__.startswith("2.")
-
-
-def part_of(path, suffix):
-    """Another file of an exported model: beside `path`, or beside the file that a link points to."""
-    target = Path(os.path.realpath(path)).with_suffix(suffix)
-    part = target if target.is_file() else path.with_suffix(suffix)
-    if not part.is_file():
-        raise UserError(f"{path} needs {part}, which does not exist; export it again")
-    return part
-
-
-def checksum(path):
-    """What an exported model stores about its other files."""
-    return sha256(path)[:16]
-
-
-def check_part(path, suffix, expected):
-    """Raise UserError if the file with this suffix beside `path` is not from the same export."""
-    part = part_of(path, suffix)
-    if checksum(part) != expected:
-        raise UserError(f"{part} is not the file that was exported with {path}; export it again")
-
-
-def file_beside_part(path):
-    """The main file of an exported model, given its .bin, .pdiparams or .yml; None for any other path."""
-    suffixes = {".bin": (".xml",), ".pdiparams": SUFFIXES["inference"], ".yml": SUFFIXES["inference"]}
-    path = Path(path or ".")
-    files = (path.with_suffix(suffix) for suffix in suffixes.get(path.suffix.lower(), ()))
-    return next((file for file in files if file.is_file()), None)
 
 
 def engine_of(path):
@@ -96,10 +67,35 @@ def open_predictor(engine, path, threads=None, device="cpu", onednn=True):
         raise UserError(f"exported model {path} {'is a folder' if path.is_dir() else 'not found'}")
     if device.startswith("gpu") and engine != "inference":
         raise UserError(f"DEVICE is {device}, but engine {engine} runs only on the CPU here")
-    threads = threads or asked_threads() or None
-    if engine == "inference":
-        return PaddleInference(path, threads, device, onednn)
-    return {"onnxruntime": OnnxRuntime, "openvino": OpenVino}[engine](path, threads)
+    path = Path(os.path.realpath(path))  # its other files are beside the file that a link points to
+    threads = threads or asked_threads()
+    with _in_one_line(path, engine):
+        if engine == "inference":
+            run, metadata = _paddle_inference(path, threads, device, onednn)
+        else:
+            run, metadata = {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine](path, threads)
+
+    def run_and_check(images):
+        with _in_one_line(path, engine):
+            logits = run(images)
+        expected = (len(images), len(metadata.classes))
+        if logits.shape != expected:
+            raise UserError(f"{path} gives logits of shape {logits.shape}, not {expected}; export it again")
+        return logits
+
+    return Predictor(run_and_check, metadata)
+
+
+@contextlib.contextmanager
+def _in_one_line(path, engine):
+    """Make UserErrors of the engines' own exceptions, which share no base class."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = textwrap.shorten(one_line(error), 300, placeholder=" ...")
+        raise UserError(f"{path} cannot be read by {engine}: {reason}; export it again") from error
 
 
 def to_input(pixels, metadata):
@@ -109,170 +105,92 @@ def to_input(pixels, metadata):
 
 
 class Predictor:
-    """Normalised images (B, C, H, W) -> logits (B, K), float32 arrays, for any B >= 1."""
+    """Normalised images (B, C, H, W) -> logits (B, K), float32 arrays, for any B >= 1; `run` computes one batch."""
 
-    def __init__(self, metadata):
-        self.metadata = metadata
+    def __init__(self, run, metadata):
+        self.run, self.metadata = run, metadata
 
     def __call__(self, images):
         images = np.ascontiguousarray(images, np.float32)
         expected = (self.metadata.channels, *self.metadata.image_size)
         if images.shape[1:] != expected:
             raise UserError(f"the model takes images of shape {expected}, not {images.shape[1:]}")
-        size = self.metadata.batch_size
-        if not size:
-            return self._run(images)
-        return np.concatenate([self._run_part(images[i : i + size], size) for i in range(0, len(images), size)])
-
-    def _run_part(self, images, size):
-        count = len(images)
-        if count < size:
-            images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.float32)])
-        return self._run(images)[:count]
-
-    def _run(self, images):
-        """Logits of exactly one batch."""
-        raise NotImplementedError
+        count, size = len(images), self.metadata.batch_size or len(images)
+        if missing := -count % size:
+            images = np.concatenate([images, np.zeros((missing, *expected), np.float32)])
+        return np.concatenate([self.run(images[i : i + size]) for i in range(0, count, size)])[:count]
 
 
-class EagerPredictor(Predictor):
-    """A Paddle model in eval mode, or the function that `microbatch.inference` makes of it."""
+def eager_predictor(model, metadata):
+    """Predictor of a Paddle model in eval mode, or of the function that `microbatch.inference` makes of it."""
+    import paddle  # here because the other engines run without it
 
-    def __init__(self, model, metadata):
-        super().__init__(metadata)
-        self.model = model
-
-    def _run(self, images):
-        import paddle  # here because the other engines run without it
-
+    def run(images):
         with paddle.no_grad():
-            return self.model(paddle.to_tensor(images)).astype("float32").numpy()
+            return model(paddle.to_tensor(images)).astype("float32").numpy()
+
+    return Predictor(run, metadata)
 
 
-class ExportedPredictor(Predictor):
-    """An exported file in its engine. The engines' own exceptions, which share no base class, become UserErrors."""
-
-    engine = None
-
-    def __init__(self, path, *options):
-        self.path = path
-        super().__init__(self._in_one_line(self._load, *options))
-
-    def _run(self, images):
-        logits = self._in_one_line(self._infer, images)
-        expected = (len(images), len(self.metadata.classes))
-        if logits.shape != expected:
-            raise UserError(f"{self.path} gives logits of shape {logits.shape}, not {expected}; export it again")
-        return logits
-
-    def _in_one_line(self, function, *arguments):
-        try:
-            return function(*arguments)
-        except UserError:
-            raise
-        except Exception as error:
-            reason = textwrap.shorten(one_line(error), 300, placeholder=" ...")
-            raise UserError(f"{self.path} cannot be read by {self.engine}: {reason}; export it again") from error
-
-    def _load(self, *options):
-        """Load the file. Returns its `Metadata`."""
-        raise NotImplementedError
-
-    def _infer(self, images):
-        """Logits of exactly one batch."""
-        raise NotImplementedError
+# --- Engines: (function of one batch, `Metadata`) of a file ---
 
 
-class PaddleInference(ExportedPredictor):
-    """`paddle.inference`."""
+def _paddle_inference(path, threads, device, onednn):
+    paddle = require("paddle", "engine inference")
+    if path.suffix == ".json" and is_paddle_2(paddle):  # it would crash
+        raise UserError(
+            f"{path} was made by PaddlePaddle 3, this is {paddle.__version__}: export the model again with it"
+        )
+    parameters = path.with_suffix(".pdiparams")
+    if not parameters.is_file():  # Paddle would compute without them
+        raise UserError(f"{path} needs {parameters}, which does not exist; export it again")
+    metadata = Metadata.from_values(load_yaml(read_text(path.with_suffix(".yml"), 2**26), fast=True), path)
+    config = paddle.inference.Config(str(path), str(parameters))
+    if device.startswith("gpu"):
+        from t2t_vit.models import tf32  # here because it imports Paddle
 
-    engine = "paddle"
+        tf32.allow(False)
+        config.enable_use_gpu(256, int(device.partition(":")[2] or 0))
+    else:
+        config.disable_gpu()
+        config.enable_mkldnn() if onednn else config.disable_mkldnn()
+        config.set_cpu_math_library_num_threads(threads or cores())
+    config.disable_glog_info()
+    predictor = paddle.inference.create_predictor(config)
+    source = predictor.get_input_handle(predictor.get_input_names()[0])
+    result = predictor.get_output_handle(predictor.get_output_names()[0])
 
-    def _load(self, threads, device, onednn):
-        paddle = require("paddle", "engine inference")
-        if self.path.suffix == ".json" and is_paddle_2(paddle):  # it would crash
-            raise UserError(
-                f"{self.path} was made by PaddlePaddle 3, this is {paddle.__version__}: export the model again with it"
-            )
-        metadata = read_sidecar(self.path)
-        config = paddle.inference.Config(str(self.path), str(part_of(self.path, ".pdiparams")))
-        if device.startswith("gpu"):
-            from t2t_vit.models import tf32  # here because it imports Paddle
+    def run(images):
+        source.copy_from_cpu(images)
+        predictor.run()
+        return result.copy_to_cpu()
 
-            tf32.allow(False)
-            config.enable_use_gpu(256, int(device.partition(":")[2] or 0))
-        else:
-            config.disable_gpu()
-            config.enable_mkldnn() if onednn else config.disable_mkldnn()
-            config.set_cpu_math_library_num_threads(threads or cores())
-        config.disable_glog_info()
-        self.predictor = paddle.inference.create_predictor(config)
-        self.input = self.predictor.get_input_handle(self.predictor.get_input_names()[0])
-        self.output = self.predictor.get_output_handle(self.predictor.get_output_names()[0])
-        return metadata
-
-    def _infer(self, images):
-        self.input.copy_from_cpu(images)
-        self.predictor.run()
-        return self.output.copy_to_cpu()
-
-
-class OnnxRuntime(ExportedPredictor):
-    """onnxruntime on the CPU."""
-
-    engine = "onnxruntime"
-
-    def _load(self, threads):
-        ort = require("onnxruntime", "engine onnxruntime")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3  # errors
-        self.session = ort.InferenceSession(str(self.path), options, ["CPUExecutionProvider"])
-        return Metadata.from_entries(self.session.get_modelmeta().custom_metadata_map, self.path)
-
-    def _infer(self, images):
-        return self.session.run(None, {self.session.get_inputs()[0].name: images})[0]
+    return run, metadata
 
 
-class OpenVino(ExportedPredictor):
-    """OpenVINO on the CPU, computing in the precision of the file."""
-
-    engine = "OpenVINO"
-
-    def _load(self, threads):
-        ov = require("openvino", "engine openvino")
-        core = ov.Core()
-        parts = (self.path,) if self.path.suffix == ".onnx" else (self.path, part_of(self.path, ".bin"))
-        model = core.read_model(*parts)
-        entries = _openvino_entries(model, self.path)
-        if CHECKSUM in entries:
-            check_part(self.path, ".bin", entries[CHECKSUM])
-        metadata = Metadata.from_entries(entries, self.path)
-        # By default OpenVINO computes in bfloat16 on a CPU that has it.
-        options = {"INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32"}
-        options |= {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-        self.request = core.compile_model(model, "CPU", options).create_infer_request()
-        return metadata
-
-    def _infer(self, images):
-        return np.array(self.request.infer({0: images})[0])
+def _onnxruntime(path, threads):
+    ort = require("onnxruntime", "engine onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    metadata = Metadata.from_entries(session.get_modelmeta().custom_metadata_map, path)
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0], metadata
 
 
-def _openvino_entries(model, path):
-    """Entries of an .xml file (rt_info), or of an .onnx file, read with onnx because OpenVINO drops them."""
-    if path.suffix == ".onnx":
+def _openvino(path, threads):
+    ov = require("openvino", "engine openvino")
+    core = ov.Core()
+    model = core.read_model(path)
+    if path.suffix == ".onnx":  # OpenVINO drops its entries
         onnx = require("onnx", "engine openvino with an .onnx file")
-        return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-    return dict(model.get_rt_info(NAMESPACE).value) if model.has_rt_info(NAMESPACE) else {}
-
-
-def read_sidecar(path):
-    """`Metadata` of a Paddle inference model, from the .yml file beside it."""
-    sidecar = part_of(path, ".yml")
-    try:
-        values = load_yaml(read_text(sidecar, 2**26), fast=True)
-        for suffix, expected in values.get("files", {}).items():
-            check_part(path, suffix, expected)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{sidecar} is damaged ({one_line(error)}); export the model again") from None
-    return Metadata.from_values(values, path)
+        entries = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    else:
+        entries = dict(model.get_rt_info(NAMESPACE).value) if model.has_rt_info(NAMESPACE) else {}
+    metadata = Metadata.from_entries(entries, path)
+    # By default OpenVINO computes in bfloat16 on a CPU that has it.
+    options = {"INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32"}
+    options |= {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+    request = core.compile_model(model, "CPU", options).create_infer_request()
+    return lambda images: np.array(request.infer({0: images})[0]), metadata

@@ -1,27 +1,51 @@
-"""The command export.py: a trained model as a file for an inference engine, compared with the model on real images."""
+"""Write a trained model as a file for an inference engine, and the command export.py.
 
-import signal
-import threading
+The file is put in place only if its engine computes what the model does.
+"""
+
+import dataclasses
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+import paddle
+import yaml
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import check_outputs, display_path, sha256
+from t2t_vit.common.files import atomic_path, check_outputs, check_writable, display_path, naming, sha256
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.config import load_config
+from t2t_vit.data.classes import ClassList
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.images import load_image, reading
 from t2t_vit.data.transforms import EvalTransform
-from t2t_vit.deploy.compare import Samples
-from t2t_vit.deploy.exporter import check_offered, export_model, file_name, parts_of, target_of
-from t2t_vit.deploy.metadata import Metadata
+from t2t_vit.deploy.compare import Samples, compare
+from t2t_vit.deploy.engines import eager_predictor, is_paddle_2, open_predictor, require, to_input
+from t2t_vit.deploy.fold import fold
+from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 from t2t_vit.deploy.open_model import export_folder, open_model
+from t2t_vit.deploy.quantize import quantize
+from t2t_vit.training.microbatch import inference
+
+PRECISIONS = ("fp32", "bf16", "int8")
+ENGINE_OF = {"paddle": "inference", "onnx": "onnxruntime", "openvino": "openvino"}
+FORMATS = tuple(ENGINE_OF)
+NOT_OFFERED = {
+    ("paddle", "bf16"): "Paddle Inference chooses its precision at run time; use --format openvino",
+    ("paddle", "int8"): "it would need PaddleSlim; use --format onnx or openvino",
+    ("onnx", "bf16"): "onnxruntime has no bfloat16 kernels for CPUs; use --format openvino",
+}
+_PROGRAM = ".pdmodel" if is_paddle_2(paddle) else ".json"
+_SUFFIXES = {"paddle": (_PROGRAM, ".pdiparams", ".yml"), "onnx": (".onnx",), "openvino": (".xml", ".bin")}
+
+
+# --- The command ---
 
 
 def export(args, cfg):
     """Export the model of a command line and log how much the exported file differs from it."""
-    if threading.current_thread() is threading.main_thread():  # Python sets signal handlers only there
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     setup_logging()
     for option in ("images", "calibration"):
         if getattr(args, option) < 1:
@@ -37,9 +61,7 @@ def export(args, cfg):
     samples, source = read_samples(args, cfg, display_path(opened.path))
     has_batch_size = args.batch_size or "VAL.BATCH_SIZE" in args.opts[::2]
     batch_size = 0 if args.dynamic_batch else cfg.VAL.BATCH_SIZE if has_batch_size else 1
-    target, comparison = export_model(
-        opened.model, cfg, target, args.format, args.precision, batch_size, metadata, samples
-    )
+    _, comparison = export_model(opened.model, cfg, target, args.format, args.precision, batch_size, metadata, samples)
     megabytes = sum(part.stat().st_size for part in parts_of(target, args.format)) / 1e6
     batches = f"batches of {batch_size or 'any size'}"
     log.info("%s: %s, %s, %.1f MB", display_path(target), args.precision, batches, megabytes)
@@ -47,34 +69,181 @@ def export(args, cfg):
 
 
 def read_samples(args, cfg, weights):
-    """Images to compare on, from the validation split or else from the digits of the repository, without labels.
-
-    Returns:
-        (`Samples`, where they are from).
-
-    Raises:
-        UserError: the data set has other classes than `weights`, or no training images to calibrate int8 on.
-    """
+    """(`Samples`, where they are from): validation images, or else the digits of the repository."""
     calibration = None
     if args.precision == "int8":
         _, splits = load_data(cfg, ["train"], model_file=weights)
-        calibration, _ = read_images(splits["train"], cfg, args.calibration)
+        calibration = read_images(splits["train"], cfg, args.calibration)
     try:
         _, splits = load_data(cfg, ["val"], model_file=weights)
-        images, labels = read_images(splits["val"], cfg, args.images)
-        return Samples(images, labels, calibration), display_path(splits["val"].source)
+        return Samples(read_images(splits["val"], cfg, args.images), calibration), display_path(splits["val"].source)
     except UserError:
         if args.data_path or "DATA.PATH" in args.opts[::2]:
             raise
     _, splits = load_data(load_config("configs/lit_data.yaml"), ["val"])
-    images, _ = read_images(splits["val"], cfg, args.images)
     source = f"{display_path(splits['val'].source)} (no validation images at {cfg.DATA.PATH})"
-    return Samples(images, None, calibration), source
+    return Samples(read_images(splits["val"], cfg, args.images), calibration), source
 
 
 def read_images(split, cfg, count):
-    """(uint8 (N, S, S, channels), labels (N,)) of N <= count images, evenly spread over a split."""
+    """uint8 (N, S, S, channels) of N <= count images, evenly spread over a split."""
     transform = EvalTransform(cfg)
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
-    images = [transform(load_image(split.paths[index], **reading(cfg))) for index in chosen]
-    return np.stack(images), split.labels[chosen]
+    return np.stack([transform(load_image(split.paths[index], **reading(cfg))) for index in chosen])
+
+
+# --- Any model ---
+
+
+def check_offered(form, precision):
+    """Raise UserError for an impossible pair of format and precision, or if its libraries are missing."""
+    if reason := NOT_OFFERED.get((form, precision)):
+        raise UserError(f"--format {form} has no --precision {precision}: {reason}")
+    if form == "paddle":
+        return
+    if is_paddle_2(paddle):
+        raise UserError(
+            f"--format {form} needs PaddlePaddle 3; this is {paddle.__version__}, which has --format paddle"
+        )
+    for module in ("onnx", "paddle2onnx", ENGINE_OF[form], "onnxruntime" if precision == "int8" else "onnx"):
+        require(module, f"an {form} file in {precision}")
+
+
+def file_name(name, form, precision):
+    """Name of the exported file of a run: lit_data.onnx, lit_data-int8.xml, ..."""
+    return f"{name}{'' if precision == 'fp32' else f'-{precision}'}{_SUFFIXES[form][0]}"
+
+
+def target_of(target, name, form, precision):
+    """The file to write: a folder becomes the usual name in it, a link the file that it points to."""
+    target = Path(os.path.realpath(target))
+    target = target / file_name(name, form, precision) if target.is_dir() else target
+    if target.suffix != _SUFFIXES[form][0]:
+        raise UserError(f"{target}: a file of --format {form} must end in {_SUFFIXES[form][0]}")
+    return target
+
+
+def parts_of(path, form):
+    """All files of an exported model; `path` is the main one."""
+    return [path.with_suffix(suffix) for suffix in _SUFFIXES[form]]
+
+
+def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metadata=None, samples=None):
+    """Write `model` for an inference engine. If it fails, no file is written.
+
+    Args:
+        model: `paddle.nn.Layer` of either family, in eval mode.
+        cfg: its config.
+        target: file, link to a file, or an existing folder, which gets a file of the usual name.
+        form: "paddle", "onnx" or "openvino".
+        precision: "fp32", "bf16" or "int8".
+        batch_size: images per inference; 0 = any number, which is slower.
+        metadata: `Metadata`; its precision, batch size and image size are overwritten. Default: numbered classes.
+        samples: `Samples`; default: noise, on which only fp32 is checked.
+
+    Returns:
+        (path of the main file, the `Comparison` with the largest difference).
+
+    Raises:
+        UserError: the format is not offered, a library is missing, or the file does not compute what the model does.
+    """
+    check_offered(form, precision)
+    target = target_of(target, cfg.NAME, form, precision)
+    if metadata is None:
+        numbers = tuple(str(number) for number in range(model.head.weight.shape[1]))
+        metadata = Metadata.of(cfg, ClassList(numbers, numbers, "numbers"), precision)
+    metadata = dataclasses.replace(
+        metadata, precision=precision, batch_size=batch_size, image_size=list(model.image_size)
+    )
+    is_noise, samples = samples is None, samples or _noise(metadata)
+    with _in_place_of(target) as draft:
+        _WRITERS[form](model, metadata, draft, samples)
+        eager = eager_predictor(inference(model, cfg), dataclasses.replace(metadata, batch_size=0))
+        comparisons = [compare(predictor, eager, samples.images) for predictor in _predictors(form, draft)]
+        if not is_noise or precision == "fp32":
+            for comparison in comparisons:
+                comparison.check(precision)
+    return target, max(comparisons, key=lambda comparison: comparison.difference)
+
+
+def _predictors(form, path):
+    """Predictors of an exported file: with and without oneDNN for Paddle Inference, which computes differently."""
+    options = [{"onednn": True}, {"onednn": False}] if form == "paddle" else [{}]
+    return [open_predictor(ENGINE_OF[form], path, **option) for option in options]
+
+
+def _noise(metadata):
+    shape = (max(8, metadata.batch_size), *metadata.image_size, metadata.channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return Samples(images, images)
+
+
+@contextmanager
+def _in_place_of(target):
+    """Yield a path in a temporary folder; on success, each file in the folder replaces the one beside `target`."""
+    check_writable(target)
+    with naming(target), tempfile.TemporaryDirectory(prefix=".export.", dir=target.parent) as folder:
+        yield Path(folder) / target.name
+        for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == target.name):  # the main file last
+            with atomic_path(target.with_name(part.name)) as temporary:
+                os.replace(part, temporary)
+
+
+# --- Formats ---
+
+
+def _save_paddle(model, metadata, path):
+    """Write program and parameters. Returns {name of a parameter in the files: structured name}."""
+    layer = fold(model)
+    shape = [metadata.batch_size or None, metadata.channels, *metadata.image_size]
+    paddle.jit.save(layer, str(path.with_suffix("")), input_spec=[paddle.static.InputSpec(shape, "float32", "images")])
+    named = [*layer.named_parameters(), *layer.named_buffers()]
+    return {tensor.name: name for name, tensor in named}
+
+
+def _write_paddle(model, metadata, path, _):
+    _save_paddle(model, metadata, path)
+    path.with_suffix(".pdiparams.info").unlink(missing_ok=True)  # PaddlePaddle 2.6 writes it for further training
+    text = yaml.safe_dump(dataclasses.asdict(metadata), allow_unicode=True, sort_keys=False)
+    path.with_suffix(".yml").write_text(text, encoding="utf-8")
+
+
+def _write_onnx(model, metadata, path, samples):
+    import onnx  # optional
+
+    from t2t_vit.deploy.onnx_graph import to_onnx  # needs onnx
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        program = Path(folder) / f"program{_PROGRAM}"
+        names = _save_paddle(model, metadata, program)
+        graph = to_onnx(program, program.with_suffix(".pdiparams"), names)
+    if metadata.precision == "int8":
+        quantize(graph, path, _calibration_batches(samples.calibration, metadata))
+        graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, metadata.to_entries())
+    onnx.save(graph, path)
+
+
+def _calibration_batches(pixels, metadata):
+    """Yield float32 batches of the file's batch size; the last one is filled with the first images."""
+    size = metadata.batch_size or 1
+    count = -(-len(pixels) // size) * size
+    pixels = np.resize(pixels, (count, *pixels.shape[1:]))
+    for start in range(0, count, size):
+        yield to_input(pixels[start : start + size], metadata)
+
+
+def _write_openvino(model, metadata, path, samples):
+    import openvino  # optional
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source = Path(folder) / "model.onnx"
+        _write_onnx(model, metadata, source, samples)
+        graph = openvino.Core().read_model(source)  # convert_model does the same and reports its use
+        for name, value in metadata.to_entries().items():
+            graph.set_rt_info(value, [NAMESPACE, name])
+        # For bf16, float16 weights are precise enough: they are rounded to bfloat16 anyway.
+        openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")
+
+
+_WRITERS = {"paddle": _write_paddle, "onnx": _write_onnx, "openvino": _write_openvino}

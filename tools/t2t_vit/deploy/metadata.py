@@ -75,13 +75,13 @@ class Metadata:
         if "version" not in values:
             raise UserError(f"{path} does not describe its model: it was not made by tools/export.py")
         if values["version"] != VERSION:
-            version = _shortened(repr(values["version"]))
+            version = str(values["version"])[:20]
             raise UserError(f"{path} has format version {version}, this program reads {VERSION}; export it again")
         try:
-            fields = [f.name for f in dataclasses.fields(cls) if f.name in values or f.default is dataclasses.MISSING]
-            metadata = cls(**{name: values[name] for name in fields})
+            known = [field.name for field in dataclasses.fields(cls) if field.name in values]
+            metadata = cls(**{name: values[name] for name in known})
             metadata._check()
-        except (KeyError, ValueError, TypeError, ArithmeticError, UserError) as error:
+        except (ValueError, TypeError, ArithmeticError, UserError) as error:
             raise _damaged(path, error) from None
         return metadata
 
@@ -93,14 +93,11 @@ class Metadata:
                 raise ValueError(f"{field.name} is {value!r}")
         if len(self.image_size) != 2 or not all(type(side) is int and 1 <= side <= 4096 for side in self.image_size):
             raise ValueError(f"image_size is {self.image_size!r}")
-        if len(self.folders) != len(self.classes) or not all(
-            isinstance(name, str) for name in self.folders + self.classes
-        ):
+        names = self.folders + self.classes
+        if len(self.folders) != len(self.classes) or not all(isinstance(name, str) for name in names):
             raise ValueError("classes and folders must be lists of names of the same length")
         if self.batch_size < 0:
             raise ValueError(f"batch_size is {self.batch_size}")
-        if not all(abs(value) < 1e6 for value in self.mean + self.std):
-            raise ValueError(f"mean is {self.mean!r}, std is {self.std!r}")
         with_keys(default_config(), self.config_keys())  # checks the rest
 
     def to_entries(self):
@@ -115,11 +112,7 @@ class Metadata:
     def settle(self, cfg, given, path):
         """`cfg` with the keys that the file determines.
 
-        Args:
-            given: keys that the user has set.
-
-        Raises:
-            UserError: one of them has another value than the file; or the model takes images that are not square.
+        Raises UserError if the user has given one of them, `given`, another value, or if the images are not square.
         """
         height, width = self.image_size
         if height != width:
@@ -139,9 +132,5 @@ def _get(cfg, key):
 
 
 def _damaged(path, error):
-    reason = _shortened(one_line(error))
+    reason = textwrap.shorten(one_line(error), 120, placeholder=" ...")
     return UserError(f"the description of the model in {path} is damaged ({reason}); export it again")
-
-
-def _shortened(text):
-    return textwrap.shorten(text, 120, placeholder=" ...")

@@ -13,13 +13,7 @@ OPSET = 17  # the first with LayerNormalization
 
 
 def to_onnx(program, parameters, names):
-    """onnx.ModelProto of a Paddle inference model.
-
-    Args:
-        program: path of its .json or .pdmodel.
-        parameters: path of its .pdiparams.
-        names: {name of a parameter in the files: structured name}, which the ONNX tensors get.
-    """
+    """onnx.ModelProto of a Paddle inference model, given two paths and {name of a parameter in it: structured name}."""
     paddle2onnx = require("paddle2onnx", "--format onnx")
     with _quiet():
         # Without a file to save to: otherwise paddle2onnx folds constants with Polygraphy, which installs packages.
@@ -51,8 +45,7 @@ def _quiet():
 
 def _tidy(graph, names):
     """Make constants initializers, remove identities and unused tensors, and name weights and output."""
-    aliases = dict(names)
-    aliases[graph.output[0].name] = "logits"
+    aliases = {**names, graph.output[0].name: "logits"}
     for node in [node for node in graph.node if node.op_type == "Constant"]:
         tensor = graph.initializer.add()
         tensor.CopyFrom(node.attribute[0].t)

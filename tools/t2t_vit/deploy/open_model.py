@@ -3,7 +3,6 @@
 Paddle is imported only if it computes the answer: prediction with onnxruntime or OpenVINO starts without it.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import display_path, is_url, sha256
 from t2t_vit.common.logger import log
 from t2t_vit.common.runtime import import_paddle
-from t2t_vit.config import load_config, resolve, with_classes
+from t2t_vit.config import resolve, with_classes
 from t2t_vit.data.classes import ClassList
-from t2t_vit.deploy.engines import SUFFIXES, EagerPredictor, engine_of, file_beside_part, open_predictor
+from t2t_vit.deploy.engines import SUFFIXES, eager_predictor, engine_of, open_predictor
 from t2t_vit.deploy.metadata import Metadata
 
 _FORMATS = {"inference": "paddle", "onnxruntime": "onnx", "openvino": "openvino"}
@@ -22,10 +21,7 @@ _FORMATS = {"inference": "paddle", "onnxruntime": "onnx", "openvino": "openvino"
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model that is ready to answer.
-
-    `str()` gives its name and file, for a log line.
-    """
+    """A model that is ready to answer. `str()` gives its name and file, for a log line."""
 
     predictor: object  # `engines.Predictor`: float32 (B, C, H, W), normalised -> logits (B, K)
     cfg: object  # the config that fits the model
@@ -34,25 +30,19 @@ class OpenedModel:
     model: object = None  # paddle.nn.Layer in eval mode; None if exported
 
     def __str__(self):
-        return f"{self.cfg.MODEL.NAME} with {display_path(self.path)}{best_epoch(self.path)}"
+        return f"{self.cfg.MODEL.NAME} with {display_path(self.path)}"
 
 
 def open_model(args, cfg, weights_only=False):
     """`OpenedModel` of a command line: its --pretrained, or else the best weights or the export of the config's run.
 
-    Args:
-        args: from a parser of `cli.common_parser`.
-        cfg: config.
-        weights_only: refuse an exported model.
-
-    Raises:
-        UserError: the file is missing, damaged, or does not fit the options.
+    Raises UserError if the file is missing, damaged or does not fit the options, or is exported and `weights_only`.
     """
-    if weights_only and is_exported(args):
+    engine = choose_engine(args)
+    if weights_only and engine != "paddle":
         raise UserError(
             f"{args.pretrained} is an exported model: give the weights that it was made from with --pretrained"
         )
-    engine = choose_engine(args)
     if engine in ("paddle", "inference") and not sys.modules.get("paddle"):
         import_paddle(cfg.DEVICE)
     if engine == "paddle":
@@ -63,19 +53,8 @@ def open_model(args, cfg, weights_only=False):
     return _open_exported(args, cfg, engine)
 
 
-def is_exported(args):
-    """Whether a command line names an exported model, or a part of one."""
-    named = args.weights_named and args.pretrained
-    return bool(named) and (engine_of(named) != "paddle" or file_beside_part(named) is not None)
-
-
 def choose_engine(args):
-    """The engine of a command line: --engine, or else the one that reads the file of --pretrained.
-
-    Raises UserError if the two do not fit.
-    """
-    if args.weights_named and (main_file := file_beside_part(args.pretrained)):
-        raise UserError(f"{args.pretrained} is part of an exported model: give --pretrained {display_path(main_file)}")
+    """The engine of a command line: --engine, or else the one that reads the file of --pretrained."""
     fitting = engine_of(args.pretrained)
     engine = args.engine or fitting
     if engine != "paddle" and args.weights_named and fitting == "paddle":
@@ -98,7 +77,7 @@ def open_weights(cfg, chosen=None):
     cfg = with_classes(cfg, model.head.bias.shape[0])
     classes = classes_of(cfg, path)
     metadata = Metadata.of(cfg, classes, "fp32", batch_size=0)
-    return OpenedModel(EagerPredictor(inference(model, cfg), metadata), cfg, classes, path, model)
+    return OpenedModel(eager_predictor(inference(model, cfg), metadata), cfg, classes, path, model)
 
 
 def _open_exported(args, cfg, engine):
@@ -121,10 +100,9 @@ def export_folder(cfg):
 
 def _export_of_run(args, cfg, engine):
     paths = [export_folder(cfg) / f"{cfg.NAME}{suffix}" for suffix in SUFFIXES[engine]]
-    for path in paths:
-        if path.is_file():
-            return path
-    options = {"--config": args.config, "--output": getattr(args, "output", "")}  # demo.py has no --output
+    if found := [path for path in paths if path.is_file()]:
+        return found[0]
+    options = {"--config": args.config, "--output": args.output}
     given = "".join(f" {name} {value}" for name, value in options.items() if value)
     raise UserError(
         f"{display_path(paths[0])} not found for --engine {engine}: make it with `python tools/export.py{given} "
@@ -136,24 +114,5 @@ def _warn_if_stale(args, cfg, metadata, path):
     """Warn if the run's weights have changed since the export."""
     best = Path(args.pretrained) if args.pretrained else export_folder(cfg).parent / "best.pdparams"
     if metadata.weights and best.is_file() and sha256(best) != metadata.weights:
-        log.warning(
-            "warning: %s was exported from other weights than %s: export it again",
-            display_path(path),
-            display_path(best),
-        )
-
-
-def best_epoch(weights):
-    """Epoch and accuracy of a run's best.pdparams, in brackets, read from the files beside it; "" if unknown."""
-    if weights.name != "best.pdparams":
-        return ""
-    try:
-        cfg = load_config(weights.with_name("config.yaml"))
-        lines = weights.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        key = "val_ema_top1" if cfg.VAL.BEST == "ema" and any("val_ema_top1" in row for row in rows) else "val_top1"
-        best = max((row for row in rows if row.get(key) is not None), key=lambda row: row[key])
-        epochs = cfg.TRAIN.EPOCHS + cfg.TRAIN.COOLDOWN_EPOCHS
-        return f" (weights of epoch {best['epoch']:d} of {epochs}, val acc {best[key]:.4f})"
-    except (UserError, OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError, AttributeError):
-        return ""  # the files are of an older version, or forged
+        places = display_path(path), display_path(best)
+        log.warning("warning: %s was exported from other weights than %s: export it again", *places)

@@ -48,10 +48,7 @@ def find_images(patterns):
     """Paths of the images that files, folders (searched recursively) and glob patterns name, without duplicates.
 
     Without patterns, the image that comes with the repository. A pattern that matches nothing stays in the list and
-    is reported like an unreadable image.
-
-    Raises:
-        UserError: a folder holds no images.
+    is reported like an unreadable image. Raises UserError for a folder without images.
     """
     paths = []
     for pattern in patterns or [str(display_path(resolve(DEFAULT_IMAGE)))]:
@@ -81,13 +78,9 @@ def predict_batch(predictor, paths, cfg, top_k):
 
 
 def read_images(paths, cfg, most_bytes=MOST_BYTES):
-    """Read image files as the model sees them.
+    """({path: uint8 (S, S, channels)} as the model sees it, {path: why it cannot be read}).
 
-    Args:
-        most_bytes: limit for each decoded image.
-
-    Returns:
-        ({path: uint8 (S, S, channels)}, {path: why it cannot be read}).
+    `most_bytes` limits each decoded image.
     """
     transform = EvalTransform(cfg)
     pixels, errors = {}, {}

@@ -13,21 +13,17 @@ _QUANTIZED = re.compile(r"(blocks\.\d+\.(q|k|v|proj|mlp\.fc[12])|stages\.\d+\.(p
 
 
 def quantize(model, target, batches):
-    """Write a quantised ONNX model. Weights get one scale per output channel, activations one range.
+    """Write a quantised ONNX model: one scale per output channel of a weight, one range per activation.
 
-    Args:
-        model: onnx.ModelProto.
-        target: path to write.
-        batches: iterable of float32 (B, C, H, W). Their activations set the quantisation ranges.
+    The activations of `batches`, float32 (B, C, H, W), set the ranges.
     """
     quantization = require("onnxruntime.quantization", "--precision int8")
 
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self):
-            self.feeds = ({model.graph.input[0].name: batch} for batch in batches)
+    feeds = ({model.graph.input[0].name: batch} for batch in batches)
 
+    class Reader(quantization.CalibrationDataReader):
         def get_next(self):
-            return next(self.feeds, None)
+            return next(feeds, None)
 
     nodes = [node.name for node in model.graph.node if any(map(_QUANTIZED.fullmatch, node.input))]
     logging.disable(logging.WARNING)  # it advises preprocessing, which this graph does not need

@@ -6,7 +6,7 @@ from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import EvalLoader
-from t2t_vit.deploy.open_model import best_epoch, open_model
+from t2t_vit.deploy.open_model import open_model
 from t2t_vit.parallel import processes
 from t2t_vit.training.evaluator import evaluate
 from t2t_vit.weights.build import first_difference, refuse_other_order
@@ -16,21 +16,16 @@ def validate(args, cfg):
     """Evaluate the model of a command line and log its loss and its top-1 and top-5 accuracy."""
     setup_logging(main=processes.is_main())
     opened, _, split = open_evaluation(args, cfg)
-    source = f"{len(split)} images of {display_path(split.source)}{best_epoch(opened.path)}"
-    log.info("%s with %s on %s", opened.cfg.MODEL.NAME, display_path(opened.path), source)
+    log.info("%s on %d images of %s", opened, len(split), display_path(split.source))
     scores = evaluate_split(opened, split, log_every=opened.cfg.VAL.LOG_EVERY)
     log.info(scores.line())
     log.info("%s final val acc is:%.4f", opened.cfg.DATA.NAME, scores.top1)
 
 
 def open_evaluation(args, cfg):
-    """The model of a command line and the images of its --split.
+    """(`OpenedModel`, `ClassList`, `Split`): the model of a command line and the images of its --split.
 
-    Returns:
-        (`OpenedModel`, `ClassList` of the data set, `Split`).
-
-    Raises:
-        UserError: see `open_model` and `load_data`; or the model and the data set order the same classes differently.
+    Raises UserError like `open_model` and `load_data`, or if both order the same classes differently.
     """
     opened = open_model(args, cfg)
     if opened.model is None:

@@ -3,14 +3,13 @@
 import dataclasses
 
 import numpy as np
-import paddle
 import paddle.nn.functional as F
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_outputs
 from t2t_vit.common.logger import progress_bar, setup_logging
 from t2t_vit.config import with_classes
-from t2t_vit.data.batch import TrainInput
+from t2t_vit.data.batch import TrainInput, to_tensors
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.images import load_image, reading
 from t2t_vit.data.loader import TrainCollate, TrainDataset, to_batch
@@ -64,9 +63,7 @@ def choose(labels, count, seed):
 
 def read_batch(dataset, samples, cfg):
     """`Batch` of samples (epoch, index, copy), as the training loader makes it."""
-    images, labels, drawn, *rest = TrainCollate(cfg)([dataset[sample] for sample in samples])
-    images, labels, *drawn = map(paddle.to_tensor, (images, labels, *drawn))
-    return to_batch(images, labels, drawn, *rest)
+    return to_batch(*to_tensors(TrainCollate(cfg)([dataset[sample] for sample in samples])))
 
 
 def augmented(dataset, index, cfg):

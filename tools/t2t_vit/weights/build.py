@@ -41,10 +41,7 @@ def build_model(cfg):
 
 
 def _family_overrides(model):
-    """Constructor arguments from the config section of the model's family, if there is one.
-
-    Raises UserError if the section of another family is set.
-    """
+    """Constructor arguments from the config section of the model's family; UserError if another section is set."""
     family = family_of(model.NAME).name
     sections = {key: section for key, section in model.items() if isinstance(section, dict)}
     for name, section in sections.items():
@@ -55,17 +52,13 @@ def _family_overrides(model):
 
 
 def build_trained_model(cfg, chosen):
-    """Build the model of `cfg` and load its weights.
+    """(model of `cfg` in eval mode, path of its weights).
 
     Args:
         chosen: file or URL; default: best.pdparams of the config's run (the user's own, or the one that comes with the
             repository), or else MODEL.PRETRAINED.
 
-    Returns:
-        (model in eval mode, path of the weights).
-
-    Raises:
-        UserError: there are no weights, or they do not fit.
+    Raises UserError if there are no weights, or if they do not fit.
     """
     best = best_weights(cfg)
     path = local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))

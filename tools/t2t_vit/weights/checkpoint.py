@@ -4,6 +4,7 @@ A file is in the format of `paddle.save`, followed by a checksum, which `paddle.
 or not at all. It is read without `paddle.load`, which would run any code in it: see common/unpickle.py.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -13,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import atomic_path, flush_to_disk
+from t2t_vit.common.errors import UserError, one_line
+from t2t_vit.common.files import atomic_path
 from t2t_vit.common.unpickle import Refused, Unpickler
 from t2t_vit.models.layers import in_head
 
@@ -22,44 +23,45 @@ _SEAL = b"\nsha256:"  # comes before the 32 bytes of the checksum at the end of 
 
 
 def save(path, tree):
-    """Write nested dicts of tensors, arrays, numbers and strings, which `paddle.load` can read.
-
-    The new file is read back before it replaces an earlier one. Raises OSError that names it.
-    """
+    """Write nested dicts of tensors, arrays, numbers and strings, which `paddle.load` can read."""
     buffer = io.BytesIO()
     paddle.save(_to_numpy(tree), buffer)
     data = buffer.getbuffer()
-    checksum = hashlib.sha256(data).digest()
-    with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:
-            file.writelines([data, _SEAL, checksum])
-            flush_to_disk(file)
-        if hashlib.sha256(Path(temporary).read_bytes()[: len(data)]).digest() != checksum:
-            raise OSError(errno.EIO, "the disk does not give back what was written", str(path))
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.writelines([data, _SEAL, hashlib.sha256(data).digest()])
 
 
 def read(path):
     """Read a .pdparams or .pdopt file: nested dicts of NumPy arrays, numbers and strings. Runs no code from the file.
 
-    Raises:
-        UserError: the file is missing, damaged, not a Paddle file, or holds something else, which is named.
+    Raises UserError if it is missing, damaged, not a Paddle file, or holds something else, which is named.
     """
-    try:
+    with naming_faults(path, "Paddle"):
         data = Path(path).read_bytes()
         _check_seal(memoryview(data))
         tree = Unpickler(data).load()
         _check(tree)
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds a {type(tree).__name__}, not a state dict")
+    return tree
+
+
+@contextlib.contextmanager
+def naming_faults(path, program):
+    """Make UserErrors of what the reading of a missing, damaged or hostile file of `program` raises."""
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
     except Refused as error:
         raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
-    except OSError:
+    except UserError:
         raise
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(f"{path} is damaged or not a Paddle weights file ({type(error).__name__}: {error})") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} does not hold a state dict")
-    return tree
+    except Exception as error:  # a damaged file can raise nearly anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: the file names a negative position
+            raise
+        reason = one_line(error).split(". ")[0][:200]
+        raise UserError(f"{path} is damaged or not a {program} weights file ({reason})") from None
 
 
 def _check_seal(data):
@@ -77,28 +79,21 @@ def is_own(path):
 
 
 def load_state(model, weights, path):
-    """Copy `weights`, {name: array}, into `model`.
-
-    Raises:
-        UserError: tensors are missing, unknown, or have another shape; it names them.
-    """
+    """Copy `weights`, {name: array}, into `model`. Raises UserError that names missing, unknown and other tensors."""
     own = model.state_dict()
     wrong = [f"no {name}" for name in own if name not in weights]
-    wrong += [f"{name} is unknown to the model" for name in weights if name not in own]
-    for name in own:
-        value = weights.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, np.ndarray):
+    for name, value in weights.items():
+        if name not in own:
+            wrong.append(f"{name} is unknown to the model")
+        elif not isinstance(value, np.ndarray):
             wrong.append(f"{name} is not an array")
         elif list(value.shape) != list(own[name].shape):
             wrong.append(f"{name} is {list(value.shape)}, the model's is {list(own[name].shape)}")
     if wrong:
         rest = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        head, own_head = np.shape(weights.get("head.bias")), own.get("head.bias")
-        other = len(head) == 1 and own_head is not None and list(head) != list(own_head.shape)
-        other = other and all(in_head(line) for line in wrong)  # each line begins with a name
-        classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
+        count = len(np.ravel(weights.get("head.bias")))
+        only_head = all(in_head(line) for line in wrong)  # each line begins with a name
+        classes = f"; it was trained for {count} classes: MODEL.NUM_CLASSES {count}?" if only_head else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")
     with paddle.no_grad():
         for name, tensor in own.items():

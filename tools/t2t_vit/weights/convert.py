@@ -1,5 +1,6 @@
 """The command convert.py: weights of a known program as a file of this repository, or of the official PyTorch code."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -49,34 +50,23 @@ def convert(args):
 
 def _build(args, weights):
     """(name, model with fresh weights): of --config, of the config beside a run's weights, or of a variant."""
-    cfg = _find_config(args, weights)
-    model = build_model(cfg) if cfg is not None else None
-    if model is not None and (args.config or _shapes_of(model) == weights.shapes):
-        return cfg.MODEL.NAME, model
+    beside = weights.path.with_name("config.yaml")
+    if args.config:
+        cfg = _load_config(args.config, weights)
+        return cfg.MODEL.NAME, build_model(cfg)
+    if not args.model and beside.is_file():
+        with contextlib.suppress(UserError):  # a config of another program
+            cfg = _load_config(beside, weights)
+            model = build_model(cfg)
+            if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == weights.shapes:
+                return cfg.MODEL.NAME, model
     return _build_variant(args.model, weights)
 
 
-def _shapes_of(model):
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def _find_config(args, weights):
-    """Config from --config, or from config.yaml beside our own weights; None without either, or if --model differs."""
-    beside = weights.path.with_name("config.yaml")
-    if not args.config and not (weights.is_own and beside.is_file()):
-        return None
+def _load_config(path, weights):
+    """The config with the number of classes of `weights`."""
     classes = weights.shapes.get("head.bias")
-    try:
-        cfg = load_config(args.config or beside, [("MODEL.NUM_CLASSES", str(classes[0]))] if classes else ())
-    except UserError:
-        if args.config:
-            raise
-        return None  # of another program
-    if args.model in (None, cfg.MODEL.NAME):
-        return cfg
-    if args.config:
-        raise UserError(f"--model is {args.model}, but MODEL.NAME in {args.config} is {cfg.MODEL.NAME}")
-    return None
+    return load_config(path, [("MODEL.NUM_CLASSES", str(classes[0]))] if classes else ())
 
 
 def _build_variant(name, weights):

@@ -13,13 +13,11 @@ from pathlib import Path
 import httpx
 
 from t2t_vit.common.errors import UserError, printable
-from t2t_vit.common.files import atomic_path, is_url, is_web_page, lock, sha256, temporary_path
+from t2t_vit.common.files import atomic_path, is_url, is_web_page, lock, remove_temporary_files, sha256
 from t2t_vit.common.logger import log, progress_bar
 from t2t_vit.config import resolve
 
 _SUFFIX = ".pdparams"  # which users of PaddleViT and MindSpore leave out
-# File names of torch.hub: name-<start of the SHA-256>.pth. Digits alone are more likely a date.
-_HUB_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$")
 _TIMEOUT = 30  # seconds without an answer
 _BLOCK = 2**20  # bytes
 
@@ -31,8 +29,6 @@ def local_file(choice, advice="train first, or give a file with --pretrained FIL
     """
     if is_url(choice):
         return download(str(choice))
-    if "://" in str(choice):
-        raise UserError(f"{choice}: only http, https and file URLs are supported")
     path = resolve(choice)
     for candidate in (path, path.with_name(path.name + _SUFFIX)):
         if candidate.is_file():
@@ -41,26 +37,26 @@ def local_file(choice, advice="train first, or give a file with --pretrained FIL
 
 
 def cache_folder():
-    """$T2T_CACHE, or else t2t_vit in the user's cache folder. Raises UserError without a home folder."""
-    if folder := os.environ.get("T2T_CACHE"):
-        return Path(folder)
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if caches.startswith("~"):
+    """$T2T_CACHE, or else ~/.cache/t2t_vit. Raises UserError without a home folder."""
+    folder = os.environ.get("T2T_CACHE") or os.path.expanduser("~/.cache/t2t_vit")
+    if folder.startswith("~"):
         raise UserError("there is no home folder to keep downloads in; set T2T_CACHE to a folder")
-    return Path(caches) / "t2t_vit"
+    return Path(folder)
 
 
 def download(url):
     """Local file of a URL, downloaded unless it is in the cache; several processes download it once.
 
-    The file is checked against URL#sha256=HEX, or the hexadecimal digits of a name like name-1a2b3c4d.pth.
+    URL#sha256=HEX checks the file. A file:// URL is read in place.
 
     Raises:
         UserError: no connection, no such file, a wrong checksum, or a web page.
     """
     address, _, fragment = url.partition("#")
+    if fragment and not re.fullmatch(r"sha256=[0-9a-fA-F]{8,64}", fragment):
+        raise UserError(f"{url}: expected #sha256= and 8 to 64 hexadecimal digits after the URL")
+    checksum = fragment[len("sha256=") :].lower()
     place = urllib.parse.unquote(address.partition("?")[0])
-    checksum = _expected_checksum(place, fragment, url)
     if address.startswith("file://"):
         path = Path("/" + place[len("file://") :].partition("/")[2])
         if not path.is_file():
@@ -75,28 +71,17 @@ def download(url):
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent} cannot be made ({error.strerror}); set T2T_CACHE to a folder") from None
-    if not _is_cached(path, checksum):
+    if not _is_complete(path, checksum):
         with open(path.parent / ".lock", "w") as file:
             lock(file, wait=True)  # on a file system without locks, each process downloads for itself
-            if not _is_cached(path, checksum):
-                temporary_path(path)  # removes what killed processes have left
+            if not _is_complete(path, checksum):
+                remove_temporary_files(path.parent)
                 _download(address, path, checksum, url)
     return path
 
 
-def _is_cached(path, checksum):
-    return path.is_file() and _matches(path, checksum)
-
-
-def _expected_checksum(place, fragment, url):
-    """First digits of the SHA-256 that the file must have; "" if unknown."""
-    if not fragment:
-        match = _HUB_NAME.search(place)
-        return match.group(1) if match else ""
-    match = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
-    if not match:
-        raise UserError(f"{url}: expected #sha256= and 8 to 64 hexadecimal digits after the URL")
-    return match.group(1).lower()
+def _is_complete(path, checksum):
+    return path.is_file() and (not checksum or sha256(path).startswith(checksum))
 
 
 def _download(address, path, checksum, url):
@@ -106,20 +91,14 @@ def _download(address, path, checksum, url):
             answer.raise_for_status()
             with atomic_path(path) as temporary:
                 _write(answer, temporary, path.name)
-                with open(temporary, "rb") as file:
-                    if is_web_page(file.read(512)):
-                        raise UserError(
-                            f"{url} returned a web page (Google Drive does that), not the file: download it by hand"
-                        )
                 _check(temporary, checksum, url)
     except httpx.HTTPStatusError as error:
         status = f"{error.response.status_code} {error.response.reason_phrase}"
         raise UserError(f"{address} answered {status}: check the address, or download the file by hand") from None
     except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # ImportError: a SOCKS proxy
-        reason = str(error) or type(error).__name__
         raise UserError(
-            f"{address} cannot be downloaded ({reason}): check the network and the proxy variables, or download the "
-            "file by hand and give it with --pretrained FILE"
+            f"{address} cannot be downloaded ({str(error) or type(error).__name__}): check the network and the proxy "
+            "variables, or download the file by hand and give it with --pretrained FILE"
         ) from None
 
 
@@ -127,19 +106,17 @@ def _write(answer, path, name):
     """Write an answer to a file, with a progress bar."""
     length = answer.headers.get("Content-Length", "")
     total = int(length) if length.isdecimal() else None
-    with (
-        open(path, "wb") as file,
-        progress_bar(None, total=total, unit="B", unit_scale=True, desc=printable(name)) as bar,
-    ):
+    bar = progress_bar(None, total=total, unit="B", unit_scale=True, desc=printable(name))
+    with open(path, "wb") as file, bar:
         for block in answer.iter_bytes(_BLOCK):
             file.write(block)
             bar.update(len(block))
 
 
-def _matches(path, checksum):
-    return not checksum or sha256(path).startswith(checksum)
-
-
 def _check(path, checksum, url):
-    if not _matches(path, checksum):
+    """Raise UserError if a file is a web page, or has another checksum."""
+    with open(path, "rb") as file:
+        if is_web_page(file.read(512)):
+            raise UserError(f"{url} returned a web page (Google Drive does that), not the file: download it by hand")
+    if not _is_complete(path, checksum):
         raise UserError(f"{url} has the SHA-256 {sha256(path)}, not {checksum}: it is damaged or a different file")

@@ -3,7 +3,6 @@
 The names are those of the official PyTorch code. Linear weights are [in, out] as in Paddle; PyTorch stores [out, in].
 """
 
-import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,8 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from t2t_vit.common.errors import UserError, one_line
-from t2t_vit.common.files import is_web_page, read_text
-from t2t_vit.common.plain_yaml import load_yaml
-from t2t_vit.common.unpickle import Refused
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import is_web_page
 from t2t_vit.data.dataset import some
 from t2t_vit.models.layers import in_head
 from t2t_vit.models.zoo import list_models
@@ -25,6 +22,7 @@ from t2t_vit.weights import checkpoint, torch_file
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
 EXTRA = ("aux_head.weight", "aux_head.bias")  # of Token Labeling, not used for inference
 _ANCHOR = "cls_token"  # a tensor of every model here, at the top level
+_TIMM_POOL = re.compile(r"transformers\.(\d)\.pool\.")
 _COUNTERS = ("total_ops", "total_params")  # thop adds them to every layer
 _LFS = b"version https://git-lfs.github.com/"
 
@@ -38,11 +36,7 @@ class Weights:
     extra: dict  # tensors of EXTRA
     form: str  # for the log: "PaddleViT T2T-ViT, entry model_ema, Paddle file"
     is_torch: bool  # a PyTorch or safetensors file, whose Linear weights are usually [out, in]
-    variant: str = ""  # name of the model, from the file or from the config of its run
-
-    @property
-    def is_own(self):
-        return checkpoint.is_own(self.path)
+    variant: str = ""  # name of the model, if the file holds it
 
     @property
     def shapes(self):
@@ -50,10 +44,9 @@ class Weights:
 
 
 def read_weights(path):
-    """Read a weights file, whose kind is recognised by its content.
+    """`Weights` of a file, whose kind is recognised by its content.
 
-    Raises:
-        UserError: it is missing, damaged, of an unknown kind, or holds something other than data.
+    Raises UserError if it is missing, damaged, of an unknown kind, or holds something other than data.
     """
     path = Path(path)
     kind, tree = read_tree(path)
@@ -63,7 +56,7 @@ def read_weights(path):
     extra = {name: tensors.pop(name) for name in EXTRA if name in tensors}
     others = f"{some(left_out, 2)} left out" if left_out else ""
     form = ", ".join(part for part in (program, entry and f"entry {entry}", f"{kind} file", others) if part)
-    return Weights(path, tensors, extra, form, kind != "Paddle", _variant_of(tree) or _variant_of_run(path))
+    return Weights(path, tensors, extra, form, kind != "Paddle", _variant_of(tree))
 
 
 # --- Containers ---
@@ -83,31 +76,15 @@ def read_tree(path):
     if is_web_page(start):
         raise UserError(f"{path} is a web page, not weights: the link leads to a page; download the file behind it")
     if start.startswith((torch_file.ZIP, torch_file.LEGACY)):
-        return "PyTorch", _read_with(torch_file.read, path, "PyTorch")
+        with checkpoint.naming_faults(path, "PyTorch"):
+            tree = torch_file.read(path)
+        if not isinstance(tree, dict):
+            raise UserError(f"{path} holds a {type(tree).__name__}, not a state dict")
+        return "PyTorch", tree
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        return "safetensors", _read_with(_read_safetensors, path, "safetensors")
+        with checkpoint.naming_faults(path, "safetensors"):
+            return "safetensors", _read_safetensors(path)
     return "Paddle", checkpoint.read(path)
-
-
-def _read_with(read, path, program):
-    """The dict that `read(path)` returns. Its exceptions become UserErrors."""
-    try:
-        tree = read(path)
-    except Refused as error:
-        raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file can raise nearly anything
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: the file names a negative position
-            raise
-        raise UserError(f"{path} is damaged or not a {program} weights file ({_first_sentence(error)})") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds a {type(tree).__name__}, not a state dict")
-    return tree
-
-
-def _first_sentence(error):
-    return one_line(error).split(". ")[0][:200]
 
 
 def _read_safetensors(path):
@@ -117,26 +94,18 @@ def _read_safetensors(path):
         raise UserError(f"{path} is a safetensors file, which needs a package: pip install safetensors") from None
     types = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # as Paddle stores bfloat16
     types |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
-    arrays = {}
-    for name, entry in deserialize(path.read_bytes()):
-        if entry["dtype"] not in types:
-            raise UserError(f"{path}: {name} holds {entry['dtype']}, not floating-point numbers")
-        arrays[name] = np.frombuffer(entry["data"], types[entry["dtype"]]).reshape(entry["shape"])
-    return arrays
+    entries = dict(deserialize(path.read_bytes()))
+    return {
+        name: np.frombuffer(entry["data"], types[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in entries.items()
+    }
 
 
 # --- Names ---
 
 
 def _weights_of(tree, path):
-    """Find the weights in the dict of a file.
-
-    Returns:
-        (name of their entry, or None for the dict itself; {name: array}).
-
-    Raises:
-        UserError: there are none, or several models.
-    """
+    """(name of the entry that holds the weights, or None for the dict itself; {name: array})."""
     held = {}
     for entry, inner in [*((str(key), value) for key, value in tree.items()), (None, tree)]:
         if isinstance(inner, dict):
@@ -160,17 +129,11 @@ def _is_anchor(name):
 
 
 def _without_wrappers(tensors, path):
-    """Remove what wrappers add to the names.
+    """({name in the model: array}, names of the tensors that do not belong to it).
 
     A wrapper puts one prefix before all names (module., model., backbone.). The prefix of "cls_token" is therefore the
     prefix of all tensors; only the head may lie outside. Names that wrappers insert, such as _orig_mod of
     torch.compile, begin with an underscore.
-
-    Returns:
-        ({name in the model: array}, names of the tensors that do not belong to it).
-
-    Raises:
-        UserError: `tensors` holds several models.
     """
     if not any(map(_is_anchor, tensors)):
         return tensors, []  # a teacher of another family, which has names like _mean and _variance
@@ -194,8 +157,7 @@ def _without_wrappers(tensors, path):
 
 def _variant_of(tree):
     """The variant that a PyTorch training has written into its file (`arch` or `args.model`); "" if unknown."""
-    args = tree.get("args")
-    args = args if isinstance(args, dict) else {}
+    args = getattr(tree.get("args"), "attributes", {})
     for name in (tree.get("arch"), args.get("model"), args.get("arch")):
         if isinstance(name, str):
             name = name.lower().partition(".")[0]
@@ -205,24 +167,12 @@ def _variant_of(tree):
     return ""
 
 
-def _variant_of_run(path):
-    """The variant of a run's weights, from the config beside them; "" if unknown, or with another number of heads."""
-    beside = path.with_name("config.yaml")
-    is_of_run = re.fullmatch(r"(best|latest(\.\d+)?)\.pdparams", path.name)
-    if not is_of_run or not checkpoint.is_own(path) or not beside.is_file():
-        return ""
-    try:
-        model = load_yaml(read_text(beside, 2**20), fast=True)["MODEL"]
-        name, heads = model["NAME"], model["T2T"]["NUM_HEADS"] or model["PIT"]["HEADS"]
-    except (ValueError, KeyError, TypeError):  # of another program
-        return ""
-    return name if name in list_models() and not heads else ""
-
-
 def _official_names(tensors):
     """({official name: array}, the program whose names they had)."""
     if any(name.startswith("patch_embed.attn1.") for name in tensors):
-        return {_from_paddlevit(name): value for name, value in tensors.items()}, "PaddleViT T2T-ViT"
+        names = {name: re.sub(r"^patch_embed\.attn", "tokens_to_token.attention", name) for name in tensors}
+        names = {name: re.sub(r"^patch_embed\.proj", "tokens_to_token.project", new) for name, new in names.items()}
+        return {names[name]: value for name, value in tensors.items()}, "PaddleViT T2T-ViT"
     pools = sorted({match.group(1) for name in tensors if (match := _TIMM_POOL.match(name))})
     if pools:
         # Old timm gives a pool the number of the stage before it, new timm that of the stage after it.
@@ -232,19 +182,6 @@ def _official_names(tensors):
         if any(name.startswith(start) for name in tensors):
             return tensors, program
     return tensors, ""
-
-
-_TIMM_POOL = re.compile(r"transformers\.(\d)\.pool\.")
-_PADDLEVIT = (
-    (r"^patch_embed\.attn(\d)\.", r"tokens_to_token.attention\1."),
-    (r"^patch_embed\.proj\.", "tokens_to_token.project."),
-)
-
-
-def _from_paddlevit(name):
-    for pattern, replacement in _PADDLEVIT:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 # --- Layout ---
@@ -257,16 +194,10 @@ def linear_weights(model):
 
 
 def in_paddle_layout(weights, model):
-    """The tensors of a file in Paddle's layout.
+    """({name: array} of the model, {name: array} of EXTRA, whether the file has PyTorch's layout), in Paddle's layout.
 
     The shapes of the Linear weights that are not square show the layout of the file. Only if there are none, the kind
-    of the file decides.
-
-    Returns:
-        ({name: array} of the model, {name: array} of EXTRA, whether the file has PyTorch's layout).
-
-    Raises:
-        UserError: the file mixes both layouts.
+    of the file decides. Raises UserError if the file mixes both layouts.
     """
     own, names = model.state_dict(), linear_weights(model)
     votes = {True: [], False: []}  # PyTorch's layout: names

@@ -50,7 +50,7 @@ def count_classes(weights):
 def _fit(model, weights, head, pos_resize):
     """{name: array} for `checkpoint.load_state`."""
     tensors, extra, is_torch = in_paddle_layout(weights, model)
-    if not weights.is_own:
+    if not checkpoint.is_own(weights.path):
         log.info("%s: %s, %s's layout", display_path(weights.path), weights.form, "PyTorch" if is_torch else "Paddle")
     if extra:
         log.info("%s: left out %s, which no model here has", display_path(weights.path), ", ".join(extra))
@@ -88,12 +88,8 @@ def _with_own_head(own, tensors, path, always):
         return tensors
     before, after = np.shape(tensors.get("head.bias")), own["head.bias"].shape[0]
     there = "other classes" if always else f"{before[0] if before else 'no'} classes"
-    log.info(
-        "%s: loaded without the head, which starts fresh: the file has %s, the model %d",
-        display_path(path),
-        there,
-        after,
-    )
+    loaded = f"{display_path(path)}: loaded without the head, which starts fresh"
+    log.info("%s: the file has %s, the model %d", loaded, there, after)
     kept = {name: value for name, value in tensors.items() if not in_head(name)}
     return {**kept, **{name: checkpoint.to_array(own[name]) for name in heads}}
 

@@ -45,7 +45,6 @@ def _read_zip(file):
         if len(pickles) != 1:
             raise ValueError("no data.pkl in the zip archive")
         folder = pickles[0].partition("/")[0]
-        is_big_endian = f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") == b"big"
         storages = {}
 
         def load_storage(identity):
@@ -54,8 +53,7 @@ def _read_zip(file):
                 data = archive.read(f"{folder}/data/{key}")
                 if len(data) != length * dtype.itemsize:
                     raise Refused("a storage of another size than its data")
-                array = np.frombuffer(data, dtype.newbyteorder(">" if is_big_endian else "<"))
-                storages[key] = array.astype(dtype, copy=False)
+                storages[key] = np.frombuffer(data, dtype)
             return storages[key]
 
         return Unpickler(archive.read(pickles[0]), ALLOWED, load_storage).load()
@@ -79,11 +77,11 @@ def _read_legacy(file):
     reader = Unpickler(data, ALLOWED, load_storage)
     _, _, _, tree, keys = (reader.load() for _ in range(5))
     for key in keys:
-        (length,) = struct.unpack("<q", reader.read(8))
+        (length,) = struct.unpack("<q", reader.file.read(8))
         storage = storages[key]
         if length != len(storage):
             raise Refused("a storage of another size than its data")
-        storage[:] = np.frombuffer(reader.read(storage.nbytes), storage.dtype)  # always little-endian
+        storage[:] = np.frombuffer(reader.file.read(storage.nbytes), storage.dtype)  # always little-endian
     return tree
 
 
@@ -92,8 +90,7 @@ def _parse_storage(identity):
     if type(identity) is not tuple or len(identity) < 5 or identity[0] != "storage":
         raise Refused("a reference to something that is not a storage")
     _, kind, key, _, length, *_ = identity
-    if not isinstance(kind, Name) or kind.title not in _STORAGES or type(key) is not str or type(length) is not int \
-            or length < 0:  # fmt: skip
+    if not isinstance(kind, Name) or kind.title not in _STORAGES or type(key) is not str or type(length) is not int:
         raise Refused("a storage of an unknown kind")
     return np.dtype(_STORAGES[kind.title]), key, length
 
