@@ -8,7 +8,7 @@ from t2t_vit.config import load_config
 
 
 def parsed(*words):
-    return cli._parsed(predict.parser(), list(words))
+    return cli.parse_words(words, predict.parser())
 
 
 @pytest.mark.parametrize("number", ["-1", "-0.5", "-.5", "-1e-3", "-1.E+5", "-2.5e10", "-inf"])

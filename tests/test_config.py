@@ -116,7 +116,7 @@ def test_missing_and_executable_configs_are_refused(tmp_path):
 
 
 def test_every_number_has_an_interval_or_choices():
-    checked = {*" ".join(config_values._INTERVALS.values()).split(), *config_values._CHOICES}
+    checked = {*" ".join(keys for _, _, keys in config_values._NUMBERS).split(), *config_values._CHOICES}
     checked |= {f"MODEL.PIT.{key}" for key in ("BASE_DIMS", "DEPTH", "HEADS")} | {"MODEL.T2T.SPLITS", "TRAIN.FREEZE"}
     types = {key: type(config_values.value_of(default_config(), key)) for key in config.all_keys()}
     assert {key for key, kind in types.items() if kind in (int, float, list)} <= checked <= set(types)

@@ -4,7 +4,7 @@ import asyncio
 import http.client
 import json
 import os
-import time
+import signal
 import urllib.parse
 from pathlib import Path
 
@@ -76,6 +76,9 @@ def folder(tmp_path_factory):
 def page(folder):
     with Page("--port", 0, "--allow-host", "Demo.Example", TMPDIR=str(folder)) as page:
         yield page
+        page.process.send_signal(signal.SIGHUP)  # the terminal is closed
+        page.process.communicate(timeout=60)  # Gradio's tracebacks of the hostile events
+        assert page.process.returncode == 0 and not list(folder.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -213,17 +216,15 @@ LOOPBACK = {"localhost", "127.0.0.1", "::1", "lab"}
 
 
 @pytest.mark.parametrize(
-    "address, root, allowed, hosts",
+    "address, allowed, hosts",
     [
-        ("127.0.0.1", "", [], LOOPBACK),
-        ("127.0.0.1", "https://Hub.Example/page", ["a.example"], LOOPBACK | {"hub.example", "a.example"}),
-        ("::1", "/below", [], LOOPBACK),
-        ("0.0.0.0", "", [], None),  # AI Studio's proxy passes on a name that cannot be known
-        ("0.0.0.0", "", ["Me.example", "fe80::1"], LOOPBACK | {"0.0.0.0", "me.example", "fe80::1"}),
+        ("127.0.0.1", [], LOOPBACK),
+        ("::1", ["a.example"], LOOPBACK | {"a.example"}),
+        ("0.0.0.0", [], None),  # AI Studio's proxy passes on a name that cannot be known
+        ("0.0.0.0", ["Me.example", "fe80::1"], LOOPBACK | {"0.0.0.0", "me.example", "fe80::1"}),
     ],
 )
-def test_names_are_those_of_the_options(monkeypatch, address, root, allowed, hosts):
-    monkeypatch.setenv("GRADIO_ROOT_PATH", root)
+def test_names_are_those_of_the_options(address, allowed, hosts):
     listener = type("Listener", (), {"getsockname": lambda _self: (address, 7860)})()
     assert names_of(listener, "LAB", allowed) == hosts
 
@@ -233,10 +234,9 @@ def test_names_are_those_of_the_options(monkeypatch, address, root, allowed, hos
     [
         ("POST", {}, True),  # no browser
         ("POST", {"origin": "http://127.0.0.1:7860"}, True),
-        ("POST", {"origin": "http://127.0.0.1:8888"}, False),  # another page of this machine
         ("POST", {"origin": "https://evil.example"}, False),
         ("POST", {"origin": "null"}, False),
-        ("POST", {"origin": "https://hub.example", "x-forwarded-host": "hub.example"}, True),
+        ("POST", {"origin": "http://127.0.0.1:8888", "sec-fetch-site": "same-site"}, False),  # of this machine
         ("POST", {"sec-fetch-site": "same-origin", "origin": "https://hub.example"}, True),  # behind a proxy
         ("POST", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, False),  # a form
         ("POST", {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"}, False),
@@ -249,23 +249,21 @@ def test_names_are_those_of_the_options(monkeypatch, address, root, allowed, hos
 )
 def test_requests_of_other_sites_are_refused(method, headers, allowed, tmp_path):
     path = "/config" if method == "GET" else "/reset"
-    status = through(Gate(stub, tmp_path, None), method, path, {"host": "127.0.0.1:7860", **headers}, b"{}")[0]
-    assert status == (200 if allowed else 403)
+    headers = {"host": "127.0.0.1:7860", "content-length": "2", **headers}
+    assert through(Gate(stub, tmp_path, None), method, path, headers, b"{}")[0] == (200 if allowed else 403)
 
 
 @pytest.mark.parametrize(
-    "host, forwarded, allowed",
+    "host, names, allowed",
     [
-        ("server:8080", "", True),
-        ("server", "", True),  # nginx's $host
-        ("server:80", "", False),  # of another port than the page's
-        ("inner:7860", "Server, inner:7860", True),  # through two proxies
-        ("inner:7860", "other", False),
+        ("server", None, True),  # nginx's $host, without the port
+        ("inner:7860", None, False),
+        ("inner:7860", {"inner", "server"}, True),  # --allow-host server
     ],
 )
-def test_a_proxy_over_plain_http_may_leave_out_the_port(host, forwarded, allowed, tmp_path):
-    headers = {"host": host, "x-forwarded-host": forwarded, "origin": "http://server:8080"}
-    status = through(Gate(stub, tmp_path, None), "POST", "/reset", headers, b"{}")[0]
+def test_a_proxy_over_plain_http_may_leave_out_the_port(host, names, allowed, tmp_path):
+    headers = {"host": host, "origin": "http://server:8080", "content-length": "2"}
+    status = through(Gate(stub, tmp_path, names), "POST", "/reset", headers, b"{}")[0]
     assert status == (200 if allowed else 403)
 
 
@@ -302,58 +300,44 @@ def through(app, method, path, headers, *parts):
         (b"{}", 200),
         (b"no json", 400),
         (b"[" * 100_000, 400),
-        (b'"' + b"x" * gate.MAX_JSON, 413),
+        (b'"' + b"x" * gate.MAX_EVENT, 413),
         (json.dumps([{"path": None}] * 1000).encode(), 200),
         (b'{"path": "/etc/passwd", "path": null}', 200),  # Gradio is given the last one
     ],
 )
 def test_events_must_be_small_json(tmp_path, body, status):
-    half = len(body) // 2
-    found, answer = through(Gate(stub, tmp_path, None), "POST", "/gradio_api/queue/join", {}, body[:half], body[half:])
+    half, headers = len(body) // 2, {"content-length": str(len(body))}
+    found, answer = through(Gate(stub, tmp_path, None), "POST", "/queue/join", headers, body[:half], body[half:])
     assert found == status and b"passwd" not in answer
 
 
 def test_events_that_are_broken_off_are_refused(tmp_path):
-    assert through(Gate(stub, tmp_path, None), "POST", "/queue/join", {})[0] == 400
-
-
-def test_events_name_few_files(tmp_path):
-    inside = [{"path": str(tmp_path / "x.png")}] * gate.MAX_FILES
-    for files, status in ((inside, 200), (inside + inside[:1], 413)):
-        assert through(Gate(stub, tmp_path, None), "POST", "/queue/join", {}, json.dumps(files).encode())[0] == status
+    assert through(Gate(stub, tmp_path, None), "POST", "/queue/join", {"content-length": "2"})[0] == 400
+    for headers in ({}, {"content-length": "2", "transfer-encoding": "chunked"}):
+        assert through(Gate(stub, tmp_path, None), "POST", "/queue/join", headers, b"{}")[0] == 411
 
 
 def test_uploads_have_a_limit(tmp_path):
-    app = Gate(stub, tmp_path, None, max_upload=100, max_kept=1000)
+    app = Gate(stub, tmp_path, None, max_kept=1000)
 
     def status(length):
-        return through(app, "POST", "/upload", {} if length is None else {"content-length": length}, b"")[0]
+        return through(app, "POST", "/upload", {} if length is None else {"content-length": str(length)}, b"")[0]
 
-    assert [status(length) for length in ("100", "101", None, "-1", "1e2")] == [200, 413, 411, 411, 411]
+    assert [status(length) for length in (100, None, -1, "1e2", gate.MAX_UPLOAD + 1)] == [200, 411, 411, 411, 413]
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/old.png").write_bytes(bytes(500))
     (tmp_path / "tmp1").write_bytes(bytes(450))  # under way
-    assert [status(length) for length in ("50", "51")] == [200, 413]
-    assert app.coming == 0
-    app.coming = 50
-    assert status("1") == 413
-    past = time.time() - 3600
-    for path in (tmp_path / "tmp1", tmp_path / "kept/old.png"):
-        os.utime(path, (past, past))
-    assert status("100") == 200  # the broken-off upload is removed, the picture is kept
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["old.png"]
+    assert [status(length) for length in (50, 51)] == [200, 413]
 
 
 def test_page_survives_decompression_bombs(stranger, page):
     bombs = [png(13000, 13700, 16, 0), png(13000, 13700, 8, 3, (b"PLTE", bytes(3)), (b"tRNS", b"\0")),
              png(16000, 11000, 8, 2), png(9000, 9000, 8, 6)]  # fmt: skip
-    paths = stranger.upload(
-        *((f"bomb{i}.png", data) for i, data in enumerate(bombs * 3)), ("x.png", THREE.read_bytes())
-    )
+    paths = stranger.upload(*((f"bomb{i}.png", data) for i, data in enumerate(bombs)), ("x.png", THREE.read_bytes()))
     status = Path(f"/proc/{page.process.pid}/status")
     before = memory(status)
     text = stranger.answers(*paths, session="bombs")
-    assert text.count("MB decoded, the limit is 192 MB") == len(bombs) * 3
+    assert text.count("MB decoded, the limit is 192 MB") == len(bombs)
     assert '"three"' in text and str(stranger.folder) not in text.partition("cannot be read")[2].partition('"')[0]
     assert memory(status) - before < 300
 

@@ -1,5 +1,7 @@
 """Try models on a web page: python tools/demo.py [--port N] [--host ADDRESS] [options] [KEY VALUE ...]."""
 
+import os
+
 from t2t_vit.cli import add_engine_option, common_parser, not_empty, run
 
 
@@ -15,6 +17,7 @@ def parser():
     parser.add_argument(
         "--host",
         type=not_empty,
+        default=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1",
         metavar="ADDRESS",
         help="where to listen; default: GRADIO_SERVER_NAME if set, else 127.0.0.1, this machine only; "
         "0.0.0.0: every machine, without a password",
@@ -22,6 +25,7 @@ def parser():
     parser.add_argument(
         "--port",
         type=int,
+        default=os.environ.get("GRADIO_SERVER_PORT") or None,
         metavar="N",
         help="default: GRADIO_SERVER_PORT if set, else the first free one from 7860; 0: any free one",
     )

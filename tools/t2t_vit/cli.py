@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+from pathlib import Path
 
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError, one_line
@@ -105,18 +106,6 @@ def json_file(value):
     return value
 
 
-def first_word(kind, choices):
-    """`split_words` of `run` for a command whose first word is one of `choices`; `kind` names them in errors."""
-
-    def split_words(words):
-        if not words or words[0] not in choices:
-            given = f"unknown {kind} {words[0]!r}" if words else f"no {kind} given"
-            raise UserError(f"{given}; the first word must be {' or '.join(choices)}")
-        return words[0], words[1:]
-
-    return split_words
-
-
 def split_images(words):
     """`split_words` of `run` for images among KEY VALUE pairs: a KEY starts like a config key and is not a file."""
     images, pairs = [], []
@@ -154,7 +143,7 @@ def run(main, parser, argv=None, split_words=None, paddle=True, processes="one")
                 import_paddle(cfg.DEVICE, several=processes != "one")
             return main(args, cfg)
 
-    exit_with(lambda: _parsed(parser, sys.argv[1:] if argv is None else list(argv)), work)
+    exit_with(lambda: parse_words(sys.argv[1:] if argv is None else argv, parser), work)
 
 
 def _check_launcher(processes):
@@ -178,16 +167,17 @@ def _load(args, parser, split_words):
     check_pairs(parser, args)
     path = _config_path(args)
     cfg = config.load_config(path, overrides(args))
-    if args.opens_run and not (args.config or cfg.MODEL.PRETRAINED) and (own := _config_of_run(cfg)):
-        path = own
-        cfg = config.load_config(path, overrides(args))
+    if args.opens_run and not (args.config or cfg.MODEL.PRETRAINED):
+        own = config.best_weights(cfg).with_name("config.yaml")
+        if own.is_file() and _best_beside(own):
+            path, cfg = own, config.load_config(own, overrides(args))
     args.inputs = _files_read(path, cfg)
     args.weights_named = bool(args.pretrained or "MODEL.PRETRAINED" in args.opts[::2])
     args.pretrained = cfg.MODEL.PRETRAINED if args.weights_named else _best_beside(path)
     return cfg
 
 
-def _parsed(parser, words):
+def parse_words(words, parser):
     """Parse a command line. Words after -- are never options."""
     end = words.index("--") if "--" in words else len(words)
     args = parser.parse_intermixed_args(translate(words[:end], parser))
@@ -206,9 +196,6 @@ def check_pairs(parser, args):
 
 def exit_with(parse, work):
     """Call `work(parse())` and exit with the status that it returns; an error is one line on stderr and status 1."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by >&-
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's stream does not have it
             stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
@@ -219,11 +206,12 @@ def exit_with(parse, work):
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 1
-    except KeyboardInterrupt:
+    except (UserError, OSError, KeyboardInterrupt) as error:
         ignore_interrupts()
-        status = _fail("interrupted", args.debug)
-    except (UserError, OSError) as error:
-        status = _fail(one_line(error), args.debug)
+        if args.debug:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        status = 1
     ignore_interrupts()
     sys.exit(status or 0)
 
@@ -236,15 +224,11 @@ def _check_current_folder():
 
 
 def _config_path(args):
-    if args.config:
-        return args.config
-    if args.pretrained:
-        folder = os.path.dirname(args.pretrained)
-        folders = [folder, os.path.dirname(folder)] if os.path.basename(folder) == "export" else [folder]
-        for path in (os.path.join(folder, "config.yaml") for folder in folders):
-            if os.path.isfile(path):
-                return path
-    return _DEFAULT_CONFIG
+    if args.config or not args.pretrained:
+        return args.config or _DEFAULT_CONFIG
+    folder = Path(args.pretrained).parent
+    folders = [folder, folder.parent] if folder.name == "export" else [folder]
+    return next(filter(Path.is_file, (folder / "config.yaml" for folder in folders)), _DEFAULT_CONFIG)
 
 
 def _files_read(path, cfg):
@@ -256,23 +240,17 @@ def _files_read(path, cfg):
     return [config.find_config(path), *(config.resolve(name) for name in [*filter(None, named), *lists, *weights])]
 
 
-def _config_of_run(cfg):
-    """config.yaml of the run of `cfg`, or None if it has no weights."""
-    path = config.best_weights(cfg).with_name("config.yaml")
-    return str(path) if path.is_file() and path.with_name("best.pdparams").is_file() else None
-
-
 def overrides(args):
     """(key, value) pairs of the command line, with absolute paths."""
     flags = {
-        "DATA.PATH": args.data_path,
-        "OUTPUT": args.output,
-        "LOG": args.output,
-        "MODEL.PRETRAINED": args.pretrained,
+        "DATA.PATH": args.data_path and absolute(args.data_path),
+        "OUTPUT": args.output and absolute(args.output),
+        "LOG": args.output and absolute(args.output),
+        "MODEL.PRETRAINED": args.pretrained and absolute(args.pretrained),
+        args.batch_size_key: args.batch_size,
+        "DEVICE": args.device,
     }
-    pairs = [(key, absolute(path)) for key, path in flags.items() if path]
-    pairs += [(args.batch_size_key, args.batch_size)] if args.batch_size else []
-    pairs += [("DEVICE", args.device)] if args.device else []
+    pairs = [(key, value) for key, value in flags.items() if value]
     for key, value in zip(args.opts[::2], args.opts[1::2]):
         is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED", "DISTILL.WEIGHTS")
         is_path = is_path or key == "DISTILL.TEACHER" and value.endswith((".yaml", ".yml"))
@@ -288,12 +266,5 @@ def absolute(path):
 
 def _best_beside(path):
     """best.pdparams beside a config.yaml, in a folder of any name; None if it does not exist."""
-    best = os.path.join(os.path.dirname(os.path.abspath(path)), "best.pdparams")
-    return best if os.path.basename(path) == "config.yaml" and os.path.isfile(best) else None
-
-
-def _fail(message, debug):
-    if debug:
-        raise
-    print(f"error: {message}", file=sys.stderr)
-    return 1
+    best = Path(path).absolute().with_name("best.pdparams")
+    return str(best) if Path(path).name == "config.yaml" and best.is_file() else None

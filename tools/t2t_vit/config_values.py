@@ -13,34 +13,39 @@ from t2t_vit.common.errors import UserError
 RENAMED = {"DATA.VAL_SHARE": "DATA.VAL_FRACTION"}
 _OLD_CLASS_LIST = "configs/imagenet1k_classes.tsv"
 
-# Allowed numbers by key. For a list, every element must be in the interval.
-_INTERVALS = {
-    "(-inf, inf)": "DATA.MEAN",
-    "[0, inf)": "MODEL.QK_SCALE AUG.MIXUP AUG.CUTMIX AUG.MIX_OFF_EPOCH TRAIN.GLOBAL_BATCH TRAIN.COOLDOWN_EPOCHS "
-                "TRAIN.WARMUP_EPOCHS TRAIN.WARMUP_LR TRAIN.MIN_LR TRAIN.BACKBONE_LR TRAIN.WEIGHT_DECAY TRAIN.CLIP_NORM "
-                "TRAIN.SAVE_MINUTES",
-    "(0, inf)": "DISTILL.TAU TRAIN.BASE_LR",
-    "[1e-06, inf)": "DATA.STD",
-    "[1, inf)": "TRAIN.BATCH_SIZE TRAIN.ACCUM_STEPS TRAIN.EPOCHS TRAIN.MAX_BAD_STEPS TRAIN.LOG_EVERY TRAIN.KEEP "
-                "VAL.BATCH_SIZE VAL.EVERY VAL.LOG_EVERY",
-    "[0, 1)": "MODEL.DROP_RATE MODEL.ATTN_DROP_RATE MODEL.DROP_PATH_RATE DATA.VAL_FRACTION TRAIN.BETAS TRAIN.MOMENTUM "
-              "TRAIN.LABEL_SMOOTHING TRAIN.EMA_DECAY",
-    "[0, 1]": "DISTILL.ALPHA AUG.PADDED_CROP AUG.HFLIP AUG.COLOR_JITTER AUG.ERASE_PROB AUG.CUTMIX_MINMAX AUG.MIX_PROB "
-              "AUG.MIX_SWITCH_PROB",
-    "(0, 1)": "TRAIN.EPSILON",
-    "(0, 1]": "TRAIN.LAYER_DECAY",
-    "[1e-06, 1]": "AUG.SCALE",
-    "[0.1, 1]": "VAL.CROP_PCT",
-    "[0.01, 100]": "AUG.RATIO",
-    "[1, 100]": "AUG.ERASE_COUNT AUG.REPEATS",
-    "[8, 16]": "DATA.GREY_BITS",
-    "[0, 256]": "DATA.NUM_WORKERS",
-    "[0, 1024]": "CPU.MICRO_BATCH",
-    "[1, 4096]": "DATA.IMAGE_SIZE",
-    "[0, 65536]": "MODEL.T2T.EMBED_DIM MODEL.T2T.DEPTH MODEL.T2T.NUM_HEADS MODEL.T2T.MLP_RATIO MODEL.T2T.TOKEN_DIM "
-                  "MODEL.PIT.PATCH_SIZE MODEL.PIT.STRIDE MODEL.PIT.MLP_RATIO MODEL.NUM_CLASSES",
-    "[0, 2147483647]": "SEED",
-}  # fmt: skip
+# Allowed numbers: what an error says, the test, the keys. Of a list, every number must pass.
+_NUMBERS = [
+    ("finite", lambda x: True, "DATA.MEAN"),
+    ("0 or more", lambda x: x >= 0,
+     "MODEL.QK_SCALE AUG.MIXUP AUG.CUTMIX AUG.MIX_OFF_EPOCH TRAIN.GLOBAL_BATCH TRAIN.COOLDOWN_EPOCHS "
+     "TRAIN.WARMUP_EPOCHS TRAIN.WARMUP_LR TRAIN.MIN_LR TRAIN.BACKBONE_LR TRAIN.WEIGHT_DECAY TRAIN.CLIP_NORM "
+     "TRAIN.SAVE_MINUTES"),
+    ("above 0", lambda x: x > 0, "DISTILL.TAU TRAIN.BASE_LR"),
+    ("1e-06 or more", lambda x: x >= 1e-6, "DATA.STD"),
+    ("1 or more", lambda x: x >= 1,
+     "TRAIN.BATCH_SIZE TRAIN.ACCUM_STEPS TRAIN.EPOCHS TRAIN.MAX_BAD_STEPS TRAIN.LOG_EVERY TRAIN.KEEP VAL.BATCH_SIZE "
+     "VAL.EVERY VAL.LOG_EVERY"),
+    ("in [0, 1)", lambda x: 0 <= x < 1,
+     "MODEL.DROP_RATE MODEL.ATTN_DROP_RATE MODEL.DROP_PATH_RATE DATA.VAL_FRACTION TRAIN.BETAS TRAIN.MOMENTUM "
+     "TRAIN.LABEL_SMOOTHING TRAIN.EMA_DECAY"),
+    ("0 to 1", lambda x: 0 <= x <= 1,
+     "DISTILL.ALPHA AUG.PADDED_CROP AUG.HFLIP AUG.COLOR_JITTER AUG.ERASE_PROB AUG.CUTMIX_MINMAX AUG.MIX_PROB "
+     "AUG.MIX_SWITCH_PROB"),
+    ("in (0, 1)", lambda x: 0 < x < 1, "TRAIN.EPSILON"),
+    ("in (0, 1]", lambda x: 0 < x <= 1, "TRAIN.LAYER_DECAY"),
+    ("1e-06 to 1", lambda x: 1e-6 <= x <= 1, "AUG.SCALE"),
+    ("0.1 to 1", lambda x: 0.1 <= x <= 1, "VAL.CROP_PCT"),
+    ("0.01 to 100", lambda x: 0.01 <= x <= 100, "AUG.RATIO"),
+    ("1 to 100", lambda x: 1 <= x <= 100, "AUG.ERASE_COUNT AUG.REPEATS"),
+    ("8 to 16", lambda x: 8 <= x <= 16, "DATA.GREY_BITS"),
+    ("0 to 256", lambda x: 0 <= x <= 256, "DATA.NUM_WORKERS"),
+    ("0 to 1024", lambda x: 0 <= x <= 1024, "CPU.MICRO_BATCH"),
+    ("1 to 4096", lambda x: 1 <= x <= 4096, "DATA.IMAGE_SIZE"),
+    ("0 to 65536", lambda x: 0 <= x <= 65536,
+     "MODEL.T2T.EMBED_DIM MODEL.T2T.DEPTH MODEL.T2T.NUM_HEADS MODEL.T2T.MLP_RATIO MODEL.T2T.TOKEN_DIM "
+     "MODEL.PIT.PATCH_SIZE MODEL.PIT.STRIDE MODEL.PIT.MLP_RATIO MODEL.NUM_CLASSES"),
+    ("0 to 2147483647", lambda x: 0 <= x <= 2147483647, "SEED"),
+]  # fmt: skip
 _CHOICES = {
     "MODEL.POS_RESIZE": ("bicubic", "sinusoid"),
     "DISTILL.TYPE": ("hard", "soft", ""),
@@ -100,7 +105,7 @@ def set_value(cfg, key, value, source):
         kind = type(before).__name__
         hint = f" (write {value}.0)" if kind == "float" and str(value).lstrip("-").isdigit() else ""
         hint = f' (write "{value}")' if kind == "str" and isinstance(value, (int, float)) else hint
-        raise UserError(f"{source}: {key} must be of type {kind}{hint}, not {_brief(value)}") from None
+        raise UserError(f"{source}: {key} must be of type {kind}{hint}, not {value!r:.200}") from None
 
 
 def put(cfg, key, value):
@@ -132,25 +137,22 @@ def _unknown(key, known, source):
 
 def check(cfg):
     """Raise UserError naming the first key with an impossible value."""
-    for interval, keys in _INTERVALS.items():
+    for key, holds, allowed in _rules(cfg):
+        if not holds:
+            raise UserError(f"{key} is {value_of(cfg, key)!r:.200} but must be {allowed}")
+
+
+def _rules(cfg):
+    """(key, whether its value is allowed, what is allowed)."""
+    for allowed, is_allowed, keys in _NUMBERS:
         for key in keys.split():
-            _require(cfg, key, _is_in(value_of(cfg, key), interval), _in_words(interval))
+            value = value_of(cfg, key)
+            numbers = value if isinstance(value, (list, tuple)) else [value]
+            yield key, all(_is_finite(number) and is_allowed(number) for number in numbers), allowed
     for key, choices in _CHOICES.items():
         named = [str(choice) if choice != "" else '""' for choice in choices]
-        _require(cfg, key, value_of(cfg, key) in choices, f"{', '.join(named[:-1])} or {named[-1]}")
-    for key, holds, allowed in _other_rules(cfg):
-        _require(cfg, key, holds, allowed)
-
-
-def _require(cfg, key, holds, allowed):
-    if not holds:
-        raise UserError(f"{key} is {_brief(value_of(cfg, key))} but must be {allowed}")
-
-
-def _brief(value):
-    """`repr` of a value of a setting, cut after 200 characters."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]} ..."
+        yield key, value_of(cfg, key) in choices, f"{', '.join(named[:-1])} or {named[-1]}"
+    yield from _other_rules(cfg)
 
 
 def to_seconds(text):
@@ -159,24 +161,8 @@ def to_seconds(text):
     return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1))) if match else 0
 
 
-def _is_in(value, interval):
-    low, high = map(float, interval[1:-1].split(", "))
-    return all(
-        type(number) in (int, float)
-        and abs(number) <= sys.float_info.max  # not nan, inf or a larger int
-        and (low < number if interval[0] == "(" else low <= number)
-        and (number < high if interval[-1] == ")" else number <= high)
-        for number in (value if isinstance(value, (list, tuple)) else [value])
-    )
-
-
-def _in_words(interval):
-    low, high = interval[1:-1].split(", ")
-    if low == "-inf":
-        return "finite"
-    if high == "inf":
-        return f"above {low}" if interval[0] == "(" else f"{low} or more"
-    return f"{low} to {high}" if interval[0] + interval[-1] == "[]" else f"in {interval}"
+def _is_finite(number):
+    return type(number) in (int, float) and abs(number) <= sys.float_info.max
 
 
 def _is_pair(values):
@@ -196,9 +182,7 @@ def _other_rules(cfg):
     return [
         ("NAME", cfg.NAME not in (".", "..") and not re.search(r"[/\0]", cfg.NAME), "a plain name without a path"),
         ("NAME", cfg.NAME != "pretrained", "another name: output/pretrained holds the published runs"),
-        ("OUTPUT", cfg.OUTPUT, "a folder"),
-        ("LOG", cfg.LOG, "a folder"),
-        ("DATA.PATH", data.PATH, "a folder"),
+        *((key, value_of(cfg, key), "a folder") for key in ("OUTPUT", "LOG", "DATA.PATH")),
         ("DEVICE", re.fullmatch(r"(cpu|gpu(:[0-9]+)?)?", cfg.DEVICE), "cpu, gpu or gpu:N"),
         ("MODEL.NUM_CLASSES", model.NUM_CLASSES != 1, "2 or more, or 0"),
         ("MODEL.FUSED_ATTENTION", not (model.FUSED_ATTENTION and model.ATTN_DROP_RATE),

@@ -117,13 +117,11 @@ def translate(words, parser):
 
     Exits with status 2 if an option has no single equivalent here.
     """
-    end = words.index("--") if "--" in words else len(words)
-    rest, ours = list(words[:end]), []
+    rest, ours = list(words), []
     while rest:
         word = rest.pop(0)
         ours += _rewritten(word, rest, parser, words) if word.startswith("-") else [word]
-    ours += words[end:]
-    if ours != list(words):
+    if ours != words:
         _note(f"{parser.prog} {shlex.join(ours)}")
     return ours
 

@@ -5,10 +5,9 @@ import re
 import gradio as gr
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.data.images import load_image, to_image
+from t2t_vit.data.images import to_image
 from t2t_vit.explain.overlay import enlarged
 from t2t_vit.page.shelf import METHODS, attention, examples
-from t2t_vit.pictures.sheet import fitted
 
 MAX_PICTURES = 32  # looked at together
 MAX_WAITING = 64  # events of all visitors; others are asked to try again
@@ -43,10 +42,8 @@ def build_page(shelf):
             with gr.Column(scale=2, min_width=320):
                 model = gr.Dropdown(shelf.names, value=shelf.names[0], label="Model 模型", elem_id="model")
                 files = gr.File(file_count="multiple", label="Pictures 图片", height=140, elem_id="files")
-                paths = shelf.ask(shelf.names[0], examples)
-                samples = gr.Gallery(
-                    _tiles(paths), visible=bool(paths), label="Examples 示例", elem_id="examples", **GALLERY
-                )
+                tiles = _tiles(shelf.ask(shelf.names[0], examples))
+                samples = gr.Gallery(tiles, visible=bool(tiles), label="Examples 示例", elem_id="examples", **GALLERY)
             with gr.Column(scale=3, min_width=320):
                 notes = gr.Textbox(visible=False, label="Notes 提示", interactive=False, elem_id="notes")
                 gallery = gr.Gallery(label="Answers (pick one) 结果（点击查看）", elem_id="answers", **GALLERY)
@@ -94,7 +91,8 @@ class Actions:
         return [paths, answers, 0, gr.update(value=tiles, selected_index=0), *self._picture(answers[0], method, lines)]
 
     def answer_example(self, model, method, event: gr.SelectData):
-        return [*self.answer(model, [self.shelf.ask(model, examples)[event.index]], method), None]
+        path = list(self.shelf.ask(model, examples))[event.index]
+        return [*self.answer(model, [path], method), None]
 
     def change_model(self, model, paths, method):
         try:
@@ -111,20 +109,21 @@ class Actions:
         if not answers:
             return None, _note([])
         answer = answers[chosen]  # it may come from a model chosen earlier, with other classes
-        try:
-            target = target if target in answer.top else next(iter(answer.top))
-            return self.shelf.ask(answer.model, attention, answer.pixels, method, target), _note([])
-        except UserError as error:
-            return None, _note([str(error)])
+        image, lines = self._attention(answer, method, target if target in answer.top else next(iter(answer.top)))
+        return image, _note(lines)
 
     def _picture(self, answer, method, lines):
         """[bars, classes to choose from, attention, note] of an answer."""
         classes = list(answer.top)
+        image, errors = self._attention(answer, method, classes[0])
+        return [answer.top, gr.update(choices=classes, value=classes[0]), image, _note([*lines, *errors])]
+
+    def _attention(self, answer, method, name):
+        """(picture or None, lines that say why there is none)."""
         try:
-            image = self.shelf.ask(answer.model, attention, answer.pixels, method, classes[0])
+            return self.shelf.ask(answer.model, attention, answer.pixels, method, name), []
         except UserError as error:
-            image, lines = None, [*lines, str(error)]
-        return [answer.top, gr.update(choices=classes, value=classes[0]), image, _note(lines)]
+            return None, [str(error)]
 
 
 def cleared(paths=(), lines=()):
@@ -143,5 +142,5 @@ def _caption(answer):
     return f"{probability:.0%} {name}"
 
 
-def _tiles(paths):
-    return [fitted(load_image(path, upright=True)) for path in paths]
+def _tiles(found):
+    return [enlarged(to_image(pixels)) for pixels in found.values()]

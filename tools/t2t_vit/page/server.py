@@ -5,49 +5,48 @@ the functions.
 """
 
 import contextlib
-import logging
 import os
 import signal
 import tempfile
 
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.deploy.engines import require
-from t2t_vit.page.address import address, is_local, listen, names_of, url_of
-from t2t_vit.page.shelf import Shelf, look
+from t2t_vit.page.address import is_local, listen, names_of, url_of
+from t2t_vit.page.shelf import Shelf
 
 MAX_FILE = "64mb"
 MAX_SESSIONS = 128  # visitors whose pictures are kept, up to 5 MB each; the oldest start again
 MAX_CONNECTIONS = 512  # an open page has two
+HEADERS = [
+    # Gradio's page loads fonts and scripts from elsewhere; with this the browser asks its own server only.
+    ("content-security-policy", "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"),
+    ("x-content-type-options", "nosniff"),
+]
 
 
 def serve_page(args, cfg):
     """Serve the page that the options of demo.py describe, until Ctrl-C, SIGTERM or SIGHUP. Raises UserError."""
     setup_logging()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # end the program as Ctrl-C does, with its uploads
-        unless_ignored(number, signal.default_int_handler)
-    host, port = address(args)
-    with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, listen(host, port) as listener:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does, with its uploads
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, listen(args.host, args.port) as listener:
         set_environment(uploads)
         require("gradio", "the page")
         from t2t_vit.page.layout import build_page  # imports gradio, which is optional
 
         shelf = Shelf(args, cfg)
-        shelf.ask(shelf.names[0], look, [])  # reports a mistake in the command line before the page is up
-        hosts = names_of(listener, host, args.allow_host)
-        serve(application(build_page(shelf), uploads, hosts), listener)
-
-
-def unless_ignored(number, handler):
-    """Handle a signal, unless it is ignored: nohup ignores SIGHUP."""
-    if signal.getsignal(number) is not signal.SIG_IGN:
-        signal.signal(number, handler)
+        opened = shelf.ask(shelf.names[0], str)  # reports a mistake in the command line before the page is up
+        if not args.weights_named:
+            log.info("note: %s", opened)
+        app = application(build_page(shelf), uploads, names_of(listener, args.host, args.allow_host))
+        serve(app, listener, args.debug)
 
 
 def set_environment(folder):
     """What Gradio reads when it is imported: no reports, and uploads in `folder`."""
     tempfile.tempdir = str(folder)  # for unfinished uploads of Gradio 4 and 5
-    for name in ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
-        os.environ.pop(name, None)  # the socket is ours; a port that is not a number would end the import
+    os.environ.pop("GRADIO_SERVER_PORT", None)  # text that is not a number would end the import; the socket is ours
     os.environ.update(
         GRADIO_ANALYTICS_ENABLED="False",
         GRADIO_SSR_MODE="False",
@@ -56,8 +55,8 @@ def set_environment(folder):
     )
 
 
-def application(page, uploads, hosts):
-    """The ASGI application of a `gradio.Blocks`; for `uploads` and `hosts` see `Gate`."""
+def application(page, uploads, names):
+    """The ASGI application of a `gradio.Blocks`; for `uploads` and `names` see `Gate`."""
     # With gradio, which is optional:
     import fastapi
     import gradio
@@ -68,25 +67,18 @@ def application(page, uploads, hosts):
     page.state_session_capacity = MAX_SESSIONS
     root_path = os.environ.get("GRADIO_ROOT_PATH")  # of a server in front that shows the page below this path
     options = {"root_path": root_path, "max_file_size": MAX_FILE, "show_error": False}
-    return Gate(gradio.mount_gradio_app(fastapi.FastAPI(openapi_url=None), page, path="/", **options), uploads, hosts)
+    return Gate(gradio.mount_gradio_app(fastapi.FastAPI(openapi_url=None), page, path="/", **options), uploads, names)
 
 
-def serve(app, listener):
-    """Answer at the socket until a signal. A line says when the page is ready."""
+def serve(app, listener, debug):
+    """Answer at the socket until a signal. A line says when the page is ready; `debug` logs what goes wrong."""
     import uvicorn  # comes with gradio
 
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, limit_concurrency=MAX_CONNECTIONS)
-    server = uvicorn.Server(config)
-    leave = server.handle_exit
-
-    def leave_quietly(number, frame):
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # no tracebacks of visitors that are cut off
-        leave(number, frame)
-
-    server.handle_exit = leave_quietly  # uvicorn installs it for SIGINT and SIGTERM
-    unless_ignored(signal.SIGHUP, leave_quietly)
-    with contextlib.suppress(KeyboardInterrupt):  # newer ones pass it on after they have closed
+    limits = {"timeout_graceful_shutdown": 1, "limit_concurrency": MAX_CONNECTIONS}
+    # Not even errors: each visitor who is cut off at the end is a traceback.
+    config = uvicorn.Config(app, log_level="warning" if debug else "critical", headers=HEADERS, **limits)
+    with contextlib.suppress(KeyboardInterrupt):  # newer versions pass it on after they have closed
         if not is_local(listener):
             log.info("the page has no password: everyone who can reach this machine can use it")
         log.info("%s is ready; Ctrl-C stops it", url_of(listener))
-        server.run(sockets=[listener])
+        uvicorn.Server(config).run(sockets=[listener])

@@ -1,6 +1,6 @@
 """The models of the page, and their answers about pictures."""
 
-import contextlib
+import functools
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,9 +9,8 @@ from pathlib import Path
 import paddle
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.logger import log
 from t2t_vit.config import best_weights, load_config, resolve
-from t2t_vit.data.images import ImageError, load_image, to_image
+from t2t_vit.data.images import to_image
 from t2t_vit.data.index import class_folders, image_files
 from t2t_vit.data.layout import split_folder
 from t2t_vit.deploy.engines import to_input
@@ -23,7 +22,6 @@ from t2t_vit.explain.overlay import overlay
 TOP = 5
 EXAMPLES = 10
 MAX_BYTES = 192 << 20  # of a decoded picture, 50 megapixels of RGB; less than predict.py allows
-LONGEST_NAME = 80  # letters of a class
 METHODS = ("gradient", "rollout", "last block")
 
 
@@ -41,22 +39,13 @@ class Shelf:
 
     def __init__(self, args, cfg):
         self.sources = _sources(args, cfg)
-        self.opened = {}
+        self.names = list(self.sources)
         self.thread = ThreadPoolExecutor(1)
-
-    @property
-    def names(self):
-        return list(self.sources)
+        self._open = functools.cache(lambda name: self.sources[name]())
 
     def ask(self, name, question, *words):
         """The result of `question(OpenedModel, *words)`. Raises UserError if the model cannot be opened."""
-
-        def answer():
-            if name not in self.opened:
-                self.opened[name] = self.sources[name]()
-            return question(self.opened[name], *words)
-
-        return self.thread.submit(answer).result()
+        return self.thread.submit(lambda: question(self._open(name), *words)).result()
 
     def look(self, name, paths):
         """(`Answer`s about the files that are pictures, a line about each of the others)."""
@@ -68,36 +57,25 @@ def _sources(args, cfg):
     """{name: function that opens it}: the model of the command line, other runs in OUTPUT, then pretrained/."""
     own = Path(args.pretrained or best_weights(cfg)).resolve()
     name = f"{cfg.NAME}: {own.name}" if args.weights_named and own.parent.name != cfg.NAME else cfg.NAME
-    sources = {name: lambda: _open_own(args, cfg)}
+    sources = {name: functools.partial(open_model, args, cfg)}
     device = [("DEVICE", cfg.DEVICE)] if cfg.DEVICE else []
     output = resolve(cfg.OUTPUT)
-    for path in [*sorted(output.glob("*/config.yaml")), *sorted(output.glob("pretrained/*/config.yaml"))]:
-        best = path.with_name("best.pdparams")
-        if best.is_file() and best.resolve() != own:
-            sources.setdefault(path.parent.name, _opener(path, device, best))
+    for path in [*sorted(output.glob("*/best.pdparams")), *sorted(output.glob("pretrained/*/best.pdparams"))]:
+        if path.with_name("config.yaml").is_file() and path.resolve() != own:
+            sources.setdefault(path.parent.name, functools.partial(_open_run, path, device))
     return sources
 
 
-def _open_own(args, cfg):
-    opened = open_model(args, cfg)
-    if not args.weights_named:
-        log.info("note: %s", opened)
-    return opened
-
-
-def _opener(config, device, weights):
-    return lambda: open_weights(load_config(config, device), str(weights))
+def _open_run(weights, device):
+    return open_weights(load_config(weights.with_name("config.yaml"), device), str(weights))
 
 
 # --- Questions to an `OpenedModel` ---
 
 
 def class_names(opened):
-    """The names of the classes, shortened, and with their number if they are not unique."""
-    names = [
-        name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-        for name in opened.predictor.metadata.classes
-    ]
+    """The names of the classes, with their number if they are not unique."""
+    names = opened.predictor.metadata.classes
     count = Counter(names)
     return [name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
@@ -139,19 +117,9 @@ def attention(opened, pixels, method, name):
 
 
 def examples(opened):
-    """Paths of pictures of the model's own validation data, one of a class; [] if the data is not here."""
+    """{path: pixels as the model sees them} of its own validation data, one of a class; {} if the data is not here."""
     folder = split_folder(resolve(opened.cfg.DATA.PATH), "val")
-    if folder is None:
-        return []
-    names = class_folders(folder)
-    first = (_first_picture(folder / name) for name in names[:: max(1, len(names) // EXAMPLES)][:EXAMPLES])
-    return [path for path in first if path]
-
-
-def _first_picture(folder):
-    """Path of the first file that can be read as a picture; None if there is none."""
-    for path in image_files(folder):
-        with contextlib.suppress(ImageError):
-            load_image(path)
-            return path
-    return None
+    names = class_folders(folder) if folder else []
+    names = names[:: max(1, len(names) // EXAMPLES)][:EXAMPLES]
+    paths = [path for name in names for path in image_files(folder / name)[:1]]
+    return read_images(paths, opened.cfg, MAX_BYTES)[0]
