@@ -13,6 +13,7 @@ from conftest import error_line
 
 import convert
 from t2t_vit.common.errors import UserError
+from t2t_vit.config import default_config, with_keys
 from t2t_vit.models.zoo import create_model
 from t2t_vit.training import resume
 from t2t_vit.weights import checkpoint
@@ -124,3 +125,21 @@ def test_a_state_of_another_program_is_not_resumed(tmp_path, tensors):
     checkpoint.save(tmp_path / "w.pdparams", {"a": paddle.ones([2])})
     with pytest.raises(UserError, match="no training state to resume .* start from weights with --pretrained"):
         resume.find_state(str(tmp_path / "w.pdparams"), None)
+
+
+def test_the_config_of_a_run_names_the_model_of_its_weights(tmp_path):
+    path = tmp_path / "best.pdparams"
+    checkpoint.save(path, {"a": paddle.ones([2])})
+    cfg = default_config()
+    for name, pairs, variant in (
+        ("t2t_vit_14_resnext", {}, "t2t_vit_14_resnext"), ("t2t_vit_14", {"MODEL.T2T.NUM_HEADS": 12}, ""),
+        ("pit_s", {"MODEL.PIT.HEADS": [1, 2, 4]}, ""), ("my_own", {}, ""),
+    ):  # fmt: skip
+        (tmp_path / "config.yaml").write_text(with_keys(cfg, {"MODEL.NAME": name, **pairs}).dump())
+        assert read_weights(path).variant == variant
+    (tmp_path / "config.yaml").write_text(with_keys(cfg, {"MODEL.NAME": "t2t_vit_14"}).dump())
+    checkpoint.save(tmp_path / "resnext.pdparams", {"a": paddle.ones([2])})  # not a name that a run gives
+    assert read_weights(path).variant == "t2t_vit_14" and read_weights(tmp_path / "resnext.pdparams").variant == ""
+    for text in ("MODEL: 3", "- 1", "{", "a: " + "[" * 9999):
+        (tmp_path / "config.yaml").write_text(text)
+        assert read_weights(path).variant == ""

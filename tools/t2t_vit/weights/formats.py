@@ -11,7 +11,8 @@ import numpy as np
 import paddle
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import is_web_page
+from t2t_vit.common.files import is_web_page, read_text
+from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.data.dataset import some
 from t2t_vit.models.layers import in_head
 from t2t_vit.models.zoo import list_models
@@ -36,7 +37,7 @@ class Weights:
     extra: dict  # tensors of EXTRA
     form: str  # for the log: "PaddleViT T2T-ViT, entry model_ema, Paddle file"
     is_torch: bool  # a PyTorch or safetensors file, whose Linear weights are usually [out, in]
-    variant: str = ""  # name of the model, if the file holds it
+    variant: str = ""  # name of the model, from the file or from the config of its run
 
     @property
     def shapes(self):
@@ -56,7 +57,7 @@ def read_weights(path):
     extra = {name: tensors.pop(name) for name in EXTRA if name in tensors}
     others = f"{some(left_out, 2)} left out" if left_out else ""
     form = ", ".join(part for part in (program, entry and f"entry {entry}", f"{kind} file", others) if part)
-    return Weights(path, tensors, extra, form, kind != "Paddle", _variant_of(tree))
+    return Weights(path, tensors, extra, form, kind != "Paddle", _variant_of(tree) or _variant_of_run(path))
 
 
 # --- Containers ---
@@ -165,6 +166,20 @@ def _variant_of(tree):
             if name in list_models():
                 return name
     return ""
+
+
+def _variant_of_run(path):
+    """The variant of a run's weights, from the config beside them; "" if unknown, or with another number of heads."""
+    beside = path.with_name("config.yaml")
+    is_of_run = re.fullmatch(r"(best|latest(\.\d+)?)\.pdparams", path.name)
+    if not is_of_run or not checkpoint.is_own(path) or not beside.is_file():
+        return ""
+    try:
+        model = load_yaml(read_text(beside, 2**20), fast=True)["MODEL"]
+        name, heads = model["NAME"], model["T2T"]["NUM_HEADS"] or model["PIT"]["HEADS"]
+    except (ValueError, KeyError, TypeError):  # of another program
+        return ""
+    return name if name in list_models() and not heads else ""
 
 
 def _official_names(tensors):
