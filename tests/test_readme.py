@@ -118,11 +118,14 @@ def with_little_to_measure(line):
     kind = line.split()[2]
     if kind == "data":
         return f"{line} --images 8 --rounds 1"
-    line += " --precisions fp32" if "--engines" in line else ""
+    if "--engines" in line:
+        line = re.sub(r" --precisions \S+", "", line) + " --precisions fp32"
     if kind == "growth":
         pytest.importorskip("matplotlib", reason="the command draws")
         line += " t2t_vit_7 --image-sizes 32,48"
-    return line if kind == "model" else f"{line} --rounds 1 --threads 1 --batch-sizes 2 DATA.IMAGE_SIZE 32"
+    line = line.replace(" t2t_vit_14 pit_s t2t_vit_t_14", " pit_s")
+    shallow = "DATA.IMAGE_SIZE 32 MODEL.T2T.DEPTH 1" if "pit" not in line else "DATA.IMAGE_SIZE 32"
+    return line if kind == "model" else f"{line} --rounds 1 --threads 1 --batch-sizes 2 {shallow}"
 
 
 def as_small_job(line, place):
@@ -140,18 +143,29 @@ def visit_page(line):
         page.stop()
 
 
-def is_quick(words):
-    """True for a command that takes less time than the start of Python and Paddle. Without options it is not: a start
-    of each command is tested."""
-    return words[0] == "python" and len(words) > 2 and re.search(r"/(check_data|predict|val|visualize)\.py$", words[1])
+# Commands that take less time than the start of Python and Paddle.
+QUICK = re.compile("tools/(check_data|convert|export|predict|train|unpack|val|visualize).py")
+_started = set()  # scripts that have run in a process of their own
+
+
+def as_python(words):
+    """[script, option, ...] of a command that runs Python; [] for any other."""
+    if words[0] == "python":
+        return words[1:]
+    if words[0] == "bash" and (script := re.fullmatch(r"scripts/(train|val)\.sh", words[1])):
+        config = ["--config"] if words[2:] and words[2].endswith(".yaml") else []
+        return [f"tools/{script[1]}.py", *config, *words[2:]]
+    return []
 
 
 @functools.cache
 def run(line):
-    """A command that several lines of the README come down to runs once."""
-    words = shlex.split(line)
-    if is_quick(words):
-        return in_process.run(ROOT / words[1], words[2:], ROOT)
+    """Run a command once, if several lines of the README come down to it. The first of each script is typed as there,
+    the others run in this process."""
+    words = as_python(shlex.split(line))
+    if words and QUICK.fullmatch(words[0]) and words[0] in _started:
+        return in_process.run(ROOT / words[0], words[1:], ROOT)
+    _started.update(words[:1])
     return subprocess.run(line, shell=True, capture_output=True, text=True, timeout=600, cwd=ROOT, env=ENVIRONMENT)
 
 
