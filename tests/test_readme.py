@@ -196,13 +196,15 @@ def test_command_runs(line, place):
         tiny += " MODEL.PIT.DEPTH '[1, 1, 1]'" if "pit" in line else " MODEL.T2T.DEPTH 1"
         line += f" --output {place}/output {tiny}" if "memorise/" not in line else ""
     elif re.search(r"\btrain\.(sh|py)", line):
-        line += f" --output {place}/output {TINY}"
+        # The stand-ins of other data have a few images, the digits have all theirs.
+        tiny = TINY if re.search("data-path|pets", line) else TINY.replace("size 8", "size 128")
+        line += f" --output {place}/output {tiny}"
         fixed = "cifar10_few" in line or "pit" in line  # by the shipped weights, by the family
         line += " DATA.IMAGE_SIZE 16" + ("" if fixed else " MODEL.T2T.DEPTH 1")
     if "demo.py" in line:
         visit_page(line)
         return
-    if TINY in line:
+    if "TRAIN.WARMUP_EPOCHS 0" in line:
         line = re.sub(r" --batch-size \d+(?=.* --batch-size)", "", line)  # TINY's wins
         line += " --resume none"  # not on from another line's run of other settings
     done = run(line)
