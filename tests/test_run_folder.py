@@ -7,8 +7,9 @@ from conftest import ROOT, error_line
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
-from t2t_vit.runs.place import check_place
+from t2t_vit.runs.place import check_move, check_place
 from t2t_vit.runs.run_folder import RunFolder
+from t2t_vit.weights import checkpoint
 
 SUMMARY = "x, 2026-01-01 00:00:00: PaddlePaddle 3.3.1 on cpu, float32, 1 process(es), Python 3.11.7\n"
 CONFIG = load_config(ROOT / "configs/lit_data.yaml").dump()
@@ -19,7 +20,7 @@ def place(folder, *pairs):
     pairs = [("OUTPUT", str(folder)), ("LOG", str(folder)), *pairs]
     cfg = load_config(ROOT / "configs/lit_data.yaml", pairs)
     run = RunFolder(cfg)
-    check_place(run)
+    check_place(run, cfg)
     return run
 
 
@@ -48,12 +49,11 @@ def test_training_never_moves_a_folder_that_is_not_a_run(tmp_path):
     (tmp_path / "lit_data").symlink_to(ROOT / "lit_data")
     before = sorted(os.listdir(ROOT / "lit_data"))
     line = error_line("train", "--output", tmp_path)
-    assert line == (
-        f"error: {tmp_path}/lit_data is not the folder of a run, it holds README.md, classes.txt, make_lit_data.py, "
-        "...; give this run another NAME or --output"
+    assert (
+        line == f"error: the run folder {tmp_path}/lit_data would hold the data; give this run another NAME or --output"
     )
-    line = error_line("train", "--output", ROOT.parent, "NAME", ROOT.name)
-    assert "is not the folder of a run, it holds .ci, " in line
+    line = error_line("train", "--output", tmp_path, "NAME", "x", "OUTPUT", ROOT.parent, "NAME", ROOT.name)
+    assert "would hold the repository" in line
     line = error_line("train", "--output", ROOT / "output/pretrained")
     assert "output/pretrained, which no command changes" in line
     assert "NAME is 'pretrained' but must be another name" in error_line("train", "NAME", "pretrained")
@@ -68,15 +68,12 @@ def test_folder_of_other_files_is_refused(tmp_path, files):
 
 
 @pytest.mark.parametrize("name", ["lit_data", "lit_data.log", "lit_data.visualdl"])
-def test_something_else_in_the_place_of_a_run_is_refused(tmp_path, name):
-    message = f"{name} is not a (file|folder); give this run another NAME"
-    if name == "lit_data.log":
-        (tmp_path / name).mkdir()
-    else:
-        (tmp_path / name).write_text("my diary\n")
+def test_file_in_the_place_of_a_run_is_refused(tmp_path, name):
+    message = f"{name} is not (of a run|a folder); give this run another NAME"
+    (tmp_path / name).write_text("my diary\n")
     with pytest.raises(UserError, match=message):
         place(tmp_path)
-    (tmp_path / name).rename(tmp_path / "moved")
+    (tmp_path / name).unlink()
     (tmp_path / name).symlink_to(tmp_path / "absent")
     with pytest.raises(UserError, match=message):
         place(tmp_path)
@@ -123,3 +120,27 @@ def test_run_without_results_is_continued(tmp_path):
 def test_log_of_a_run_whose_folder_was_removed_is_moved_aside(tmp_path):
     (tmp_path / "lit_data.log").write_text("warning: slow\n" + SUMMARY)
     assert started(tmp_path) == ["lit_data", "lit_data.1.log"]
+
+
+def test_run_that_reads_what_it_would_move_aside_is_refused(tmp_path):
+    fill(tmp_path / "lit_data", config_yaml=CONFIG, best_pdparams="")
+    words = ["--resume", "none", "--pretrained", tmp_path / "lit_data/best.pdparams"]
+    line = error_line("train", "--config", ROOT / "configs/lit_data.yaml", "--output", tmp_path, *words)
+    assert line.endswith("best.pdparams lies in the run that would be moved aside; give this run a NAME")
+    backup = tmp_path / "lit_data/backup/latest.pdparams"
+    run = place(tmp_path)
+    with pytest.raises(UserError, match="latest.pdparams lies in the run that would be moved aside"):
+        check_move(run, [backup])
+
+
+def test_an_earlier_state_is_found_again_if_the_run_dies_before_its_next_save(tmp_path):
+    cfg, run = load_config(ROOT / "configs/lit_data.yaml"), place(tmp_path, ("TRAIN.KEEP", "3"))
+    started(tmp_path)
+    for epoch in (1, 2, 3):
+        run.save_state({"epoch": epoch})
+    for _ in range(2):  # the same command again after the death
+        run.continue_from(run.folder / "latest.1.pdparams", {}, cfg, _Classes)
+        assert [checkpoint.read(path)["epoch"] for path in run.states()] == [2, 2, 1]
+    run.save_state({"epoch": 4})
+    assert [checkpoint.read(path)["epoch"] for path in run.states()] == [4, 2, 2]
+    assert not list(run.folder.glob("*.old"))

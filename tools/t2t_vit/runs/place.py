@@ -4,32 +4,63 @@ import os
 import re
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import check_not_shipped, display_path
+from t2t_vit.common.files import check_not_shipped, display_path, holds
+from t2t_vit.config import ROOT, resolve
 
 _OTHER_PLACE = "give this run another NAME or --output"
 
 
-def check_place(run):
+def check_place(run, cfg):
     """Raise UserError if `run`, a `RunFolder`, would overwrite or move files that were not written by a run."""
     for key, parent in (("OUTPUT", run.folder.parent), ("LOG", run.log.parent)):
         if os.path.lexists(parent) and not parent.is_dir():
             raise UserError(f"{display_path(parent)} is not a folder (--output, {key})")
     check_not_shipped(run.folder)
     check_not_shipped(run.log)
-    if os.path.lexists(run.log) and not run.log.is_file():
-        raise UserError(f"{display_path(run.log)} is not a file; {_OTHER_PLACE} (or LOG)")
-    for folder in (run.folder, run.scalars):
-        if os.path.lexists(folder) and not folder.is_dir():
-            raise UserError(f"{display_path(folder)} is not a folder; {_OTHER_PLACE}")
-    found = sorted(path.name for path in run.folder.iterdir()) if run.folder.is_dir() else []
-    if not _is_run(run) and not all(name == "export" or name.startswith(".") for name in found):
+    for what, path in (("the repository", ROOT), ("the data", resolve(cfg.DATA.PATH))):
+        if holds(run.folder, path):
+            raise UserError(f"the run folder {display_path(run.folder)} would hold {what}; {_OTHER_PLACE}")
+    if os.path.lexists(run.folder):
+        _check_folder(run)
+    for path, is_own in ((run.log, _is_log), (run.scalars, _is_scalars)):
+        if os.path.lexists(path) and not is_own(path):
+            raise UserError(f"{display_path(path)} is not of a run; {_OTHER_PLACE} (or LOG)")
+
+
+def _check_folder(run):
+    if not run.folder.is_dir():
+        raise UserError(f"{display_path(run.folder)} is not a folder; {_OTHER_PLACE}")
+    found = sorted(path.name for path in run.folder.iterdir())
+    if not is_run(run) and not all(name == "export" or name.startswith(".") for name in found):
         names = ", ".join(found[:3] + ["..."] * (len(found) > 3))
         raise UserError(f"{display_path(run.folder)} is not the folder of a run, it holds {names}; {_OTHER_PLACE}")
 
 
-def _is_run(run):
+def check_move(run, files):
+    """Raise UserError if a new run would move aside an earlier one with one of `files`, which it reads."""
+    for path in files:
+        if is_run(run) and holds(run.folder, path):
+            raise UserError(f"{display_path(path)} lies in the run that would be moved aside; give this run a NAME")
+
+
+def is_run(run):
     """Whether the folder holds a state, or a config that a run wrote."""
     if any(path.is_file() for path in run.folder.glob("latest*.pdparams")):
         return True
     text = run.config.read_bytes() if run.config.is_file() else b""
     return all(re.search(pattern, text, re.M) for pattern in (rb"^NAME: *\S", rb"^SEED:", rb"^OUTPUT:", rb"^TRAIN:"))
+
+
+def _is_log(path):
+    """Whether a run wrote this file: it has the first line of a start, or only lines that come before it."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(2**16)
+    before = (b"warning: ", b"error: ", b"weights from ", b"resumed ", b"an earlier run ")
+    begun = re.search(rb"^\S.*: PaddlePaddle \S+ on ", start, re.M)
+    return bool(begun) or all(line.startswith(before) for line in start.splitlines())
+
+
+def _is_scalars(path):
+    return path.is_dir() and all(name.startswith(("vdlrecords", ".")) for name in os.listdir(path))

@@ -23,6 +23,7 @@ from t2t_vit.config import resolve
 from t2t_vit.runs import visualdl
 from t2t_vit.weights import checkpoint
 
+_GIVEN_UP = ".old"  # suffix of newer states after the run went back to an earlier one; the next save removes them
 _KEPT_LINES = (b"error: ", b"warning: ", b"stopped by ")  # of the log, when it is cut back to a state
 
 
@@ -39,7 +40,6 @@ class RunFolder:
         self.log = resolve(cfg.LOG) / f"{cfg.NAME}.log"
         self.scalars = resolve(cfg.LOG) / f"{cfg.NAME}.visualdl"
         self.latest = self.folder / "latest.pdparams"
-        self._next = self.folder / "next.pdparams"
         self.best = self.folder / "best.pdparams"
         self.metrics = self.folder / "metrics.jsonl"
         self.times = self.folder / "times.jsonl"
@@ -86,7 +86,7 @@ class RunFolder:
 
     def _has_results(self):
         """Whether the folder holds a state, best weights or a line of metrics."""
-        return any(self.folder.glob("latest*.pdparams")) or self.best.is_file() or _size(self.metrics) > 0
+        return any(self.folder.glob("latest*.pdparams*")) or self.best.is_file() or _size(self.metrics) > 0
 
     def _write_header(self, cfg, classes):
         """Write the merged config and the class list, and remove what a killed process left half written."""
@@ -127,25 +127,25 @@ class RunFolder:
 
     def save_state(self, state):
         """Make `state` the latest, and keep TRAIN.KEEP - 1 before it."""
-        checkpoint.save(self._next, state)
-        self._rotate()
-
-    def _make_latest(self, path):
-        """Make a copy of an earlier state of this folder the latest one."""
-        if path.resolve() != self.latest.resolve():
-            shutil.copyfile(path, self._next)
-            flush_to_disk(self._next)
-            self._rotate()
-
-    def _rotate(self):
-        """Make next.pdparams the latest state, and what was the latest the one before it."""
+        new = self.folder / "next.pdparams"
+        checkpoint.save(new, state)
         for number in reversed(range(self.keep - 1)):
             if self._kept(number).is_file():
                 os.replace(self._kept(number), self._kept(number + 1))
-        os.replace(self._next, self.latest)
+        os.replace(new, self.latest)
         flush_to_disk(self.folder)
-        for path in self.states()[self.keep :]:
+        for path in [*self.states()[self.keep :], *self.folder.glob(f"latest*{_GIVEN_UP}")]:
             path.unlink()
+
+    def _make_latest(self, path):
+        """Make an earlier state of this folder the one to resume from."""
+        if path.resolve() == self.latest.resolve():
+            return
+        names = [state.name for state in self.states()]
+        with atomic_path(self.latest) as temporary:
+            shutil.copyfile(path, temporary)  # first, because `path` may be one of the states that are given up next
+            for newer in names[: names.index(path.name)] if path.name in names else names:
+                os.replace(self.folder / newer, self.folder / f"{newer}{_GIVEN_UP}")
 
     # --- Files that grow ---
 

@@ -88,6 +88,10 @@ def _read(path):
             f"{path} holds no training state to resume (no {', '.join(wrong[:3])}); give a latest.pdparams, or start "
             "from weights with --pretrained FILE"
         )
+    try:
+        _config(state["setting"])
+    except ValueError as error:
+        raise UserError(f"{path}: the config in it is damaged ({error})") from None
     return state
 
 

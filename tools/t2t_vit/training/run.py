@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 from t2t_vit.common.errors import UserError, one_line
-from t2t_vit.common.files import display_path
+from t2t_vit.common.files import display_path, is_url
 from t2t_vit.common.logger import log, log_to_file, setup_logging, write_to_file_only
-from t2t_vit.config import accumulation, with_classes, with_keys
+from t2t_vit.config import accumulation, resolve, with_classes, with_keys
 from t2t_vit.data.dataset import load_data
 from t2t_vit.parallel import processes
 from t2t_vit.runs.interruption import InterruptHandler
-from t2t_vit.runs.place import check_place
+from t2t_vit.runs.place import check_move, check_place
 from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.training.resume import (
     check_classes,
@@ -64,7 +64,7 @@ def _prepare(args, cfg, interrupts):
     cfg = with_keys(cfg, {"TRAIN.ACCUM_STEPS": accumulation(cfg, processes.world_size())})
     run = RunFolder(cfg)
     # The other processes may run on a machine without these files.
-    path, state = processes.from_main(_find_state(args, run) if processes.is_main() else None)
+    path, state = processes.from_main(_find_state(args, cfg, run) if processes.is_main() else None)
     classes, splits = load_data(cfg)
     cfg = with_classes(cfg, len(classes))
     now = setting(cfg, splits)
@@ -86,12 +86,16 @@ def _prepare(args, cfg, interrupts):
     return trainer
 
 
-def _find_state(args, run):
+def _find_state(args, cfg, run):
     """(file, state) to resume from, or (None, None), after checking that the run may write to its place."""
-    check_place(run)
+    check_place(run, cfg)
     if run.folder.exists():
         run.lock()  # a new run is locked only after all checks, so that a refused command leaves no files
-    return find_state(args.resume, run)
+    path, state = find_state(args.resume, run)
+    if not state or path.resolve().parent != run.folder.resolve():
+        names = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER if cfg.DISTILL.TYPE else ""]
+        check_move(run, [*(resolve(name) for name in names if name and not is_url(name)), *([path] if state else [])])
+    return path, state
 
 
 def _open_folder(trainer, path, state):
