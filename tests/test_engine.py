@@ -247,7 +247,7 @@ def forged_dtype(code, *state):
         (np.load, "numpy.load"),
         (HostileArray((2,)), "HostileArray"),
         ({"w": np.array([{}], object)}, "array of objects"),
-        ({"w": {1, 2}}, "a set"),
+        ({"w": {1, 2}}, "not a Paddle weights file"),
         ({"w": b"raw"}, "a bytes"),
         ({"w": (1, 2)}, "a tuple"),
         ({1: 2}, "a dict"),
