@@ -6,7 +6,7 @@ from pathlib import Path
 
 from t2t_vit.common.errors import UserError
 
-KAGGLE_HEADER = "imageid,predictionstring"  # of LOC_val_solution.csv, then "ILSVRC2012_val_00000001,n01751748 111 108 ..."
+KAGGLE_HEADER = "imageid,predictionstring"  # of LOC_val_solution.csv: "ILSVRC2012_val_00000001,n01751748 111 108 ..."
 
 
 def read_lines(path, what, key=""):
