@@ -189,7 +189,7 @@ def check_pairs(parser, args):
     """Exit with status 2 if the last KEY has no VALUE, or a KEY=VALUE is given."""
     for key in args.opts[::2]:
         if re.match(r"[A-Z0-9_.]+=", key):
-            parser.error(f"write {key.replace('=', ' ', 1)}: KEY VALUE pairs have a blank between them")
+            parser.error(f"write {key.replace('=', ' ', 1)}: KEY and VALUE are separated by a space")
     if len(args.opts) % 2:
         parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
 

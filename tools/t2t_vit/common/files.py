@@ -125,7 +125,7 @@ def check_outputs(paths, inputs=(), pictures=()):
     for number, path in enumerate(paths):
         check_writable(path)
         if os.path.realpath(path) in map(os.path.realpath, paths[:number]):
-            raise UserError(f"{path} is named for two files; give each its own name")
+            raise UserError(f"{path} is given for two files; give each its own name")
     existing = [path for path in paths if os.path.exists(path)]
     names = {os.path.basename(os.path.realpath(path)).casefold() for path in existing}
     same_name = (path for path in pictures if os.path.basename(path).casefold() in names) if existing else ()

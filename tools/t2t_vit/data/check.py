@@ -51,7 +51,7 @@ def check(args, cfg, overrides):
     if args.json:
         write_text(args.json, json.dumps(to_json(splits, findings), indent=1) + "\n")
     if findings.faults:
-        print(f"error: {len(findings.faults)} fault(s) would stop or spoil a training, see above", file=sys.stderr)
+        print(f"error: {len(findings.faults)} fault(s) would stop or harm training, see above", file=sys.stderr)
     return 1 if findings.faults else 0
 
 
@@ -92,7 +92,7 @@ def find_splits(cfg, findings):
         raise UserError(findings.faults[0])
     if layout.lists["train"] or layout.folder("train"):  # even if the split cannot be read
         return splits, "train"
-    findings.notes.append("there is no training split: this data serves validation only")
+    findings.notes.append("there is no training split: this data can only be used for validation")
     return splits, "val"
 
 
@@ -184,7 +184,7 @@ def suggest_classes(cfg, classes, labels, findings, demanded):
     is_numbered = labels and (not classes or classes.source == "MODEL.NUM_CLASSES")
     number = max(labels) + 1 if is_numbered else len(classes or ())
     if number == 1:
-        findings.faults.append("all images are of one class; a training needs two or more")
+        findings.faults.append("all images belong to one class; training needs two or more")
     elif number and cfg.MODEL.NUM_CLASSES not in (0, number):
         findings.settings["MODEL.NUM_CLASSES"] = number
     name = os.path.basename(cfg.DATA.PATH.rstrip("/"))
@@ -209,7 +209,7 @@ def judge_images(cfg, splits, findings):
         if bad and split.name == "train" and bad <= most_skipped(number // step * step):
             findings.settings["DATA.ON_ERROR"] = "skip"
         elif bad:
-            why = "too many to skip" if split.name == "train" else "a validation counts every image"
+            why = "too many to skip" if split.name == "train" else "validation counts every image"
             findings.notes.append(f"repair or remove the unreadable images of {split.name}: {why}")
 
 
@@ -226,7 +226,7 @@ def judge_doubles(splits, findings):
     for (one, other), pairs in doubles.items():
         line = f"{len(pairs):,} images of {other} repeat the content of another one"
         if one != other:
-            line = f"{len(pairs):,} images of val repeat an image of train, which makes the accuracy look better"
+            line = f"{len(pairs):,} images of val repeat an image of train, which makes the accuracy too high"
         findings.notes.append(f"{line}: {pairs[0][0]} and {pairs[0][1]}")
 
 

@@ -91,7 +91,7 @@ def _check_number(classes, cfg, model_file):
         below = Path(classes.source) / classes.folders[0]
         is_nested = below.is_dir() and class_folders(below)  # the only class folder is in fact the data set
         raise UserError(
-            f"{classes.source} has a single class, {classes.folders[0]}; a training needs two or more"
+            f"{classes.source} has a single class, {classes.folders[0]}; training needs two or more"
             + (f"; perhaps --data-path {below} is meant" if is_nested else "")
         )
     if cfg.MODEL.NUM_CLASSES and len(classes) != cfg.MODEL.NUM_CLASSES:

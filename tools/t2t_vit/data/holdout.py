@@ -33,7 +33,7 @@ def held_out(paths, class_of, names, fraction, seed):
     if few:
         raise UserError(
             f"{paths.root} has classes with fewer than the 2 images that DATA.VAL_FRACTION needs, one to train and one "
-            f"to validate on: {some(few)}; add some, or take the folder away"
+            f"to validate on: {some(few)}; add images or remove the folders"
         )
     draws = _draws(paths.names, seed)
     validates = draws < fraction

@@ -89,7 +89,7 @@ def load_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST_BY
         with open_image(path) as image:
             return _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
     except FileNotFoundError:
-        raise ImageError(f"image {path} {'is a link to nothing' if os.path.islink(path) else 'not found'}") from None
+        raise ImageError(f"image {path} {'is a broken link' if os.path.islink(path) else 'not found'}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
         reason = _format_of(path) if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)
         raise ImageError(f"image {path} cannot be read: {reason}") from error

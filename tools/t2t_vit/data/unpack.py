@@ -45,7 +45,7 @@ def _unpack_all(stamps, folder, val_classes):
     for path, stamp in stamps.items():
         before = marks.get(path.name, [*stamp, "begun"])
         if before == [*stamp, "done"]:
-            print(f"{path}: unpacked before ({display_path(folder / MARKS)} says so)")
+            print(f"{path}: already unpacked ({display_path(folder / MARKS)} says so)")
             continue
         # Do not trust files from a damaged archive or another archive of this name, even if their size is right.
         is_trusted = before == [*stamp, "begun"]

@@ -62,9 +62,11 @@ class Unpacker:
         if self.repeated:
             _warn(f"{path}: left out {self.repeated} files that would replace an earlier one")
         if not self.images:
-            raise UserError(f"{path} holds no images in train/ or val/ folders, or in two or more class folders")
-        print(f"{path}: {self.written:,} images written, {self.images - self.written:,} there before, "
-              f"{self.other:,} other files left out")  # fmt: skip
+            raise UserError(
+                f"{path} holds no images in train/ or val/ folders, and fewer than two class folders with images"
+            )
+        print(f"{path}: {self.written:,} images written, {self.images - self.written:,} already there, "
+              f"{self.other:,} other files skipped")  # fmt: skip
 
     def _read(self, path):
         """Write the images of the archive, with a progress bar."""

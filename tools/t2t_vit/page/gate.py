@@ -69,7 +69,7 @@ class Gate:
         headers = request.headers
         host = host_name(headers.get("host", ""))
         if self.names is not None and host not in self.names:  # DNS rebinding: a name of another site points here
-            raise Refused(403, "this page has another name; if the name is right, start demo.py with --allow-host NAME")
+            raise Refused(403, "this host name is not allowed; to allow it, start demo.py with --allow-host NAME")
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if site is None:  # not a browser, or plain HTTP to another machine
             is_foreign = origin is not None and host_name(origin.partition("://")[2]) not in {host, *(self.names or ())}
@@ -77,7 +77,7 @@ class Gate:
             is_link = request.method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
             is_foreign = site not in ("same-origin", "none") and not is_link
         if is_foreign:
-            raise Refused(403, "sent by another site")
+            raise Refused(403, "cross-site request refused")
 
     def _check_read(self, request, path):
         if request.method == "POST":
@@ -93,7 +93,7 @@ class Gate:
     def _check_upload(self, request):
         kept = sum(path.stat().st_size for path in Path(self.uploads).rglob("*") if path.is_file())
         if _length(request, MAX_UPLOAD) + kept > self.max_kept:
-            raise Refused(413, f"all visitors together have at most {self.max_kept // MB} MB: try again in an hour")
+            raise Refused(413, f"all uploads together are limited to {self.max_kept // MB} MB: try again in an hour")
 
     async def _checked_event(self, request):
         """Check the JSON of an event and return it re-encoded, so that another parser cannot read it differently."""

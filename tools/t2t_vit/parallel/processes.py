@@ -42,7 +42,7 @@ def setup(cfg):
     cpu_ops.enable(cfg.CPU.FAST_OPS and name == "cpu")
     if world_size() > 1:
         # gloo aborts when it loses another process. C's sleep is set as the handler of SIGABRT. It gets the number of
-        # the signal, 6, so the process waits 6 s, and its monitor learns the reason. A Python handler would be too late.
+        # the signal, 6, so the process waits 6 s and its monitor learns the reason. A Python handler runs too late.
         libc = ctypes.CDLL(None)
         libc.signal(signal.SIGABRT, libc.sleep)
         distributed.init_parallel_env()

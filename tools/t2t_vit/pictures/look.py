@@ -57,7 +57,7 @@ class BlockMaps:
         if args.class_id is not None and not 0 <= args.class_id < len(names):
             raise UserError(f"--class-id is {args.class_id} but the classes are 0 to {len(names) - 1}")
         if args.token == "distillation" and attention.num_class_tokens(model) < 2:
-            raise UserError("--token distillation is for a distilled model, which this is not")
+            raise UserError("--token distillation needs a distilled model")
 
     def _chosen_heads(self, block):
         """Return the indices of the heads to draw one by one, or [None] to draw their mean."""
@@ -123,7 +123,7 @@ class StageMaps:
     def __init__(self, args, model):
         self.model, stages = model, attention.attending_stages(model)
         if not stages:
-            raise UserError("--stage is for a T2T module with attention, which this model does not have")
+            raise UserError("--stage needs a T2T module with attention, which this model does not have")
         (self.index,) = chosen_numbers("--stage", args.stage, len(stages), "the layers of the T2T module")
         self.stage = stages[self.index]
         self.queries = args.query or [tuple(length * i // 4 for length in self.stage.grid) for i in (1, 2, 3)]

@@ -39,7 +39,11 @@ def open_pictures(args, cfg):
     paths = find_images(args.words)
     check_sheet(args.sheet, [*args.inputs, *paths])
     if len(paths) > args.count:
-        log.info("%d of %d images are drawn, evenly from first to last: --count takes more", args.count, len(paths))
+        log.info(
+            "%d of %d images are drawn, evenly spread from first to last; a larger --count draws more",
+            args.count,
+            len(paths),
+        )
         paths = [paths[len(paths) * i // args.count] for i in range(args.count)]
     opened = open_model(args, cfg, weights_only=True)
     if not args.weights_named:

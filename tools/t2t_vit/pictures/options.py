@@ -29,7 +29,7 @@ def attention_parser():
     add("--overlays", type=not_empty, metavar="DIR", help="also write each overlay into a PNG file")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--query", type=place, action="append", metavar="ROW,COLUMN",
-        help="draw the attention of this token, 1,1 is top left; may be repeated; default: class token")  # fmt: skip
+        help="draw the attention of this token (from 1,1); may be repeated; default: class token")  # fmt: skip
     add("--token", choices=("class", "distillation"), help="token of a distilled PiT to draw; default: class")
     return parser
 

@@ -1,4 +1,4 @@
-"""Where a run may write: into the folder of a run or a new one, and nowhere else."""
+"""Check where a run writes: only to a new folder or to the folder of a run."""
 
 import os
 import re
@@ -10,7 +10,7 @@ _OTHER_PLACE = "give this run another NAME or --output"
 
 
 def check_place(run):
-    """Raise UserError if `run`, a `RunFolder`, would overwrite or move files that were not written by a run."""
+    """Raise UserError if a `RunFolder` would overwrite or move files that no run has written."""
     for key, parent in (("OUTPUT", run.folder.parent), ("LOG", run.log.parent)):
         if os.path.lexists(parent) and not parent.is_dir():
             raise UserError(f"{display_path(parent)} is not a folder (--output, {key})")
@@ -28,7 +28,7 @@ def check_place(run):
 
 
 def _is_run(run):
-    """Whether the folder holds a state, or a config that a run wrote."""
+    """Whether the folder contains a state, or a config that a run has written."""
     if any(path.is_file() for path in run.folder.glob("latest*.pdparams")):
         return True
     text = run.config.read_bytes() if run.config.is_file() else b""
