@@ -1,15 +1,15 @@
 # shellcheck shell=bash
 # Finds or creates a Python environment with PaddlePaddle and puts it first on PATH.
-# Source it from bash or zsh: `source scripts/env.sh`. The other scripts do that. `bash scripts/env.sh --dry-run` only prints
+# Source it from bash or zsh: `source scripts/env.sh`. The other scripts do so. `bash scripts/env.sh --dry-run` only prints
 # what it would do.
 #
-# An environment with PaddlePaddle 2.6.2 or newer is used as it is: the one of `python`, else one in /opt/conda/envs (AI
-# Studio). Otherwise .venv is created in the repository from requirements.txt, with the wheel that
+# An existing environment with PaddlePaddle 2.6.2 or newer is used as it is: that of `python`, else one in /opt/conda/envs
+# (AI Studio). Otherwise .venv is created in the repository from requirements.txt, with the wheel that
 # tools/t2t_vit/common/wheels.py chooses for the NVIDIA cards of this machine.
 #
-# Each of these variables creates a separate environment, whatever else is installed:
-# T2T_ENV=FOLDER        where
-# PADDLE_PACKAGE=WORDS  its PaddlePaddle: "paddlepaddle-gpu==3.3.1 -i https://www.paddlepaddle.org.cn/packages/stable/cu126/"
+# If one of these variables is set, a separate environment is created, even if PaddlePaddle is already installed:
+# T2T_ENV=FOLDER        folder of the environment
+# PADDLE_PACKAGE=WORDS  what pip installs: "paddlepaddle-gpu==3.3.1 -i https://www.paddlepaddle.org.cn/packages/stable/cu126/"
 
 if [ -n "${ZSH_VERSION:-}" ]; then # bash creates the environment, zsh enters it
   eval 'T2T_PATH=$(bash "${(%):-%x}" --path)' && export PATH="$T2T_PATH"
@@ -146,7 +146,7 @@ _t2t_why() { # _t2t_why LOG: short reason why pip failed
 }
 
 _t2t_pip() { # _t2t_pip FOLDER WORD...: pip install into this environment
-  # Override settings of this machine that would install elsewhere or refuse.
+  # Override pip settings of this machine that would install to another place or fail.
   local -x PIP_USER=0 PIP_TARGET='' PIP_PREFIX='' PIP_ROOT='' PIP_REQUIRE_VIRTUALENV=0
   local options=(--disable-pip-version-check)
   [[ ! -d $T2T_AISTUDIO ]] || options+=(--no-cache-dir)
@@ -156,7 +156,7 @@ _t2t_pip() { # _t2t_pip FOLDER WORD...: pip install into this environment
 
 _t2t_fill() { # _t2t_fill FOLDER PYTHON WORDS: create the environment with the PaddlePaddle of WORDS; may be repeated after a failure
   local env=$1 clear=() others=("$1/requirements.txt")
-  # Two builds of PaddlePaddle cannot be in one environment.
+  # An environment cannot contain two builds of PaddlePaddle.
   [[ ! -f $env/package.txt || $3 == "$(cat "$env/package.txt")" ]] || clear=(--clear)
   "$2" -m venv ${clear[@]+"${clear[@]}"} "$env" >&2 || return
   : >"$env/install.log"
@@ -249,7 +249,7 @@ t2t_tool() {
   fi
   local launcher=()
   [[ -z ${GPUS:-}${NNODES:-} ]] || launcher=("$T2T_ROOT/tools/launch.py")
-  # exec: Python gets the signals sent to the script. Before bash 4.4, an empty array is an error under set -u.
+  # exec, so that Python gets the signals sent to the script. Before bash 4.4, an empty array is an error under set -u.
   exec python ${launcher[@]+"${launcher[@]}"} "$tool" ${config[@]+"${config[@]}"} "$@"
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Split CIFAR-10 for a transfer to new classes: bash scripts/split_cifar10.sh /path/to/cifar10 /path/to/parts
-# Links parts/seven/{train,test}/, all images of seven classes to pretrain on, and parts/three/{train,test}/, the other
-# three with 50 training images each (the first by name) and all test images. It makes links only and may be repeated.
+# parts/seven/{train,test}/ gets all images of seven classes, for pretraining. parts/three/{train,test}/ gets the other
+# three classes, with 50 training images each (the first by name) and all test images. The script makes only links, so it
+# is safe to repeat.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh
 set -euo pipefail
 export LC_ALL=C # the order of the names

@@ -3,7 +3,7 @@
 # Without arguments: the handwritten digits of lit_data, a few minutes on 2 CPU cores.
 # Repeat the command to continue an interrupted run.
 # Several GPUs: GPUS=0,1,2,3 bash scripts/train.sh configs/t2t_vit_7.yaml --data-path /path/to/imagenet
-# Several machines, on each: NNODES=2 MASTER=10.0.0.1:8090 NODE_RANK=0 GPUS=0,1,2,3 bash scripts/train.sh ...
+# Several machines, run on each: NNODES=2 MASTER=10.0.0.1:8090 NODE_RANK=0 GPUS=0,1,2,3 bash scripts/train.sh ...
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh
 set -euo pipefail
 [[ -n ${T2T_COMMAND:-} ]] || # scripts/aistudio.sh has set its own

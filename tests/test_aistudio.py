@@ -78,7 +78,7 @@ def decided(monkeypatch, *words):
 def test_interrupted_job_continues_and_copies_the_best_model(folders):
     words = ["configs/t2t_vit_7.yaml", *STEP, *SMALL, "TRAIN.EPOCHS", "9999", "NAME", "cut"]
     first = job(folders, *words, cut_at="Epoch [3/9999], avg")
-    assert f"{folders}/mounts/data79807/ILSVRC2012_w.tar: 12 images written, 0 there before" in first[0]
+    assert f"{folders}/mounts/data79807/ILSVRC2012_w.tar: 12 images written, 0 already there" in first[0]
     assert any(line.startswith("stopped by SIGTERM after ") for line in first)
     assert f"continue with: JOB_MOUNTS={folders}/mounts JOB_DATA={folders}/data JOB_RUNS={folders}/runs " in first[-2]
     assert first[-2].endswith(f"bash {ROOT}/scripts/aistudio.sh {' '.join(words)} --resume auto")
@@ -92,7 +92,7 @@ def test_interrupted_job_continues_and_copies_the_best_model(folders):
 
     (best / "best.pdparams").write_bytes(b"of an earlier copy")
     second = job(folders, *words, cut_at="Epoch [", JOB_STARTED=str(int(time.time()) - 3600))
-    assert second[0].endswith("ILSVRC2012_w.tar: unpacked before (" + f"{folders}/data/.unpacked.json says so)")
+    assert second[0].endswith("ILSVRC2012_w.tar: already unpacked (" + f"{folders}/data/.unpacked.json says so)")
     assert any(line.startswith(f"resumed {run}/latest.pdparams: ") for line in second)
     assert 69 * 3600 < to_seconds(load_config(run / "config.yaml").TRAIN.TIME_LIMIT) <= 70 * 3600
     assert (best / "best.pdparams").read_bytes() == (run / "best.pdparams").read_bytes()

@@ -81,7 +81,7 @@ def test_unreadable_files_are_listed_with_their_reasons(spoilt):
         assert part in reason and f"  {reason}\n" in done.stdout
     assert "fault: 5 of 13 images of train cannot be read\n" in done.stdout
     assert "note: repair or remove the unreadable images of train: too many to skip\n" in done.stdout
-    assert done.stderr == "error: 1 fault(s) would stop or spoil a training, see above\n"
+    assert done.stderr == "error: 1 fault(s) would stop or harm training, see above\n"
     assert "DATA.ON_ERROR" not in done.stdout
 
 
@@ -124,7 +124,7 @@ def test_few_unreadable_training_images_may_be_skipped_but_none_of_validation(tm
     (root / "val/bee/bad.jpg").write_bytes(b"")
     done, report = check("--data-path", root, status=1)
     assert "fault: 1 of 3 images of val cannot be read\n" in done.stdout
-    assert "note: repair or remove the unreadable images of val: a validation counts every image\n" in done.stdout
+    assert "note: repair or remove the unreadable images of val: validation counts every image\n" in done.stdout
 
 
 # --- Classes ---
@@ -234,7 +234,7 @@ def test_bare_folder_of_class_folders_and_one_split_serve_validation(tmp_path):
     root = make(tmp_path / "pictures", {"ant": 2, "bee": 1})
     done, report = check("--data-path", root)
     assert report["splits"].keys() == {"val"} and report["splits"]["val"]["classes"] == {"ant": 2, "bee": 1}
-    assert "note: there is no training split: this data serves validation only\n" in done.stdout
+    assert "note: there is no training split: this data can only be used for validation\n" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("python tools/val.py ")
     make(tmp_path / "set", {"train/ant": 1, "train/bee": 1, "validation/bee": 1})
     done, report = check("--data-path", tmp_path / "set/validation")

@@ -51,7 +51,7 @@ def test_the_same_content_twice_is_a_note(odd):
     done, report, root = odd
     notes = "\n".join(report["notes"])
     assert "images of train repeat the content of another one: " in notes
-    assert "images of val repeat an image of train, which makes the accuracy look better: " in notes
+    assert "images of val repeat an image of train, which makes the accuracy too high: " in notes
     assert f"{root}/train/ant/exif0.jpg and {root}/valid/ant/exif0.jpg" in notes or "0.jpg and" in notes
 
 
@@ -72,7 +72,7 @@ def test_doubles_are_counted(tmp_path):
     shutil.copy(second, tmp_path / "set/val/3")
     lines = tool("check_data", "--jobs", 1, "--data-path", tmp_path / "set", status=1).stdout.splitlines()
     assert f"note: 1 images of train repeat the content of another one: {first} and {first.with_name('z.png')}" in lines
-    line = "note: 2 images of val repeat an image of train, which makes the accuracy look better: "
+    line = "note: 2 images of val repeat an image of train, which makes the accuracy too high: "
     assert f"{line}{first} and {tmp_path}/set/val/3/{first.name}" in lines
 
 

@@ -102,7 +102,7 @@ def test_all_four_archives_become_the_same_pictures(tmp_path, kind, form):
     for name, image in expected(kind).items():
         assert (found[name] == image).all()
     number = len(found)
-    assert done.stdout.startswith(f"{archive}: {number} images written, 0 there before, ")
+    assert done.stdout.startswith(f"{archive}: {number} images written, 0 already there, ")
     assert (
         "train: " in done.stdout
         and f"test: 4 images in {len({n.split('/')[1] for n in found if n[:4] == 'test'})}" in done.stdout
@@ -137,10 +137,10 @@ def test_interrupted_command_continues_and_keeps_whole_pictures(tmp_path):
     mark = out / ".unpacked.json"
     mark.write_text(mark.read_text().replace("done", "begun"))
     done = tool("unpack", archive, "--output", out)
-    assert "1 images written, 23 there before" in done.stdout
+    assert "1 images written, 23 already there" in done.stdout
     assert first.is_file() and kept == {path: path.stat().st_mtime_ns for path in rest}
     assert not list(out.rglob("*.part"))
-    assert "unpacked before" in tool("unpack", archive, "--output", out).stdout
+    assert "already unpacked" in tool("unpack", archive, "--output", out).stdout
 
 
 @pytest.mark.parametrize(

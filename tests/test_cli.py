@@ -31,7 +31,7 @@ def test_other_words_with_a_dash_are_unknown_options(words, capsys):
 def test_key_and_value_with_an_equals_sign_are_refused(capsys):
     with pytest.raises(SystemExit):
         cli.check_pairs(predict.parser(), parsed("TRAIN.EPOCHS=3"))
-    assert "write TRAIN.EPOCHS 3: KEY VALUE pairs have a blank between them" in capsys.readouterr().err
+    assert "write TRAIN.EPOCHS 3: KEY and VALUE are separated by a space" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ FAULTS = {
     "empty": (lambda path: path.write_bytes(b""), "cannot be read: not an image"),
     "text": (lambda path: path.write_text("no picture"), "cannot be read: not an image"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:100]), "cannot be read: "),
-    "link to nothing": (make_link, "is a link to nothing"),
+    "link to nothing": (make_link, "is a broken link"),
     "bomb": (lambda path: path.write_bytes(b"P5 60000 60000 255\n"), "decompression bomb"),
 }
 

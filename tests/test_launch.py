@@ -42,7 +42,7 @@ def test_gpus_for_the_launcher(text, cards):
 @pytest.mark.usefixtures("four_cards")
 @pytest.mark.parametrize("text", ["4", "0,0", "0,,1", "0 1", "-1", "a", "0,9"])
 def test_gpus_that_do_not_exist_are_an_error(text):
-    with pytest.raises(UserError, match=f"^GPUS is {text} but must be all, or some of 0,1,2,3 with commas between$"):
+    with pytest.raises(UserError, match=f"^GPUS is {text} but must be all, or some of 0,1,2,3, separated by commas$"):
         launch.chosen_gpus(text)
 
 
@@ -177,8 +177,8 @@ def test_two_machines_train_together(two_machines, tmp_path):
         for process in processes:
             process.terminate()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
-    assert "machine 0 of 2 is 10.99.0.1, the first is 10.99.0.1:8090\n" in printed[0]
-    assert "machine 1 of 2 is 10.99.0.2, the first is 10.99.0.1:8090\n" in printed[1]
+    assert "node 0 of 2: address 10.99.0.1, master 10.99.0.1:8090\n" in printed[0]
+    assert "node 1 of 2: address 10.99.0.2, master 10.99.0.1:8090\n" in printed[1]
     assert "2 process(es)" in (tmp_path / "nodea/out/lit_data.log").read_text()
 
 

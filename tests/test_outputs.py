@@ -28,7 +28,7 @@ def test_output_that_is_an_input_by_any_name_is_refused(photo, tmp_path):
     with pytest.raises(UserError, match="soft.png is read by this command"):
         check_outputs([tmp_path / "soft.png"], pictures=[str(photo)])
     check_outputs([tmp_path / "other.png"], [photo, tmp_path / "absent.png"], [photo])
-    with pytest.raises(UserError, match="is named for two files"):
+    with pytest.raises(UserError, match="is given for two files"):
         check_outputs([tmp_path / "x.png", tmp_path / "folder/x.png"])
 
 

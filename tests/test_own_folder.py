@@ -153,7 +153,7 @@ def test_what_would_help_is_suggested(tmp_path):
     with pytest.raises(UserError, match="e has no folders with pictures; make one for each class"):
         load_data(own_config(tmp_path / "e"))
     make_folders(tmp_path / "d", {"ant": 2})
-    with pytest.raises(UserError, match="d has a single class, ant; a training needs two or more"):
+    with pytest.raises(UserError, match="d has a single class, ant; training needs two or more"):
         load_data(own_config(tmp_path / "d"))
 
 

@@ -119,7 +119,7 @@ def test_folders_and_globs_and_how_many(tmp_path):
     assert len(list((tmp_path / "maps").iterdir())) == len(list(DIGITS.glob("*1.png"))) == 4
     words[3] = tmp_path / "more"
     said = visualize("attention", DIGITS, "--count", 9, *words)
-    assert "9 of 36 images are drawn, evenly from first to last: --count takes more\n" in said
+    assert "9 of 36 images are drawn, evenly spread from first to last; a larger --count draws more\n" in said
     names = [path.stem.split("-")[1] for path in sorted((tmp_path / "more").iterdir())]
     assert names == [path.stem for path in sorted(DIGITS.iterdir())[::4]]
     assert "2 of 36 images" in visualize("features", DIGITS, "--count", 2, *words[:2])
@@ -205,7 +205,7 @@ def test_other_kinds_of_models(tokens_type, sheet, tmp_path):
         sheet("attention", *words, "--stage", 2)
     else:
         said = mistake("attention", *words, "--stage", 1)
-        assert said == "error: --stage is for a T2T module with attention, which this model does not have"
+        assert said == "error: --stage needs a T2T module with attention, which this model does not have"
 
 
 # --- Overlay ---
@@ -327,8 +327,8 @@ def test_every_option_of_features_changes_the_sheet(sheet):
          "--query is 17,1 but the tokens of layer 1 of the T2T module are 1,1 to 16,16"),
         (["--stage", "1", "--class-id", "3"], "--class-id and --stage cannot be combined"),
         (["--stage", "1", "--method", "rollout"], "--method and --stage cannot be combined"),
-        ([*PIT, "--stage", "1"], "--stage is for a T2T module with attention, which this model does not have"),
-        (["--token", "distillation"], "--token distillation is for a distilled model, which this is not"),
+        ([*PIT, "--stage", "1"], "--stage needs a T2T module with attention, which this model does not have"),
+        (["--token", "distillation"], "--token distillation needs a distilled model"),
         (["--sheet", "x.gif"], "--sheet x.gif must end in .png, .jpg, .jpeg or .pdf"),
         (["--sheet", "LICENSE/x.png"], "LICENSE/x.png: cannot be written: "),
         (["--overlays", "LICENSE"], "LICENSE/x.png: cannot be written: "),

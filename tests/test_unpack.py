@@ -64,7 +64,7 @@ def test_official_train_archive(tmp_path):
     done = tool("unpack", archive, "--output", tmp_path / "out")
     assert tree(tmp_path / "out") == expected
     assert done.stdout.splitlines() == [
-        f"{archive}: 10 images written, 0 there before, 0 other files left out",
+        f"{archive}: 10 images written, 0 already there, 0 other files skipped",
         f"{tmp_path}/out/train: 10 images in 2 classes",
         f"check:  python tools/check_data.py --data-path {tmp_path}/out",
     ]
@@ -114,7 +114,7 @@ def test_folders_below_any_prefix(tmp_path, name, mode):
     }, mode)  # fmt: skip
     done = tool("unpack", archive, "--output", tmp_path / "out")
     assert tree(tmp_path / "out") == {f"train/{CATS}/a.JPEG": DIGITS[0], f"val/{DOGS}/b.JPEG": DIGITS[1]}
-    assert "2 images written, 0 there before, 4 other files left out" in done.stdout
+    assert "2 images written, 0 already there, 4 other files skipped" in done.stdout
 
 
 def test_script_and_one_class_of_the_train_archive(tmp_path):
@@ -151,7 +151,7 @@ def test_killed_again_and_again_it_ends_with_the_same_tree(tmp_path):
     assert halves  # it was cut within a file
     done = tool("unpack", archive, "--output", out)
     assert tree(out) == expected
-    assert "there before" in done.stdout and ": 24 images written" not in done.stdout
+    assert "already there" in done.stdout and ": 24 images written" not in done.stdout
     assert marks(out) == {archive.name: "done"}
 
 
@@ -177,7 +177,7 @@ def test_second_run_reads_no_archive_that_is_done(tmp_path):
     archive.write_bytes(bytes(status.st_size))
     os.utime(archive, ns=(status.st_atime_ns, status.st_mtime_ns))
     done = tool("unpack", archive, "--output", tmp_path / "out")
-    assert f"{archive}: unpacked before" in done.stdout and "train: 10 images in 2 classes" in done.stdout
+    assert f"{archive}: already unpacked" in done.stdout and "train: 10 images in 2 classes" in done.stdout
     assert tree(tmp_path / "out") == expected
     os.utime(archive)  # another archive of that name is read
     assert "holds no images" in error_line("unpack", archive, "--output", tmp_path / "out")
@@ -190,7 +190,7 @@ def test_image_of_another_size_is_replaced_and_no_other_is_touched(tmp_path):
     (out / ".unpacked.json").write_text("damaged")
     (out / f"train/{CATS}/{CATS}_1.JPEG").write_bytes(b"half")
     before = {name: (out / name).stat().st_ino for name in expected}
-    assert ": 1 images written, 9 there before" in tool("unpack", archive, "--output", out).stdout
+    assert ": 1 images written, 9 already there" in tool("unpack", archive, "--output", out).stdout
     assert tree(out) == expected
     changed = [name for name, inode in before.items() if (out / name).stat().st_ino != inode]
     assert changed == [f"train/{CATS}/{CATS}_1.JPEG"]

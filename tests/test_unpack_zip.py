@@ -40,7 +40,7 @@ def test_kaggle_imagenet_with_its_own_list(tmp_path):
     assert files == {f"train/{CATS}/a.JPEG": DIGITS[0], f"val/{DOGS}/{VAL[0]}": DIGITS[1],
                      f"val/{CATS}/{VAL[1]}": DIGITS[2]}  # fmt: skip
     assert f"classes of the validation images: {archive}: LOC_val_solution.csv\n" in done.stdout
-    assert "3 images written, 0 there before, 3 other files left out" in done.stdout
+    assert "3 images written, 0 already there, 3 other files skipped" in done.stdout
     (tmp_path / "out/.unpacked.json").unlink()
     listed = tmp_path / "LOC_val_solution.csv"  # which a person gives goes first
     listed.write_text(f"ImageId,PredictionString\n{VAL[0][:-5]},{CATS} 1 2 3 4\n{VAL[1][:-5]},{CATS} 1 2 3 4\n")
@@ -69,7 +69,7 @@ def test_class_folders_without_splits(tmp_path, make):
     })  # fmt: skip
     files, done = unpacked(archive)
     assert files == {"daisy/1.jpg": DIGITS[0], "daisy/more/2.jpg": DIGITS[1], "tulip/1.jpg": DIGITS[2]}
-    assert "3 images written, 0 there before, 5 other files left out\n" in done.stdout
+    assert "3 images written, 0 already there, 5 other files skipped\n" in done.stdout
     assert "/out: 3 images in 2 classes\n" in done.stdout
 
 

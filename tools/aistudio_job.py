@@ -27,7 +27,7 @@ from train import parser as train_parser
 DEFAULT_CONFIG = "configs/t2t_vit_7.yaml"
 TIME_LIMIT = "71h"  # AI Studio ends a script job after 72 hours
 KEPT_FILES = ("best.pdparams", "config.yaml", "classes.txt", "metrics.jsonl", "times.jsonl")
-ARCHIVES = (  # that belong together
+ARCHIVES = (  # each line: the archives of one complete ImageNet
     ("ILSVRC2012_w.tar",),
     ("Light_ILSVRC2012_part_0.tar", "Light_ILSVRC2012_part_1.tar"),
     ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
@@ -83,11 +83,11 @@ def on_aistudio():
 
 
 def folders_here():
-    """{variable: folder} of this machine, "" for none. A variable of the environment names another folder."""
+    """Return {variable: folder} for this machine, "" if it has none. An environment variable overrides the folder."""
     if os.path.isdir(SCRIPT_JOB):
         mounts, data, kept = f"{SCRIPT_JOB}/train_data/datasets", f"{SCRIPT_JOB}/imagenet", f"{SCRIPT_JOB}/output"
     elif os.path.isdir(NOTEBOOK):
-        # A notebook may have output/ too, so an earlier run in work/ is looked for first.
+        # A notebook may have output/ too. If work/ holds earlier runs, this is a notebook.
         is_submitted = os.path.isdir(f"{NOTEBOOK}/output") and not os.path.isdir(f"{NOTEBOOK}/work/runs")
         mounts, data = f"{NOTEBOOK}/data", f"{NOTEBOOK}/data/imagenet"
         kept = f"{NOTEBOOK}/output" if is_submitted else f"{NOTEBOOK}/work"
@@ -99,7 +99,7 @@ def folders_here():
 
 
 def number(variable, default):
-    """A whole number from the environment."""
+    """Read a whole number from an environment variable."""
     value = os.environ.get(variable) or str(default)
     if not value.isdecimal():
         raise UserError(f"{variable} is {value!r} but must be a whole number")
@@ -107,8 +107,8 @@ def number(variable, default):
 
 
 def count_machines():
-    """NNODES. Raises UserError if the platform gave this job several machines and NNODES is not set."""
-    # A variable that paddle/distributed/cloud_utils.py reads (2.6.2 and 3.3.1).
+    """Return NNODES. Raises UserError if the platform started several machines but NNODES is not set."""
+    # The platform sets it; paddle/distributed/cloud_utils.py reads it too (2.6.2 and 3.3.1).
     hosts = os.environ.get("PADDLE_TRAINERS", "").split(",")
     if len(hosts) > 1 and not os.environ.get("NNODES"):
         raise UserError(
@@ -127,7 +127,7 @@ def this_command(args):
 
 
 def find_archives(mounts):
-    """Archives of one ImageNet: those of JOB_ARCHIVES, else the first complete group in the mounts (a:b:c)."""
+    """Find the archives of ImageNet: JOB_ARCHIVES if set, else the first complete group in `mounts` (a:b:c)."""
     if named := os.environ.get("JOB_ARCHIVES"):
         return [Path(path) for path in named.split(":")]
     folders = [folder for folder in mounts.split(":") if folder]
@@ -149,13 +149,13 @@ def find_file(name, folders):
 
 
 def val_list(archives):
-    """File with the classes of the validation images; None = in the archives."""
+    """Return the file with the classes of the validation images, or None if it must be in the archives."""
     beside = [path.with_name("val_list.txt") for path in archives]
     return os.environ.get("JOB_VAL_LIST") or next(filter(Path.is_file, beside), None)
 
 
 def pick_gpus(cfg):
-    """Indices of the GPUs to train on, "0,1,2,3"; "" without a GPU or if DEVICE is set."""
+    """Return the indices of the GPUs to train on, such as "0,1,2,3"; "" if there is no GPU or DEVICE is set."""
     named = os.environ.get("GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return "" if named == "-1" else named
@@ -169,9 +169,9 @@ def pick_gpus(cfg):
 
 
 def train(words, environment):
-    """Exit status of scripts/train.sh. Signals to this process are passed on, so that the training saves its state."""
+    """Run scripts/train.sh and return its exit status. Signals are passed on to it, so that it saves its state."""
     sys.stdout.flush()
-    # In its own session, because Ctrl-C would reach it twice: from the terminal and from here.
+    # Start it in its own session. Otherwise Ctrl-C would reach it twice: from the terminal and from this process.
     command = ["bash", str(ROOT / "scripts/train.sh"), *words]
     child = subprocess.Popen(command, env=environment, start_new_session=True)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):

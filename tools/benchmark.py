@@ -1,8 +1,8 @@
 """Measure: python tools/benchmark.py data|model|train|infer|growth [MODEL ...|all] [--json FILE] [KEY VALUE ...].
 
 `data` times the input pipeline of a config beside a plain one, `model` counts parameters and multiplications, `train`
-and `infer` time whole steps and batches, `growth` draws how inference grows with its input. What is compared
-alternates in one run: the speed of a machine drifts, so that only such ratios mean something.
+and `infer` time whole steps and batches, `growth` plots how inference time grows with the input. Things to compare are
+timed alternately in the same run, because the speed of a machine drifts. Compare only figures of the same run.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Check a data set: python tools/check_data.py [--config C] --data-path DIR [--jobs N] [--json FILE] [KEY VALUE ...].
 
-Reads every image, reports what would stop or spoil a training, and prints the command line that fits the data.
+Reads every image, reports problems that would stop or harm training, and prints a command that fits the data.
 """
 
 from t2t_vit import cli
@@ -16,9 +16,7 @@ def main(args, cfg):
 def parser():
     parser = cli.common_parser("Check a data set before training.", batch_size_key="VAL.BATCH_SIZE")
     parser.add_argument("--jobs", type=int, default=cores(), metavar="N", help="reading threads; default: one per core")
-    parser.add_argument(
-        "--json", type=cli.json_file, metavar="FILE", help="write the whole report as JSON, complete or not at all"
-    )
+    parser.add_argument("--json", type=cli.json_file, metavar="FILE", help="write the whole report as JSON")
     return parser
 
 

@@ -1,7 +1,7 @@
 """Convert weights: python tools/convert.py SRC --output FILE [--model NAME] [--to paddle|torch].
 
 SRC may be a file or URL of the official PyTorch code, timm, PaddleViT, T2T_paddle, paddle_pit or this repository. It
-is recognised by its content, and no code in it is run.
+is recognised by its content. No code in it is executed.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def main(args):
 def parser():
     parser = argparse.ArgumentParser(
         description="Convert weights of the official PyTorch code, timm, PaddleViT, T2T_paddle, paddle_pit or this "
-        "repository, and print what they compute.",
+        "repository, and print statistics of the model's output.",
         epilog="Exit status: 0 done, 1 failed (one line on stderr), 2 wrong options.",
     )
     parser.add_argument("source", type=not_empty, metavar="SRC", help="file or URL, recognised by its content")
@@ -33,7 +33,7 @@ def parser():
     )
     parser.add_argument("--keep-aux-head", action="store_true", help="keep the extra head of Token Labeling")
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", type=not_empty, metavar="NAME", help="t2t_vit_14, pit_s, ...; default: what SRC fits")
+    model.add_argument("--model", type=not_empty, metavar="NAME", help="t2t_vit_14, pit_s, ...; default: what fits")
     model.add_argument(
         "--config",
         type=not_empty,

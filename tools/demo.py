@@ -19,15 +19,15 @@ def parser():
         type=not_empty,
         default=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1",
         metavar="ADDRESS",
-        help="where to listen; default: GRADIO_SERVER_NAME if set, else 127.0.0.1, this machine only; "
-        "0.0.0.0: every machine, without a password",
+        help="address to listen on; default: GRADIO_SERVER_NAME if set, else 127.0.0.1 (reachable from this machine "
+        "only). 0.0.0.0 makes the page reachable from other machines; it has no password",
     )
     parser.add_argument(
         "--port",
         type=int,
         default=os.environ.get("GRADIO_SERVER_PORT") or None,
         metavar="N",
-        help="default: GRADIO_SERVER_PORT if set, else the first free one from 7860; 0: any free one",
+        help="port; default: GRADIO_SERVER_PORT if set, else the first free port from 7860 on; 0: any free port",
     )
     parser.add_argument(
         "--allow-host",
@@ -35,8 +35,8 @@ def parser():
         action="append",
         default=[],
         metavar="NAME",
-        help="host name that a reverse proxy passes on (Host header), may be repeated; default: none if only this "
-        "machine can reach the page, else any",
+        help="accept this host name in the Host header, such as that of a reverse proxy; may be repeated. Default: any "
+        "name if other machines can reach the page, else only the names of this machine",
     )
     add_engine_option(parser)
     return parser

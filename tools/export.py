@@ -11,7 +11,7 @@ def main(args, cfg):
 
 def parser():
     parser = common_parser(
-        "Export a trained model for an inference engine, and compare it with the model.",
+        "Export a trained model for an inference engine, and compare the exported file with the model.",
         batch_size_key="VAL.BATCH_SIZE",
     )
     parser.set_defaults(opens_run=True)
@@ -28,7 +28,7 @@ def parser():
         help="default fp32; bf16: openvino; int8 (calibrated on training images): onnx and openvino",
     )
     parser.add_argument(
-        "--dynamic-batch", action="store_true", help="any number of images per inference; default: --batch-size, else 1"
+        "--dynamic-batch", action="store_true", help="accept any batch size; default: --batch-size, else 1"
     )
     parser.add_argument(
         "--file", type=not_empty, metavar="FILE", help="file to write; default output/NAME/export/NAME[-PRECISION].*"

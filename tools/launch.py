@@ -16,14 +16,14 @@ from t2t_vit.cli import exit_with
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.runtime import import_quietly
 
-_SEVERAL = ("train", "val")  # commands that run as several processes
+_SEVERAL = ("train", "val")  # commands that may run as several processes
 # Variables that would silently override the options of Paddle's launcher below.
 _OVERRIDES = ("POD_IP", "PADDLE_MASTER", "PADDLE_NNODES", "PADDLE_RANK", "PADDLE_DEVICES", "PADDLE_LOG_DIR")
 _SIOCGIFADDR = 0x8915  # of ioctl(2): the address of an interface (Linux)
 
 
 def main(args):
-    """Replace this process by the command, or run Paddle's launcher with it."""
+    """Replace this process with the command, or start it through Paddle's launcher."""
     words, environment = args.words, os.environ
     if not words:
         raise UserError("give a command: python tools/launch.py tools/train.py ...")
@@ -48,7 +48,7 @@ def main(args):
 
 
 def chosen_gpus(text):
-    """GPUS, such as "0,1" or "all", for Paddle's launcher. Raises UserError for a GPU that Paddle cannot use."""
+    """Return the GPUs in GPUS ("0,1" or "all") for Paddle's launcher. Raises UserError if Paddle cannot use one."""
     import_quietly()
     from t2t_vit.parallel import gpu  # imports paddle, whose warnings import_quietly hides
 
@@ -57,12 +57,12 @@ def chosen_gpus(text):
     cards = [str(card) for card in range(count)] if visible == "all" else [card.strip() for card in visible.split(",")]
     named = cards if text.strip() == "all" else [card.strip() for card in text.split(",")]
     if len(set(named)) < len(named) or not set(named) <= set(cards):
-        raise UserError(f"GPUS is {text} but must be all, or some of {','.join(cards)} with commas between")
+        raise UserError(f"GPUS is {text} but must be all, or some of {','.join(cards)}, separated by commas")
     return ",".join(named)
 
 
 def nodes(environment):
-    """Options of Paddle's launcher from NNODES, MASTER and NODE_RANK."""
+    """Build the options of Paddle's launcher from NNODES, MASTER and NODE_RANK."""
     count = _number(environment, "NNODES", 1)
     if count == 1:
         return ["--nnodes", "1"]
@@ -78,20 +78,20 @@ def nodes(environment):
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise UserError(f"MASTER is {master!r} but must be HOST:PORT of the first machine, such as 10.0.0.1:8090")
     first, own = addresses(host, node_rank)
-    print(f"machine {node_rank} of {count} is {own}, the first is {first}:{port}", file=sys.stderr)
+    print(f"node {node_rank} of {count}: address {own}, master {first}:{port}", file=sys.stderr)
     # The launchers use HTTP, which would go through a proxy if HTTP_PROXY is set.
     named = environment.get("no_proxy") or environment.get("NO_PROXY")
     environment["no_proxy"] = f"{named},{first}" if named else first
-    if interface := _interface(own):  # gloo, too, uses the address of this machine's name
+    if interface := _interface(own):  # by default gloo resolves the name of this machine too
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     return ["--nnodes", str(count), "--master", f"{first}:{port}", "--rank", str(node_rank), "--host", own]
 
 
 def addresses(host, node_rank):
-    """IPv4 addresses of the first machine and of this one, at which they can reach each other.
+    """Return the IPv4 addresses at which the first machine and this one can reach each other.
 
-    Paddle's launcher uses the address of this machine's name, which Debian maps to 127.0.1.1, and serves the others
-    only if it equals the text of MASTER (launch/context/node.py and controllers/master.py, paddle 2.6.2 and 3.3.1).
+    Paddle's launcher resolves the name of this machine, which Debian maps to 127.0.1.1. It acts as the master only if
+    the result equals the text of MASTER (launch/context/node.py and controllers/master.py, paddle 2.6.2 and 3.3.1).
     """
     try:
         first = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
@@ -116,7 +116,7 @@ def addresses(host, node_rank):
 
 
 def _own_address(other):
-    """Address of this machine on the route to `other`; None without a route."""
+    """Return the address of this machine on the route to `other`, or None if there is no route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((other, 9))  # sends nothing

@@ -11,7 +11,7 @@ __all__ = list(_PUBLIC)
 
 
 def __getattr__(name):
-    # Imported at first use: the commands read their options before paddle is imported, which takes a second.
+    # Names are imported at first use, so that commands can parse their options before the slow import of paddle.
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -16,8 +16,8 @@ from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.runtime import ignore_interrupts, import_paddle, missing_packages, not_installed
 
-# Before the import of config, which needs yacs: a missing package is one line, not a traceback. Paddle is checked when
-# it is imported, because an exported model runs without it.
+# Check this before importing config, which needs yacs: a missing package gives one error line, not a traceback. Paddle
+# is checked when it is imported, because exported models run without it.
 if set(missing_packages()) - {"PaddlePaddle"}:
     sys.exit(f"error: {not_installed(missing_packages())}")
 
@@ -40,7 +40,7 @@ def common_parser(description, batch_size_key):
         batch_size_key: config key that --batch-size sets, e.g. "TRAIN.BATCH_SIZE".
     """
     parser = argparse.ArgumentParser(description=description, epilog=_EPILOG)
-    parser._negative_number_matcher = _NEGATIVE_NUMBER  # argparse would take -1e-3 for an option
+    parser._negative_number_matcher = _NEGATIVE_NUMBER  # argparse would mistake -1e-3 for an option
     parser.add_argument(
         "--config",
         type=not_empty,
@@ -51,7 +51,7 @@ def common_parser(description, batch_size_key):
         "--data-path",
         type=not_empty,
         metavar="DIR",
-        help="folder with train/ and val/, or of class folders with DATA.VAL_FRACTION (DATA.PATH)",
+        help="data folder: train/ and val/, or class folders and DATA.VAL_FRACTION (sets DATA.PATH)",
     )
     parser.add_argument("--batch-size", metavar="N", help=f"images per process and step ({batch_size_key})")
     parser.add_argument(
@@ -100,14 +100,14 @@ def not_empty(value):
 
 
 def json_file(value):
-    """Option type: a JSON file to write. Other suffixes are refused: a picture could be overwritten."""
+    """Option type: a JSON file to write. Other suffixes are refused, so that an image is not overwritten by mistake."""
     if os.path.splitext(not_empty(value))[1].lower() not in ("", ".json"):
         raise argparse.ArgumentTypeError(f"{value} must end in .json")
     return value
 
 
 def split_images(words):
-    """`split_words` of `run` for images among KEY VALUE pairs: a KEY starts like a config key and is not a file."""
+    """`split_words` for `run` that separates images from KEY VALUE pairs. A KEY starts like a config key."""
     images, pairs = [], []
     words = iter(words)
     for word in words:
@@ -147,7 +147,7 @@ def run(main, parser, argv=None, split_words=None, paddle=True, processes="one")
 
 
 def _check_launcher(processes):
-    """Check or remove the variables of Paddle's launcher, see `run`."""
+    """Check or remove the variables of Paddle's launcher, see `processes` of `run`."""
     try:
         if processes != "one":
             ranks.check()
@@ -159,7 +159,7 @@ def _check_launcher(processes):
 
 
 def _load(args, parser, split_words):
-    """The config of a command line; completes `args` with what `run` documents."""
+    """Load the config of a command line, and add the attributes to `args` that `run` documents."""
     if split_words:
         args.words, args.opts = split_words(args.opts)
     else:
@@ -189,7 +189,7 @@ def check_pairs(parser, args):
     """Exit with status 2 if the last KEY has no VALUE, or a KEY=VALUE is given."""
     for key in args.opts[::2]:
         if re.match(r"[A-Z0-9_.]+=", key):
-            parser.error(f"write {key.replace('=', ' ', 1)}: KEY VALUE pairs have a blank between them")
+            parser.error(f"write {key.replace('=', ' ', 1)}: KEY and VALUE are separated by a space")
     if len(args.opts) % 2:
         parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
 
@@ -197,13 +197,13 @@ def check_pairs(parser, args):
 def exit_with(parse, work):
     """Call `work(parse())` and exit with the status that it returns; an error is one line on stderr and status 1."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's stream does not have it
-            stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+        if hasattr(stream, "reconfigure"):  # streams of notebooks lack it
+            stream.reconfigure(errors="backslashreplace")  # file names may contain any bytes
     args = parse()
     try:
         _check_current_folder()
         status = work(args)
-    except BrokenPipeError:  # the reader of the output, such as head, has ended
+    except BrokenPipeError:  # the program that reads the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 1
     except (UserError, OSError, KeyboardInterrupt) as error:
@@ -232,7 +232,7 @@ def _config_path(args):
 
 
 def _files_read(path, cfg):
-    """Files that the config and the command line name as inputs, whether they exist or not."""
+    """List the input files that the config and the command line name. They may not exist."""
     named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, config.class_list(cfg)]
     lists = [os.path.join(cfg.DATA.PATH, name) for name in (cfg.DATA.TRAIN_LIST, cfg.DATA.VAL_LIST, "classes.txt")]
     best = config.best_weights(cfg)
@@ -241,7 +241,7 @@ def _files_read(path, cfg):
 
 
 def overrides(args):
-    """(key, value) pairs of the command line, with absolute paths."""
+    """Return the (key, value) pairs of the command line, with absolute paths."""
     flags = {
         "DATA.PATH": args.data_path and absolute(args.data_path),
         "OUTPUT": args.output and absolute(args.output),
@@ -260,11 +260,11 @@ def overrides(args):
 
 
 def absolute(path):
-    """Absolute form of a path from the command line; URLs stay."""
+    """Make a path from the command line absolute; URLs stay as they are."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _best_beside(path):
-    """best.pdparams beside a config.yaml, in a folder of any name; None if it does not exist."""
+    """Return best.pdparams beside a config.yaml, or None if it does not exist. The folder may have any name."""
     best = Path(path).absolute().with_name("best.pdparams")
     return str(best) if Path(path).name == "config.yaml" and best.is_file() else None

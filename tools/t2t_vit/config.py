@@ -1,8 +1,8 @@
-"""Settings: the defaults, the YAML file over them, KEY VALUE pairs of the command line over both.
+"""Settings: defaults, overridden by a YAML file, overridden by KEY VALUE pairs on the command line.
 
-The defaults are the official recipe of the lite T2T-ViTs (main.py of yitu-opensource/T2T-ViT); a file in configs/ has
-only what differs. Relative paths in a YAML file start at the repository, those on the command line at the current
-folder. Does not import paddle.
+The defaults are the official recipe of the lite T2T-ViTs (main.py of yitu-opensource/T2T-ViT). A file in configs/
+contains only what differs. Paths in a YAML file are relative to the repository, paths on the command line to the
+current folder. This module does not import paddle.
 """
 
 import os
@@ -17,31 +17,31 @@ from t2t_vit.config_values import RENAMED, check, leaves, put, set_value, value_
 from t2t_vit.spellings import refusal
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
-# The repository. An installed package has none: relative paths then start at the current folder.
+# Root of the repository. An installed package has none; paths are then relative to the current folder.
 ROOT = _CHECKOUT if (_CHECKOUT / "configs").is_dir() else Path()
 
 _C = CN()
 _C.NAME = ""  # name of the run, its folder and its log; "" = name of the config file
-_C.SEED = 42  # of initial weights, image order, augmentation and dropout
+_C.SEED = 42  # random seed of initial weights, image order, augmentation and dropout
 _C.DEVICE = ""  # cpu, gpu or gpu:N; "" = a GPU if there is one
 _C.OUTPUT = "output"  # folder of the run folders
 _C.LOG = "log"  # folder of the text logs
 
-_C.CPU = CN()  # training and eager inference without a GPU
-_C.CPU.MICRO_BATCH = 4  # 224x224 images (more if smaller) that a thread computes at a time; 0 = the whole batch
-_C.CPU.FAST_OPS = True  # linear layers and LayerNorm whose gradients are fast on a CPU
+_C.CPU = CN()  # for training and eager inference without a GPU
+_C.CPU.MICRO_BATCH = 4  # 224x224 images per thread at a time (more if smaller); 0 = the whole batch
+_C.CPU.FAST_OPS = True  # faster gradients of linear layers and LayerNorm on a CPU
 
 _C.MODEL = CN()
 _C.MODEL.NAME = "t2t_vit_7"  # any of t2t_vit.list_models()
-_C.MODEL.PRETRAINED = ""  # file or URL of weights: start of training, or what val and predict use ("" = the run's best)
-_C.MODEL.POS_RESIZE = "bicubic"  # position table of another image size: bicubic, or sinusoid (recompute the table)
+_C.MODEL.PRETRAINED = ""  # file or URL of weights to start from, or for val and predict to use ("" = the run's best)
+_C.MODEL.POS_RESIZE = "bicubic"  # position embedding for another image size: bicubic, or sinusoid (recompute the table)
 _C.MODEL.NUM_CLASSES = 1000  # 0 = number of classes of the data set, or of the weights
 _C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
 _C.MODEL.ATTN_DROP_RATE = 0.0  # dropout of attention weights in the backbone
-_C.MODEL.DROP_PATH_RATE = 0.1  # stochastic depth of the last block; rises linearly from 0 in the first
+_C.MODEL.DROP_PATH_RATE = 0.1  # stochastic depth: rises linearly from 0 in the first block to this in the last
 _C.MODEL.FUSED_ATTENTION = False  # Paddle's FlashAttention; only with AMP on an Ampere or newer GPU
 _C.MODEL.QK_SCALE = 0.0  # scale of q.k in the backbone; 0.0 or None = head_dim ** -0.5
-_C.MODEL.T2T = CN()  # changes of the named variant; 0, 0.0, "" or [] = as in the variant
+_C.MODEL.T2T = CN()  # overrides of the variant MODEL.NAME; 0, 0.0, "" or [] = as in the variant
 _C.MODEL.T2T.EMBED_DIM = 0  # width of the backbone
 _C.MODEL.T2T.DEPTH = 0  # blocks
 _C.MODEL.T2T.NUM_HEADS = 0
@@ -51,7 +51,7 @@ _C.MODEL.T2T.TOKEN_DIM = 0  # width inside the T2T module
 _C.MODEL.T2T.SPLITS = []  # [[kernel, stride, padding], ...] of the soft splits, in pixels or tokens
 _C.MODEL.PIT = CN()  # the same for a PiT
 _C.MODEL.PIT.PATCH_SIZE = 0  # pixels
-_C.MODEL.PIT.STRIDE = 0  # pixels between two patches
+_C.MODEL.PIT.STRIDE = 0  # pixels from one patch to the next
 _C.MODEL.PIT.BASE_DIMS = []  # width of a head, per stage
 _C.MODEL.PIT.DEPTH = []  # blocks, per stage
 _C.MODEL.PIT.HEADS = []  # heads, per stage
@@ -67,7 +67,7 @@ _C.DISTILL.TAU = 1.0  # temperature of soft distillation
 _C.DATA = CN()
 _C.DATA.NAME = "ImageNet"  # printed with the accuracies
 _C.DATA.PATH = "datasets/imagenet"  # folder with train/ and val/
-_C.DATA.VAL_FRACTION = 0.0  # part of each class used for validation if PATH has no val/; 0.0 = none
+_C.DATA.VAL_FRACTION = 0.0  # fraction of each class to validate on if PATH has no val/; 0.0 = none
 _C.DATA.TRAIN_LIST = ""  # file of "relative/path label" lines, relative to PATH; "" = class folders
 _C.DATA.VAL_LIST = ""
 _C.DATA.CLASSES = "imagenet1k"  # class list: a file, imagenet1k, or "" = classes.txt in PATH, else the folder names
@@ -76,19 +76,19 @@ _C.DATA.IMAGE_SIZE = 224  # height and width of the model's input, pixels
 _C.DATA.MEAN = [0.485, 0.456, 0.406]  # per channel, of values in 0..1
 _C.DATA.STD = [0.229, 0.224, 0.225]
 _C.DATA.EXIF = "auto"  # camera rotation: upright, ignore, or auto (ignore for ImageNet, as the official code does)
-_C.DATA.GREY_BITS = 16  # used bits of 16-bit grey images; 12 for many cameras and scanners
+_C.DATA.GREY_BITS = 16  # bits that hold values in 16-bit grey images; 12 for many cameras and scanners
 _C.DATA.NUM_WORKERS = 8  # loader processes per training process; 0 = read in the training process
-_C.DATA.READER = "turbo"  # of training images: turbo (libjpeg-turbo and SIMD resizing, if installed) or pillow
+_C.DATA.READER = "turbo"  # reader of training images: turbo (libjpeg-turbo and SIMD resizing, if installed) or pillow
 _C.DATA.ON_ERROR = "raise"  # unreadable training image: raise, or skip (up to 3 images or 1% of an epoch)
 
 _C.AUG = CN()
 _C.AUG.SCALE = [0.08, 1.0]  # random-resized crop: area of the crop / area of the image
 _C.AUG.RATIO = [3 / 4, 4 / 3]  # width / height of the crop
-_C.AUG.PADDED_CROP = 0.0  # instead: random crop after padding by this part of the side (CIFAR: 0.125); 0.0 = off
+_C.AUG.PADDED_CROP = 0.0  # instead: pad by this fraction of the side, then crop (CIFAR: 0.125); 0.0 = off
 _C.AUG.INTERPOLATION = "random"  # bilinear, bicubic, or random: one of them for each image
 _C.AUG.HFLIP = 0.5  # probability of a horizontal flip
-_C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # RandAugment as this string says; AutoAugment original or v0; 3a; or ""
-_C.AUG.COLOR_JITTER = 0.4  # brightness, contrast, saturation times 1 +- this; only if AUTO_AUGMENT is "" or 3a
+_C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # rand-... (RandAugment), original or v0 (AutoAugment), 3a, or ""
+_C.AUG.COLOR_JITTER = 0.4  # scales brightness, contrast, saturation by 1 +- this; only if AUTO_AUGMENT is "" or 3a
 _C.AUG.ERASE_PROB = 0.25  # probability of random erasing
 _C.AUG.ERASE_MODE = "pixel"  # fill of erased boxes: pixel (noise), rand (one colour) or const (the mean)
 _C.AUG.ERASE_COUNT = 1  # largest number of boxes per image
@@ -99,30 +99,30 @@ _C.AUG.CUTMIX_MINMAX = []  # [smallest, largest] side of the cut box / side of t
 _C.AUG.MIX_PROB = 1.0  # probability of mixing
 _C.AUG.MIX_SWITCH_PROB = 0.5  # probability of cutmix if both are on
 _C.AUG.MIX_MODE = "batch"  # one draw per batch, per pair (pair) or per image (elem)
-_C.AUG.MIX_OFF_EPOCH = 0  # no mixing from this epoch (counted from 0) on; 0 = always mix
-_C.AUG.REPEATS = 1  # repeated augmentation: an image comes REPEATS times; an epoch has 1/REPEATS of the images
+_C.AUG.MIX_OFF_EPOCH = 0  # stop mixing at this epoch (counted from 0); 0 = never stop
+_C.AUG.REPEATS = 1  # repeated augmentation: copies of each image; an epoch then uses 1/REPEATS of the images
 
 _C.TRAIN = CN()
 _C.TRAIN.BATCH_SIZE = 64  # images per process and forward pass
 _C.TRAIN.ACCUM_STEPS = 1  # gradient accumulation: passes per step
 _C.TRAIN.GLOBAL_BATCH = 0  # images per step over all processes; sets ACCUM_STEPS. 0 = use ACCUM_STEPS
-_C.TRAIN.EPOCHS = 300  # warm-up and cosine
-_C.TRAIN.COOLDOWN_EPOCHS = 10  # at MIN_LR, after EPOCHS
+_C.TRAIN.EPOCHS = 300  # epochs of warm-up and cosine
+_C.TRAIN.COOLDOWN_EPOCHS = 10  # more epochs, at MIN_LR
 _C.TRAIN.WARMUP_EPOCHS = 10
 _C.TRAIN.OPTIMIZER = "adamw"  # adamw, or sgd (with momentum, as in official fine-tuning)
-_C.TRAIN.BASE_LR = 1e-3  # for a global batch of 512; never scaled by the batch
-_C.TRAIN.WARMUP_LR = 1e-6  # of epoch 0
+_C.TRAIN.BASE_LR = 1e-3  # learning rate, tuned for a global batch of 512; never scaled by the batch size
+_C.TRAIN.WARMUP_LR = 1e-6  # learning rate of epoch 0
 _C.TRAIN.MIN_LR = 1e-5
 _C.TRAIN.BACKBONE_LR = 0.0  # BASE_LR of everything except the head; 0.0 = BASE_LR
-_C.TRAIN.LAYER_DECAY = 1.0  # learning rate of a layer / that of the next layer up; fine-tuning: 0.65 to 0.9
-_C.TRAIN.FREEZE = []  # patterns of frozen parameters: "blocks.0.*"; ! makes exceptions: ["*", "!head*"]
+_C.TRAIN.LAYER_DECAY = 1.0  # layer-wise lr decay: factor per layer below the head; fine-tuning: 0.65 to 0.9
+_C.TRAIN.FREEZE = []  # patterns of parameters to freeze: "blocks.0.*"; ! makes an exception: ["*", "!head*"]
 _C.TRAIN.WEIGHT_DECAY = 0.03
 _C.TRAIN.BETAS = [0.9, 0.999]  # adamw
 _C.TRAIN.EPSILON = 1e-8  # adamw
 _C.TRAIN.MOMENTUM = 0.9  # sgd
-_C.TRAIN.LABEL_SMOOTHING = 0.1  # also in mixed targets
+_C.TRAIN.LABEL_SMOOTHING = 0.1  # applies to mixed targets too
 _C.TRAIN.CLIP_NORM = 0.0  # largest global norm of the gradients; 0.0 = no clipping
-_C.TRAIN.EMA_DECAY = 0.99996  # per step, of the moving average of the weights; 0.0 = no average
+_C.TRAIN.EMA_DECAY = 0.99996  # decay per step of the moving average of the weights (EMA); 0.0 = no EMA
 _C.TRAIN.AMP = ""  # mixed precision on a GPU: O1 (per operation), O2 (weights too, with float32 copies); "" = float32
 _C.TRAIN.AMP_DTYPE = "float16"  # float16 (with dynamic loss scaling) or bfloat16
 _C.TRAIN.TF32 = False  # TF32 in training, on Ampere or newer GPUs; never in validation
@@ -130,16 +130,16 @@ _C.TRAIN.RECOMPUTE = False  # activation checkpointing: less memory, more time
 _C.TRAIN.TO_STATIC = False  # compile the model by paddle.jit.to_static
 _C.TRAIN.MAX_BAD_STEPS = 10  # stop at the next log line after this many consecutive steps that are not finite
 _C.TRAIN.LOG_EVERY = 50  # steps between log lines
-_C.TRAIN.SAVE_MINUTES = 10.0  # between saves within an epoch; 0.0 = save only after each epoch
+_C.TRAIN.SAVE_MINUTES = 10.0  # minutes between saves within an epoch; 0.0 = save only after each epoch
 _C.TRAIN.KEEP = 2  # number of states to keep: latest.pdparams and KEEP - 1 older ones
-_C.TRAIN.TIME_LIMIT = ""  # 71h30m, 90m, 30s: save and stop before this time of a job is over; "" = no limit
+_C.TRAIN.TIME_LIMIT = ""  # 71h30m, 90m, 30s: save and stop before the job has run this long; "" = no limit
 
 _C.VAL = CN()
 _C.VAL.BATCH_SIZE = 128  # images per process and step
 _C.VAL.CROP_PCT = 0.9  # resize the shorter side to floor(IMAGE_SIZE / CROP_PCT), then crop the centre
 _C.VAL.INTERPOLATION = "bicubic"
 _C.VAL.CROP_MODE = "center"  # center, or squash: resize to IMAGE_SIZE x IMAGE_SIZE without CROP_PCT
-_C.VAL.BEST = "ema"  # weights that decide which epoch becomes best.pdparams: ema (raw if EMA_DECAY is 0.0), or raw
+_C.VAL.BEST = "ema"  # weights that are compared and saved as best.pdparams: ema (raw if EMA_DECAY is 0.0) or raw
 _C.VAL.EVERY = 1  # epochs between validations; the last epoch is always validated
 _C.VAL.LOG_EVERY = 10  # steps between lines of val.py
 
@@ -178,16 +178,16 @@ def default_config():
 
 
 def stored_values(text):
-    """{key: value} of a config that an earlier run has stored as YAML; missing keys have their default.
+    """Read {key: value} from the YAML text of an earlier run's config. Missing keys get their defaults.
 
-    Raises ValueError if it is not YAML.
+    Raises ValueError if the text is not YAML.
     """
     stored = {RENAMED.get(key, key): value for key, value in leaves(load_yaml(text))}
     return {key: stored.get(key, value_of(_C, key)) for key in all_keys()}
 
 
 def with_keys(cfg, values):
-    """A frozen copy of the config with {key: value} changed. Raises ValueError for a wrong type, else UserError."""
+    """Return a frozen copy with {key: value} set. Raises ValueError for a wrong type, UserError for a wrong value."""
     cfg = cfg.clone()
     cfg.defrost()
     for key, value in values.items():
@@ -198,16 +198,16 @@ def with_keys(cfg, values):
 
 
 def with_classes(cfg, number):
-    """The config with `number` in place of MODEL.NUM_CLASSES 0. Raises UserError for fewer than 2 classes."""
+    """If MODEL.NUM_CLASSES is 0, return the config with `number` instead. Raises UserError for fewer than 2."""
     if not cfg.MODEL.NUM_CLASSES and number < 2:
         raise UserError(f"there is only {number} class: a classifier needs 2 or more")
     return cfg if cfg.MODEL.NUM_CLASSES else with_keys(cfg, {"MODEL.NUM_CLASSES": number})
 
 
 def accumulation(cfg, processes):
-    """Passes through the model in one training step: ACCUM_STEPS, or as many as make GLOBAL_BATCH images.
+    """Return the forward passes per training step: ACCUM_STEPS, or as many as GLOBAL_BATCH requires.
 
-    Raises UserError, naming values that work, if GLOBAL_BATCH is not a multiple of BATCH_SIZE times `processes`.
+    Raises UserError if GLOBAL_BATCH is not a multiple of BATCH_SIZE * `processes`. The message names values that work.
     """
     batch, total = cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.GLOBAL_BATCH
     if not total:
@@ -224,7 +224,7 @@ def accumulation(cfg, processes):
 
 
 def all_keys():
-    """Every key with its sections: "TRAIN.EPOCHS"."""
+    """List all keys with their sections, such as "TRAIN.EPOCHS"."""
     return [key for key, _ in leaves(_C)]
 
 
@@ -248,7 +248,7 @@ def find_config(path):
 
 
 def resolve(path):
-    """Absolute form of a path from a config. Relative paths start at the repository."""
+    """Make a path from a config absolute. Relative paths start at the repository."""
     return (ROOT / os.path.expanduser(path)).absolute()
 
 
@@ -259,7 +259,7 @@ def class_list(cfg):
 
 
 def best_weights(cfg):
-    """best.pdparams of the run: the user's in OUTPUT, else the published one, which may not exist either."""
+    """Return the path of the run's best.pdparams: in OUTPUT if it exists, else the published one (may be missing)."""
     own, published = (resolve(cfg.OUTPUT) / place / cfg.NAME / "best.pdparams" for place in ("", "pretrained"))
     return published if published.is_file() and not own.is_file() else own
 

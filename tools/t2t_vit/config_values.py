@@ -1,4 +1,4 @@
-"""Values of the settings: how one is set, names of earlier versions, and what is allowed. Does not import paddle."""
+"""Set and check config values, and accept keys that were renamed. Does not import paddle."""
 
 import difflib
 import functools
@@ -9,11 +9,11 @@ import sys
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError
 
-# Names of earlier versions: accepted in YAML files, run folders, states and on the command line.
+# {old key: new key}. Old keys are still accepted in YAML files, run folders, states and on the command line.
 RENAMED = {"DATA.VAL_SHARE": "DATA.VAL_FRACTION"}
 _OLD_CLASS_LIST = "configs/imagenet1k_classes.tsv"
 
-# Allowed numbers: what an error says, the test, the keys. Of a list, every number must pass.
+# (allowed range for error messages, test of a number, keys). In a list, every number must pass the test.
 _NUMBERS = [
     ("finite", lambda x: True, "DATA.MEAN"),
     ("0 or more", lambda x: x >= 0,
@@ -66,7 +66,7 @@ _CHOICES = {
 
 
 def leaves(tree, prefix=""):
-    """(key, value) pairs of nested mappings: ("TRAIN.EPOCHS", 300)."""
+    """Yield the (key, value) pairs of nested mappings, such as ("TRAIN.EPOCHS", 300)."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -75,14 +75,14 @@ def leaves(tree, prefix=""):
 
 
 def value_of(tree, key):
-    """Value of a key such as TRAIN.EPOCHS in nested mappings; None if it is missing."""
+    """Return the value of a key such as TRAIN.EPOCHS in nested mappings; None if it is missing."""
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
 
 
 def set_value(cfg, key, value, source):
-    """Set a key to a value of `source`, a file or the command line. Raises UserError: unknown key, wrong type."""
+    """Set a key to a value from `source` (for messages). Raises UserError for an unknown key or a wrong type."""
     if key in RENAMED:
         _note(f"note: {key} is now called {RENAMED[key]}")
         key = RENAMED[key]
@@ -101,7 +101,7 @@ def set_value(cfg, key, value, source):
         put(cfg, key, value)
         if value_of(cfg, key) is None:  # yacs reads the word None as None for every type except str
             raise ValueError
-    except (ValueError, RecursionError, MemoryError):  # the last two from Python's parser, for deeply nested text
+    except (ValueError, RecursionError, MemoryError):  # Python's parser raises the last two for deeply nested text
         kind = type(before).__name__
         hint = f" (write {value}.0)" if kind == "float" and str(value).lstrip("-").isdigit() else ""
         hint = f' (write "{value}")' if kind == "str" and isinstance(value, (int, float)) else hint
@@ -109,7 +109,7 @@ def set_value(cfg, key, value, source):
 
 
 def put(cfg, key, value):
-    """Set a key. Raises ValueError for a value of another type."""
+    """Set a key. Raises ValueError if the value has the wrong type."""
     *sections, leaf = key.split(".")
     node = functools.reduce(getattr, sections, cfg)
     if isinstance(node[leaf], str) and isinstance(value, str):
@@ -118,14 +118,14 @@ def put(cfg, key, value):
         cfg.merge_from_list([key, value])
 
 
-@functools.cache  # once, however often a config is loaded
+@functools.cache  # print once, even if configs are loaded often
 def _note(text):
     if ranks.is_main():
         print(text, file=sys.stderr)
 
 
 def _unknown(key, known, source):
-    """UserError for an unknown key, with the near matches."""
+    """Return a UserError for an unknown key that suggests similar ones."""
     near = difflib.get_close_matches(key.upper(), known, n=3, cutoff=0.5)
     near += [k for k in known if k.split(".")[-1] == key.split(".")[-1].upper() and k not in near]
     hint = f"did you mean {', '.join(near)}?" if near else "tools/t2t_vit/config.py lists the keys"
@@ -136,14 +136,14 @@ def _unknown(key, known, source):
 
 
 def check(cfg):
-    """Raise UserError naming the first key with an impossible value."""
+    """Raise UserError for the first key whose value is not allowed."""
     for key, holds, allowed in _rules(cfg):
         if not holds:
             raise UserError(f"{key} is {value_of(cfg, key)!r:.200} but must be {allowed}")
 
 
 def _rules(cfg):
-    """(key, whether its value is allowed, what is allowed)."""
+    """Yield (key, whether its value is allowed, what is allowed) for every rule."""
     for allowed, is_allowed, keys in _NUMBERS:
         for key in keys.split():
             value = value_of(cfg, key)
@@ -156,7 +156,7 @@ def _rules(cfg):
 
 
 def to_seconds(text):
-    """Seconds of a time such as 71h30m, 90m or 30s; 0 for any other text."""
+    """Convert a time such as 71h30m, 90m or 30s to seconds; any other text gives 0."""
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1))) if match else 0
 
@@ -175,7 +175,7 @@ def _is_split(split):
 
 
 def _other_rules(cfg):
-    """Rules of several keys and of texts: (key, whether it holds, what is allowed)."""
+    """List the rules that depend on several keys or check a text: (key, whether it holds, what is allowed)."""
     model, distill, data, aug, train = cfg.MODEL, cfg.DISTILL, cfg.DATA, cfg.AUG, cfg.TRAIN
     per_channel = f"a list of {data.CHANNELS} number(s), one per channel"
     lr = train.BACKBONE_LR

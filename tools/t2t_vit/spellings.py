@@ -1,7 +1,7 @@
 """Options and config keys of other T2T-ViT and PiT programs, and their names here (README, "Coming from").
 
-Options that mean the same are rewritten, and one line on stderr shows the new command. A config file with foreign keys
-is refused, and the error names our keys.
+Options with an equivalent here are rewritten, and a line on stderr shows the new command. A config file with keys of
+another program is refused, and the error names our keys.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import printable
 
-# Option (with - for _): ours. {} is its value; an option without {} has none.
+# {their option (with - for _): ours}. {} stands for the value; without {}, the option has no value.
 OPTIONS = {
     # PaddleViT and paddle_pit
     "cfg": "--config {}",
@@ -53,7 +53,7 @@ OPTIONS = {
 
 _ALL_EPOCHS = "TRAIN.EPOCHS, with TRAIN.COOLDOWN_EPOCHS 0 if this is the number of all epochs"
 _ROOT = "DATA.PATH, the folder above train/ and val/"
-# Config key: ours, or a text with blanks.
+# {their config key: our key, or an explanation (a text with spaces)}.
 KEYS = {
     # T2T_paddle
     "DATA_PATH.TRAIN_DATASET_PATH": _ROOT, "DATA_PATH.VAL_DATASET_PATH": _ROOT,
@@ -113,7 +113,7 @@ KEYS = {
 
 
 def translate(words, parser):
-    """Rewrite foreign options among the words of a command line; one line on stderr shows the result.
+    """Rewrite options of other programs in a command line, and show the result in one line on stderr.
 
     Exits with status 2 if an option has no single equivalent here.
     """
@@ -127,9 +127,9 @@ def translate(words, parser):
 
 
 def _rewritten(word, rest, parser, words):
-    """Our words for one option. If its value is the next word, it is removed from `rest`."""
+    """Return our words for one option. If its value is the next word, that is removed from `rest`."""
     option, equals, value = word.partition("=")
-    name, known = option.lstrip("-").replace("_", "-"), parser._option_string_actions  # no public way to list them
+    name, known = option.lstrip("-").replace("_", "-"), parser._option_string_actions  # there is no public list
     if option in known:
         return [word]
     if f"--{name}" in known:
@@ -153,7 +153,7 @@ def _rewritten(word, rest, parser, words):
 
 
 def take_data_folder(args):
-    """Read a folder before the KEY VALUE words as --data-path: the official commands have it there."""
+    """Read a folder before the KEY VALUE words as --data-path, because the official commands have it there."""
     if len(args.opts) % 2 and not args.data_path and (os.sep in args.opts[0] or os.path.isdir(args.opts[0])):
         args.data_path, *args.opts = args.opts
         _note(f"--data-path {shlex.quote(args.data_path)}")
@@ -165,7 +165,7 @@ def _note(text):
 
 
 def refusal(path, unknown):
-    """Error text for a config file with these unknown keys, or "" if none is a key of another program."""
+    """Return an error text for a config file with these unknown keys; "" if none is a key of another program."""
     if not any(key in KEYS for key in unknown):
         return ""
     named = [f"{key} (here: {KEYS[key]})" if key in KEYS else key for key in unknown]

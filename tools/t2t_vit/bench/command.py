@@ -29,7 +29,7 @@ PACKAGES = ("numpy", "pillow", "simplejpeg", "cykooz.resizer", "onnxruntime", "o
 
 
 def run_benchmark(args, cfg):
-    """Measure what the options of `options.benchmark_parser` describe, print it and write --json. Raises UserError."""
+    """Run the benchmark that the options describe, print the results and write --json. Raises UserError."""
     check_outputs([args.json, args.plot], args.inputs)
     processes.setup(cfg)
     setup_logging()
@@ -47,7 +47,7 @@ def run_benchmark(args, cfg):
 
 
 def describe_machine():
-    """Processor, cores, device, and the versions of Paddle and of the installed `PACKAGES`."""
+    """Return the processor, cores, device, and the versions of Paddle and the installed `PACKAGES`."""
     cpu, versions = platform.processor() or platform.machine(), {"paddle": paddle.__version__}
     with contextlib.suppress(OSError):
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -59,13 +59,13 @@ def describe_machine():
 
 
 def default_threads(benchmark):
-    """[those of this process]; for growth 1, 2, 4 and so on up to them."""
+    """Return a list with the number of threads of this process; for growth 1, 2, 4 and so on up to that number."""
     most = asked_threads()
     return sorted({*(2**power for power in range(most.bit_length())), most}) if benchmark == "growth" else [most]
 
 
 def chosen_configs(args, cfg):
-    """The configs of the named models, or `cfg`, that of the command line."""
+    """Return the configs of the named models, or [cfg] if no model is named."""
     names = args.words
     if names and args.config:
         raise UserError(f"give models ({' '.join(names)}) or --config, not both")

@@ -17,21 +17,21 @@ TOKEN_MODULE = "tokens_to_token."
 
 
 class Product(NamedTuple):
-    """`count` products of a (rows, inner) and an (inner, columns) matrix."""
+    """`count` matrix products, each (rows, inner) x (inner, columns)."""
 
     name: str
     rows: int
     inner: int
     columns: int
     count: int = 1
-    is_attention: bool = False  # between the tokens of a block of the backbone
+    is_attention: bool = False  # a product between tokens, in a block of the backbone
 
 
 def count(cfg):
-    """The counts of a config's model, for one image.
+    """Count the parameters and operations of a config's model for one image.
 
-    "weights_mb" are those of float32, "gmacs_without" those without the products between the tokens of the backbone,
-    "tokens" those of the first layer, "activations" the elements of the results of all matrix products.
+    "weights_mb" is for float32. "gmacs_without" leaves out the products between tokens in the backbone. "tokens" are
+    the tokens of the first layer. "activations" is the number of elements in the results of all matrix products.
     """
     with paddle.LazyGuard():  # shapes without values
         model = build_model(cfg)
@@ -50,12 +50,12 @@ def count(cfg):
 
 
 def macs(found):
-    """Multiplications of products."""
+    """Return the multiply-accumulate operations (MACs) of a list of `Product`s."""
     return sum(product.count * product.rows * product.inner * product.columns for product in found)
 
 
 def products(model):
-    """Every matrix product that the architecture does for one image, in the order of the forward pass."""
+    """List every matrix product of the model for one image, in the order of the forward pass."""
     names = {id(layer): name for name, layer in model.named_sublayers()}
     return [
         product
@@ -82,7 +82,7 @@ def _parts(model):
 
 
 def _layer_products(name, layer, positions, in_block):
-    """The products of one layer without those of its sublayers."""
+    """Yield the products of one layer, without those of its sublayers."""
     if isinstance(layer, nn.Linear):
         yield Product(f"{name}.weight", positions, *layer.weight.shape)  # (in, out)
     elif isinstance(layer, nn.Conv2D):

@@ -19,12 +19,12 @@ BATCHES_OF_A_WORKER = 4  # batches per loader process in a round; several, becau
 
 
 def benchmark_data(args, cfg):
-    """Measure the input pipeline, print it part by part, and return all figures."""
+    """Measure the input pipeline, print the speed of each part, and return all figures."""
     classes, splits = load_data(cfg, ["train"])
     cfg, split = with_classes(cfg, len(classes)), repeated(splits["train"], args.images)
     paths, size = set(split.paths), cfg.DATA.IMAGE_SIZE
     for path in paths:
-        load_image(path)  # reports an unreadable file, and the system has the others in memory when they are timed
+        load_image(path)  # fails early on an unreadable file, and puts the files into the page cache
     log.info("")
     log.info("pictures: %d images from %d files of %s", len(split), len(paths), display_path(split.source))
     log.info("config: %s at %dx%d pixels, reader %s", cfg.NAME, size, size, reader_name(cfg.DATA.READER))
@@ -45,7 +45,7 @@ def benchmark_data(args, cfg):
 
 
 def measure_device(cfg, split, rounds):
-    """Images per second of what the device does: normalise, erase, mix."""
+    """Measure how many images per second the device normalises, erases and mixes."""
     size = cfg.TRAIN.BATCH_SIZE
     alone = with_keys(cfg, {"DATA.NUM_WORKERS": 0, "TRAIN.ACCUM_STEPS": 1})
     prepare, rates = TrainInput(cfg), []
@@ -57,13 +57,13 @@ def measure_device(cfg, split, rounds):
 
 
 def measure_loaders(cfg, split, rounds, workers):
-    """Images per second that reach the training process from all loader processes."""
+    """Measure how many images per second all loader processes deliver to the training process."""
     cfg = with_keys(cfg, {"DATA.NUM_WORKERS": workers, "TRAIN.ACCUM_STEPS": 1})
     count = BATCHES_OF_A_WORKER * max(1, workers) * cfg.TRAIN.BATCH_SIZE
-    loader, rates = TrainLoader(repeated(split, count), cfg, epochs=rounds + 2), []  # the last one is read ahead only
+    loader, rates = TrainLoader(repeated(split, count), cfg, epochs=rounds + 2), []  # the last is only read ahead
     for epoch in range(rounds + 1):
         start = time.perf_counter()
         for _ in loader.epoch_steps(epoch):
             pass
         rates.append(count / (time.perf_counter() - start))
-    return summary(rates[1:])  # in the first round the processes start
+    return summary(rates[1:])  # the first round includes the start of the processes

@@ -1,6 +1,6 @@
 """How the cost of inference grows with the image size, the batch size and the threads.
 
-The time of the T2T module grows with the tokens if it is a performer, nearly with their square if it is a transformer.
+The time of a performer T2T module is linear in the number of tokens; that of a transformer is nearly quadratic.
 """
 
 import argparse
@@ -20,8 +20,8 @@ TITLES = ("model", "part", "pixels", "tokens", "batch", "threads", "images/s", "
 def benchmark_growth(args, cfgs):
     """Measure how the inference of T2T-ViTs grows, print, draw and return the figures.
 
-    With the image size: one image at a time, the whole model and its T2T module alone. With the batch size and the
-    threads: the whole model at the config's image size.
+    The image size is varied for one image at a time, with the whole model and with its T2T module alone. The batch size
+    and the threads are varied for the whole model at the config's image size.
     """
     for cfg in cfgs:
         if not count(cfg)["token_module_gmacs"]:
@@ -50,9 +50,9 @@ def _sweep(args, cfgs, image_sizes, batch_sizes, threads, subjects):
 
 
 def draw_sizes(axes, rows):
-    """Draw the time of one image against its tokens. It grows as tokens ** p, by least squares of the logarithms.
+    """Plot the time of one image against its number of tokens, and print p of the fit time ~ tokens ** p.
 
-    The times are those of the fastest rounds, which other work on the machine disturbs least.
+    The fit is by least squares on the logarithms. It uses the fastest round, which other programs disturb least.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
     for (model, part), line in lines_of(rows).items():
@@ -74,7 +74,7 @@ def draw_sizes(axes, rows):
 
 
 def draw_speed(axes, rows, key):
-    """Draw images per second against a key of the rows: the median, and the lowest and highest of the rounds."""
+    """Plot images per second against a key of the rows: median, lowest and highest round."""
     for (model, _), line in lines_of(rows).items():
         x, rates = [row[key] for row in line], [row["images_per_second"] for row in line]
         median, lowest, highest = (np.array([rate[edge] for rate in rates]) for edge in ("median", "lowest", "highest"))
@@ -86,7 +86,7 @@ def draw_speed(axes, rows, key):
 
 
 def lines_of(rows):
-    """{(model, part): its rows}"""
+    """Group the rows: {(model, part): rows}."""
     lines = {}
     for row in rows:
         lines.setdefault((row["model"], row["part"]), []).append(row)

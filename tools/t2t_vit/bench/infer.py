@@ -23,7 +23,7 @@ TITLES = ("model", "pixels", "batch", "threads", "engine", "precision", "images/
 
 
 def eager(cfg, samples, token_module=False):
-    """Function that runs the model of a config with new weights, or its T2T module alone, in Paddle."""
+    """Return a function that runs a config's model with fresh weights, or only its T2T module, in Paddle."""
     images = eval_images(cfg, samples)
     model = build_model(cfg)
     model.eval()
@@ -32,20 +32,20 @@ def eager(cfg, samples, token_module=False):
 
 
 def exported(cfg, samples, engine, path):
-    """Function that runs an exported model in its engine."""
+    """Return a function that runs an exported model in its engine."""
     images = eval_images(cfg, samples).numpy()
     predictor = open_predictor(engine, path, device=paddle.get_device() if engine == "inference" else "cpu")
     return lambda: predictor(images)
 
 
 def eval_images(cfg, samples):
-    """float32 (B, C, H, W): images under the evaluation transform."""
+    """Return images after the evaluation transform, float32 (B, C, H, W)."""
     dataset = EvalDataset(samples, cfg)
     return Normalize(cfg)(paddle.to_tensor(np.stack([dataset[index][0] for index in range(len(samples))])))
 
 
 def offered(engines, precisions):
-    """((engine, precision) pairs that exist, names of those that do not). Raises UserError if none exists."""
+    """Return (supported (engine, precision) pairs, names of the others). Raises UserError if none is supported."""
     pairs, missing = [], []
     for engine, precision in itertools.product(engines, precisions):
         if engine == EAGER and precision != "fp32" or (FORMATS.get(engine), precision) in NOT_OFFERED:
@@ -60,7 +60,7 @@ def offered(engines, precisions):
 
 
 def subjects_of(cfg, pairs, folder):
-    """What `measure` times for (engine, precision) pairs. Exports the model with new weights into a folder."""
+    """Return what `measure` times for (engine, precision) pairs. Exports the model with fresh weights to a folder."""
     model = build_model(cfg)
     model.eval()
     subjects = []

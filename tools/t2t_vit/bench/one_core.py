@@ -16,7 +16,7 @@ from t2t_vit.data.loader import EvalDataset, TrainDataset
 
 
 def measure_core(cfg, split, rounds):
-    """{task: {"ours", "baseline": images per second of CPU time, "ratio"}}; CPU time excludes other programs."""
+    """Return {task: {"ours", "baseline": images per second, "ratio"}}, by CPU time, which excludes other programs."""
     keep_freed_memory(256)  # as in a loader process
     ours, baseline, report = our_tasks(cfg, split), baseline_tasks(cfg, split), {}
     for task in ours:
@@ -28,7 +28,7 @@ def measure_core(cfg, split, rounds):
 
 
 def timed(function, count):
-    """A function that reads `count` images of the next epoch with `function`, and returns images per second."""
+    """Return a function that reads `count` images of the next epoch with `function` and returns images per second."""
     function((0, 0, 0))  # loads libraries
     epochs = itertools.count()
 
@@ -42,7 +42,7 @@ def timed(function, count):
 
 
 def our_tasks(cfg, split):
-    """{task: function of a sample (epoch, index, copy)}; each reads one image as training or evaluation does."""
+    """Return {task: function of a sample (epoch, index, copy)} that reads one image as in training or evaluation."""
     plain = with_keys(cfg, {"AUG.AUTO_AUGMENT": "", "AUG.COLOR_JITTER": 0.0, "AUG.ERASE_PROB": 0.0})
     crop, full, evaluation = TrainDataset(split, plain), TrainDataset(split, cfg), EvalDataset(split, cfg)
     return {
@@ -54,7 +54,7 @@ def our_tasks(cfg, split):
 
 
 def baseline_tasks(cfg, split):
-    """The same tasks with Pillow and paddle.vision.transforms, up to the normalised tensor or to uint8 pixels."""
+    """Return the same tasks with Pillow and paddle.vision.transforms, giving normalised tensors or uint8 pixels."""
 
     def task(*steps):
         compose = transforms.Compose(steps)

@@ -25,7 +25,7 @@ def benchmark_parser(kind):
     parser.usage = f"benchmark.py {kind} {'' if kind == 'data' else '[MODEL ...|all] '}[options] [KEY VALUE ...]"
     parser.set_defaults(benchmark=kind, plot=None)
     add = parser.add_argument
-    add("--json", type=json_file, metavar="FILE", help="write all figures as JSON, complete or not at all")
+    add("--json", type=json_file, metavar="FILE", help="write all figures as JSON")
     if kind != "model":
         add("--rounds", type=_number(1), default=5, metavar="R", help="timed rounds; default 5")
     if kind == "data":
@@ -33,10 +33,10 @@ def benchmark_parser(kind):
         return parser
     batches, pixels = (GROWTH_BATCHES, GROWTH_PIXELS) if kind == "growth" else (None, None)
     add("--batch-sizes", type=_list(_number(1)), default=batches, metavar="N,N",
-        help=f"one after the other; default: {batches or '--batch-size, else 16'}")  # fmt: skip
+        help=f"batch sizes to measure; default: {batches or '--batch-size, else 16'}")  # fmt: skip
     add("--image-sizes", type=_list(_number(1, 4096)), default=pixels, metavar="N,N",
-        help=f"pixels, one after the other; default: {pixels or 'that of the config'}")  # fmt: skip
-    add("--threads", type=_list(_number(1, 1024)), metavar="N,N", help="default: "
+        help=f"image sizes to measure, in pixels; default: {pixels or 'that of the config'}")  # fmt: skip
+    add("--threads", type=_list(_number(1, 1024)), metavar="N,N", help="numbers of threads to measure; default: "
         f"{'1, 2, 4 and so on up to ' if kind == 'growth' else ''}OMP_NUM_THREADS, else one per core")  # fmt: skip
     add("--markdown", action="store_true", help="print tables in Markdown")
     if kind == "infer":
@@ -45,7 +45,7 @@ def benchmark_parser(kind):
                 help=f"any of {','.join(choices)}; default {choices[0]}")  # fmt: skip
     if kind == "growth":
         add("--plot", default="growth.png", metavar="FILE",
-            help="picture to write, .png, .pdf or .svg; default growth.png")  # fmt: skip
+            help="plot to write (.png, .pdf or .svg); default growth.png")  # fmt: skip
     return parser
 
 
@@ -75,5 +75,5 @@ def _choice(choices):
 
 
 def _list(convert):
-    """Type of an option whose value is a list with commas; each value counts once."""
+    """Option type: a comma-separated list, whose duplicates are removed."""
     return lambda text: list(dict.fromkeys(map(convert, text.split(","))))

@@ -1,6 +1,6 @@
-"""Processes to measure in: each has its own memory, threads and settings.
+"""Separate processes for measurements, each with its own memory, threads and settings.
 
-Imports neither Paddle nor NumPy, which read the number of threads when they are imported.
+This module imports neither Paddle nor NumPy, because both read the number of threads when they are imported.
 """
 
 import concurrent.futures
@@ -15,12 +15,12 @@ from t2t_vit.data.workers import end_with_parent
 
 
 class Process:
-    """A new process that runs functions. Used as a context, it ends with it.
+    """A new process that runs functions. As a context manager, it ends the process on exit.
 
     Args:
-        title: what it measures, for error messages.
-        cfg: config; its device and the operations of a CPU are set up.
-        threads: of each library.
+        title: what the process measures, for error messages.
+        cfg: config, which sets the device and the CPU operations.
+        threads: number of threads for each library.
     """
 
     def __init__(self, title, cfg, threads=1):
@@ -30,7 +30,7 @@ class Process:
         )
 
     def run(self, function, *args):
-        """The result of a function of a module, called in the process. Raises UserError if the process ends."""
+        """Call a module-level function in the process and return its result. Raises UserError if the process dies."""
         try:
             return self.pool.submit(function, *args).result()
         except BrokenProcessPool:
@@ -46,7 +46,7 @@ class Process:
 
 
 def _prepare(cfg, threads):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once; the command reports it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends this process at once; the parent reports it
     end_with_parent(signal.SIGKILL)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import_paddle(cfg.DEVICE)

@@ -1,4 +1,4 @@
-"""Timing in rounds that alternate, and the lines and tables that show the results."""
+"""Time functions in alternating rounds, and format the results as lines and tables."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ WARM_UP = 2  # calls before anything is timed
 
 
 class Timed:
-    """A function without arguments, timed in rounds of at least 0.2 s. Its work is finished when it returns."""
+    """Times a function without arguments, in rounds of at least 0.2 s. The function must wait for its device."""
 
     def __init__(self, function):
         for _ in range(WARM_UP):
@@ -18,14 +18,14 @@ class Timed:
         self.calls, _ = self.timer.autorange()
 
     def seconds(self):
-        """Seconds of a call: the mean over a round."""
+        """Time one round and return the mean seconds per call."""
         return self.timer.timeit(self.calls) / self.calls
 
 
 def interleave(functions, rounds, pause=PAUSE):
-    """{key: list of results} of {key: function without arguments}, called one after the other in each round.
+    """Call every function once per round and return the results: {key: function} -> {key: list of results}.
 
-    The speed of a machine drifts: only figures that were measured together can be compared.
+    The speed of a machine drifts, so only figures that were measured together can be compared.
     """
     results = {key: [] for key in functions}
     for _ in range(rounds):
@@ -36,7 +36,7 @@ def interleave(functions, rounds, pause=PAUSE):
 
 
 def finished(tensor):
-    """The tensor, once its device has computed it."""
+    """Wait until the device has computed `tensor`, then return it."""
     tensor[(0,) * tensor.ndim].item()
     return tensor
 
@@ -50,7 +50,7 @@ def spread(figures):
 
 
 def table(header, rows, markdown=False):
-    """Lines of a table of strings, aligned or in Markdown."""
+    """Format rows of strings as the lines of an aligned or a Markdown table."""
     rows = [header, *rows]
     if markdown:
         rows.insert(1, ["---"] * len(header))

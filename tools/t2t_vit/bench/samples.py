@@ -12,16 +12,16 @@ DIGITS = "configs/lit_data.yaml"  # its images are in the repository
 
 
 def repeated(split, count):
-    """`count` images of a `Split`: evenly from first to last, repeated if there are fewer."""
+    """Pick `count` evenly spaced images of a `Split`. Repeats images if it has fewer."""
     indices = np.linspace(0, len(split), count, endpoint=False).astype(int)
     return dataclasses.replace(split, paths=Paths.of(split.paths[i] for i in indices), labels=split.labels[indices])
 
 
 def training_samples(cfg, required, count):
-    """(`Split` of `count` training images, config with their number of classes).
+    """Return (`Split` of `count` training images, config with their number of classes).
 
-    If the config's data folder does not exist and is not `required`, they are the digits of lit_data: the speed of a
-    model does not depend on the images.
+    If the data folder does not exist and is not `required`, the digits of lit_data are used. The speed of a model does
+    not depend on the images.
     """
     exists = required or resolve(cfg.DATA.PATH).is_dir()
     classes, splits = load_data(cfg if exists else load_config(DIGITS), ["train"])

@@ -1,6 +1,6 @@
-"""What a measuring process does: build a function of one batch, then time it round by round.
+"""Runs inside a measuring process: builds a function that computes one batch, then times it round by round.
 
-A function may have a dict `laps`, to which it adds the seconds of its parts.
+The function may have a dict `laps`, to which it adds the seconds of its parts.
 """
 
 import os
@@ -12,13 +12,13 @@ import paddle
 from t2t_vit.bench.rounds import PAUSE, Timed, finished
 from t2t_vit.training.train_log import memory_mb
 
-SIDE = 2048  # of the square matrices whose product is the limit
+SIDE = 2048  # side of the square matrices whose product gives the matmul limit
 
-_timed = _product = None  # of this process
+_timed = _product = None  # what this process times, and the matrix product
 
 
 def build(make, *args):
-    """Build the function that this process times, `make(*args)`. Its work is finished when it returns.
+    """Build the function that this process times: `make(*args)`. The function must wait for its device.
 
     Returns the peak MB of the process, or of its GPU, minus the memory used before.
     """
@@ -32,9 +32,9 @@ def build(make, *args):
 
 
 def time_round():
-    """{"seconds": of a batch, and of each part of it; "gflops": the speed of a product of large float32 matrices}.
+    """Time one round. Returns {"seconds": per batch, seconds of each part, "gflops": speed of a large matrix product}.
 
-    A multiplication and its addition are two operations.
+    The product is in float32. A multiplication and its addition count as two operations.
     """
     laps = getattr(_timed.function, "laps", {})
     laps.clear()
@@ -45,7 +45,7 @@ def time_round():
 
 
 def resident_mb():
-    """MB that this process holds now; on a GPU, the peak of its memory so far."""
+    """Return the memory that this process uses now in MB; on a GPU, the peak so far."""
     statm = Path("/proc/self/statm")
     if paddle.get_device() != "cpu" or not statm.exists():
         return memory_mb()

@@ -1,4 +1,4 @@
-"""Measure models at many settings. What is compared is timed in turn in each round."""
+"""Measure models at many settings. Each round times everything that is compared, in turn."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ from t2t_vit.common.logger import log, progress_bar
 from t2t_vit.config import with_keys
 
 TOKEN_MODULE = "token module"
-BATCH_SIZE = 16  # unless the command line sets it
+BATCH_SIZE = 16  # default, if the command line sets none
 
 # Table columns by title: functions of a row of `row_of`.
 COLUMNS = {
@@ -35,19 +35,19 @@ COLUMNS = {
 
 
 def measure(args, cfgs, passes, subjects_of):
-    """Rows, see `row_of`, of configs at all image sizes, batch sizes and threads of the command line.
+    """Measure configs at all image sizes, batch sizes and threads of the command line. Returns rows of `row_of`.
 
     Args:
         args: options.
         cfgs: configs.
         passes: cost of the timed function in forward passes: 1 for inference, 3 for a training step.
-        subjects_of: function of a config: list of (labels of its row, make, args), where `make(cfg, samples, *args)`
-            makes the function of a batch in a process of its own, see `subject.build`.
+        subjects_of: function of a config that returns a list of (labels of the row, make, args). In its own process,
+            `make(cfg, samples, *args)` builds the function that computes one batch, see `subject.build`.
     """
     rows, cfgs = [], settings(args, cfgs)
     is_required = args.data_path or "DATA.PATH" in args.opts[::2]
     for cfg in cfgs:
-        count(cfg)  # reports a model that cannot be built before anything is timed
+        count(cfg)  # fails before anything is timed if a model cannot be built
     for cfg in progress_bar(cfgs, desc="measured"):
         samples, cfg = training_samples(cfg, is_required, cfg.TRAIN.BATCH_SIZE)
         rows += measure_in_turn(args, cfg, samples, passes, subjects_of(cfg))
@@ -55,7 +55,7 @@ def measure(args, cfgs, passes, subjects_of):
 
 
 def settings(args, cfgs):
-    """The configs with each image size and batch size of the command line."""
+    """Return each config with each image size and batch size of the command line."""
     is_set = args.batch_size or "TRAIN.BATCH_SIZE" in args.opts[::2]
     return [
         with_keys(cfg, {"DATA.IMAGE_SIZE": image_size or cfg.DATA.IMAGE_SIZE, "TRAIN.BATCH_SIZE": batch_size})
@@ -67,7 +67,7 @@ def settings(args, cfgs):
 
 
 def measure_in_turn(args, cfg, samples, passes, subjects):
-    """Rows of subjects of a config, each with all threads of the command line."""
+    """Time the subjects of a config in turn, with all numbers of threads. Returns their rows."""
     title = f"{cfg.NAME} at {cfg.DATA.IMAGE_SIZE} pixels in batches of {cfg.TRAIN.BATCH_SIZE}"
     rows, functions = [], {}
     with contextlib.ExitStack() as stack:
@@ -81,15 +81,15 @@ def measure_in_turn(args, cfg, samples, passes, subjects):
 
 
 def row_of(cfg, labels, rounds, passes):
-    """The figures of a subject: its settings, speed, multiplications, and fraction of the matmul limit.
+    """Summarize one subject: settings, speed, MACs, and fraction of the matmul limit.
 
     Args:
-        cfg: its config.
+        cfg: config of the subject.
         labels: {"threads", ...}
-        rounds: {"seconds": ..., "gflops": ..., and seconds of each part} of each round.
+        rounds: for each round, {"seconds": ..., "gflops": ..., and the seconds of each part}.
         passes: see `measure`.
 
-    The fraction counts the multiplications of the whole architecture, whatever the forward pass leaves out.
+    The fraction counts the MACs of the whole architecture, even those that the forward pass skips.
     """
     columns = {key: [each[key] for each in rounds] for key in rounds[0]}
     seconds, limit = columns.pop("seconds"), summary(columns.pop("gflops"))
@@ -112,7 +112,7 @@ def row_of(cfg, labels, rounds, passes):
 
 
 def print_rows(rows, titles, markdown):
-    """Print the matmul limits and a table of `COLUMNS`; other titles are parts of the rows."""
+    """Print the matmul limits and a table. A title that is not in `COLUMNS` names a part of the step."""
 
     def cell(row, title):
         return COLUMNS[title](row) if title in COLUMNS else f"{row['parts'][title]:.0f}"

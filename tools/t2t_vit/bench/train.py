@@ -18,9 +18,9 @@ TITLES = ("model", "pixels", "batch", "threads", "images/s", "ms/step", *PARTS, 
 
 
 class TrainingSteps:
-    """Training steps of a config on one augmented batch, always the same, without a teacher.
+    """Runs training steps of a config, always on the same augmented batch and without a teacher.
 
-    `laps` has the seconds of each of `PARTS`.
+    `laps` holds the seconds of each of `PARTS`.
     """
 
     def __init__(self, cfg, samples):

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and error messages in one line."""
+"""Errors that a user can fix, and one-line error messages."""
 
 import unicodedata
 
@@ -8,7 +8,7 @@ class UserError(Exception):
 
 
 def one_line(error):
-    """The message of an error in one printable line."""
+    """Return the message of an error as one printable line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError) and error.strerror:
@@ -20,8 +20,8 @@ def one_line(error):
 def printable(text):
     """`text` with line breaks and other control characters escaped, such as \\x1b or \\u202e.
 
-    File and class names may come from a stranger: an escape sequence would control the terminal, and a line break would
-    fake a line of the log.
+    File and class names may come from an untrusted source. An escape sequence could control the terminal, and a line
+    break could fake a log line.
     """
     text = str(text)
     if text.isprintable():
@@ -31,5 +31,5 @@ def printable(text):
 
 def _is_control(char):
     # Cc: control, Cf: format (writing direction), Cs: surrogates of undecodable names, Zl and Zp: line breaks. The two
-    # joiners are part of Persian words and emoji.
+    # zero-width joiners are kept, because Persian words and emoji need them.
     return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\u200c\u200d"

@@ -8,7 +8,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import atomic_path
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
-# Installed ones of these draw the Chinese names of classes and runs.
+# Fonts for Chinese names of classes and runs; the installed ones are used.
 _CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "SimHei")
 _CHINESE += ("Microsoft YaHei", "PingFang SC", "Heiti SC")
 
@@ -21,9 +21,9 @@ def check_suffix(path, option, suffixes=SUFFIXES):
 
 
 def require_matplotlib():
-    """matplotlib's Figure class. Raises UserError if matplotlib is not installed."""
+    """Return matplotlib's Figure class. Raises UserError if matplotlib is not installed."""
     try:
-        from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+        from matplotlib.figure import Figure  # not pyplot, which would look for a display
     except ImportError:
         raise UserError("the plot is drawn by matplotlib, which is not installed: pip install matplotlib") from None
     return Figure
@@ -31,7 +31,7 @@ def require_matplotlib():
 
 @contextlib.contextmanager
 def figure_to(path, size):
-    """Yield an empty Figure of `size` (width, height) in inches, and write it to a file, complete or not at all."""
+    """Yield an empty Figure of `size` (width, height) in inches, then write it to a file atomically."""
     figure_class = require_matplotlib()
     import matplotlib  # optional
     from matplotlib.font_manager import fontManager
@@ -39,7 +39,7 @@ def figure_to(path, size):
     installed = {font.name for font in fontManager.ttflist}
     family = ["DejaVu Sans", *(name for name in _CHINESE if name in installed)]
     with matplotlib.rc_context({"font.family": family}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # they are drawn as boxes
         figure = figure_class(figsize=size, layout="constrained")
         yield figure
         with atomic_path(path) as temporary:
@@ -47,6 +47,6 @@ def figure_to(path, size):
 
 
 def plain(text):
-    """A name as matplotlib shows it letter by letter: without formulas between $, and not hidden by a leading _."""
+    """Escape a name, so that matplotlib does not read $...$ as a formula or hide a label that starts with _."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves either the old or the new file, checks before writing, and names of files."""
+"""Write files atomically, so that a crash leaves either the old or the new file; check paths before writing."""
 
 import contextlib
 import errno
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from t2t_vit.common.errors import UserError
 
-_TEMPORARY = ".tmp"  # followed by the id of the process
-# Errors of file systems without locks (Lustre) or without flushing of folders (CIFS, vboxsf).
+_TEMPORARY = ".tmp"  # suffix, followed by the process id
+# Errors of file systems that cannot lock files (Lustre) or cannot flush folders (CIFS, vboxsf).
 _NOT_SUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF}
 _PUBLISHED = [Path(__file__).resolve().parents[3] / name for name in ("output/pretrained", "log/pretrained")]
 
@@ -50,7 +50,7 @@ def write_text(path, text):
 
 @contextlib.contextmanager
 def naming(path):
-    """Put `path` into an OSError that names a temporary file, or no file (disk full)."""
+    """Re-raise an OSError with the name `path`, if it names a temporary file or no file (disk full)."""
     try:
         yield
     except OSError as error:
@@ -114,18 +114,18 @@ def check_writable(path):
 
 
 def check_outputs(paths, inputs=(), pictures=()):
-    """Raise an error if one of the output `paths` cannot be written, or is also an input or another output.
+    """Raise an error if an output cannot be written, is also an input, or is given twice.
 
     Args:
         paths: output files; None is ignored.
         inputs: files that the command reads; they may be missing.
-        pictures: more inputs. They may be very many, so only those with the name of an output are compared.
+        pictures: more inputs. There may be very many, so only those named like an output are compared.
     """
     paths = list(filter(None, paths))
     for number, path in enumerate(paths):
         check_writable(path)
         if os.path.realpath(path) in map(os.path.realpath, paths[:number]):
-            raise UserError(f"{path} is named for two files; give each its own name")
+            raise UserError(f"{path} is given for two files; give each its own name")
     existing = [path for path in paths if os.path.exists(path)]
     names = {os.path.basename(os.path.realpath(path)).casefold() for path in existing}
     same_name = (path for path in pictures if os.path.basename(path).casefold() in names) if existing else ()
@@ -138,7 +138,7 @@ def check_outputs(paths, inputs=(), pictures=()):
 
 
 def check_not_shipped(path):
-    """Raise UserError for a path among the runs that come with the repository."""
+    """Raise UserError if a path is inside a run that comes with the repository."""
     for folder in _PUBLISHED:
         if holds(folder, path):
             raise UserError(
@@ -147,7 +147,7 @@ def check_not_shipped(path):
 
 
 def holds(folder, path):
-    """True if `folder` exists and `path` is it or is inside it, also through links or with other letter case."""
+    """True if `folder` exists and `path` is it or lies inside it. Resolves links and differences in letter case."""
     if not os.path.isdir(folder):
         return False
     real = Path(os.path.realpath(path))
@@ -158,7 +158,7 @@ def holds(folder, path):
 
 
 def read_text(path, most_bytes):
-    """Text of a UTF-8 file. Raises ValueError if it has more than `most_bytes` or is not text."""
+    """Read a UTF-8 file. Raises ValueError if it is larger than `most_bytes` or is not text."""
     with open(path, "rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -179,7 +179,7 @@ def sha256(path):
 
 
 def is_web_page(start):
-    """True if these first bytes of a file are HTML: some download links lead to a page."""
+    """True if the first bytes of a file are HTML, because some download links lead to a web page instead."""
     return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
@@ -189,7 +189,7 @@ def is_url(text):
 
 
 def display_path(path):
-    """`path` for messages: relative if it is below the current folder."""
+    """Format `path` for messages: relative if it is below the current folder."""
     try:
         here = Path.cwd()
     except FileNotFoundError:  # the current folder was removed

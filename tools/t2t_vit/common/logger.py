@@ -1,4 +1,4 @@
-"""The log of a run: plain lines on the terminal and in one file."""
+"""The log of a run: plain lines, printed to the terminal and written to one file."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ log = logging.getLogger("t2t")
 
 
 class _Formatter(logging.Formatter):
-    """Keeps a record on one line."""
+    """Formats each record as one line."""
 
     def format(self, record):
         return printable(super().format(record))
@@ -24,7 +24,7 @@ class _TerminalHandler(logging.Handler):
     """Prints above a progress bar. If the terminal is gone, a run with a log file continues.
 
     Args:
-        aside: print everything to stderr, not only warnings, because stdout has the answers.
+        aside: print everything to stderr, not only warnings, because stdout holds the results.
     """
 
     def __init__(self, aside):
@@ -43,16 +43,16 @@ class _TerminalHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """A full disk only loses log lines. The run ends when a state cannot be saved."""
+    """If the disk is full, log lines are lost. The run ends only when a state cannot be saved."""
 
     def handleError(self, record):
         if not getattr(self, "failed", False):
             self.failed = True
-            print(f"warning: {one_line(sys.exc_info()[1])}: {self.baseFilename} misses lines", file=sys.stderr)
+            print(f"warning: {one_line(sys.exc_info()[1])}: {self.baseFilename} lacks log lines", file=sys.stderr)
 
 
 def setup_logging(main=True, aside=False):
-    """Print the log of the main process to the terminal; all of it to stderr if `aside`."""
+    """Print the log to the terminal, only in the main process; everything to stderr if `aside`."""
     log.handlers.clear()
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -64,19 +64,19 @@ def setup_logging(main=True, aside=False):
 
 
 def log_to_file(path):
-    """Write the log to a file too, including the lines so far."""
+    """Also write the log to a file, including the lines so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file_handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file_handler.setFormatter(_Formatter())
     for backlog in [handler for handler in log.handlers if isinstance(handler, logging.handlers.MemoryHandler)]:
         backlog.setTarget(file_handler)
-        backlog.close()  # writes its records
+        backlog.close()  # this writes its records to the file
         log.removeHandler(backlog)
     log.addHandler(file_handler)
 
 
 def write_to_file_only(line):
-    """Write a line to the log file that the terminal shows in another way."""
+    """Write a line to the log file only, because the terminal shows the same in another way."""
     for handler in log.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.emit(logging.makeLogRecord({"msg": line}))
@@ -92,7 +92,7 @@ def leave_terminal():
 
 def write_from_handler(text):
     """Write to stderr from a signal handler, which may interrupt another write."""
-    with contextlib.suppress(OSError, ValueError):  # closed, or a notebook's stream
+    with contextlib.suppress(OSError, ValueError):  # closed, or a stream of a notebook
         os.write(sys.stderr.fileno(), text.encode())
 
 

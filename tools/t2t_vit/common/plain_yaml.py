@@ -1,14 +1,14 @@
-"""YAML files that may come from a stranger: plain data only, and no more of it than the file has."""
+"""Read YAML files from untrusted sources: plain data only, and no aliases that multiply it."""
 
 import collections
 
 import yaml
 
-_MAX_VALUES = 1_000_000  # a value that aliases repeat counts each time
+_MAX_VALUES = 1_000_000  # counting repeats through aliases
 
 
 class _UniqueKeys:
-    """Refuses a key that is given twice; YAML would keep the last."""
+    """Refuses duplicate keys. By default, the last one would win silently."""
 
     def construct_mapping(self, node, deep=False):
         counts = collections.Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
@@ -22,7 +22,7 @@ class _Loader(_UniqueKeys, yaml.SafeLoader):
 
 
 class _FastLoader(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """A loader ten times as fast, for files written by programs. It cannot read `{KEY:}`, which people type by hand."""
+    """A loader that is ten times faster, for files written by programs. It cannot read `{KEY:}`."""
 
 
 def load_yaml(text, fast=False):
@@ -30,7 +30,7 @@ def load_yaml(text, fast=False):
     try:
         tree = yaml.load(text, Loader=_FastLoader if fast else _Loader)
         _check(tree)
-    except Exception as error:  # also from int, float and datetime, at odd values
+    except Exception as error:  # int, float and datetime raise other errors for odd values
         raise ValueError(" ".join(str(error).split())[:500] or type(error).__name__) from None
     return tree
 

@@ -29,10 +29,10 @@ def is_main():
 
 
 def main_endpoint():
-    """(host, port) on the machine of rank 0; the port is one that Paddle does not use."""
+    """Return (host, port) on the machine of rank 0. Paddle does not use this port."""
     first = _endpoints()[0]
     host, _, port = first.rpartition(":")
-    # Without PADDLE_MASTER (--ips of paddle 2.6.2), Paddle's own store uses the first endpoint.
+    # If PADDLE_MASTER is not set (--ips of paddle 2.6.2), Paddle's own store uses the first endpoint.
     taken = os.environ.get("PADDLE_MASTER", first) == first
     return host, int(port) + (world_size() if taken else 0)
 
@@ -42,13 +42,13 @@ def _endpoints():
 
 
 def forget():
-    """Remove the launcher's variables: this is the only process."""
+    """Remove the launcher's variables, because this is the only process."""
     for name in NAMES:
         os.environ.pop(name, None)
 
 
 def check():
-    """Raise UserError if the launcher's variables do not fit together, because something else has set some of them."""
+    """Raise UserError if the launcher's variables are inconsistent, because another program has set some of them."""
     try:
         fit = 0 <= rank() < world_size() and local_size() >= 1
         if world_size() > 1:

@@ -1,4 +1,4 @@
-"""The process: its cores, threads and memory, the packages that it needs, and the import of Paddle."""
+"""Set up the process: cores, threads, memory, required packages, and the import of Paddle."""
 
 import contextlib
 import ctypes
@@ -16,7 +16,7 @@ from pathlib import Path
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError
 
-# Imported name: the package's name.
+# {name to import: name of the package}
 _PACKAGES = {
     "paddle": "PaddlePaddle",
     "yacs": "yacs",
@@ -37,7 +37,7 @@ def missing_packages():
 
 
 def not_installed(names):
-    """UserError that names missing packages and says how to install them."""
+    """Return a UserError that names the missing packages and says how to install them."""
     return UserError(
         f"{', '.join(names)} not installed in {sys.executable}; "
         "`source scripts/env.sh` makes and enters an environment that has everything"
@@ -47,7 +47,7 @@ def not_installed(names):
 def import_paddle(device, several=False):
     """Set the variables that Paddle reads at import, unless the user has set them, and import Paddle.
 
-    OMP_NUM_THREADS becomes this process's part of the cores.
+    OMP_NUM_THREADS is set to this process's share of the cores.
 
     Args:
         device: value of DEVICE.
@@ -58,13 +58,13 @@ def import_paddle(device, several=False):
     """
     if missing := missing_packages():
         raise not_installed(missing)
-    asked_threads()  # checked here because OpenMP ignores an impossible number
+    asked_threads()  # checked here, because OpenMP silently ignores an invalid number
     if not several:
         ranks.forget()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks.local_size())))
     os.environ.setdefault("GLOG_minloglevel", "2")
     if device == "cpu" or not (device or shutil.which("nvidia-smi")):
-        # With strided views, every CPU matmul copies its transposed input: 5.3 instead of 8.7 images/s (t2t_vit_7).
+        # With strided views, every CPU matmul copies a transposed input: 5.3 instead of 8.7 images/s (t2t_vit_7).
         os.environ.setdefault("FLAGS_use_stride_kernel", "0")
         # A matrix product with a result of 38 MB takes 9 ms in memory that was used before, 40 to 70 ms in new memory.
         keep_freed_memory(2048)
@@ -80,7 +80,7 @@ def import_quietly():
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            import paddle  # after the options are parsed and the environment is set
+            import paddle  # here, after the options are parsed and the environment is set
 
         paddle.disable_signal_handler()  # it would print a C++ stack trace
     finally:
@@ -91,7 +91,7 @@ def import_quietly():
 
 
 def cores():
-    """Number of cores that this process may use: CPU affinity and container quota."""
+    """Number of cores that this process may use, given its CPU affinity and the quota of the container."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(available, _quota(Path("/sys/fs/cgroup")))))
 
@@ -107,7 +107,7 @@ def _quota(folder):
 
 
 def asked_threads():
-    """OMP_NUM_THREADS (the first number of "4,2"), or 0 if it is not set. Raises UserError if it is not 1 to 1024."""
+    """Return OMP_NUM_THREADS (the first number of "4,2"), 0 if unset. Raises UserError if it is not 1 to 1024."""
     value = os.environ.get("OMP_NUM_THREADS", "").strip()
     first = value.split(",")[0].strip()
     if value and not (first.isascii() and first.isdigit() and 1 <= int(first[:9]) <= 1024):
@@ -118,7 +118,7 @@ def asked_threads():
 def keep_freed_memory(megabytes):
     """Let glibc keep up to this much freed memory for later use, instead of returning it to the system.
 
-    Otherwise every large tensor or decoded image is new memory, which the kernel clears first.
+    Otherwise every large tensor or decoded image gets new memory, which the kernel has to clear first.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -1,8 +1,8 @@
 """Read pickles of arrays, numbers and text without running code from the file.
 
-Python's own unpickler is unsafe even with a restricted `find_class`: it hashes every key that a file gives (nested
-tuples overflow the C stack, shared ones take forever) and sets any state. This one has only the opcodes that data
-needs, checks keys and states, and calls only the functions of an allow-list.
+Python's own unpickler is unsafe even with a restricted `find_class`: it hashes every key in a file (nested tuples
+overflow the C stack, shared ones take forever) and sets any state. This one supports only the opcodes
+that data needs, checks keys and states, and calls only functions on an allow-list.
 """
 
 import io
@@ -23,7 +23,7 @@ _MOST_AXES, _LONGEST_AXIS = 8, 2**31
 
 
 class Refused(Exception):
-    """The file holds something other than data; the message names it."""
+    """The file contains something other than data. The message says what."""
 
 
 class Name:
@@ -37,13 +37,13 @@ class Name:
 
 
 class Namespace:
-    """An argparse.Namespace; its attributes are in the dict `attributes`."""
+    """Stands for an argparse.Namespace. The dict `attributes` holds its attributes."""
 
     attributes = {}
 
 
 class _Steps(dict):
-    """{opcode: method that carries it out}."""
+    """{opcode: method that executes it}."""
 
     def __missing__(self, code):
         raise ValueError(f"opcode {chr(code)!r}")
@@ -52,13 +52,13 @@ class _Steps(dict):
 class Unpickler(pickle._Unpickler):
     """Reads the pickles in `data`, one after the other.
 
-    `load()` returns the next object. It raises Refused if that is not data, and may raise any other exception if the
-    pickle is damaged or forged.
+    `load()` returns the next object. It raises Refused if the object is not data. If the pickle is damaged or forged,
+    it may raise any other exception.
 
     Args:
         data: bytes.
-        allowed: {"module.name": function that stands for it, or None if the name may only be mentioned}.
-        persistent_load: function that returns the object of a persistent id.
+        allowed: {"module.name": function to call in its place, or None if it may be named but not called}.
+        persistent_load: function that returns the object for a persistent id.
     """
 
     dispatch = _Steps({code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, n)[0] for n in _OPCODES)})
@@ -67,7 +67,7 @@ class Unpickler(pickle._Unpickler):
         self.file = io.BytesIO(data)
         super().__init__(self.file, encoding="latin1")
         self.allowed = ALLOWED if allowed is None else allowed
-        self.items_left = len(data)  # letters, bytes and entries that calls may still take
+        self.items_left = len(data)  # budget of characters, bytes and entries for the arguments of calls
         if persistent_load:
             self.persistent_load = persistent_load
 
@@ -79,7 +79,7 @@ class Unpickler(pickle._Unpickler):
         return self.allowed[title] or Name(title)
 
     def load_reduce(self):
-        # Without a limit, a few bytes each could copy a large object many times.
+        # Without this limit, a few bytes of the file could copy a large object many times.
         self.items_left -= sum(len(value) for value in self.stack[-1] if type(value) in (str, bytes, list, tuple, dict))
         if self.items_left < 0:
             raise Refused("more data than the file has")
@@ -114,7 +114,7 @@ def _set_items(target, pairs):
     if type(target) is not dict:
         raise Refused(f"entries of a {type(target).__name__}")
     for key, value in pairs:
-        # Numbers of more than 64 bits could be chosen to have the same hash.
+        # Numbers of more than 64 bits could be chosen so that their hashes collide.
         if type(key) not in (str, int, float, bool, type(None)) or (type(key) is int and key.bit_length() > 64):
             raise Refused(f"a {type(key).__name__} as a key")
         target[key] = value
@@ -130,7 +130,7 @@ def _make_dtype(code, *_):
 
 
 def _set_byte_order(dtype, state):
-    """State: (version, byte order, five values that describe records, and flags)."""
+    """Set the state of a dtype: (version, byte order, five values that describe records, and flags)."""
     _, order, *rest = state
     if order not in ("<", ">", "|", "=") or any(value not in (None, -1, 0) for value in rest):
         raise Refused("an array of records")
@@ -144,7 +144,7 @@ def _make_array(subtype, *_):
 
 
 def _set_array(array, state):
-    """State: (version, shape, dtype, is Fortran order, bytes)."""
+    """Set the state of an array: (version, shape, dtype, is Fortran order, bytes)."""
     _, shape, dtype, fortran, data = state
     if not isinstance(dtype, np.dtype) or not isinstance(data, (bytes, str)):
         raise Refused("an array of objects")
@@ -158,7 +158,7 @@ def _set_array(array, state):
 
 
 def check_shape(shape):
-    """Raise Refused for a shape that no weights have; NumPy 1 crashes at some of them."""
+    """Raise Refused for a shape that no weights have. NumPy 1 crashes on some of these."""
     if len(shape) > _MOST_AXES or any(type(n) is not int or not 0 <= n <= _LONGEST_AXIS for n in shape):
         raise Refused("an array of an impossible shape")
 

@@ -1,7 +1,7 @@
 """Chooses the PaddlePaddle wheel for the NVIDIA cards of this machine.
 
-As a program, it prints the words for `pip install`, or nothing for the CPU build. Standard library only, because
-scripts/env.sh runs it before anything is installed.
+Run as a program, it prints the arguments for `pip install`, or nothing for the CPU build. It uses only the standard
+library, because scripts/env.sh runs it before anything is installed.
 """
 
 import platform
@@ -23,12 +23,12 @@ class Build(NamedTuple):
     archs: tuple  # compute capabilities that it has machine code for
 
 
-# The first build that fits is used. The wheels contain CUDA and cuDNN, so a machine needs the driver only.
+# The first build that fits is used. The wheels contain CUDA and cuDNN, so a machine only needs the driver.
 # Drivers: Paddle requires 450.80.02 (CUDA 11.8) and 550.54.14 (12.6): paddleocr.ai, paddlepaddle_installation. NVIDIA
 # supports any CUDA 12 with driver 525: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html.
 # Compute capabilities: cu118 of 3.0.0 lists 60 61 70 75 80 86 (PaddlePaddle/Paddle#74088), works on a GTX 1080
 # (PaddleX#4682) and fails on an H100 (PaddleHelix#369). CUDA 12 builds list 61 70 75 80 86 90 (PaddleMIX#836), but 6.x
-# and 7.0 get cu118, because its list is that of a release. RTX 50 needs cu129 (Paddle#75016), which fails on 6.1
+# and 7.0 get cu118, because its list comes from a release. RTX 50 needs cu129 (Paddle#75016), which fails on 6.1
 # (PaddleX#4682).
 BUILDS = (
     Build("cu126", (550, 54), ((7, 5), (8, 0), (8, 6), (9, 0))),
@@ -60,7 +60,7 @@ class Machine(NamedTuple):
 
 
 def look():
-    """The Machine on which this runs."""
+    """Return the `Machine` that this runs on."""
     if not shutil.which("nvidia-smi"):
         return Machine([], None)
     for fields in ("driver_version,compute_cap,name", "driver_version,name"):  # drivers before 510 lack compute_cap
@@ -78,7 +78,7 @@ def look():
 
 
 def _numbers(text):
-    """The first two numbers of "550.54.14" or "8.6"; None if there are none."""
+    """Return the first two numbers of "550.54.14" or "8.6"; None if there are none."""
     found = re.match(r"(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else None
 
@@ -89,7 +89,7 @@ def runs_on(archs, capability):
 
 
 def choose(machine):
-    """(Build, or None for the CPU build; note for the user)."""
+    """Return (`Build`, or None for the CPU build; note for the user)."""
     cards, driver = machine.cards, machine.driver
     if machine.trouble:
         return None, f"{machine.trouble}; the CPU build is used"
@@ -100,7 +100,7 @@ def choose(machine):
     builds = [build for build in BUILDS if driver is None or driver >= build.driver]
     if not builds:
         return None, f"NVIDIA driver {driver[0]}.{driver[1]} is older than 450.80, update it; the CPU build is used"
-    # max returns the first of equals.
+    # max returns the first of equal items.
     best = max(builds, key=lambda build: sum(runs_on(build.archs, card.capability) for card in cards))
     left = [card for card in cards if not runs_on(best.archs, card.capability)]
     names = ", ".join(map(str, left))
@@ -110,12 +110,12 @@ def choose(machine):
 
 
 def words(build):
-    """Arguments of `pip install`."""
+    """Return the arguments of `pip install`."""
     return f"paddlepaddle-gpu=={VERSION} -i {INDEX}/{build.name}/"
 
 
 def advice(machine=None):
-    """End of a sentence: what to install for the cards of a Machine (default: this one)."""
+    """Return a clause for a message: what to install for the cards of a `Machine` (default: this one)."""
     build, note = choose(machine or look())
     if build is None:
         return note or "nvidia-smi lists no card"

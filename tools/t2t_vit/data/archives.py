@@ -1,4 +1,4 @@
-"""Entries of tar and zip archives, one after the other. Hostile archives cannot fill the memory or leave the folder."""
+"""Read tar and zip archives entry by entry. A hostile archive cannot fill the memory or write outside the folder."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from t2t_vit.data.classes import UNWRITABLE
 
 _HEADERS = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
             tarfile.SOLARIS_XHDTYPE}  # fmt: skip
-_LONGEST_HEADER = 2**20  # bytes of a tar header; tarfile reads a header into memory at once
+_LONGEST_HEADER = 2**20  # bytes; tarfile reads a whole header into memory
 _DRIVE = re.compile("[A-Za-z]:")
 
 
@@ -23,19 +23,19 @@ class Entry:
 
     name: str
     size: int  # bytes; None if unknown
-    is_safe: bool  # a plain file whose name can be a path below a folder
+    is_safe: bool  # a regular file whose path stays below the folder
     open: Callable  # () -> binary stream
 
     @property
     def parts(self):
-        """Folders and file name."""
+        """The parts of the path: folders, then the file name."""
         return [part for part in self.name.split("/") if part not in ("", ".")]
 
 
 def entries(file):
     """Yield the `Entry`s of an archive that is open as `file`.
 
-    Errors of `tarfile`, `zipfile` and the modules that decompress are not caught.
+    Errors of `tarfile`, `zipfile` and the decompression modules are not caught.
     """
     is_zip = file.read(4) in (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
     file.seek(0)
@@ -46,7 +46,7 @@ def entries(file):
 
 
 class _Member(tarfile.TarInfo):
-    """Entry of an archive. A damaged header raises ReadError; tarfile would take it for the end of the archive."""
+    """A tar entry. A damaged header raises ReadError; plain tarfile would take it for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
@@ -63,7 +63,7 @@ class _Member(tarfile.TarInfo):
             raise
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
             raise tarfile.ReadError(str(error)) from None
-        if member.size < 0:  # the next entry would be this one again
+        if member.size < 0:  # reading would loop on this entry forever
             raise tarfile.ReadError(f"an entry of {member.size} bytes")
         return member
 
@@ -72,15 +72,15 @@ def tar_entries(file):
     """Yield the `Entry`s of a tar archive; folders are left out."""
     with tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # otherwise it grows to gigabytes
+            archive.members.clear()  # otherwise this list grows to gigabytes
             if member.isdir():
                 continue
             name = _readable(os.fsencode(member.name))
-            # A sparse entry of a few bytes can fill the disk with zeros.
+            # A sparse entry of a few bytes could fill the disk with zeros.
             is_safe = member.isreg() and not member.issparse() and _is_below(name)
             yield Entry(name, member.size, is_safe, lambda member=member: archive.extractfile(member))
         while archive.fileobj is not file and archive.fileobj.read(2**20):
-            pass  # the checksum of a .gz is at its end
+            pass  # read to the end, where a .gz file has its checksum
 
 
 # --- zip ---
@@ -92,7 +92,7 @@ def _zip_entries(file):
             if info.is_dir():
                 continue
             name = info.filename
-            if not info.flag_bits & 0x800:  # not marked as UTF-8, so that zipfile decoded each byte as a character
+            if not info.flag_bits & 0x800:  # not marked as UTF-8: zipfile decoded each byte as a character
                 with contextlib.suppress(UnicodeEncodeError):
                     name = _readable(name.encode("cp437"))
             if "/" not in name:
@@ -114,6 +114,6 @@ def _readable(name):
 
 
 def _is_below(name):
-    """True for a name that stays below the folder and that a class list can hold."""
+    """True if a name stays below the folder and can be written to a class list."""
     outside = name.startswith(("/", "\\")) or _DRIVE.match(name) or ".." in re.split(r"[/\\]", name)
     return not outside and not UNWRITABLE.search(name)

@@ -28,7 +28,7 @@ def _solarize_add(image, value, _canvas):
 
 
 def _posterize(image, bits, _canvas):
-    # 0 bits mean black, as in the Pillow of the official runs; Pillow 13 refuses them.
+    # 0 bits give black, as in the Pillow version of the official runs. Pillow 13 raises an error.
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
@@ -77,7 +77,7 @@ _VALUES = {
     "TranslateXRel": lambda strength, sign: sign * strength * 0.45,  # of the width
     "TranslateYRel": lambda strength, sign: sign * strength * 0.45,
 }
-# "inc1": a higher level is always a stronger change.
+# "inc1": a higher level always means a stronger change.
 _INCREASING_VALUES = {
     **_VALUES,
     "Posterize": lambda strength, _sign: 4 - int(strength * 4),
@@ -90,9 +90,9 @@ OPERATIONS = tuple(_VALUES)
 
 
 class _Operations:
-    """Applies operations, with the values of one of the tables above, at random levels.
+    """Applies operations at random levels. One of the tables above turns a level into a value.
 
-    `level_std` is the standard deviation of the level (inf: uniform between 0 and the level), `fill` the colour of
+    `level_std` is the standard deviation of the level (inf: uniform between 0 and the level). `fill` is the colour of
     pixels from outside the image, one number per channel.
     """
 
@@ -143,7 +143,7 @@ class AutoAugment:
 
 
 class ThreeAugment:
-    """Grey, solarized or blurred (Touvron et al. 2022, "DeiT III", section 3)."""
+    """Makes an image grey, solarized or blurred (Touvron et al. 2022, "DeiT III", section 3)."""
 
     def __call__(self, image, rng):
         choice = rng.integers(3)
@@ -155,7 +155,7 @@ class ThreeAugment:
 
 
 class ColorJitter:
-    """Brightness, contrast and saturation times uniform(1 - strength, 1 + strength), in random order."""
+    """Scales brightness, contrast and saturation by uniform(1 - strength, 1 + strength), in random order."""
 
     def __init__(self, strength):
         self.strength = strength
@@ -171,7 +171,7 @@ class ColorJitter:
 
 
 def build_augment(cfg):
-    """List of functions (image, rng) -> image for AUG.AUTO_AUGMENT and AUG.COLOR_JITTER.
+    """Return a list of functions (image, rng) -> image for AUG.AUTO_AUGMENT and AUG.COLOR_JITTER.
 
     RandAugment and AutoAugment turn colour jitter off, as in timm.
 
@@ -186,7 +186,7 @@ def build_augment(cfg):
 
 
 def _parse(text, cfg):
-    """Policy for "rand-m9-mstd0.5-inc1", "original", "v0-mstd0.5", "3a", ...: a name, then options in any order."""
+    """Parse a policy such as "rand-m9-mstd0.5-inc1", "v0-mstd0.5" or "3a": a name, then options in any order."""
     name, *words = text.split("-")
     options = {"m": 10.0, "n": 2, "mstd": 0.0, "inc": 0, "p": 0.5} if name == "rand" else {"mstd": 0.0}
     if name == "3a":

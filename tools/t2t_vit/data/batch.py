@@ -1,4 +1,4 @@
-"""A batch of the loader to the model's input, on the model's device."""
+"""Turn a batch of the loader into the model's input, on the model's device."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ from t2t_vit.data.transforms import normalized
 
 @dataclass(frozen=True)
 class Batch:
-    """A training batch on the device, with all random draws for it.
+    """A training batch on the device, with all its random draws.
 
-    The draws come with the batch because a copy to a GPU within a step would wait until the GPU is idle.
+    The draws are copied to the GPU with the batch. A copy during the step would wait until the GPU is idle.
     """
 
     images: paddle.Tensor  # uint8 (B, S, S, channels)
@@ -26,14 +26,14 @@ class Batch:
 
 
 class BatchDraws:
-    """Random draws for a batch as a whole. They depend only on SEED and the first sample."""
+    """Makes the random draws of a whole batch. They depend only on SEED and the first sample."""
 
     def __init__(self, cfg):
         self.seed, self.shape = cfg.SEED, (cfg.DATA.IMAGE_SIZE, cfg.DATA.IMAGE_SIZE, cfg.DATA.CHANNELS)  # H, W, C
         self.mixup, self.erasing = Mixup(cfg), RandomErasing(cfg)
 
     def __call__(self, boxes, sample):
-        """(mixing, erasing) of a `Batch`, as NumPy arrays, for the boxes of `RandomErasing.draw_boxes`."""
+        """Return (mixing, erasing) of a `Batch` as NumPy arrays, given the `boxes` of `RandomErasing.draw_boxes`."""
         mixing = None
         if self.mixup.is_on(sample[0]):
             mixing = self.mixup.plan(len(boxes), *self.shape[:2], generator(self.seed, MIX, sample))
@@ -41,7 +41,7 @@ class BatchDraws:
 
 
 def to_tensors(tree):
-    """Nested lists with tensors in place of NumPy arrays, as the loader returns them."""
+    """Convert the NumPy arrays in nested lists to tensors, as the loader does."""
     if isinstance(tree, (list, tuple)):
         return [to_tensors(item) for item in tree]
     return paddle.to_tensor(tree) if isinstance(tree, np.ndarray) else tree
@@ -58,7 +58,7 @@ class Normalize:
         return channels_first(self.channels_last(images))
 
     def channels_last(self, images):
-        """The same without moving the channels: broadcasting over another axis is several times slower on CPU."""
+        """Normalise without moving the channels. Broadcasting over another axis is several times slower on a CPU."""
         return normalized(images, self.mean, self.std)
 
 
@@ -70,8 +70,8 @@ def channels_first(images):
 class TrainInput:
     """Normalises a `Batch`, mixes its images and erases boxes.
 
-    AUG.ERASE_MIXED True erases after mixing, like timm's prefetcher, with which T2T-ViT was trained. False erases each
-    image before it is mixed, like DeiT's data set, with which PiT was trained.
+    With AUG.ERASE_MIXED True, boxes are erased after mixing, as in timm's prefetcher, which T2T-ViT was trained with.
+    With False, they are erased before mixing, as in DeiT's data set, which PiT was trained with.
     """
 
     def __init__(self, cfg):
@@ -79,7 +79,7 @@ class TrainInput:
         self.erases_mixed = cfg.AUG.ERASE_MIXED
 
     def __call__(self, batch):
-        """(float32 (B, C, H, W), targets): (B, K) if the batch is mixed, else labels (B,)."""
+        """Return (images float32 (B, C, H, W), targets). Targets are (B, K) if the batch is mixed, else labels (B,)."""
         images, targets = self.normalize.channels_last(batch.images), batch.labels
         if not self.erases_mixed:
             images = self.erase(images, batch.erasing)

@@ -1,4 +1,4 @@
-"""Check a data set: read every image, and find what would stop or spoil a training and which settings fit."""
+"""Check a data set: read every image, find problems that would stop or harm training, and suggest settings that fit."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from t2t_vit.data.index import class_folders, image_files, scan
 from t2t_vit.data.layout import VAL_FRACTION, Layout
 from t2t_vit.data.report import Findings, SplitReport, print_report, spread, to_json
 
-# Without --config: the config to start from, by the median of the shorter sides in pixels.
+# Without --config, the config to start from depends on the median of the shorter sides in pixels.
 CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "configs/lit_data.yaml"))
 
 
@@ -32,7 +32,7 @@ def check(args, cfg, overrides):
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs} but must be 1 or more")
     check_outputs([args.json], args.inputs)
-    demanded = all_keys() if args.config else args.opts[::2]  # keys that must fit the data as they are
+    demanded = all_keys() if args.config else args.opts[::2]  # keys that the user has set: a misfit is a fault
     findings = Findings()
     suggest_fraction(cfg, findings, demanded)
     cfg = with_keys(cfg, findings.settings)
@@ -51,7 +51,7 @@ def check(args, cfg, overrides):
     if args.json:
         write_text(args.json, json.dumps(to_json(splits, findings), indent=1) + "\n")
     if findings.faults:
-        print(f"error: {len(findings.faults)} fault(s) would stop or spoil a training, see above", file=sys.stderr)
+        print(f"error: {len(findings.faults)} fault(s) would stop or harm training, see above", file=sys.stderr)
     return 1 if findings.faults else 0
 
 
@@ -73,9 +73,9 @@ def suggest_fraction(cfg, findings, demanded):
 
 
 def find_splits(cfg, findings):
-    """(the `SplitReport`s of the splits, "train" or "val": the command that the data serves).
+    """Return (`SplitReport`s, "train" or "val": the command that can use the data).
 
-    The splits are those of `load_data`, even if it would refuse their classes.
+    The splits are the same as in `load_data`, even if it would reject their classes.
     """
     layout, splits = Layout(cfg), []
     for name, list_file in layout.lists.items():
@@ -90,14 +90,14 @@ def find_splits(cfg, findings):
             findings.faults.append(str(error))
     if not splits:
         raise UserError(findings.faults[0])
-    if layout.lists["train"] or layout.folder("train"):  # even if it cannot be read
+    if layout.lists["train"] or layout.folder("train"):  # even if the split cannot be read
         return splits, "train"
-    findings.notes.append("there is no training split: this data serves validation only")
+    findings.notes.append("there is no training split: this data can only be used for validation")
     return splits, "val"
 
 
 def split_of_list(cfg, layout, name):
-    """The split; its labels are class folders, or numbers that the class list has not."""
+    """Read a split from a list file. A label without an entry in the class list stays a number."""
     classes = _classes_of(cfg)[0]
     named = classes if classes and classes.source != "MODEL.NUM_CLASSES" else None
     listed = read_list(layout.root, name, layout.root / layout.lists[name], named, any_number=True)
@@ -107,7 +107,7 @@ def split_of_list(cfg, layout, name):
 
 
 def splits_of_folder(cfg, layout, name, findings):
-    """The split, or both splits if DATA.VAL_FRACTION divides the folder."""
+    """Read a split from class folders, or both splits if DATA.VAL_FRACTION divides the folder."""
     folder = layout.require(name)
     found, paths, class_of = scan(folder)
     if not found:
@@ -143,7 +143,7 @@ def judge_classes(cfg, splits, findings, demanded):
     if absent:
         names = some(sorted(map(str, absent)))
         findings.faults.append(f"{len(absent)} class(es) of val have no image in train: {names}")
-    # Otherwise the list is unfit for the data, not the data for the list.
+    # If the user did not set DATA.CLASSES, a misfit is not a fault: another class list is suggested below.
     is_held_to_list = "DATA.CLASSES" in demanded or not cfg.DATA.CLASSES
     fits = classes is not None
     for split, present in zip(splits, shown):
@@ -158,12 +158,12 @@ def judge_classes(cfg, splits, findings, demanded):
             findings.notes.append(line)
     labels = [label for split in splits for label in split.classes if isinstance(label, int)]
     if classes and classes.source != "MODEL.NUM_CLASSES" and not cfg.DATA.CLASSES:
-        labels = []  # classes.txt decides on the number of classes
+        labels = []  # classes.txt determines the number of classes
     suggest_classes(cfg, classes if fits else None, labels, findings, demanded)
 
 
 def _classes_of(cfg):
-    """(ClassList of the config or None, why there is none)."""
+    """Return (`ClassList` of the config, or None; reason why there is none)."""
     try:
         return load_classes(cfg, Layout(cfg)), None
     except UserError as error:
@@ -173,7 +173,7 @@ def _classes_of(cfg):
 def suggest_classes(cfg, classes, labels, findings, demanded):
     """Suggest settings for the classes.
 
-    `classes` is the config's class list if it fits the data, else None; `labels` are the numbers in list files.
+    `classes` is the config's class list if it fits the data, else None. `labels` are the numbers in list files.
     """
     if not classes and cfg.DATA.CLASSES:
         findings.settings["DATA.CLASSES"] = ""
@@ -184,16 +184,16 @@ def suggest_classes(cfg, classes, labels, findings, demanded):
     is_numbered = labels and (not classes or classes.source == "MODEL.NUM_CLASSES")
     number = max(labels) + 1 if is_numbered else len(classes or ())
     if number == 1:
-        findings.faults.append("all images are of one class; a training needs two or more")
+        findings.faults.append("all images belong to one class; training needs two or more")
     elif number and cfg.MODEL.NUM_CLASSES not in (0, number):
         findings.settings["MODEL.NUM_CLASSES"] = number
     name = os.path.basename(cfg.DATA.PATH.rstrip("/"))
-    if findings.settings and name:  # the config is for other data, and so is its run folder
+    if findings.settings and name:  # the config is for other data, so its run needs another name
         findings.settings |= {"DATA.NAME": name, "NAME": name}
 
 
 def judge_images(cfg, splits, findings):
-    """Unreadable images, and too few images."""
+    """Report unreadable images, and suggest a smaller batch if there are too few images for one step."""
     for split in splits:
         bad, number = len(split.unreadable), len(split.paths)
         if bad:
@@ -209,7 +209,7 @@ def judge_images(cfg, splits, findings):
         if bad and split.name == "train" and bad <= most_skipped(number // step * step):
             findings.settings["DATA.ON_ERROR"] = "skip"
         elif bad:
-            why = "too many to skip" if split.name == "train" else "a validation counts every image"
+            why = "too many to skip" if split.name == "train" else "validation counts every image"
             findings.notes.append(f"repair or remove the unreadable images of {split.name}: {why}")
 
 
@@ -226,12 +226,12 @@ def judge_doubles(splits, findings):
     for (one, other), pairs in doubles.items():
         line = f"{len(pairs):,} images of {other} repeat the content of another one"
         if one != other:
-            line = f"{len(pairs):,} images of val repeat an image of train, which makes the accuracy look better"
+            line = f"{len(pairs):,} images of val repeat an image of train, which makes the accuracy too high"
         findings.notes.append(f"{line}: {pairs[0][0]} and {pairs[0][1]}")
 
 
 def command(args, tool, settings):
-    """The command line that trains, or validates if there is no training split, ready to be pasted."""
+    """Return a command to copy and paste. It trains, or validates if there is no training split."""
     words = ["python", f"tools/{tool}.py", "--config", args.config]
     words += ["--data-path", args.data_path] if args.data_path else []
     pairs = dict(zip(args.opts[::2], args.opts[1::2])) | settings

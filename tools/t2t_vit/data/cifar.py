@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the archives of their authors (cs.toronto.edu/~kriz/cifar.html), binary or Python form.
+"""Read CIFAR-10 and CIFAR-100 from their authors' archives (cs.toronto.edu/~kriz/cifar.html), binary or Python form.
 
 The Python form is a pickle. It is read without running any code from it.
 """
@@ -16,13 +16,13 @@ from t2t_vit.data.archives import Entry, tar_entries
 
 _SIDE = 32  # pixels
 _PIXELS = 3 * _SIDE * _SIDE  # bytes of an image: red, then green, then blue, each row by row
-_BATCH = 10_000  # images of each data_batch file; the images are numbered through all of them
-_LARGEST = 2**28  # bytes of a batch file; the largest, in CIFAR-100, has 155 million
+_BATCH = 10_000  # images in each data_batch file; numbering continues from file to file
+_LARGEST = 2**28  # limit for a batch file in bytes; the largest one, of CIFAR-100, has 155 million
 # {batch file: (split, number of its first image)}
 _CIFAR10 = {"test_batch": ("test", 0), **{f"data_batch_{i + 1}": ("train", i * _BATCH) for i in range(5)}}
 _CIFAR100 = {"train": ("train", 0), "test": ("test", 0)}
-# {folder in the archive: (batch files, file of the class names, its entry if pickled, entry or byte of the labels,
-# bytes before the pixels of an image)}. CIFAR-100's classes are the fine ones.
+# {folder in the archive: (batch files, file of the class names, key of the names in it if it is a pickle, key or byte
+# position of the labels, label bytes before the pixels of an image)}. For CIFAR-100 these are the fine classes.
 _FORMS = {
     "cifar-10-batches-bin": (_CIFAR10, "batches.meta.txt", None, 0, 1),
     "cifar-100-binary": (_CIFAR100, "fine_label_names.txt", None, 1, 2),
@@ -32,9 +32,9 @@ _FORMS = {
 
 
 def form_of(file):
-    """Key of `_FORMS` if the open file is a CIFAR archive, judged by its first entry, else None."""
+    """Return the key of `_FORMS` if the first entry shows that an open file is a CIFAR archive, else None."""
     first = None
-    with contextlib.suppress(Exception):  # damaged, or not a tar archive: `archives.entries` raises it again
+    with contextlib.suppress(Exception):  # damaged, or not a tar archive: `archives.entries` will report it
         first = next(tar_entries(file), None)
     file.seek(0)
     folder = first.name.split("/")[0] if first else ""
@@ -51,7 +51,7 @@ def entries(file, path, form):
     files, images = _read_files(file, {meta, *places}), []
     try:
         names = Unpickler(files[meta]).load()[names_entry] if names_entry else files[meta].decode("ascii").split()
-        if not all(re.fullmatch(r"\w[\w -]*", name) for name in names):  # they become folders
+        if not all(re.fullmatch(r"\w[\w -]*", name) for name in names):  # the names become folders
             raise ValueError(f"classes named {names}")
         for name, (split, first) in places.items():
             labels, pixels = _batch(files[name], label_entry, label_bytes)
@@ -72,7 +72,7 @@ def _png(pixels):
 
 
 def _read_files(file, wanted):
-    """{name without .bin: content} of the wanted files of an archive."""
+    """Return {name without .bin: content} for the `wanted` files in an archive."""
     files = {}
     for entry in tar_entries(file):
         name = re.sub(r"\.bin$", "", entry.parts[-1])
@@ -82,7 +82,7 @@ def _read_files(file, wanted):
 
 
 def _batch(content, label_entry, label_bytes):
-    """(labels, pixels uint8 (N, 32, 32, 3)) of a batch file."""
+    """Parse a batch file: (labels, pixels uint8 (N, 32, 32, 3))."""
     if label_bytes:
         records = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + _PIXELS)
         labels, pixels = records[:, label_entry].tolist(), records[:, label_bytes:]

@@ -1,4 +1,4 @@
-"""The classes of a data set: their ids, folders and names, and the class lists in which they are written."""
+"""The classes of a data set: their ids, folders and names, and the files that list them."""
 
 import json
 import re
@@ -11,10 +11,10 @@ from t2t_vit.config import class_list
 from t2t_vit.data.index import class_folders
 from t2t_vit.data.lists import read_lines
 
-# Control characters, line separators and bytes that are not UTF-8: a line of classes.txt cannot hold them.
+# A line of classes.txt cannot contain control characters, line separators or bytes that are not UTF-8.
 UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-# "0: cat" and "cat 0", in time that grows with the length of the line alone.
+# "0: cat" and "cat 0". Written so that matching takes linear time.
 _NUMBERED = (
     r"(?P<id>[0-9]{1,9})[ \t:,]+(?P<name>[^ \t:,].*)",
     r"(?P<name>.*[^ \t:,])[ \t:,]+(?P<id>[0-9]{1,9})",
@@ -23,28 +23,28 @@ _NUMBERED = (
 
 @dataclass(frozen=True)
 class ClassList:
-    """Classes in the order of their ids: folder names, and names to show."""
+    """Classes in the order of their ids: folder names and display names."""
 
     folders: tuple
     names: tuple
-    source: str  # file, folder or key
+    source: str  # file, folder or config key that the classes come from
 
     def __len__(self):
         return len(self.folders)
 
     def to_text(self):
-        """The classes in the form that `read_classes` reads."""
+        """Format the classes as text that `read_classes` can read."""
         rows = zip(range(len(self)), self.folders, self.names)
         return "index\tfolder\tname\n" + "".join(f"{i}\t{folder}\t{name}\n" for i, folder, name in rows)
 
 
 def some(names, limit=5):
-    """The first names of a long list, for a message."""
+    """Join the first `limit` names, for a message."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def composed(name):
-    """A name with each accent in one character with its letter; macOS splits them."""
+    """Normalise a name to NFC, with each accented letter as one character. macOS stores two."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -56,7 +56,7 @@ def class_order(names):
 
 
 def load_classes(cfg, layout):
-    """`ClassList` of the data set in a `Layout`. Raises UserError if there is none."""
+    """Return the `ClassList` of the data set in a `Layout`. Raises UserError if there is none."""
     if cfg.DATA.CLASSES:
         return read_classes(class_list(cfg))
     if (layout.root / "classes.txt").is_file():
@@ -86,10 +86,10 @@ def _classes_of_folder(folder):
 
 
 def read_classes(path):
-    """Read a class list: the text of `ClassList.to_text`, or a list of another program.
+    """Read a class list: the text of `ClassList.to_text`, or a list from another program.
 
-    Other forms: one name a line; "0: cat", "0 cat" or "cat 0", numbered from 0; JSON with ids as keys or as values, or
-    a list. "n01440764 tench" is the folder and the name of a class of ImageNet.
+    Other forms: a name per line; "0: cat", "0 cat" or "cat 0", numbered from 0; JSON with ids as keys or as values, or
+    a list. "n01440764 tench" is the folder and the name of an ImageNet class.
 
     Raises:
         UserError: if the file is missing, is not a class list, or names a class twice.
@@ -103,7 +103,7 @@ def read_classes(path):
 
 
 def _rows(lines, path):
-    """[(folder, name), ...] of the lines of a class list, in the order of the ids."""
+    """Parse the lines of a class list: [(folder, name), ...] in the order of the ids."""
     if not lines:
         raise UserError(f"class list {path} is empty")
     if lines[0].lstrip()[0] in "[{" and (rows := _json_rows("\n".join(lines), path)):

@@ -18,12 +18,12 @@ from t2t_vit.data.paths import Paths
 
 log = logging.getLogger("t2t")
 
-_SIZES = 1000  # files whose sizes are compared when a run is resumed: enough to notice pictures that were resized
+_SIZES = 1000  # number of file sizes compared on resume, enough to notice that images were resized
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split: `paths[i]` shows class `labels[i]`."""
+    """The images of one split: image `paths[i]` has class `labels[i]`."""
 
     name: str
     source: str  # folder or list file
@@ -34,12 +34,12 @@ class Split:
         return len(self.paths)
 
     def checksum(self):
-        """CRC-32 of file names and labels, independent of their folders."""
+        """CRC-32 of the file names and labels. Does not depend on the folder of the data set."""
         names = b"".join(os.path.basename(name) for name in self.paths.names)
         return f"{zlib.crc32(self.labels.tobytes(), zlib.crc32(names)):08x}"
 
     def sizes_checksum(self):
-        """CRC-32 of the sizes in bytes of at most 1000 files, evenly spread; all would take minutes on a network."""
+        """CRC-32 of the sizes of up to 1000 evenly spread files. All sizes would take minutes on a network disk."""
         sizes = [_size(self.paths[i]) for i in range(0, len(self), max(1, -(-len(self) // _SIZES)))]
         return f"{zlib.crc32(np.array(sizes, '<i8').tobytes()):08x}"
 
@@ -52,7 +52,7 @@ def _size(path):
 
 
 def most_skipped(images):
-    """Number of images of an epoch of `images` that DATA.ON_ERROR skip may replace."""
+    """Return how many images DATA.ON_ERROR skip may replace in an epoch of `images`."""
     return max(3, images // 100)
 
 
@@ -61,8 +61,8 @@ def load_data(cfg, splits=("train", "val"), model_file=None):
 
     Args:
         cfg: config.
-        splits: their names.
-        model_file: the weights that MODEL.NUM_CLASSES was read from, if it cannot be set.
+        splits: names of the splits to load.
+        model_file: the weights file, if they determine MODEL.NUM_CLASSES and the user cannot set it.
 
     Returns:
         (ClassList, {split name: Split}).
@@ -89,9 +89,9 @@ def _check_number(classes, cfg, model_file):
     """Raise UserError if the number of classes is not MODEL.NUM_CLASSES, or too small."""
     if not cfg.MODEL.NUM_CLASSES and len(classes) < 2:
         below = Path(classes.source) / classes.folders[0]
-        is_nested = below.is_dir() and class_folders(below)  # the only folder is the data set itself
+        is_nested = below.is_dir() and class_folders(below)  # the only class folder is in fact the data set
         raise UserError(
-            f"{classes.source} has a single class, {classes.folders[0]}; a training needs two or more"
+            f"{classes.source} has a single class, {classes.folders[0]}; training needs two or more"
             + (f"; perhaps --data-path {below} is meant" if is_nested else "")
         )
     if cfg.MODEL.NUM_CLASSES and len(classes) != cfg.MODEL.NUM_CLASSES:
@@ -117,7 +117,7 @@ def _warn_of_empty_classes(split, classes):
 
 
 def scan_splits(layout, name, classes, cfg):
-    """{name: Split} of a split in class folders, and the other split too if they share the folder."""
+    """Scan the class folders of a split: {name: Split}, with both splits if they share the folder."""
     folder = layout.require(name)
     found, paths, class_of = scan(folder)
     if not found:
@@ -141,7 +141,7 @@ def scan_splits(layout, name, classes, cfg):
 
 
 def read_list(root, name, list_file, classes, any_number=False):
-    """`Split` of a list file in one of the forms of `image_rows`; its paths count from the split's folder or `root`.
+    """Read a `Split` from a list file (see `image_rows`). Its paths are relative to the split's folder or to `root`.
 
     A label is the number or the name of a class. If `classes` is None or `any_number`, any number is accepted.
     """
@@ -169,7 +169,7 @@ def read_list(root, name, list_file, classes, any_number=False):
 
 
 def _list_base(root, name, list_file, paths):
-    """(folder that the paths of a list count from, the paths as they are spelled there)."""
+    """Return (folder that the paths of a list are relative to, the paths as spelled on this system)."""
     folders = split_folders(root, name)
     bases = list(dict.fromkeys([*map(innermost, folders), *folders, root]))
     relative = next((i for i, path in enumerate(paths) if not os.path.isabs(path)), 0)

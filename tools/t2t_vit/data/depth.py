@@ -1,11 +1,11 @@
-"""Loaded images of any mode and bit depth to 8-bit RGB or grey."""
+"""Convert loaded images of any mode and bit depth to 8-bit RGB or grey."""
 
 import numpy as np
 from PIL import Image
 
 
 def conversion_bytes(image, mode):
-    """Bytes for each pixel that `to_8_bits` needs at most beside the image itself."""
+    """Most bytes per pixel that `to_8_bits` allocates in addition to the image."""
     if _is_plain(image, mode):
         return 0
     if image.mode == "RGBA":
@@ -19,7 +19,7 @@ def is_dim(image, grey_bits):
 
 
 def to_8_bits(image, mode, grey_bits):
-    """The loaded image in mode L or RGB. Raises ValueError if the range of its values is unknown."""
+    """Convert a loaded image to mode L or RGB. Raises ValueError if the range of its values is unknown."""
     if _is_plain(image, mode):
         return image
     if _is_deep(image):
@@ -33,17 +33,17 @@ def to_8_bits(image, mode, grey_bits):
 
 
 def _scaled(image, white):
-    """A grey image of more than 8 bits in mode L."""
+    """Convert a grey image of more than 8 bits to mode L."""
     if image.mode == "F":
         return Image.fromarray(np.rint(np.asarray(image) / (white / 255.0)).astype(np.uint8))
     table = np.minimum(np.rint(np.arange(1 << 16) / (white / 255.0)), 255)
     image = image.convert("I").point(table.astype(int).tolist(), "L")
-    image.info = {}  # a transparent colour would be one of 16 bits
+    image.info = {}  # a transparent colour in it would still be a 16-bit value
     return image
 
 
 def _white(image, grey_bits):
-    """The value of white in a grey image of more than 8 bits; 32-bit integers up to 255 count as 8-bit values."""
+    """Return the value of white in a grey image of over 8 bits. 32-bit integers up to 255 count as 8-bit values."""
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
     if image.mode == "F":

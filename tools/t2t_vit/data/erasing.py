@@ -6,19 +6,19 @@ import numpy as np
 import paddle
 
 _TRIES = 10
-_AREA = (0.02, 1 / 3)  # of the image
+_AREA = (0.02, 1 / 3)  # area of a box / area of the image
 _LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))  # log(height / width)
 
 
 class RandomErasing:
-    """Draws boxes with each image in the loader, and fills them in the normalised batch."""
+    """Draws boxes in the loader, for each image, and erases them on the device, in the normalised batch."""
 
     def __init__(self, cfg):
         self.probability, self.mode, self.count = cfg.AUG.ERASE_PROB, cfg.AUG.ERASE_MODE, cfg.AUG.ERASE_COUNT
         self.size = cfg.DATA.IMAGE_SIZE
 
     def draw_boxes(self, rng):
-        """int16 (ERASE_COUNT, 4): top, left, bottom, right in pixels. A box of zeros erases nothing."""
+        """Draw the boxes of an image: int16 (ERASE_COUNT, 4), top, left, bottom, right. Zeros erase nothing."""
         boxes = np.zeros((self.count, 4), np.int16)
         if rng.random() >= self.probability:
             return boxes
@@ -38,17 +38,17 @@ class RandomErasing:
         return 0, 0, 0, 0
 
     def plan(self, boxes, shape, rng):
-        """What to erase in a batch.
+        """Plan what to erase in a batch.
 
         Args:
-            boxes: int (B, ERASE_COUNT, 4) array of `draw_boxes`.
+            boxes: int (B, ERASE_COUNT, 4), results of `draw_boxes`.
             shape: (H, W, C) of an image.
-            rng: generator of the noise.
+            rng: random generator for the noise.
 
         Returns:
             List of [rows, pixels, fill], at most one for each of the ERASE_COUNT boxes of an image. NumPy arrays:
             rows int64 (n,) are the images that have this box, pixels bool (n, H, W, 1) is True inside it. The fill is a
-            seed in the mode pixel, float32 (n, 1, 1, C) in the mode rand, else None.
+            seed in mode pixel, float32 (n, 1, 1, C) in mode rand, else None.
         """
         fills = []
         for number in range(boxes.shape[1]):
@@ -69,7 +69,7 @@ class RandomErasing:
     def __call__(self, images, plan):
         """Fill the boxes of a `plan`, given as tensors, in normalised images (B, H, W, C)."""
         for rows, pixels, fill in plan:
-            if self.mode == "pixel":  # noise in each pixel
+            if self.mode == "pixel":  # noise for each pixel
                 paddle.seed(fill)
                 fill = paddle.randn([rows.shape[0], *images.shape[1:]])
             elif self.mode == "const":

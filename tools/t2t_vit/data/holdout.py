@@ -1,7 +1,7 @@
-"""DATA.VAL_FRACTION: which images validate in a data set without a validation split.
+"""DATA.VAL_FRACTION: choose validation images in a data set without a validation split.
 
-Whether an image validates depends only on its own name and SEED. Images that are added later therefore move no others,
-and neither the folder nor the process matters. The fraction is exact only on average.
+Whether an image is chosen depends only on its own name and SEED, not on the folder or the process. Adding images later
+therefore moves no others. The fraction is exact only on average.
 """
 
 import hashlib
@@ -13,27 +13,27 @@ from t2t_vit.data.classes import some
 
 
 def held_out(paths, class_of, names, fraction, seed):
-    """Choose the images that validate.
+    """Choose the validation images.
 
     Args:
         paths: `Paths` of all images, relative to the folder of the class folders.
-        class_of: int (N,), class folder of each.
-        names: of the class folders.
-        fraction: of each class, between 0 and 1.
+        class_of: int (N,), index of the class folder of each image.
+        names: names of the class folders.
+        fraction: fraction of each class to choose, between 0 and 1.
         seed: SEED of the config.
 
     Returns:
         bool (N,): at least one image of each class, and never all.
 
     Raises:
-        UserError: naming classes with fewer than 2 images.
+        UserError: some classes have fewer than 2 images; the message names them.
     """
     counts = np.bincount(class_of, minlength=len(names))
     few = [f"{names[i]} ({counts[i]})" for i in np.flatnonzero(counts < 2)]
     if few:
         raise UserError(
             f"{paths.root} has classes with fewer than the 2 images that DATA.VAL_FRACTION needs, one to train and one "
-            f"to validate on: {some(few)}; add some, or take the folder away"
+            f"to validate on: {some(few)}; add images or remove the folders"
         )
     draws = _draws(paths.names, seed)
     validates = draws < fraction
@@ -45,7 +45,7 @@ def held_out(paths, class_of, names, fraction, seed):
 
 
 def _draws(names, seed):
-    """float (N,): a hash in [0, 1) of the seed and each relative path, such as b"ant/0.png"."""
+    """Hash the seed and each relative path, such as b"ant/0.png", to a number in [0, 1): float (N,)."""
     hasher = hashlib.blake2b(f"{seed}:".encode(), digest_size=8)
     digests = []
     for name in names:

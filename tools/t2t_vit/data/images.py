@@ -1,6 +1,6 @@
-"""Image files to pixels.
+"""Read image files as pixels.
 
-Pillow is the reference, and evaluation reads with nothing else. In training, plain JPEG files go through libjpeg-turbo
+Pillow is the reference. Evaluation uses nothing else. In training, plain JPEG files go through libjpeg-turbo
 (simplejpeg) and a SIMD resizer (cykooz.resizer) if both are installed. Measured on one core with 76 ImageNet files:
 decoding takes 1.4 ms with simplejpeg, 1.5 with OpenCV (61 MB), 1.9 with Pillow, 2.7 with pyvips; a crop to 224x224
 takes 0.3 ms with cykooz.resizer and 0.6 to 1.0 with Pillow. OpenCV resizes without a filter, and PyTurboJPEG needs a
@@ -27,25 +27,25 @@ except ImportError:
     cykooz_resizer = simplejpeg = None
 
 log = logging.getLogger("t2t")
-warnings.filterwarnings("ignore", module="PIL")  # remarks on palettes, large pictures, damaged EXIF data
-# The only formats that are opened. Pillow supports more, but EPS, say, would start Ghostscript. AVIF: Pillow >= 11.3.
+warnings.filterwarnings("ignore", module="PIL")  # warnings about palettes, large images, damaged EXIF data
+# The only formats that are opened. Pillow supports more, but EPS, for one, starts Ghostscript. AVIF: Pillow >= 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-MOST_BYTES = 512 << 20  # of a decoded image and its conversion; twice as much while EXIF rotates it
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # allow one text as long as all texts together, 64 MB
+MOST_BYTES = 512 << 20  # limit for a decoded image and its conversion; EXIF rotation takes twice as much
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # one text may be as long as all together, 64 MB
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PIL_MODES = {1: "L", 3: "RGB"}
 _ORIENTATION = 0x0112  # EXIF tag
-_ORIENTATION_SIGNS = (b"Exif\0\0", b"tiff:Orientation")  # a JPEG file with an orientation holds one of them
+_ORIENTATION_SIGNS = (b"Exif\0\0", b"tiff:Orientation")  # a JPEG file with an orientation contains one of these
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-_warned = []  # the first image that looks too dark
+_warned = []  # holds the first image that looks too dark
 # Extra bytes per pixel that a decoder allocates: whole canvases (WEBP, AVIF) or coefficients (progressive JPEG).
 _DECODER_BYTES = {"WEBP": 8, "AVIF": 8, "progressive": 6}
-# A crop is decoded at a reduced scale while its shorter side stays 1.5 times the output's, and 240 pixels. The result
-# is then above 40 dB of the unreduced one. At half the scale and exactly the output's size it would be 28.
+# A crop is decoded at a reduced scale if its shorter side is then still 1.5 times the output's and at least 240 pixels.
+# The result is above 40 dB PSNR of full decoding. Half the scale at exactly the output's size would give 28 dB.
 _REDUCED_MARGIN, _SMALLEST_REDUCED = 1.5, 240
 
 
@@ -54,10 +54,10 @@ class ImageError(UserError):
 
 
 def reading(cfg, by_hand=False):
-    """Keyword arguments of `load_image` and `open_picture` that the config sets.
+    """Return the keyword arguments of `load_image` and `open_picture` that the config sets.
 
     Args:
-        by_hand: for images that a user picks, not those of a data set. DATA.EXIF auto rotates them.
+        by_hand: True for images that a user picks, False for a data set. DATA.EXIF auto rotates images picked by hand.
     """
     data = cfg.DATA
     is_imagenet = data.CLASSES == "imagenet1k" or os.path.basename(data.CLASSES) == "imagenet1k_classes.tsv"
@@ -71,50 +71,50 @@ def reading(cfg, by_hand=False):
 def load_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST_BYTES):
     """Read an image file as an 8-bit RGB (3 channels) or grey (1) PIL image.
 
-    Transparent pixels are laid over white. An animation gives its first frame.
+    Transparent pixels are blended with white. Of an animation, the first frame is read.
 
     Args:
-        path: of the file.
+        path: path of the file.
         channels: 1 or 3.
-        upright: rotate as EXIF says; the official evaluation does not.
+        upright: whether to rotate as EXIF says. The official evaluation does not.
         grey_bits: bits that hold values in 16-bit grey images.
         most_bytes: limit for the decoded image, checked before it is decoded.
 
     Raises:
         ImageError: naming the file and the reason.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait forever
         raise ImageError(f"image {path} cannot be read: it is not a file")
     try:
         with open_image(path) as image:
             return _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
     except FileNotFoundError:
-        raise ImageError(f"image {path} {'is a link to nothing' if os.path.islink(path) else 'not found'}") from None
+        raise ImageError(f"image {path} {'is a broken link' if os.path.islink(path) else 'not found'}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
         reason = _format_of(path) if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)
         raise ImageError(f"image {path} cannot be read: {reason}") from error
 
 
 def _read(image, mode, upright, grey_bits, most_bytes):
-    """An opened image in mode L or RGB."""
+    """Decode an opened image and convert it to mode L or RGB."""
     _check_size(image, mode, most_bytes)
-    image.load()  # Pillow rotates TIFF here, whatever `upright` is
+    image.load()  # Pillow rotates TIFF images here, even if `upright` is False
     if is_dim(image, grey_bits):
         _warn_of_dim(image.filename, grey_bits)
     turn = _UPRIGHT.get(_orientation(image)) if upright else None
     image = to_8_bits(image, mode, grey_bits)
     image = image if turn is None else image.transpose(turn)
-    image.info = {}  # saving the image would store its EXIF orientation, and viewers would rotate it again
+    image.info = {}  # otherwise saving keeps the EXIF orientation, and viewers rotate the image again
     return image
 
 
 def open_image(file):
-    """`Image.open`, of FORMATS only."""
+    """`Image.open`, limited to FORMATS."""
     return Image.open(file, formats=_formats())
 
 
 def stored_form(file):
-    """(Pillow's name of the mode, whether EXIF rotates or mirrors it) of an image file."""
+    """Return (Pillow mode, whether EXIF rotates or mirrors it) of an image file."""
     with open_image(file) as image:
         return image.mode, _orientation(image) in _UPRIGHT
 
@@ -126,7 +126,7 @@ def _formats():
 
 
 def _format_of(path):
-    """Why a file in none of FORMATS cannot be read."""
+    """Return the reason why a file that is in none of FORMATS cannot be read."""
     with open(path, "rb") as file:
         head = file.read(12)
     if head[4:11] == b"ftypavi":
@@ -183,15 +183,15 @@ def to_image(pixels):
 
 
 def reader_name(reader):
-    """The reader that DATA.READER selects in this environment: "turbo" or "pillow"."""
+    """Return the reader that is used for DATA.READER in this environment: "turbo" or "pillow"."""
     return "turbo" if reader == "turbo" and simplejpeg else "pillow"
 
 
 def open_picture(path, channels, reader, upright=False, grey_bits=16):
-    """A picture with a `size` (width, height) that reads a crop of itself; arguments as of `load_image`.
+    """Open an image for training as a `JpegPicture` or `PillowPicture`. For the arguments see `load_image`.
 
     Raises:
-        ImageError: naming the file and the reason.
+        ImageError: the image cannot be read. The message names the file and the reason.
     """
     if channels == 3 and reader_name(reader) == "turbo" and os.path.isfile(path):
         try:
@@ -203,13 +203,13 @@ def open_picture(path, channels, reader, upright=False, grey_bits=16):
                 if is_usual and not (upright and _is_rotated(data)):
                     return JpegPicture(path, data, (width, height))
         except (OSError, ValueError, SyntaxError):
-            pass  # Pillow reads it, or says what is wrong
+            pass  # let Pillow read it or report what is wrong
     return PillowPicture(load_image(path, channels, upright, grey_bits))
 
 
 def _is_rotated(data):
-    """Whether the EXIF or XMP data in the bytes of a JPEG file rotate it."""
-    # Looking for the signs first is much faster than asking Pillow.
+    """Whether EXIF or XMP data in the bytes of a JPEG file rotate it."""
+    # Searching the bytes first is much faster than asking Pillow.
     return any(sign in data for sign in _ORIENTATION_SIGNS) and stored_form(io.BytesIO(data))[1]
 
 
@@ -221,43 +221,43 @@ class PillowPicture:
         self.size = image.size
 
     def crop(self, box, size, interpolation):
-        """Part within `box` (left, top, right, bottom) resized to `size` (width, height), uint8 (H, W, channels)."""
+        """Crop `box` (left, top, right, bottom) and resize it to `size` (width, height): uint8 (H, W, channels)."""
         return to_array(self.image.crop(box).resize(size, RESAMPLING[interpolation]))
 
 
 class JpegPicture:
-    """A JPEG file in memory, decoded when its crop is known."""
+    """A JPEG file in memory. It is decoded when the crop is known."""
 
     def __init__(self, path, data, size):
         self.path, self.data, self.size = path, data, size
 
     def crop(self, box, size, interpolation):
-        """As `PillowPicture.crop`: within 2 of its values if bilinear, above 40 dB if bicubic or reduced."""
+        """Like `PillowPicture.crop`: values within 2 if bilinear, PSNR above 40 dB if bicubic or reduced."""
         width, height = self.size
         reduction = _reduction(box, min(size))
         try:
-            # Asking for the rounded-up size at most reduces by exactly 1/1, 1/2, 1/4 or 1/8.
+            # With the rounded-up size as the minimum, the scale is exactly 1/1, 1/2, 1/4 or 1/8.
             pixels = simplejpeg.decode_jpeg(
                 self.data, "RGB", min_height=-(-height // reduction), min_width=-(-width // reduction),
                 min_factor=reduction,
             )  # fmt: skip
-        except ValueError:  # broken, or merely unusual: Pillow decides
+        except ValueError:  # damaged or just unusual: let Pillow decide
             return PillowPicture(load_image(self.path)).crop(box, size, interpolation)
         return _crop_and_resize(pixels, [edge / reduction for edge in box], size, interpolation)
 
 
 def _reduction(box, side):
-    """1, 2, 4 or 8: the scale at which a crop to `side` is decoded."""
+    """Return the factor by which decoding reduces a crop that is resized to `side`: 1, 2, 4 or 8."""
     shorter = min(box[2] - box[0], box[3] - box[1])
     smallest = max(_REDUCED_MARGIN * side, _SMALLEST_REDUCED)
     return max(factor for factor in (1, 2, 4, 8) if factor == 1 or shorter >= factor * smallest)
 
 
 def _crop_and_resize(pixels, box, size, interpolation):
-    """Part within `box` (left, top, right, bottom; they may lie between pixels), anti-aliased like Pillow's resize."""
+    """Crop `box` (left, top, right, bottom; may lie between pixels) and resize it, anti-aliased like Pillow."""
     left, top, right, bottom = box
     x, y, x_end, y_end = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
-    rows = pixels.reshape(len(pixels), -1)[y:y_end, 3 * x : 3 * x_end]  # NumPy copies a single axis 8 times faster
+    rows = pixels.reshape(len(pixels), -1)[y:y_end, 3 * x : 3 * x_end]  # NumPy copies one merged axis 8 times faster
     rgb = cykooz_resizer.PixelType.U8x3
     part = cykooz_resizer.CropBox(left - x, top - y, right - left, bottom - top)
     source = cykooz_resizer.ImageData(x_end - x, y_end - y, rgb, np.ascontiguousarray(rows).tobytes())
@@ -273,7 +273,7 @@ def _resizer():
 
 @functools.cache
 def _algorithm(interpolation):
-    filters = cykooz_resizer.FilterType  # Pillow's bicubic is Catmull and Rom's
+    filters = cykooz_resizer.FilterType  # Pillow's bicubic is Catmull-Rom
     return cykooz_resizer.ResizeAlg.convolution(
         {"bilinear": filters.bilinear, "bicubic": filters.catmull_rom}[interpolation]
     )

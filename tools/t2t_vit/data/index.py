@@ -1,4 +1,4 @@
-"""The image files below a folder."""
+"""Find the image files below a folder."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -11,26 +11,26 @@ from t2t_vit.common.logger import progress_bar
 from t2t_vit.data.paths import Paths
 
 EXTENSIONS = {".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif"}
-# Folders that Synology, QNAP, macOS, ext4 and Windows add (in lower case). Thumbnails in them would double the images.
+# Folders that Synology, QNAP, macOS, ext4 and Windows add (in lower case). Their thumbnails would count as images.
 _SYSTEM_FOLDERS = {"@eadir", "#recycle", "#snapshot", "@recycle", "__macosx", "lost+found", "$recycle.bin",
                    "system volume information"}  # fmt: skip
-_THREADS = 16  # of a scan; they help on network file systems
+_THREADS = 16  # threads of a scan, which help on network file systems
 
 
 def is_image_name(name):
-    """True for a visible file with the ending of an image."""
+    """True if a file is not hidden and has the extension of an image."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def is_ignored_folder(name):
-    """True for hidden folders and those that a file system or a program adds."""
+    """True for hidden folders and for folders that a file system or a program adds."""
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 
 def class_folders(folder):
-    """Names of the folders in a folder, sorted as text, without ignored ones.
+    """List the class folders in a folder, sorted as text.
 
-    Images of a data set keep this order. The order of the class ids is `classes.class_order`.
+    Images of a data set are in this order. Class ids are in the order of `classes.class_order`.
     """
     _, folders, _ = next(os.walk(folder, onerror=_raise))
     return sorted(name for name in folders if not is_ignored_folder(name))
@@ -39,7 +39,7 @@ def class_folders(folder):
 def image_files(folder):
     """Paths (str) of all images below a folder, sorted. Links are followed, hidden files and folders are skipped."""
     images = []
-    # A link to a folder above would give this class the images of all classes.
+    # Do not follow a link to a parent folder: it would give this class the images of all classes.
     above = os.path.realpath(os.path.dirname(os.path.abspath(folder)))
     seen = {above, *map(str, Path(os.path.realpath(folder)).parents)}
     for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
@@ -57,7 +57,7 @@ def scan(folder):
     """Find the images below each class folder of `folder`.
 
     Returns:
-        (names of the class folders, `Paths`, int32 (N,) class folder of each path).
+        (names of the class folders, `Paths`, int32 (N,): index of the class folder of each path).
     """
     found, start_of_name, parts = class_folders(folder), len(os.path.join(folder, "")), []
     with ThreadPoolExecutor(_THREADS) as threads:

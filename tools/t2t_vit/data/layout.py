@@ -1,10 +1,10 @@
-"""Where the splits of a data set lie below the folder that DATA.PATH names."""
+"""Find the splits of a data set below the folder DATA.PATH."""
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import resolve
 from t2t_vit.data.index import class_folders
 
-# Folder names of a split, the first one found is used. They may be capitalised or in capitals.
+# Folder names of a split; the first one that exists is used. They may also be capitalised or upper case.
 SPLIT_FOLDERS = {
     "train": ("train", "training", "train_set", "training_set", "seg_train"),
     "val": ("val", "valid", "validation", "val_set", "validation_set", "test", "testing", "test_set", "seg_test"),
@@ -18,18 +18,18 @@ def split_named(name):
 
 
 def split_folders(root, split):
-    """Folders of `root` that are named like the split, the preferred one first."""
-    # Without listing `root`, which may hold a million images.
+    """List the folders in `root` that are named like the split, the preferred one first."""
+    # Do not list `root`, because it may contain a million images.
     found = []
     for name in SPLIT_FOLDERS[split]:
         for folder in (root / name, root / name.capitalize(), root / name.upper()):
-            if folder.is_dir() and not any(map(folder.samefile, found)):  # macOS ignores capitals
+            if folder.is_dir() and not any(map(folder.samefile, found)):  # macOS ignores letter case
                 found.append(folder)
     return found
 
 
 def split_folder(root, split):
-    """Folder of the class folders of a split below `root`, or None. A test folder without class folders is skipped."""
+    """Find the folder below `root` with the class folders of a split, or None. Skips a test folder that has none."""
     for folder in split_folders(root, split):
         inner = innermost(folder)
         is_labelled = inner != folder or any(name != folder.name for name in class_folders(folder))
@@ -39,7 +39,7 @@ def split_folder(root, split):
 
 
 def innermost(folder):
-    """`folder`, or the only folder in it if that has the same name, as in seg_train/seg_train/cat/*.jpg."""
+    """Return `folder`, or the only folder in it if both have the same name: seg_train/seg_train/cat/*.jpg."""
     inner = folder / folder.name
     is_double = inner.is_dir() and class_folders(folder) == [folder.name] and class_folders(inner)
     return inner if is_double else folder
@@ -51,7 +51,7 @@ class Layout:
     Attributes:
         root: folder above the splits.
         lists: {split: name of its list file, or ""}.
-        given: the split if DATA.PATH is the folder of one split, else None.
+        given: "train" or "val" if DATA.PATH is the folder of that split, else None.
         shared: folder of class folders that DATA.VAL_FRACTION divides between both splits, else None.
     """
 
@@ -81,19 +81,19 @@ class Layout:
         return bool(class_folders(self.own("train") or self.root))
 
     def folder(self, split):
-        """Folder of the class folders of a split, or None."""
+        """Return the folder with the class folders of a split, or None."""
         if self.shared:
             return self.shared
         if self.given:
             return self._given_folder if self.given == split else None
         if self.own(split):
             return self.own(split)
-        # A folder of class folders with another name serves for validation, unless a list file trains on it.
+        # Class folders directly in the data folder are used for validation, unless a list file uses them for training.
         is_val = split == "val" and not self.own("train") and not self.lists["train"] and class_folders(self.root)
         return self.root if is_val else None
 
     def require(self, split):
-        """Folder of the class folders of a split. Raises UserError if there is none."""
+        """Return the folder with the class folders of a split. Raises UserError if there is none."""
         if folder := self.folder(split):
             return folder
         if self.given:

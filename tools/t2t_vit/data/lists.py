@@ -1,4 +1,4 @@
-"""Text files that name images: how they are read, and the forms in which other programs write them."""
+"""Read text files that list images, in the formats of several programs."""
 
 import os
 import re
@@ -10,10 +10,10 @@ KAGGLE_HEADER = "imageid,predictionstring"  # of LOC_val_solution.csv: "ILSVRC20
 
 
 def read_lines(path, what, key=""):
-    """Lines of a text file in UTF-8, or in UTF-16 with a byte order mark. UserError names `what`, path and key."""
+    """Read the lines of a UTF-8 file, or UTF-16 with a byte order mark. A UserError names `what`, path and key."""
     key = f" ({key})" if key else ""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait, a device has no end
+        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would block, a device has no end
             raise UserError(f"{what} {path} is {'a folder' if os.path.isdir(path) else 'not a file'}{key}")
         return lines_of(Path(path).read_bytes())
     except FileNotFoundError:
@@ -25,12 +25,12 @@ def read_lines(path, what, key=""):
 
 
 def lines_of(content):
-    """Lines of the bytes of a text file. Raises ValueError if they are not text."""
+    """Split the bytes of a text file into lines. Raises ValueError if they are not text."""
     is_utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     if "\0" in text:
         raise ValueError("NUL in a text")
-    return re.split(r"\r\n?|\n", text)  # splitlines() would also split at separators that a name may hold
+    return re.split(r"\r\n?|\n", text)  # splitlines() would also split at separators that may occur in a name
 
 
 def image_rows(lines):

@@ -53,7 +53,7 @@ class TrainDataset(paddle.io.Dataset):
             return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, skipped
 
     def _draw(self, sample, attempt):
-        """Generator and index of the sample's image, or of the one that replaces it at a later attempt."""
+        """Return (generator, index) of the sample's image, or of its replacement at a later attempt."""
         if attempt == 0:
             return generator(self.seed, TRANSFORM, sample), sample[1]
         rng = generator(self.seed, REPLACEMENT, (*sample, attempt))
@@ -89,10 +89,11 @@ class EvalOrder(paddle.io.BatchSampler):
 
 
 class TrainOrder(paddle.io.BatchSampler):
-    """Batches of samples (epoch, index, copy) for one process, from `start` images into `epoch` to the last epoch.
+    """Batches of samples (epoch, index, copy) for one process, from image `start` of `epoch` to the last epoch.
 
     Each epoch is shuffled by (seed, epoch), and its incomplete last step is dropped. With AUG.REPEATS R, every image
-    comes R times in a row and an epoch ends after the first 1/R of the images (Hoffer et al. 2020; DeiT's RASampler).
+    is repeated R times in a row, and an epoch uses only the first 1/R of the images (Hoffer et al. 2020; DeiT's
+    RASampler).
     The images of a step are dealt out to the processes in turn, so that copies of an image go to different processes.
     """
 
@@ -111,7 +112,7 @@ class TrainOrder(paddle.io.BatchSampler):
         return self.steps(self.start) * self.passes
 
     def __iter__(self):
-        # The epochs follow each other in one stream, so that the loader processes read ahead during validation.
+        # All epochs form one stream, so that the loader processes read ahead during validation.
         for epoch in range(self.epoch, self.epochs):
             yield from self._epoch(epoch, self.start if epoch == self.epoch else 0)
 
@@ -165,7 +166,7 @@ class TrainLoader:
             )
         fits = shared_memory_fits(cfg)
         self.batches = data_loader(TrainDataset(split, cfg), self.order, TrainCollate(cfg), cfg.DATA.NUM_WORKERS, fits)
-        self._next = None  # (epoch, start) of the next batch of `_reading`
+        self._next = None  # (epoch, start) of the next batch in `_reading`
         self._reading = None
 
     def steps(self, start=0):
@@ -188,27 +189,27 @@ class TrainLoader:
 
 
 def collate_eval(samples):
-    """Items of `EvalDataset` -> (images, labels)."""
+    """Collate items of `EvalDataset` to (images, labels)."""
     images, labels = zip(*samples)
     return np.stack(images), np.array(labels, np.int64)
 
 
 class TrainCollate:
-    """Items of `TrainDataset` -> the arguments of `to_batch`, as NumPy arrays instead of tensors."""
+    """Collates items of `TrainDataset` to the fields for `to_batch`, as NumPy arrays instead of tensors."""
 
     def __init__(self, cfg):
         self.draw = BatchDraws(cfg)
-        self.most_arrays = 3 + 3 * cfg.AUG.ERASE_COUNT  # of `Mixup.plan` and `RandomErasing.plan`
+        self.most_arrays = 3 + 3 * cfg.AUG.ERASE_COUNT  # in `Mixup.plan` and `RandomErasing.plan`
 
     def __call__(self, samples):
         images, labels, boxes, places, skipped = zip(*samples)
         mixing, erasing = self.draw(np.stack(boxes), places[0])
         arrays = sum(isinstance(item, np.ndarray) for item in itertools.chain(mixing or (), *erasing))
-        # Paddle's reader for GPUs wants the same number of tensors in each batch (buffered_reader.cc, 2.6.2 and 3.3.1).
+        # Paddle's reader for GPUs needs the same number of tensors in each batch (buffered_reader.cc, 2.6.2 and 3.3.1).
         padding = [np.zeros(1, bool)] * (self.most_arrays - arrays)
         return np.stack(images), np.array(labels, np.int64), mixing, erasing, padding, "\n".join(filter(None, skipped))
 
 
 def to_batch(images, labels, mixing, erasing, _padding, skipped):
-    """`Batch` of the fields that the loader returns."""
+    """Build a `Batch` from the fields that the loader returns."""
     return Batch(images, labels, mixing, erasing, tuple(filter(None, skipped.split("\n"))))

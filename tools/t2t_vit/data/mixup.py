@@ -26,7 +26,7 @@ class Mixup:
         return bool(self.mixup or self.cutmix) and self.probability > 0 and not off
 
     def plan(self, batch, height, width, rng):
-        """How to mix a batch.
+        """Plan how to mix a batch.
 
         Returns:
             [label weight, weight, own], NumPy arrays with n = B, or n = 1 if all images are mixed alike:
@@ -36,7 +36,7 @@ class Mixup:
         lam, boxes = self.draw(batch, height, width, rng)
         labels = lam.astype(np.float32)[:, None]
         if (lam == lam[0]).all() and (boxes == boxes[0]).all():
-            lam, boxes = lam[:1], boxes[:1]  # broadcast
+            lam, boxes = lam[:1], boxes[:1]  # one row, which is broadcast
         is_cut = boxes[:, 2] > boxes[:, 0]
         weight = np.where(is_cut, 1, lam).astype(np.float32)[:, None, None, None]
         own = ~inside(boxes, height, width) if is_cut.any() else None
@@ -66,12 +66,12 @@ class Mixup:
     def draw(self, batch, height, width, rng):
         """Draw lam (B,) and cutmix boxes (B, 4): top, left, bottom, right; zeros for a sample that is not cut.
 
-        AUG.MIX_MODE: one draw for the batch, for each pair (i, B - 1 - i), or for each sample (elem).
+        AUG.MIX_MODE decides: one draw for the batch, one for each pair (i, B - 1 - i), or one for each sample (elem).
         """
         draws = {"batch": 1, "pair": (batch + 1) // 2, "elem": batch}[self.mode]
         mixes = rng.random(draws) < self.probability
         cuts = rng.random(draws) < (self.switch_probability if self.mixup and self.cutmix else float(not self.mixup))
-        # An alpha of 0 means that this kind is never chosen; replace it by any valid value.
+        # If an alpha is 0, that method is never chosen. Any valid value will do.
         lam_mixup, lam_cutmix = (rng.beta(alpha or 1.0, alpha or 1.0, draws) for alpha in (self.mixup, self.cutmix))
         lam = np.where(mixes, np.where(cuts, lam_cutmix, lam_mixup), 1.0)
         boxes = np.zeros((draws, 4), np.int64)

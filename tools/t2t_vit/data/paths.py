@@ -1,4 +1,4 @@
-"""Lists of image paths that take little memory."""
+"""Memory-efficient lists of image paths."""
 
 import os
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import numpy as np
 class Paths(Sequence):
     """Paths of images, relative to one folder, in one array of bytes.
 
-    The 1.28 million paths of ImageNet are 150 MB as Python strings, and as much again in each loader process, because
-    counting references copies the memory pages that a fork shares. As an array they are 40 MB in all.
+    As Python strings, the 1.28 million paths of ImageNet take 150 MB, and again in each loader process, because
+    reference counting copies the memory pages that a fork shares. As an array, they take 40 MB in total.
     """
 
     def __init__(self, root, names):
@@ -19,11 +19,11 @@ class Paths(Sequence):
 
     @classmethod
     def of(cls, paths, root=""):
-        """The same paths, from an iterable of str."""
+        """Build `Paths` from an iterable of str."""
         return cls(root, np.array([os.fsencode(path) for path in paths], dtype=bytes))
 
     def where(self, chosen):
-        """The paths for which `chosen`, bool (N,), is true."""
+        """Return the paths for which `chosen`, bool (N,), is true."""
         return Paths(self.root, self.names[chosen])
 
     def __len__(self):

@@ -1,4 +1,4 @@
-"""Batches through paddle.io.DataLoader: every failure reaches the main thread, and shared memory is not overfilled."""
+"""Read batches with paddle.io.DataLoader, so that errors reach the main thread and shared memory does not overflow."""
 
 import errno
 import functools
@@ -18,17 +18,17 @@ from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.data.workers import start_worker
 
-_QUEUE_BYTES = 1 << 20  # most memory in /dev/shm for the semaphores of the loader processes' queues
+_QUEUE_BYTES = 1 << 20  # upper bound for the semaphores of the loader processes' queues in /dev/shm
 _SHM_IS_FULL = "/dev/shm is full: in Docker, start the container with a larger --shm-size"
 
 log = logging.getLogger("t2t")
 
 
 def data_loader(dataset, order, collate, workers, use_shared_memory):
-    """A paddle.io.DataLoader to be read with `read_all`.
+    """Build a paddle.io.DataLoader. Read it with `read_all`.
 
-    `order` yields lists of samples, `dataset[sample]` is an item, and `collate` makes a tuple of arrays, texts and
-    numbers of a list of items.
+    `order` yields lists of samples. `dataset[sample]` is an item. `collate` turns a list of items into a tuple of
+    arrays, texts and numbers.
     """
     return paddle.io.DataLoader(
         _Batches(dataset, collate),
@@ -43,8 +43,8 @@ def data_loader(dataset, order, collate, workers, use_shared_memory):
 class _Failure:
     """Carries an exception to the main thread in place of a batch.
 
-    An exception that Paddle sees reaches the main thread without its message, or not at all: with num_workers 0 the
-    reading thread ends and the main thread waits for ever (Paddle 2.6.2 and 3.3.1, dataloader_iter.py).
+    If Paddle catches an exception, the main thread gets it without its message or not at all: with num_workers 0 the
+    reading thread ends and the main thread waits forever (Paddle 2.6.2 and 3.3.1, dataloader_iter.py).
     """
 
     def __init__(self, error):
@@ -60,7 +60,7 @@ class _Failure:
 
 
 class _BatchOrder(paddle.io.BatchSampler):
-    """Yields a list of one item, the samples of a batch, which `_Batches` reads."""
+    """Yields lists with one item: all samples of a batch. `_Batches` reads them at once."""
 
     def __init__(self, order):
         self.order = order
@@ -74,7 +74,7 @@ class _BatchOrder(paddle.io.BatchSampler):
 
 
 class _Batches(paddle.io.Dataset):
-    """Samples of a batch -> its fields, or a `_Failure` as the last field."""
+    """Reads the samples of a batch and returns its fields. After an error, the last field is a `_Failure`."""
 
     def __init__(self, dataset, collate):
         super().__init__()
@@ -96,7 +96,7 @@ def read_all(batches):
         raise UserError(f"the loader processes cannot start: {one_line(error)}{full}") from error
     workers = getattr(iterator, "_workers", [])
     if workers:
-        # Paddle's handler would raise a SystemError at any place in the main thread.
+        # Paddle's signal handler could raise a SystemError anywhere in the main thread.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         stop = weakref.WeakMethod(iterator._exit_thread_unexpectedly)
         threading.Thread(target=_stop_if_one_dies, args=(workers, stop), daemon=True).start()
@@ -105,15 +105,15 @@ def read_all(batches):
             if isinstance(fields[-1], _Failure):
                 fields[-1].throw()
             yield fields
-    except SystemError:  # from Paddle's queue, after `_stop_if_one_dies`
+    except SystemError:  # Paddle's queue raises it after `_stop_if_one_dies` has stopped the reading
         _raise_for_dead_process(workers)
         raise
 
 
 def _stop_if_one_dies(workers, stop):
-    """Thread that stops the reading if a loader process fails.
+    """Stop the reading if a loader process fails. Runs in a thread.
 
-    Paddle checks its processes too, but not while it waits for the rest of a batch that a process began to send.
+    Paddle checks its processes too, but not while it waits for the rest of a half-sent batch.
     """
     running = {worker.sentinel: worker for worker in workers}
     while running:
@@ -139,9 +139,9 @@ def _raise_for_dead_process(workers):
 
 
 def shared_memory_fits(cfg):
-    """Whether /dev/shm has room for the batches that are read ahead on this machine; if not, warn.
+    """Check that /dev/shm has room for the batches that are read ahead on this machine. Warns if not.
 
-    A loader process dies of a bus error if /dev/shm is full.
+    If /dev/shm is full, a loader process dies of a bus error.
     """
     try:
         memory = os.statvfs("/dev/shm")
@@ -159,10 +159,10 @@ def shared_memory_fits(cfg):
 
 
 def _read_ahead(cfg):
-    """Bytes of all batches of both splits in shared memory: two per loader process, and those in use."""
+    """Estimate the bytes of all batches of both splits in shared memory: two per loader process, and those in use."""
     batches = 2 * cfg.DATA.NUM_WORKERS + cfg.TRAIN.ACCUM_STEPS + 1
     aug = cfg.AUG
-    # Masks of boxes take a byte for each pixel.
+    # A mask takes one byte per pixel.
     masks = aug.ERASE_COUNT * (aug.ERASE_PROB > 0) + (aug.CUTMIX > 0 or bool(aug.CUTMIX_MINMAX))
     image = cfg.DATA.IMAGE_SIZE**2 * (cfg.DATA.CHANNELS + masks)
     images = batches * (cfg.TRAIN.BATCH_SIZE + cfg.VAL.BATCH_SIZE)
@@ -171,4 +171,4 @@ def _read_ahead(cfg):
 
 @functools.cache
 def _warn(line):
-    log.warning("%s", line)  # once for the loaders of both splits
+    log.warning("%s", line)  # cached: only one warning for both splits

@@ -1,4 +1,4 @@
-"""What tools/check_data.py has found, as text and as JSON."""
+"""The findings of tools/check_data.py, as text and as JSON."""
 
 import functools
 import hashlib
@@ -13,13 +13,13 @@ from t2t_vit.common.logger import progress_bar
 from t2t_vit.data.images import ImageError, load_image, stored_form
 from t2t_vit.data.paths import Paths
 
-SHOWN = 10  # unreadable files of a split that are printed; --json has all
-_CHUNK = 64  # images that a reading thread takes at a time
+SHOWN = 10  # number of unreadable files to print per split; --json lists all
+_CHUNK = 64  # images per task of a reading thread
 
 
 @dataclass
 class SplitReport:
-    """The images of one split. `read_images` fills in what the files are."""
+    """Facts about the images of one split. `read_images` fills in those that need the files."""
 
     name: str
     source: str
@@ -33,7 +33,7 @@ class SplitReport:
 
     def read_images(self, how, jobs):
         """Read all images in `jobs` threads. `how`: keyword arguments of `load_image`."""
-        with ThreadPool(jobs) as pool:  # Pillow decodes without the lock of Python
+        with ThreadPool(jobs) as pool:  # Pillow releases Python's lock (GIL) while it decodes
             looks = pool.imap(functools.partial(_look, how), self.paths, _CHUNK)
             bar = progress_bar(looks, total=len(self.paths), desc=f"check {self.name}", unit=" images")
             for path, (reason, digest, side, mode, is_rotated) in zip(self.paths, bar):
@@ -47,7 +47,7 @@ class SplitReport:
 
 
 def _look(how, path):
-    """(why the file cannot be read or "", hash of its content, shorter side, Pillow's mode, is rotated by EXIF)"""
+    """Return (reason why a file cannot be read or "", hash of its content, shorter side, Pillow mode, is rotated)."""
     try:
         image = load_image(path, **how)  # as in evaluation
         digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=8).digest()
@@ -58,7 +58,7 @@ def _look(how, path):
 
 @dataclass
 class Findings:
-    """`faults` would stop or spoil a training, `notes` would not; `settings` {key: value} fit the data."""
+    """`faults` would stop or harm training, `notes` would not. `settings`, {key: value}, fit the data."""
 
     faults: list = field(default_factory=list)
     notes: list = field(default_factory=list)
@@ -67,7 +67,7 @@ class Findings:
 
 
 def spread(counter):
-    """(smallest, median, largest) of the values that a Counter counts; zeros if there are none."""
+    """Return (smallest, median, largest) of the values in a Counter; zeros if it is empty."""
     values = sorted(counter.elements()) or [0]
     return values[0], values[len(values) // 2], values[-1]
 
@@ -105,12 +105,12 @@ def print_report(splits, findings):
 
 
 def show(line):
-    """Print a line with names that may hold control characters."""
+    """Print a line, with the control characters in names escaped."""
     print(printable(line))
 
 
 def to_json(splits, findings):
-    """The whole report. It names only those images that cannot be read."""
+    """Return the whole report as a dict. It names only the images that cannot be read."""
     left_out = ("name", "paths", "digests")
     reports = {
         split.name: {"files": len(split.paths), **{k: v for k, v in vars(split).items() if k not in left_out}}

@@ -1,4 +1,4 @@
-"""A picture to uint8 pixels of the model's input size.
+"""Transform a picture to uint8 pixels of the model's input size.
 
 All random numbers come from the NumPy generator that the caller passes.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from t2t_vit.data.augment import build_augment
 from t2t_vit.data.images import RESAMPLING, to_array, to_image
 
-_LONGEST = 50  # length / width; longer images are cut first, because resizing them would take gigabytes
+_LONGEST = 50  # largest aspect ratio; longer images are cropped first, since resizing them takes gigabytes
 
 
 class TrainTransform:
@@ -36,7 +36,7 @@ class TrainTransform:
         return pixels
 
     def crop(self, picture, rng):
-        """uint8 (S, S, channels): a random crop as the config says."""
+        """Take a random crop, as the config says: uint8 (S, S, channels)."""
         name = ("bilinear", "bicubic")[rng.integers(2)] if self.interpolation == "random" else self.interpolation
         if self.is_padded:
             return self._padded_crop(picture, name, rng)
@@ -54,9 +54,9 @@ class TrainTransform:
         return to_array(image)
 
     def _padded_crop(self, picture, name, rng):
-        """Resize the shorter side to S, add a black border, crop S x S anywhere.
+        """Resize the shorter side to S, add a black border, and crop S x S at a random place.
 
-        This is T2T-ViT's transfer to CIFAR: torchvision's Resize(S) and RandomCrop(S, padding).
+        T2T-ViT uses this for the transfer to CIFAR: torchvision's Resize(S) and RandomCrop(S, padding).
         """
         box = _middle(picture.size, _LONGEST)
         pixels = picture.crop(box, _resized((box[2] - box[0], box[3] - box[1]), self.size), name)
@@ -66,9 +66,9 @@ class TrainTransform:
         return np.ascontiguousarray(pixels[top : top + self.size, left : left + self.size])
 
     def crop_box(self, size, rng):
-        """(left, top, right, bottom) of a random crop, as in timm's RandomResizedCropAndInterpolation.
+        """Draw a random crop (left, top, right, bottom), as in timm's RandomResizedCropAndInterpolation.
 
-        After ten tries that do not fit: the largest centred crop within the ratios.
+        If ten draws do not fit into the image, returns the largest centred crop within the ratios.
         """
         width, height = size
         for _ in range(10):
@@ -89,13 +89,13 @@ class TrainTransform:
 
 
 def mirrored(pixels):
-    """uint8 (H, W, channels), flipped left to right."""
-    whole = pixels.view(f"V{pixels.shape[2]}")  # (H, W, 1); NumPy copies whole pixels 2.4 times faster
+    """Flip an image left to right: uint8 (H, W, channels)."""
+    whole = pixels.view(f"V{pixels.shape[2]}")  # (H, W, 1): NumPy copies whole pixels 2.4 times faster than channels
     return np.ascontiguousarray(whole[:, ::-1]).view(np.uint8)
 
 
 def _middle(size, ratio):
-    """(left, top, right, bottom) of the middle part of an image that is more than `ratio` times as long as wide."""
+    """Return the middle part (left, top, right, bottom) of an image that is more than `ratio` times as long as wide."""
     width, height = size
     longest = ratio * min(width, height)
     left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
@@ -103,7 +103,7 @@ def _middle(size, ratio):
 
 
 def _resized(size, shorter):
-    """(width, height) after the shorter side is resized to `shorter`, rounded as torchvision's Resize does."""
+    """Return (width, height) with the shorter side resized to `shorter`, rounded as in torchvision's Resize."""
     width, height = size
     if width <= height:
         return shorter, max(shorter, int(shorter * height / width))
@@ -111,9 +111,9 @@ def _resized(size, shorter):
 
 
 class EvalTransform:
-    """Official evaluation: shorter side to floor(S / VAL.CROP_PCT), centre crop; PIL image -> uint8 (S, S, channels).
+    """Resizes the shorter side to floor(S / VAL.CROP_PCT), then crops the centre, as in the official evaluation.
 
-    VAL.CROP_MODE squash resizes any shape to (S, S), as zhl98/T2T_paddle evaluates.
+    PIL image -> uint8 (S, S, channels). VAL.CROP_MODE squash resizes any shape to (S, S), as zhl98/T2T_paddle does.
     """
 
     def __init__(self, cfg):
@@ -130,11 +130,11 @@ class EvalTransform:
             image = image.crop(box)
         new_size = _resized(image.size, self.resize)
         image = image.resize(new_size, self.resampling)
-        # Rounded as torchvision's CenterCrop does.
+        # Rounded as in torchvision's CenterCrop.
         left, top = (int(round((length - self.size) / 2.0)) for length in new_size)
         return to_array(image.crop((left, top, left + self.size, top + self.size)))
 
 
 def normalized(images, mean, std):
-    """uint8 (B, H, W, C) -> float32, (x / 255 - mean) / std; all Paddle tensors, or all NumPy arrays."""
+    """Normalise uint8 (B, H, W, C) to float32, (x / 255 - mean) / std. Takes Paddle tensors or NumPy arrays."""
     return (images.astype("float32") / 255.0 - mean) / std

@@ -1,6 +1,6 @@
 """Unpack ImageNet, CIFAR or any class folders to DIR/train/<class>/ and DIR/val/<class>/.
 
-An interrupted command leaves no half-written image under its name, and the same command continues.
+An interrupted command leaves no half-written images. Repeat it to continue.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ MARKS = ".unpacked.json"  # in DIR: {archive name: [size, mtime in ns, "begun", 
 
 
 def unpack(paths, output, val_list=None):
-    """Unpack archives to the folder `output`, and print what there is.
+    """Unpack archives to the folder `output`, and print the number of images and classes.
 
     `val_list`: file with the classes of ImageNet's validation images, see `val_classes.ValClasses`.
 
     Raises:
-        UserError: for a damaged archive, one without images, an unknown class, a full disk.
+        UserError: an archive is damaged or has no images, a class is unknown, or the disk is full.
     """
     paths, folder = [Path(path) for path in paths], Path(output)
     stamps = {path: _stamp(path) for path in paths}
@@ -38,16 +38,16 @@ def unpack(paths, output, val_list=None):
 
 
 def _unpack_all(stamps, folder, val_classes):
-    """Unpack the archives of {path: [size, mtime in ns]} that are not done."""
+    """Unpack the archives in `stamps`, {path: [size, mtime in ns]}, that are not done yet."""
     is_new = not (folder / MARKS).exists()
     marks = _read_marks(folder)
     _check_space(folder, sum(size for path, (size, _) in stamps.items() if path.name not in marks))
     for path, stamp in stamps.items():
         before = marks.get(path.name, [*stamp, "begun"])
         if before == [*stamp, "done"]:
-            print(f"{path}: unpacked before ({display_path(folder / MARKS)} says so)")
+            print(f"{path}: already unpacked ({display_path(folder / MARKS)} says so)")
             continue
-        # Do not trust files of a different archive of this name, or of a damaged one, even if their size is right.
+        # Do not trust files from a damaged archive or another archive of this name, even if their size is right.
         is_trusted = before == [*stamp, "begun"]
         _write_mark(folder, marks, path, [*stamp, "begun" if is_trusted else "doubtful"])
         try:
@@ -56,9 +56,9 @@ def _unpack_all(stamps, folder, val_classes):
             _write_mark(folder, marks, path, [*stamp, "doubtful"])
             raise
         except ForeignFile:
-            (folder / MARKS).unlink()  # so that a second try does not replace the file either
+            (folder / MARKS).unlink()  # so that a second attempt does not overwrite the file
             raise
-        os.sync()  # a power cut must not keep the mark and lose the images
+        os.sync()  # write the images to disk before the mark, in case of a power cut
         _write_mark(folder, marks, path, [*stamp, "done"])
 
 
@@ -75,7 +75,7 @@ def _stamp(path):
 
 @contextlib.contextmanager
 def claim(folder):
-    """Keep other processes from unpacking to the folder. Raises UserError if one does."""
+    """Lock the folder against other processes. Raises UserError if another one is unpacking to it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         lock(descriptor)  # does nothing on a file system without locks
@@ -99,7 +99,7 @@ def _write_mark(folder, marks, path, mark):
 
 
 def _check_space(folder, needed):
-    """Raise UserError if archives of so many bytes do not fit on the disk. Images hardly compress."""
+    """Raise UserError if the disk has less free space than the archives need. Images hardly compress."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(

@@ -1,4 +1,4 @@
-"""One archive to files: which entries are wanted, where they go, and how a file is written."""
+"""Unpack one archive: choose the entries, decide where they go, and write the files."""
 
 import contextlib
 import errno
@@ -18,27 +18,27 @@ _VAL_IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
 
 
 class DamagedArchive(UserError):
-    """The archive cannot be read to its end."""
+    """The archive cannot be read to the end."""
 
 
 class ForeignFile(UserError):
-    """The folder holds another file with the name of a file from the archive."""
+    """The folder already contains a different file with the name of a file in the archive."""
 
 
 class Unpacker:
     """Writes the images of one archive.
 
     Args:
-        folder: to unpack to.
+        folder: folder to unpack to.
         val_classes: `ValClasses`.
-        is_new: True if nothing was unpacked to the folder before; existing files are then never replaced.
-        is_trusted: True if files of the right size are right.
+        is_new: True if nothing was unpacked to the folder before. Existing files are then never replaced.
+        is_trusted: True if an existing file of the right size counts as unpacked.
     """
 
     def __init__(self, folder, val_classes, is_new, is_trusted):
         self.folder, self.val_classes, self.is_new, self.is_trusted = folder, val_classes, is_new, is_trusted
-        self.depth = None  # of the class folders in an archive without splits
-        self.unplaced = set()  # folders of images that are in no split, as tuples
+        self.depth = None  # depth of the class folders in an archive without splits
+        self.unplaced = set()  # folders (tuples) with images that belong to no split
 
     def unpack(self, path):
         """Unpack the archive and print what was in it."""
@@ -49,9 +49,9 @@ class Unpacker:
                 self._read(path)
         except UserError:
             raise
-        except Exception as error:  # tarfile, zipfile and what they decompress with raise nearly anything
+        except Exception as error:  # tarfile, zipfile and the decompression modules can raise nearly anything
             reason = str(error) or type(error).__name__
-            reason = reason.splitlines()[0].rstrip(": ")  # tarfile adds a line for each compression that it tried
+            reason = reason.splitlines()[0].rstrip(": ")  # tarfile adds a line per compression that it tried
             raise DamagedArchive(
                 f"{path} is damaged, incomplete or not a tar or zip archive ({reason}); {self.images:,} of its images "
                 "are unpacked; download it again and repeat the command"
@@ -62,9 +62,11 @@ class Unpacker:
         if self.repeated:
             _warn(f"{path}: left out {self.repeated} files that would replace an earlier one")
         if not self.images:
-            raise UserError(f"{path} holds no images in train/ or val/ folders, or in two or more class folders")
-        print(f"{path}: {self.written:,} images written, {self.images - self.written:,} there before, "
-              f"{self.other:,} other files left out")  # fmt: skip
+            raise UserError(
+                f"{path} holds no images in train/ or val/ folders, and fewer than two class folders with images"
+            )
+        print(f"{path}: {self.written:,} images written, {self.images - self.written:,} already there, "
+              f"{self.other:,} other files skipped")  # fmt: skip
 
     def _read(self, path):
         """Write the images of the archive, with a progress bar."""
@@ -74,13 +76,13 @@ class Unpacker:
         with open(path, "rb") as file, progress_bar(None, **options) as bar:
             form, inner = cifar.form_of(file), _CLASS_ARCHIVE.fullmatch(path.name)
             entries = cifar.entries(file, path, form) if form else archives.entries(file)
-            place = str if form else self._place  # the name of a CIFAR image is its place
-            # A class archive by itself: someone has unpacked ILSVRC2012_img_train.tar by hand.
+            place = str if form else self._place  # CIFAR images are already named by their path
+            # n01440764.tar alone is one class of ILSVRC2012_img_train.tar, if someone unpacked that by hand.
             prefix = f"train/{inner[1]}/" if inner else ""
             self._add(entries, lambda: bar.update(max(0, file.tell() - bar.n)), place, prefix)
 
     def _add(self, entries, progress, place, prefix=""):
-        """Unpack entries, below `prefix`."""
+        """Unpack entries. `prefix` is put before their paths."""
         for entry in entries:
             progress()
             class_archive = _CLASS_ARCHIVE.fullmatch(entry.parts[-1]) if entry.parts else None
@@ -95,7 +97,7 @@ class Unpacker:
                 self.other += 1
 
     def _place(self, name):
-        """Path below the folder for an entry of this name, or None if it is left out."""
+        """Return the path below the folder for an entry of this name, or None to skip it."""
         *parents, file = name.split("/")
         if any(map(is_ignored_folder, parents)) or not is_image_name(file):
             return None
@@ -113,8 +115,8 @@ class Unpacker:
         return None
 
     def _write(self, entry, target):
-        """Write one file, unless it is there."""
-        key = hash(target)  # a million paths would take much memory
+        """Write one file, unless it exists already."""
+        key = hash(target)  # hashes, because a million paths would take much memory
         if key in self.seen:
             self.repeated += 1
             return
@@ -130,15 +132,15 @@ class Unpacker:
 
 
 def _split_of(name):
-    """train, val or test for the folder of a split, None for any other."""
+    """Return train, val or test if the folder is named like a split, else None."""
     split = split_named(name)
     return "test" if split and "test" in name.lower() else split
 
 
 def class_depth(folders):
-    """Number of folders above the class folders, given the folders of all images as a set of tuples.
+    """Return the depth of the class folders, given the folders of all images as a set of tuples.
 
-    Images beside the folder that holds all others are ignored. None if there are no two class folders.
+    Images beside the folder that contains all others are ignored. Returns None without at least two class folders.
     """
     while folders:
         depth = len(os.path.commonprefix(list(folders)))
@@ -150,18 +152,18 @@ def class_depth(folders):
 
 @contextlib.contextmanager
 def _replacing(target):
-    """Yield a file that becomes `target` when it is complete, and is removed otherwise.
+    """Yield a temporary file. It is renamed to `target` when complete, and removed after an error.
 
-    Unlike files.atomic_path it does not wait for the disk, which would take hours for a million files.
+    Unlike files.atomic_path, this does not wait for the disk, which would take hours for a million files.
     """
-    temporary = target.with_name(".unpack.part")  # the next process overwrites what a killed one has left
+    temporary = target.with_name(".unpack.part")  # a fixed name: the next process overwrites what a killed one left
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             yield file
         os.replace(temporary, target)
     except OSError as error:
-        if error.errno is None:  # not of the disk: gzip and bz2 raise it for a damaged archive
+        if error.errno is None:  # not a disk error: gzip and bz2 raise this for a damaged archive
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full at {target}; free some space and repeat the command") from error

@@ -1,4 +1,4 @@
-"""Classes of ImageNet's validation images, which lie in one folder of their archive."""
+"""Find the classes of ImageNet's validation images, whose archive has no class folders."""
 
 import contextlib
 
@@ -8,12 +8,12 @@ from t2t_vit.data import archives
 from t2t_vit.data.classes import read_classes
 from t2t_vit.data.lists import image_rows, lines_of, read_lines
 
-VAL_LISTS = ("val_list.txt", "loc_val_solution.csv")  # in lower case: in an archive of AI Studio, of Kaggle
-_LARGEST_LIST = 2**26  # bytes
+VAL_LISTS = ("val_list.txt", "loc_val_solution.csv")  # lower-case names in archives of AI Studio, Kaggle
+_LARGEST_LIST = 2**26  # limit in bytes
 
 
 class ValClasses:
-    """Classes of the images of ILSVRC2012_img_val.tar, from a file or from the first list in the archives."""
+    """The classes of the images in ILSVRC2012_img_val.tar, read from a file or from the first list in the archives."""
 
     def __init__(self, paths, val_list):
         self.paths, self.classes = paths, None
@@ -21,7 +21,7 @@ class ValClasses:
             self.classes = val_classes_of(read_lines(val_list, "list", "--val-list"), f"{val_list} (--val-list)")
 
     def class_of(self, name):
-        """Class folder of an image. Raises UserError if it is not known."""
+        """Return the class folder of an image. Raises UserError if it is unknown."""
         if self.classes is None:
             self.classes = self._find()
         file = name.rpartition("/")[2]
@@ -43,7 +43,7 @@ class ValClasses:
 
 
 def val_classes_of(lines, source):
-    """{image name: class folder} of "ILSVRC2012_val_00000001.JPEG 65" lines, or of Kaggle's LOC_val_solution.csv."""
+    """Parse "ILSVRC2012_val_00000001.JPEG 65" lines or Kaggle's LOC_val_solution.csv: {image name: class folder}."""
     folders = read_classes(CLASS_LISTS["imagenet1k"]).folders
     known = {**{str(i): folder for i, folder in enumerate(folders)}, **{folder: folder for folder in folders}}
     classes = {}

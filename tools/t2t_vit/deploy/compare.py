@@ -1,4 +1,4 @@
-"""An exported model against the model it was made from."""
+"""Compare an exported model with the original model."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,13 +8,13 @@ import numpy as np
 from t2t_vit.common.errors import UserError
 from t2t_vit.deploy.engines import to_input
 
-LARGEST_DIFFERENCE = 1e-4  # fp32: of any logit, divided by the largest logit
+LARGEST_DIFFERENCE = 1e-4  # fp32: largest difference of a logit, divided by the largest logit
 LEAST_AGREEMENT = {"fp32": 1.0, "bf16": 0.97, "int8": 0.95}  # fraction of the images with the same top class
 _BATCH = 16  # images compared at a time
 
 
 class Samples(NamedTuple):
-    """Images to compare and to calibrate on: uint8 (N, H, W, channels)."""
+    """Images to compare the models on and to calibrate on, both uint8 (N, H, W, channels)."""
 
     images: np.ndarray
     calibration: np.ndarray = None
@@ -22,7 +22,7 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results over `count` images."""
+    """Result of a comparison over `count` images."""
 
     count: int
     difference: float  # largest difference of a logit, divided by the largest logit
@@ -32,8 +32,8 @@ class Comparison:
         return f"largest difference {self.difference:.1e} of the largest logit, top-1 agreement {self.agreement:.4f}"
 
     def check(self, precision):
-        """Raise UserError if the difference is larger than `precision` explains."""
-        if precision == "fp32" and not self.difference <= LARGEST_DIFFERENCE:  # also if it is NaN
+        """Raise UserError if the difference is larger than `precision` can explain."""
+        if precision == "fp32" and not self.difference <= LARGEST_DIFFERENCE:  # `not <=` also catches NaN
             raise UserError(
                 f"the exported model's logits differ by {self.difference:.1e} of the largest logit from the model's, "
                 f"more than {LARGEST_DIFFERENCE:.0e}; nothing was written"
@@ -46,7 +46,7 @@ class Comparison:
 
 
 def compare(predictor, eager, pixels):
-    """`Comparison` of a predictor with that of the model, `eager`, over images: uint8 (N, H, W, channels)."""
+    """Compare a predictor with the predictor of the model, `eager`, on images uint8 (N, H, W, channels)."""
     pairs = []
     for start in range(0, len(pixels), _BATCH):
         images = to_input(pixels[start : start + _BATCH], predictor.metadata)

@@ -1,4 +1,4 @@
-"""Inference engines with one interface: float32 images in, float32 logits out. Engines and Paddle are imported lazily.
+"""Inference engines behind one interface: float32 images in, float32 logits out. All engines are imported lazily.
 
 predictor = open_predictor("onnxruntime", "output/lit_data/export/lit_data.onnx")
 logits = predictor(images)  # (B, C, H, W), normalised by predictor.metadata -> (B, K)
@@ -20,12 +20,12 @@ from t2t_vit.data.transforms import normalized
 from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
-# Files that each engine reads; "paddle" computes with weights.
+# Suffixes of the files that each engine reads. "paddle" runs weights.
 SUFFIXES = {"inference": (".json", ".pdmodel"), "onnxruntime": (".onnx",), "openvino": (".xml", ".onnx")}
 
 
 def require(module, what):
-    """Import an optional library. Raises UserError that names it if it is missing."""
+    """Import an optional library. Raises UserError with its name if it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -41,13 +41,13 @@ def is_paddle_2(paddle):
 
 
 def engine_of(path):
-    """The first engine that reads a file with this suffix, in any case; "paddle" if it is not an exported model."""
+    """Return the first engine that reads a file with this suffix; "paddle" if it is not an exported model."""
     suffix = Path(path).suffix.lower() if path else ""
     return next((engine for engine, suffixes in SUFFIXES.items() if suffix in suffixes), "paddle")
 
 
 def open_predictor(engine, path, threads=None, device="cpu", onednn=True):
-    """Predictor of an exported file.
+    """Open an exported file as a `Predictor`.
 
     Args:
         engine: "inference", "onnxruntime" or "openvino".
@@ -57,7 +57,7 @@ def open_predictor(engine, path, threads=None, device="cpu", onednn=True):
         onednn: whether "inference" uses oneDNN on a CPU, the default of Paddle 3.
 
     Raises:
-        UserError: the library or the file is missing, or the file is damaged or was not made by export.py.
+        UserError: the library or file is missing, or the file is damaged or was not made by export.py.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES.get(engine, ()):
@@ -67,7 +67,7 @@ def open_predictor(engine, path, threads=None, device="cpu", onednn=True):
         raise UserError(f"exported model {path} {'is a folder' if path.is_dir() else 'not found'}")
     if device.startswith("gpu") and engine != "inference":
         raise UserError(f"DEVICE is {device}, but engine {engine} runs only on the CPU here")
-    path = Path(os.path.realpath(path))  # its other files are beside the file that a link points to
+    path = Path(os.path.realpath(path))  # resolve a link, because the other files are beside its target
     threads = threads or asked_threads()
     with _in_one_line(path, engine):
         if engine == "inference":
@@ -88,7 +88,7 @@ def open_predictor(engine, path, threads=None, device="cpu", onednn=True):
 
 @contextlib.contextmanager
 def _in_one_line(path, engine):
-    """Make UserErrors of the engines' own exceptions, which share no base class."""
+    """Turn the engines' own exceptions, which share no base class, into UserErrors."""
     try:
         yield
     except UserError:
@@ -105,7 +105,7 @@ def to_input(pixels, metadata):
 
 
 class Predictor:
-    """Normalised images (B, C, H, W) -> logits (B, K), float32 arrays, for any B >= 1; `run` computes one batch."""
+    """Maps normalised images (B, C, H, W) to logits (B, K), float32 arrays, for any B >= 1. `run` does one batch."""
 
     def __init__(self, run, metadata):
         self.run, self.metadata = run, metadata
@@ -122,7 +122,7 @@ class Predictor:
 
 
 def eager_predictor(model, metadata):
-    """Predictor of a Paddle model in eval mode, or of the function that `microbatch.inference` makes of it."""
+    """Wrap a Paddle model in eval mode, or the result of `microbatch.inference`, as a `Predictor`."""
     import paddle  # here because the other engines run without it
 
     def run(images):
@@ -132,17 +132,17 @@ def eager_predictor(model, metadata):
     return Predictor(run, metadata)
 
 
-# --- Engines: (function of one batch, `Metadata`) of a file ---
+# --- Engines: each opens a file and returns (function of one batch, `Metadata`) ---
 
 
 def _paddle_inference(path, threads, device, onednn):
     paddle = require("paddle", "engine inference")
-    if path.suffix == ".json" and is_paddle_2(paddle):  # it would crash
+    if path.suffix == ".json" and is_paddle_2(paddle):  # Paddle would crash
         raise UserError(
             f"{path} was made by PaddlePaddle 3, this is {paddle.__version__}: export the model again with it"
         )
     parameters = path.with_suffix(".pdiparams")
-    if not parameters.is_file():  # Paddle would compute without them
+    if not parameters.is_file():  # otherwise Paddle would run without them
         raise UserError(f"{path} needs {parameters}, which does not exist; export it again")
     metadata = Metadata.from_values(load_yaml(read_text(path.with_suffix(".yml"), 2**26), fast=True), path)
     config = paddle.inference.Config(str(path), str(parameters))
@@ -172,7 +172,7 @@ def _onnxruntime(path, threads):
     ort = require("onnxruntime", "engine onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 3  # errors only
     session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     metadata = Metadata.from_entries(session.get_modelmeta().custom_metadata_map, path)
     name = session.get_inputs()[0].name
@@ -183,13 +183,13 @@ def _openvino(path, threads):
     ov = require("openvino", "engine openvino")
     core = ov.Core()
     model = core.read_model(path)
-    if path.suffix == ".onnx":  # OpenVINO drops its entries
+    if path.suffix == ".onnx":  # OpenVINO drops the metadata of .onnx files
         onnx = require("onnx", "engine openvino with an .onnx file")
         entries = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
     else:
         entries = dict(model.get_rt_info(NAMESPACE).value) if model.has_rt_info(NAMESPACE) else {}
     metadata = Metadata.from_entries(entries, path)
-    # By default OpenVINO computes in bfloat16 on a CPU that has it.
+    # By default, OpenVINO computes in bfloat16 on CPUs that support it.
     options = {"INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32"}
     options |= {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     request = core.compile_model(model, "CPU", options).create_infer_request()

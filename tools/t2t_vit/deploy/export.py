@@ -1,6 +1,6 @@
-"""Write a trained model as a file for an inference engine, and the command export.py.
+"""The command export.py: write a trained model as a file for an inference engine.
 
-The file is put in place only if its engine computes what the model does.
+The file is kept only if its engine gives the results of the model.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ _SUFFIXES = {"paddle": (_PROGRAM, ".pdiparams", ".yml"), "onnx": (".onnx",), "op
 
 
 def export(args, cfg):
-    """Export the model of a command line and log how much the exported file differs from it."""
+    """Export the model of a command line, and log how much the results of the exported file differ."""
     setup_logging()
     for option in ("images", "calibration"):
         if getattr(args, option) < 1:
@@ -69,7 +69,7 @@ def export(args, cfg):
 
 
 def read_samples(args, cfg, weights):
-    """(`Samples`, where they are from): validation images, or else the digits of the repository."""
+    """Return (`Samples`, their source): validation images if there are any, else the digits in the repository."""
     calibration = None
     if args.precision == "int8":
         _, splits = load_data(cfg, ["train"], model_file=weights)
@@ -86,7 +86,7 @@ def read_samples(args, cfg, weights):
 
 
 def read_images(split, cfg, count):
-    """uint8 (N, S, S, channels) of N <= count images, evenly spread over a split."""
+    """Read up to `count` images, evenly spread over a split: uint8 (N, S, S, channels)."""
     transform = EvalTransform(cfg)
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
     return np.stack([transform(load_image(split.paths[index], **reading(cfg))) for index in chosen])
@@ -96,7 +96,7 @@ def read_images(split, cfg, count):
 
 
 def check_offered(form, precision):
-    """Raise UserError for an impossible pair of format and precision, or if its libraries are missing."""
+    """Raise UserError if a format does not support a precision, or if its libraries are missing."""
     if reason := NOT_OFFERED.get((form, precision)):
         raise UserError(f"--format {form} has no --precision {precision}: {reason}")
     if form == "paddle":
@@ -110,12 +110,12 @@ def check_offered(form, precision):
 
 
 def file_name(name, form, precision):
-    """Name of the exported file of a run: lit_data.onnx, lit_data-int8.xml, ..."""
+    """Return the default name of an exported file: lit_data.onnx, lit_data-int8.xml, ..."""
     return f"{name}{'' if precision == 'fp32' else f'-{precision}'}{_SUFFIXES[form][0]}"
 
 
 def target_of(target, name, form, precision):
-    """The file to write: a folder becomes the usual name in it, a link the file that it points to."""
+    """Return the file to write. In a folder, it gets the default name. A link is resolved."""
     target = Path(os.path.realpath(target))
     target = target / file_name(name, form, precision) if target.is_dir() else target
     if target.suffix != _SUFFIXES[form][0]:
@@ -124,28 +124,28 @@ def target_of(target, name, form, precision):
 
 
 def parts_of(path, form):
-    """All files of an exported model; `path` is the main one."""
+    """List all files of an exported model, given its main file `path`."""
     return [path.with_suffix(suffix) for suffix in _SUFFIXES[form]]
 
 
 def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metadata=None, samples=None):
-    """Write `model` for an inference engine. If it fails, no file is written.
+    """Write `model` as a file for an inference engine. After a failure, no file is left.
 
     Args:
         model: `paddle.nn.Layer` of either family, in eval mode.
         cfg: its config.
-        target: file, link to a file, or an existing folder, which gets a file of the usual name.
+        target: file, link to a file, or an existing folder, in which the file gets the default name.
         form: "paddle", "onnx" or "openvino".
         precision: "fp32", "bf16" or "int8".
         batch_size: images per inference; 0 = any number, which is slower.
-        metadata: `Metadata`; its precision, batch size and image size are overwritten. Default: numbered classes.
-        samples: `Samples`; default: noise, on which only fp32 is checked.
+        metadata: `Metadata`; precision, batch size and image size are overwritten. By default, classes are numbered.
+        samples: `Samples`. The default is noise, on which only fp32 is checked.
 
     Returns:
         (path of the main file, the `Comparison` with the largest difference).
 
     Raises:
-        UserError: the format is not offered, a library is missing, or the file does not compute what the model does.
+        UserError: the format is not supported, a library is missing, or the results of the file differ too much.
     """
     check_offered(form, precision)
     target = target_of(target, cfg.NAME, form, precision)
@@ -167,7 +167,7 @@ def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metad
 
 
 def _predictors(form, path):
-    """Predictors of an exported file: with and without oneDNN for Paddle Inference, which computes differently."""
+    """Open an exported file: with oneDNN and without it for Paddle Inference (the results differ), else once."""
     options = [{"onednn": True}, {"onednn": False}] if form == "paddle" else [{}]
     return [open_predictor(ENGINE_OF[form], path, **option) for option in options]
 
@@ -180,7 +180,7 @@ def _noise(metadata):
 
 @contextmanager
 def _in_place_of(target):
-    """Yield a path in a temporary folder; on success, each file in the folder replaces the one beside `target`."""
+    """Yield a path in a temporary folder. On success, move all files of that folder to the folder of `target`."""
     check_writable(target)
     with naming(target), tempfile.TemporaryDirectory(prefix=".export.", dir=target.parent) as folder:
         yield Path(folder) / target.name
@@ -193,7 +193,7 @@ def _in_place_of(target):
 
 
 def _save_paddle(model, metadata, path):
-    """Write program and parameters. Returns {name of a parameter in the files: structured name}."""
+    """Write the program and the parameters. Returns {parameter name in the files: structured name}."""
     layer = fold(model)
     shape = [metadata.batch_size or None, metadata.channels, *metadata.image_size]
     paddle.jit.save(layer, str(path.with_suffix("")), input_spec=[paddle.static.InputSpec(shape, "float32", "images")])
@@ -225,7 +225,7 @@ def _write_onnx(model, metadata, path, samples):
 
 
 def _calibration_batches(pixels, metadata):
-    """Yield float32 batches of the file's batch size; the last one is filled with the first images."""
+    """Yield float32 batches of the file's batch size. The last batch is filled up with the first images."""
     size = metadata.batch_size or 1
     count = -(-len(pixels) // size) * size
     pixels = np.resize(pixels, (count, *pixels.shape[1:]))
@@ -239,10 +239,10 @@ def _write_openvino(model, metadata, path, samples):
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source = Path(folder) / "model.onnx"
         _write_onnx(model, metadata, source, samples)
-        graph = openvino.Core().read_model(source)  # convert_model does the same and reports its use
+        graph = openvino.Core().read_model(source)  # convert_model does the same, but sends telemetry
         for name, value in metadata.to_entries().items():
             graph.set_rt_info(value, [NAMESPACE, name])
-        # For bf16, float16 weights are precise enough: they are rounded to bfloat16 anyway.
+        # For bf16, float16 weights are enough, because they are rounded to bfloat16 anyway.
         openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")
 
 

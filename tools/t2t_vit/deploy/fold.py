@@ -1,7 +1,7 @@
-"""A trained model as the same function in fewer operations, for export to inference engines.
+"""Fold a trained model: compute the same function with fewer operations, for export to inference engines.
 
-- The scale and shift of a LayerNorm, and the scale of the queries, become part of the linear maps beside them.
-- Biases that a softmax cancels or passes on are removed or moved. Two heads become one.
+- The scale and shift of a LayerNorm, and the scale of the queries, are merged into the adjacent linear maps.
+- Biases that a softmax cancels are removed; biases that it passes on are moved. Two heads are merged into one.
 - The last block computes only the class tokens.
 
 Sizes: B images, N tokens, C width, h heads, T class tokens.
@@ -19,9 +19,9 @@ from t2t_vit.models.zoo import FAMILIES
 
 @paddle.no_grad()
 def fold(model):
-    """A layer with the output of `model` in eval mode, to rounding: (B, Cin, H, W) -> (B, num_classes).
+    """Return a layer with the same output as `model` in eval mode, up to rounding: (B, Cin, H, W) -> (B, num_classes).
 
-    It is the model itself if the family has no function for this (`Family.fold`).
+    Returns the model itself if its family has no function for this (`Family.fold`).
     """
     family = next(family for family in FAMILIES if isinstance(model, family.model))
     if not family.fold:
@@ -50,27 +50,27 @@ def folded_convolution(weight, bias, stride, padding):
 
 
 def as_tokens(x):
-    """A map (B, C, h, w) as tokens (B, h*w, C).
+    """Convert a map (B, C, h, w) to tokens (B, h*w, C).
 
     Paddle Inference with oneDNN (3.3.1) fuses reshape, transpose and matrix product into one call, which misreads the
-    blocked layout of a convolution's output: so this flattens. The other order, transpose and then reshape before a
-    concat, fails when the file is opened.
+    blocked layout of a convolution's output. Therefore this uses flatten. Transpose and then reshape before a concat
+    does not work either: the file cannot be opened.
     """
     return x.flatten(2).transpose([0, 2, 1])
 
 
 def as_map(x, grid):
-    """Tokens (B, h*w, C) as a map (B, C, h, w)."""
+    """Convert tokens (B, h*w, C) to a map (B, C, h, w)."""
     return x.transpose([0, 2, 1]).reshape([-1, x.shape[2], *grid])
 
 
 def plain_norm(norm):
-    """A LayerNorm without the scale and shift of `norm`."""
+    """Return a LayerNorm like `norm`, but without scale and shift."""
     return nn.LayerNorm(norm.weight.shape[0], epsilon=norm._epsilon, weight_attr=False, bias_attr=False)
 
 
 def include_norm(norm, weight, bias=None):
-    """Weight and bias of a linear map that includes the scale g and shift b of the norm before it: (n g + b) W + c."""
+    """Merge the scale g and shift b of a norm into the linear map after it, (n g + b) W + c. Returns (weight, bias)."""
     shift = paddle.matmul(norm.bias.unsqueeze(0), weight)[0]
     return norm.weight.unsqueeze(1) * weight, shift if bias is None else shift + bias
 
@@ -123,7 +123,7 @@ class FoldedBlock(nn.Layer):
 
 
 class FoldedHeads(nn.Layer):
-    """LayerNorm and the mean of the heads of T class tokens: (B, T, C) -> (B, num_classes)."""
+    """LayerNorm, then the mean of the T heads, one per class token: (B, T, C) -> (B, num_classes)."""
 
     def __init__(self, norm, heads):
         super().__init__()
@@ -137,7 +137,7 @@ class FoldedHeads(nn.Layer):
 
 
 class FoldedEmbedding(nn.Layer):
-    """The backbone's tokens by a convolution, with their positions, after the T class tokens.
+    """Makes the backbone's tokens by a convolution, adds positions, and puts the T class tokens first.
 
     (B, Cin, H, W) -> (B, T + N, C). `class_tokens`, (T, C), include their positions.
     """
@@ -154,7 +154,7 @@ class FoldedEmbedding(nn.Layer):
 
 
 class FoldedPool(nn.Layer):
-    """The pooling between two stages of a PiT: (B, T + h*w, C) -> (B, T + h/2*w/2, D)."""
+    """Pooling between two stages of a PiT: (B, T + h*w, C) -> (B, T + h/2*w/2, D)."""
 
     def __init__(self, pool, num_class_tokens, grid):
         super().__init__()
@@ -166,7 +166,7 @@ class FoldedPool(nn.Layer):
 
 
 class FoldedModel(nn.Layer):
-    """A folded model: layers between the pixels and the embedding, embedding, blocks, heads."""
+    """A folded model: layers before the embedding, embedding, blocks, heads."""
 
     def __init__(self, model, stages, grids, embedding, blocks, heads):
         super().__init__()
@@ -183,7 +183,7 @@ class FoldedModel(nn.Layer):
 
 
 def fold_pit(model):
-    """A folded `PoolingTransformer`. If distilled, it returns the mean of the two heads."""
+    """Fold a `PoolingTransformer`. If it is distilled, the result is the mean of the two heads."""
     conv, T = model.patch_embed.conv, model.cls_token.shape[1]
     positions = model.pos_embed[0].flatten(1).transpose([1, 0])  # (N, C)
     embedding = FoldedEmbedding(conv.weight, conv.bias, conv._stride, 0, positions, model.cls_token[0])

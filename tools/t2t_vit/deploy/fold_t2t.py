@@ -1,4 +1,4 @@
-"""A folded `T2TViT` (fold.py): a soft split, its LayerNorm and its linear map become convolutions.
+"""Fold a `T2TViT` (see fold.py): each soft split with its LayerNorm and linear map becomes convolutions.
 
 Sizes: B images, N tokens, E token width, m random features.
 """
@@ -23,12 +23,12 @@ from t2t_vit.models.token_layers import TokenPerformer
 
 
 def _split_kernels(weight, kernel):
-    """Kernels (out, Cin, k, k) of a linear map (Cin*k*k, out) of the tokens of a soft split."""
+    """Reshape a linear map (Cin*k*k, out) of soft-split tokens to convolution kernels (out, Cin, k, k)."""
     return weight.transpose([1, 0]).reshape([weight.shape[1], -1, kernel, kernel])
 
 
 def _square(x):
-    """x * x. Paddle Inference with oneDNN writes x.square() over x, even if x is read again (3.3.1)."""
+    """Return x * x. Paddle Inference with oneDNN computes x.square() in place, even if x is still needed (3.3.1)."""
     return x * x
 
 
@@ -47,10 +47,10 @@ def _half_square_norm(x):
 class NormedSplit(nn.Layer):
     """Soft split, LayerNorm and linear map: (B, Cin, H, W) -> (B, N, out), without the tokens (B, N, Cin*k*k).
 
-    A token t with mean u and deviation s is normalised to n = (t - u) / s. It sums to 0, so W may lose the mean of each
-    of its columns; then n W = t W / s, a convolution divided by s. In a window of one colour s is almost 0, so t W must
-    be exact: each pixel is the mean of its channels plus d, and the means of a window enter as differences from that
-    of its middle pixel. s^2 = mean of d^2 in the window + variance of these differences.
+    A token t with mean u and deviation s is normalised to n = (t - u) / s. n sums to 0, so the mean of each column of W
+    can be subtracted. Then n W = t W / s, a convolution divided by s. If a window has one colour, s is almost 0, so t W
+    must be exact. Therefore each pixel is split into the mean of its channels plus d, and the means of a window are
+    taken relative to that of its middle pixel. s^2 = mean of d^2 in the window + variance of these differences.
     """
 
     def __init__(self, norm, linear, split, scale=None):
@@ -126,7 +126,7 @@ class FoldedTokenTransformer(nn.Layer):
 
 
 def fold_t2t(model):
-    """A folded `T2TViT`."""
+    """Fold a `T2TViT`."""
     module, positions = model.tokens_to_token, model.pos_embed[0]
     pairs, last = list(zip(module.token_layers, module.splits))[: len(module.splits) - 1], module.splits[-1]
     if isinstance(module.project, nn.Conv2D):

@@ -1,4 +1,4 @@
-"""What an exported file says about its model: enough to prepare images and name the classes. Does not import Paddle."""
+"""Metadata in an exported file: enough to prepare images and name the classes. Does not import Paddle."""
 
 import dataclasses
 import json
@@ -9,8 +9,8 @@ from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.config import default_config, with_keys
 
 VERSION = 1
-NAMESPACE = "t2t_vit"  # of the entries in OpenVINO's rt_info
-_KEYS = {  # entry: the config key that it stores
+NAMESPACE = "t2t_vit"  # of our entries in OpenVINO's rt_info
+_KEYS = {  # {entry: config key that it stores}
     "model": "MODEL.NAME",
     "channels": "DATA.CHANNELS",
     "mean": "DATA.MEAN",
@@ -25,7 +25,7 @@ _KEYS = {  # entry: the config key that it stores
 
 @dataclass(frozen=True)
 class Metadata:
-    """Entries of an exported file, each stored as JSON under its name."""
+    """The metadata entries of an exported file. Each is stored as JSON under its name."""
 
     version: int
     model: str
@@ -37,17 +37,17 @@ class Metadata:
     crop_pct: float
     crop_mode: str
     interpolation: str
-    folders: list  # of the classes, in the order of the logits
-    classes: list  # their names
+    folders: list  # folders of the classes, in the order of the logits
+    classes: list  # names of the classes
     precision: str  # fp32, bf16 or int8
     batch_size: int  # images per inference; 0 = any number
-    weights: str  # SHA-256 of the weights file; "" = none
+    weights: str  # SHA-256 of the weights file; "" = no file
     exif: str = "auto"  # older files lack this entry and the next one
     grey_bits: int = 16
 
     @classmethod
     def of(cls, cfg, classes, precision, batch_size=1, weights=""):
-        """`Metadata` of a model of `cfg` with the given `ClassList`."""
+        """Build the `Metadata` of a model from its config and `ClassList`."""
         return cls(
             version=VERSION,
             data=cfg.DATA.NAME,
@@ -62,7 +62,7 @@ class Metadata:
 
     @classmethod
     def from_entries(cls, entries, path):
-        """From {name: JSON text}. Raises UserError like `from_values`."""
+        """Build `Metadata` from {name: JSON text}. Raises UserError like `from_values`."""
         known = [field.name for field in dataclasses.fields(cls) if field.name in entries]
         try:
             return cls.from_values({name: json.loads(entries[name]) for name in known}, path)
@@ -71,7 +71,7 @@ class Metadata:
 
     @classmethod
     def from_values(cls, values, path):
-        """From {name: value}. Raises UserError if they are missing, damaged, or of another format version."""
+        """Build `Metadata` from {name: value}. Raises UserError for missing or damaged entries or another version."""
         if "version" not in values:
             raise UserError(f"{path} does not describe its model: it was not made by tools/export.py")
         if values["version"] != VERSION:
@@ -86,7 +86,7 @@ class Metadata:
         return metadata
 
     def _check(self):
-        """Raise an error that names the first entry with an impossible value."""
+        """Raise an error for the first entry with an invalid value."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(value) is not field.type and (field.type is not float or type(value) is not int):
@@ -101,18 +101,18 @@ class Metadata:
         with_keys(default_config(), self.config_keys())  # checks the rest
 
     def to_entries(self):
-        """{name: JSON text}."""
+        """Return {name: JSON text}."""
         return {name: json.dumps(value, ensure_ascii=False) for name, value in dataclasses.asdict(self).items()}
 
     def config_keys(self):
-        """{config key: value} of everything that the file determines."""
+        """Return {config key: value} for all keys that the file determines."""
         size = {"MODEL.NUM_CLASSES": len(self.classes), "DATA.IMAGE_SIZE": self.image_size[0]}
         return size | {key: getattr(self, name) for name, key in _KEYS.items()} | {"VAL.CROP_PCT": float(self.crop_pct)}
 
     def settle(self, cfg, given, path):
-        """`cfg` with the keys that the file determines.
+        """Return `cfg` with the values of the file for all keys that it determines.
 
-        Raises UserError if the user has given one of them, `given`, another value, or if the images are not square.
+        Raises UserError if the user has set one of them (in `given`) to another value, or if images are not square.
         """
         height, width = self.image_size
         if height != width:

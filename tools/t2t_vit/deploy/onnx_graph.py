@@ -13,10 +13,10 @@ OPSET = 17  # the first with LayerNormalization
 
 
 def to_onnx(program, parameters, names):
-    """onnx.ModelProto of a Paddle inference model, given two paths and {name of a parameter in it: structured name}."""
+    """Convert a Paddle inference model to an onnx.ModelProto. `names`: {parameter name: structured name}."""
     paddle2onnx = require("paddle2onnx", "--format onnx")
     with _quiet():
-        # Without a file to save to: otherwise paddle2onnx folds constants with Polygraphy, which installs packages.
+        # Give no file to save to. Otherwise paddle2onnx folds constants with Polygraphy, which installs packages.
         data = paddle2onnx.export(str(program), str(parameters), None, opset_version=OPSET, enable_onnx_checker=False)
     if not data:
         raise UserError(f"paddle2onnx {paddle2onnx.__version__} cannot convert this model (--debug shows its messages)")
@@ -44,7 +44,7 @@ def _quiet():
 
 
 def _tidy(graph, names):
-    """Make constants initializers, remove identities and unused tensors, and name weights and output."""
+    """Turn constants into initializers, remove identities and unused tensors, and name the weights and the output."""
     aliases = {**names, graph.output[0].name: "logits"}
     for node in [node for node in graph.node if node.op_type == "Constant"]:
         tensor = graph.initializer.add()

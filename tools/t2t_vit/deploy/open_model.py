@@ -1,6 +1,6 @@
 """Open the model that a command line names: weights, or an exported file in its inference engine.
 
-Paddle is imported only if it computes the answer: prediction with onnxruntime or OpenVINO starts without it.
+Paddle is imported only if it runs the model. Prediction with onnxruntime or OpenVINO works without it.
 """
 
 import sys
@@ -21,7 +21,7 @@ _FORMATS = {"inference": "paddle", "onnxruntime": "onnx", "openvino": "openvino"
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model that is ready to answer. `str()` gives its name and file, for a log line."""
+    """A model that is ready to predict. `str()` gives its name and file, for a log line."""
 
     predictor: object  # `engines.Predictor`: float32 (B, C, H, W), normalised -> logits (B, K)
     cfg: object  # the config that fits the model
@@ -34,9 +34,10 @@ class OpenedModel:
 
 
 def open_model(args, cfg, weights_only=False):
-    """`OpenedModel` of a command line: its --pretrained, or else the best weights or the export of the config's run.
+    """Open the model of a command line: --pretrained, or else the best weights or the export of the config's run.
 
-    Raises UserError if the file is missing, damaged or does not fit the options, or is exported and `weights_only`.
+    Returns an `OpenedModel`. Raises UserError if the file is missing, is damaged, does not fit the options, or is
+    exported although `weights_only` is set.
     """
     engine = choose_engine(args)
     if weights_only and engine != "paddle":
@@ -54,7 +55,7 @@ def open_model(args, cfg, weights_only=False):
 
 
 def choose_engine(args):
-    """The engine of a command line: --engine, or else the one that reads the file of --pretrained."""
+    """Return the engine: --engine, or else the one that reads the --pretrained file."""
     fitting = engine_of(args.pretrained)
     engine = args.engine or fitting
     if engine != "paddle" and args.weights_named and fitting == "paddle":
@@ -68,7 +69,7 @@ def choose_engine(args):
 
 
 def open_weights(cfg, chosen=None):
-    """`OpenedModel` of weights: the file or URL `chosen`, or else the best weights of the config's run."""
+    """Open weights as an `OpenedModel`: the file or URL `chosen`, or else the best weights of the config's run."""
     # Here because they import Paddle.
     from t2t_vit.parallel.microbatch import inference
     from t2t_vit.weights.build import build_trained_model, classes_of
@@ -94,7 +95,7 @@ def _open_exported(args, cfg, engine):
 
 
 def export_folder(cfg):
-    """Folder of the exported files of a run."""
+    """Return the folder with the exported files of a run."""
     return resolve(cfg.OUTPUT) / cfg.NAME / "export"
 
 
@@ -111,7 +112,7 @@ def _export_of_run(args, cfg, engine):
 
 
 def _warn_if_stale(args, cfg, metadata, path):
-    """Warn if the run's weights have changed since the export."""
+    """Warn if the weights of the run have changed since the export."""
     best = Path(args.pretrained) if args.pretrained else export_folder(cfg).parent / "best.pdparams"
     if metadata.weights and best.is_file() and sha256(best) != metadata.weights:
         places = display_path(path), display_path(best)

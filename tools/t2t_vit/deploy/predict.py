@@ -1,4 +1,4 @@
-"""Classify image files, and the command predict.py."""
+"""The command predict.py: classify image files."""
 
 import glob
 import json
@@ -22,7 +22,7 @@ DEFAULT_IMAGE = "lit_data/val/3/0045.png"
 
 def predict(args, cfg):
     """Classify the images of a command line, print the classes and write the JSON files. Returns the exit status."""
-    setup_logging(aside=True)  # stdout holds the answers
+    setup_logging(aside=True)  # stdout is for the results
     if args.top_k < 1:
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
     paths = find_images(args.words)
@@ -45,10 +45,10 @@ def predict(args, cfg):
 
 
 def find_images(patterns):
-    """Paths of the images that files, folders (searched recursively) and glob patterns name, without duplicates.
+    """List the images that files, folders (searched recursively) and glob patterns name, without duplicates.
 
-    Without patterns, the image that comes with the repository. A pattern that matches nothing stays in the list and
-    is reported like an unreadable image. Raises UserError for a folder without images.
+    Without patterns, returns the image that comes with the repository. A pattern that matches nothing stays in the list
+    and is reported like an unreadable image. Raises UserError for a folder without images.
     """
     paths = []
     for pattern in patterns or [str(display_path(resolve(DEFAULT_IMAGE)))]:
@@ -68,8 +68,8 @@ def predict_batch(predictor, paths, cfg, top_k):
     """Classify one batch of image files.
 
     Returns:
-        {path: {"class_id", "name", "probability", "top": [the same three for each of the top K classes]}}, or
-        {path: {"error": reason}} for an image that cannot be read; in the order of `paths`.
+        {path: {"class_id", "name", "probability", "top": [the same three for each of the top K classes]}}, in the order
+        of `paths`. For an image that cannot be read: {path: {"error": reason}}.
     """
     pixels, errors = read_images(paths, cfg)
     answers = classify(predictor, list(pixels.values()), top_k)
@@ -78,7 +78,7 @@ def predict_batch(predictor, paths, cfg, top_k):
 
 
 def read_images(paths, cfg, most_bytes=MOST_BYTES):
-    """({path: uint8 (S, S, channels)} as the model sees it, {path: why it cannot be read}).
+    """Return ({path: uint8 (S, S, channels) as the model sees it}, {path: why it cannot be read}).
 
     `most_bytes` limits each decoded image.
     """
@@ -93,7 +93,7 @@ def read_images(paths, cfg, most_bytes=MOST_BYTES):
 
 
 def classify(predictor, pixels, top_k):
-    """Top K classes of each image, a list of {"class_id", "name", "probability"}; `pixels`: uint8 (S, S, channels)."""
+    """Return the top K classes of each image (uint8 (S, S, channels)): [{"class_id", "name", "probability"}, ...]."""
     if not pixels:
         return []
     names = predictor.metadata.classes
@@ -125,7 +125,7 @@ def print_results(results, single):
 
 
 def print_errors(results):
-    """Print the images that could not be read, on stderr. Returns the exit status."""
+    """Print the images that could not be read to stderr. Returns the exit status."""
     errors = [result["error"] for result in results.values() if "error" in result]
     for error in errors:
         print(f"error: {printable(error)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Quantise the large matrices of an ONNX model to 8 bits, with onnxruntime's static quantisation (QDQ)."""
+"""Quantise the large matrices of an ONNX model to 8 bits, by onnxruntime's static quantisation (QDQ)."""
 
 import contextlib
 import io
@@ -8,14 +8,15 @@ import re
 from t2t_vit.deploy.engines import require
 
 # Weights to quantise, by their names in deploy/fold.py. Convolutions, pooling and head stay in float32: the first
-# convolution reads the pixels, the performer's features are exponentials, and the last one cost 0.1% on CIFAR-10.
+# convolution reads pixels, the performer computes exponentials, and quantising the last convolution cost 0.1% on
+# CIFAR-10.
 _QUANTIZED = re.compile(r"(blocks\.\d+\.(q|k|v|proj|mlp\.fc[12])|stages\.\d+\.(proj|mlp\.fc[12]))\.weight")
 
 
 def quantize(model, target, batches):
-    """Write a quantised ONNX model: one scale per output channel of a weight, one range per activation.
+    """Write a quantised ONNX model, with one scale per output channel of a weight and one range per activation.
 
-    The activations of `batches`, float32 (B, C, H, W), set the ranges.
+    The ranges are calibrated on `batches`, float32 (B, C, H, W).
     """
     quantization = require("onnxruntime.quantization", "--precision int8")
 

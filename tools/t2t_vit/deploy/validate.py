@@ -1,4 +1,4 @@
-"""Evaluate a model on a data set, and the command val.py."""
+"""The command val.py: evaluate a model on a data set."""
 
 import paddle
 
@@ -23,13 +23,13 @@ def validate(args, cfg):
 
 
 def open_evaluation(args, cfg):
-    """(`OpenedModel`, `ClassList`, `Split`): the model of a command line and the images of its --split.
+    """Open the model and the --split of a command line. Returns (`OpenedModel`, `ClassList`, `Split`).
 
-    Raises UserError like `open_model` and `load_data`, or if both order the same classes differently.
+    Raises UserError like `open_model` and `load_data`, or if model and data have the same classes in different orders.
     """
     opened = open_model(args, cfg)
     if opened.model is None:
-        processes.setup(opened.cfg)  # Paddle computes the scores
+        processes.setup(opened.cfg)  # the scores are computed with Paddle
     classes, splits = load_data(opened.cfg, [args.split], model_file=display_path(opened.path))
     if other := first_difference(classes, opened.classes):
         refuse_other_order(classes, opened.classes)
@@ -38,7 +38,7 @@ def open_evaluation(args, cfg):
 
 
 def evaluate_split(opened, split, log_every=None, each_batch=None):
-    """`Scores` of an opened model on a split; each process evaluates a part of it. See `evaluate`."""
+    """Evaluate an opened model on a split and return `Scores`. Each process evaluates a part. See `evaluate`."""
     model = opened.model or (lambda images: paddle.to_tensor(opened.predictor(images.numpy())))
     loader = EvalLoader(split, opened.cfg, processes.rank(), processes.world_size())
     return evaluate(model, loader, opened.cfg, log_every, each_batch=each_batch)

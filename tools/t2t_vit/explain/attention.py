@@ -1,4 +1,4 @@
-"""Where a model looks: attention maps, rollout, and gradients of a class by the attention.
+"""Where a model looks: attention maps, rollout, and gradients of a class with respect to the attention.
 
 The maps are recorded from the model's own forward pass.
 
@@ -12,18 +12,18 @@ from t2t_vit.models.recording import all_tokens, frozen, inputs_of, outputs_of
 
 
 def token_box(model, block=-1):
-    """`grid_box` of the patch tokens of a block, counted from 0."""
+    """Return the `grid_box` of the patch tokens of a block (counted from 0)."""
     place = model.backbone()[block]
     return grid_box(place.windows, place.grid)
 
 
 def grid_box(windows, grid):
-    """(left, top, right, bottom) in pixels of a token grid (rows, columns), which may extend beyond the image.
+    """Return the box of a token grid (rows, columns): (left, top, right, bottom) in pixels, possibly beyond the image.
 
-    Each cell is centred on the receptive field of its token; `windows` has the (kernel, stride, padding) of every step
+    Each cell is centred on the receptive field of its token. `windows` lists (kernel, stride, padding) of every step
     from the pixels to the tokens.
     """
-    centre, cell = 0.5, 1  # of the first token, in pixels; from one token to the next
+    centre, cell = 0.5, 1  # centre of the first token, distance to the next; in pixels
     for kernel, stride, padding in windows:
         centre += cell * ((kernel - 1) / 2 - padding)
         cell *= stride
@@ -32,7 +32,7 @@ def grid_box(windows, grid):
 
 
 def on_grid(rows, model, block=-1):
-    """Values of the tokens of a block (..., N) -> those of its patches (..., H', W')."""
+    """Drop the class tokens and put the patches of a block on their grid: (..., N) -> (..., H', W')."""
     grid = model.backbone()[block].grid
     return rows[..., num_class_tokens(model) :].reshape([*rows.shape[:-1], *grid])
 
@@ -45,7 +45,7 @@ def num_class_tokens(model):
 
 
 def attention_maps(model, images):
-    """Attention of every block: (B, Cin, H, W) -> list of (B, h, N, N), whose rows sum to 1.
+    """Return the attention of every block: (B, Cin, H, W) -> list of (B, h, N, N), whose rows sum to 1.
 
     Row i holds the attention weights of token i over all tokens. In a PiT, N and h differ between stages.
     """
@@ -89,13 +89,13 @@ def trace(model, images):
 
 
 def rollout(maps, model, token=0):
-    """Attention rollout (Abnar and Zuidema, 2020): the weight of each patch in a token after the last of the maps.
+    """Attention rollout (Abnar and Zuidema, 2020): the weight of each input patch in a token after the last block.
 
-    Every block passes on (A + I) / 2, where A is the mean attention of its heads. Every pooling of a PiT passes on
-    `pool_weights`, so that the result is on the finest grid.
+    It multiplies (A + I) / 2 of every block, where A is the mean attention of the heads, and the `pool_weights` of
+    every pooling of a PiT. The result is on the grid of the first block.
 
     Args:
-        maps: those of `attention_maps`, or of the first blocks.
+        maps: result of `attention_maps`, or its first entries.
         token: index of the token: 0 for the class token, 1 for the distillation token.
 
     Returns:
@@ -106,10 +106,10 @@ def rollout(maps, model, token=0):
 
 
 def gradient_maps(model, images, class_ids=None, token=0):
-    """Relevance of the patches to a class of each image: (B, Cin, H, W) -> (B, H', W'). See `relevance`.
+    """Return the relevance of each patch to a class: (B, Cin, H, W) -> (B, H', W'). See `relevance`.
 
     Args:
-        class_ids: one for all images or one each; None for the predicted ones.
+        class_ids: one id for all images, or one per image; None for the predicted classes.
     """
     _, maps, gradients = attention_gradients(model, images, class_ids)
     return relevance(maps, gradients, model, token)
@@ -118,7 +118,7 @@ def gradient_maps(model, images, class_ids=None, token=0):
 def relevance(maps, gradients, model, token=0):
     """Gradient-weighted attention (Chefer et al., 2021, arXiv:2103.15679, section 3.1): (B, H', W').
 
-    Every block passes on I + the mean over heads of max(gradient * attention, 0); poolings as in `rollout`.
+    It multiplies I + the mean over heads of max(gradient * attention, 0) of every block. Poolings are as in `rollout`.
     """
     weighted = [F.relu(gradient * attention).mean(axis=1) for gradient, attention in zip(gradients, maps)]
     return _through_blocks([each + paddle.eye(each.shape[-1]) for each in weighted], model, token)
@@ -126,12 +126,12 @@ def relevance(maps, gradients, model, token=0):
 
 @paddle.enable_grad()
 def attention_gradients(model, images, class_ids=None):
-    """(logits (B, K), attention of each block, gradients of the class's logit by it: two lists of (B, h, N, N)).
+    """Return (logits (B, K), attention of each block, gradients of the class logit by it), lists of (B, h, N, N).
 
     Raises:
         ValueError: a class id is out of range.
     """
-    # paddle.grad is wrong or fails where a layer expects to compute gradients of its parameters too (2.6.2 to 3.3.1).
+    # paddle.grad fails or is wrong for layers that also expect gradients of their parameters (2.6.2 to 3.3.1).
     with frozen(model):
         logits, maps, _ = trace(model, images)
     count, num_classes = logits.shape
@@ -141,13 +141,13 @@ def attention_gradients(model, images, class_ids=None):
     class_ids = class_ids.astype("int64").reshape([-1]).expand([count])
     if int(class_ids.min()) < 0 or int(class_ids.max()) >= num_classes:
         raise ValueError(f"the classes are 0 to {num_classes - 1}, not {class_ids.tolist()}")
-    # The logits of an image depend on that image alone, so the gradient of the sum is that of each image's logit.
+    # The logits of an image depend only on that image, so the gradient of the sum contains that of each image's logit.
     gradients = paddle.grad((logits * F.one_hot(class_ids, num_classes)).sum(), maps)
     return logits.detach(), [attention.detach() for attention in maps], gradients
 
 
 def _through_blocks(transfers, model, token):
-    """Row `token` of the product of what blocks (B, N, N) and the poolings between them pass on: (B, H', W')."""
+    """Multiply the matrices (B, N, N) of the blocks and the poolings between them; return row `token`: (B, H', W')."""
     backbone, row = model.backbone(), transfers[-1][:, token : token + 1]  # (B, 1, N)
     for i in reversed(range(len(transfers) - 1)):
         pool = backbone[i + 1].pool
@@ -159,18 +159,18 @@ def _through_blocks(transfers, model, token):
 
 @paddle.no_grad()
 def pool_weights(pool, grid, num_tokens):
-    """The weight of each token before a `HeadPooling` in each token after it, rows summing to 1: (T + M, T + N).
+    """Return the weight of each token before a `HeadPooling` in each token after it: (T + M, T + N). Rows sum to 1.
 
-    Class tokens stay themselves. A pooled patch takes the patches of its window in proportion to the mean magnitude of
-    the kernel over the channels. As every second row and column lies in two windows and the others in one, the weights
-    of each patch are divided by their sum first: otherwise the overlap would draw a lattice over the result.
+    Class tokens map to themselves. The weight of a patch in a pooled patch is proportional to the mean magnitude of the
+    kernel over the channels. Every second row and column lies in two windows, the others in one. Therefore the weights
+    of each patch are first divided by their sum; otherwise the overlap would show as a lattice in the result.
     """
     kernel = pool.conv.weight.abs().mean(axis=0, keepdim=True)  # (1, 1, k, k)
     count = grid[0] * grid[1]
     patches = paddle.eye(count).reshape([count, 1, *grid])
     weights = F.conv2d(patches, kernel, stride=pool.conv._stride, padding=pool.conv._padding).flatten(1)  # (N, M)
     sums = weights.sum(axis=1, keepdim=True)
-    weights = paddle.where(sums > 0, weights / sums, paddle.zeros_like(weights))  # 0: a patch outside all windows
+    weights = paddle.where(sums > 0, weights / sums, paddle.zeros_like(weights))  # 0 outside all windows
     weights = paddle.concat([paddle.zeros([num_tokens, weights.shape[1]]), weights]).t()  # (M, T + N)
     class_tokens = paddle.eye(num_tokens, num_tokens + count)
     return paddle.concat([class_tokens, weights / weights.sum(axis=-1, keepdim=True)])
@@ -180,7 +180,7 @@ def pool_weights(pool, grid, num_tokens):
 
 
 def attending_stages(model):
-    """The `Stage`s before the blocks that have attention: the token layers of a T2T module."""
+    """List the `Stage`s before the blocks that have attention, which are the token layers of a T2T module."""
     return [stage for stage in model.stages() if hasattr(stage.layer, "attention_rows")]
 
 
@@ -190,7 +190,7 @@ def token_maps(model, images, stage, queries):
 
     Args:
         stage: index of the stage, from 0.
-        queries: Q places, row * w + column on the grid of the stage.
+        queries: Q positions, row * w + column on the grid of the stage.
     """
     stage = attending_stages(model)[stage]
     with inputs_of([stage.layer]) as inputs:

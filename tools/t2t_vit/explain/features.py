@@ -1,4 +1,4 @@
-"""What the layers of a model make of images: the tokens between them, on their grids."""
+"""Features of a model: the patch tokens after each layer, on their grids."""
 
 import paddle
 
@@ -8,10 +8,10 @@ from t2t_vit.models.recording import inputs_of, outputs_of
 
 @paddle.no_grad()
 def features(model, images):
-    """Patch tokens after each layer: (B, Cin, H, W) -> list of (name, tokens (B, rows * columns, C), grid).
+    """Return the patch tokens after each layer: (B, Cin, H, W) -> list of (name, tokens (B, rows * columns, C), grid).
 
-    First the inputs and outputs of the stages before the blocks that have a name, such as the soft splits and token
-    layers of a T2T module; then the tokens that enter the first block; then "block 1" to the last.
+    The list starts with the named inputs and outputs of the stages before the blocks, such as the soft splits and token
+    layers of a T2T module. Then come the input of the first block and the output of each block ("block 1", ...).
     """
     stages, backbone, T = model.stages(), model.backbone(), num_class_tokens(model)
     layers = [stage.layer for stage in stages]

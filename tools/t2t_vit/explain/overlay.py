@@ -1,14 +1,14 @@
-"""A map of values laid over a picture. Needs Pillow and NumPy only."""
+"""Lay a map of values over a picture. Needs only Pillow and NumPy."""
 
 import math
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIDE = 256  # pixels, to which small pictures are enlarged
-STRENGTH = 0.6  # 0 would show the picture alone, 1 the colours of the map
+SIDE = 256  # small pictures are enlarged to about this many pixels
+STRENGTH = 0.6  # opacity of the map: 0 shows only the picture, 1 only the map
 
-# From low to high, dark to light, as matplotlib's inferno.
+# Colours from low (dark) to high (light) values, as in matplotlib's inferno.
 _COLOURS = np.array(
     [
         (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85),
@@ -18,13 +18,13 @@ _COLOURS = np.array(
 
 
 def overlay(image, values, box=None, mark=None):
-    """A map over a picture, from its smallest value (dark) to its largest (light).
+    """Lay a map over a picture. Colours run from its smallest value (dark) to its largest (light).
 
     Args:
         image: PIL image; a small one is enlarged.
         values: (rows, columns) of numbers.
-        box: (left, top, right, bottom) of the map in pixels of `image`. It may extend beyond the image; outside the
-            box, the values at its edge continue. None: the whole picture.
+        box: (left, top, right, bottom) of the map in pixels of `image`, possibly beyond the image. Outside the box, the
+            values at its edge are repeated. None: the whole picture.
         mark: box of a frame to draw, in pixels of `image`.
 
     Returns:
@@ -44,36 +44,36 @@ def overlay(image, values, box=None, mark=None):
 
 
 def enlarged(image):
-    """RGB PIL image, enlarged by a whole factor (without interpolation) if its shorter side is below SIDE / 2."""
+    """Enlarge an image by a whole factor, without interpolation, if its shorter side is below SIDE / 2. Returns RGB."""
     factor = max(1, SIDE // min(image.size))
     size = tuple(factor * length for length in image.size)
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
 def stretched(values, size, box):
-    """(rows, columns) of numbers in a `box` of a picture of `size` (width, height) -> float (height, width), 0 to 1."""
+    """Scale the values in a `box` of a picture to 0..1 and to its `size` (width, height): float (height, width)."""
     values = np.asarray(values, np.float64)
     values = values - values.min()
     relative = (values / (values.max() or 1)).astype(np.float32)
     left, top, right, bottom = box
-    width, height = (right - left) / values.shape[1], (bottom - top) / values.shape[0]  # of a cell
+    width, height = (right - left) / values.shape[1], (bottom - top) / values.shape[0]  # size of a cell
     # The edges of the picture, in cells from the first cell of the map.
     seen = np.array([-left / width, -top / height, (size[0] - left) / width, (size[1] - top) / height])
     beside = max(0, math.ceil(max(*-seen[:2], *(seen[2:] - values.shape[::-1])) - 1e-6))
     padded = Image.fromarray(np.pad(relative, beside, mode="edge"))
-    seen = np.clip(seen + beside, 0, 2 * padded.size)  # rounding may exceed the edges
+    seen = np.clip(seen + beside, 0, 2 * padded.size)  # rounding may go beyond the edges
     return np.clip(np.asarray(padded.resize(size, Image.Resampling.BICUBIC, box=tuple(seen))), 0, 1)
 
 
 def coloured(values):
-    """Values of 0 to 1, (H, W) -> uint8 (H, W, 3)."""
+    """Colour values from 0 to 1: (H, W) -> uint8 (H, W, 3)."""
     places = np.linspace(0, 1, len(_COLOURS))
     channels = [np.interp(values, places, _COLOURS[:, channel]) for channel in range(3)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
 def cell(box, grid, place):
-    """Box (left, top, right, bottom) of the cell at `place` (row, column) of a grid (rows, columns) over `box`."""
+    """Return the box of the cell at `place` (row, column), where a grid (rows, columns) covers `box`."""
     (left, top, right, bottom), (rows, columns), (row, column) = box, grid, place
     width, height = (right - left) / columns, (bottom - top) / rows
     return left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height

@@ -1,4 +1,4 @@
-"""Operations that avoid Paddle's slow CPU kernels: the same functions, to the rounding of their type.
+"""Operations that avoid Paddle's slow CPU kernels. Results are the same up to rounding.
 
 Paddle's CPU gradients of biases and of LayerNorm are slow reductions on one core. Here they are matrix products.
 Milliseconds on one core of an AMD EPYC with AVX-512 (PaddlePaddle 3.3.1), Paddle's form and the one here:
@@ -8,8 +8,8 @@ Milliseconds on one core of an AMD EPYC with AVX-512 (PaddlePaddle 3.3.1), Paddl
     softmax and logsumexp of 4 x 32 x 3136                    6.3    3.2
     attention of 3136 tokens of width 64, no gradients        160    144
 
-These forms are used on a CPU in eager mode, in float32 and float64. A GPU, a compiled graph and 16 bits always use
-Paddle's own. `enable(False)`, the config key CPU.FAST_OPS, uses Paddle's own everywhere.
+These forms are used on a CPU in eager mode, in float32 and float64. GPUs, compiled graphs and 16-bit types always use
+Paddle's own kernels. `enable(False)` (config key CPU.FAST_OPS) uses Paddle's own kernels everywhere.
 """
 
 import paddle
@@ -18,21 +18,21 @@ from paddle import _legacy_C_ops
 from paddle.autograd import PyLayer
 from paddle.base import core, framework
 
-_LOGITS = 2**20  # attention weights computed at a time: 4 MB, small enough for the cache
+_LOGITS = 2**20  # number of attention weights computed at a time: 4 MB, which fits the cache
 _MAX_SHIFT = 16  # see _LayerNorm
 
-# Not by the place of a tensor: a question about it breaks paddle.jit.to_static without full_graph (3.3.1).
+# A flag, because looking at the place of a tensor breaks paddle.jit.to_static without full_graph (3.3.1).
 _enabled = not paddle.is_compiled_with_cuda()
 
 
 def enable(flag):
-    """Use the forms of this module (True) or Paddle's own (False)."""
+    """Use the fast forms of this module (True) or Paddle's own kernels (False)."""
     global _enabled
     _enabled = flag
 
 
 def uses_fast_form(x):
-    """Whether the functions of this module use their own form for a tensor."""
+    """Whether the functions of this module use their fast form for a tensor."""
     return (
         _enabled
         and paddle.in_dynamic_mode()
@@ -54,7 +54,7 @@ def layer_norm(x, weight, bias, epsilon):
 
 
 def softmax_and_logsumexp(x):
-    """Both over the last axis: (..., n) -> (..., n), (..., 1)."""
+    """Return softmax and logsumexp over the last axis: (..., n) -> (..., n), (..., 1)."""
     if not uses_fast_form(x):
         return F.softmax(x, axis=-1), paddle.logsumexp(x, axis=-1, keepdim=True)
     return _SoftmaxAndLogsumexp.apply(x)
@@ -70,24 +70,24 @@ def attend(q, k, v):
 
 
 def add_to_each(x, row):
-    """x + row, one row for all tokens of an image: (B, N, C), (B, 1, C) -> (B, N, C)."""
+    """Add one row to all tokens of an image: (B, N, C), (B, 1, C) -> (B, N, C)."""
     if not uses_fast_form(x):
         return x + row
     return x + paddle.matmul(paddle.ones([x.shape[0], x.shape[1], 1], x.dtype), row)
 
 
 def _addmm(x, weight, bias):
-    """`linear` without a pass over the output for the bias."""
+    """`linear`, without a separate pass over the output to add the bias."""
     return paddle.addmm(bias, x.reshape([-1, x.shape[-1]]), weight).reshape([*x.shape[:-1], -1])
 
 
 def _column_sums(rows):
-    """(tokens, C) -> (C)."""
+    """Sum over the tokens by a matrix product: (tokens, C) -> (C)."""
     return paddle.matmul(paddle.ones([1, rows.shape[0]], rows.dtype), rows).reshape([-1])
 
 
 class _Linear(PyLayer):
-    """x @ W + b; its gradients are three matrix products."""
+    """x @ W + b. Its gradients are computed by three matrix products."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -106,11 +106,10 @@ class _Linear(PyLayer):
 
 
 class _LayerNorm(PyLayer):
-    """LayerNorm z = y * scale + shift, of y = (x - mean) / deviation.
+    """LayerNorm: z = y * scale + shift, with y = (x - mean) / deviation.
 
     The gradient needs y. The next linear layer keeps z anyway, so y is recomputed as (z - shift) / scale without extra
-    memory. If a scale is too small for this, compared to its shift, y itself is kept. So what is kept is
-    y * factor + offset.
+    memory. If a scale is too small compared to its shift, y itself is kept. In both cases, y * factor + offset is kept.
     """
 
     @staticmethod
@@ -137,8 +136,8 @@ class _LayerNorm(PyLayer):
         dweight = None if weight_frozen else (_column_sums(product) - offset * dbias) / factor
         dx = None
         if not x_frozen:
-            # dx = (g - mean(g) - y * mean(g * y)) / deviation, of g = dz * scale. Paddle's broadcasting is slow, so
-            # factors of rows and columns become matrices of rank 1.
+            # dx = (g - mean(g) - y * mean(g * y)) / deviation, with g = dz * scale. Paddle's broadcasting is slow, so
+            # row and column factors are applied as matrices of rank 1.
             ratio = (weight / factor / C).unsqueeze(1)  # (C, 1)
             inverse = inverse.reshape([-1, 1])  # (tokens, 1)
             mean_g = paddle.matmul(dz, weight.unsqueeze(1) / C)
@@ -153,7 +152,7 @@ class _LayerNorm(PyLayer):
 
 
 class _SoftmaxAndLogsumexp(PyLayer):
-    """Both from one exponential, and one gradient for both."""
+    """Computes both from the same exponentials, with one gradient for both."""
 
     @staticmethod
     def forward(ctx, x):

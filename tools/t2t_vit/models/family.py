@@ -1,7 +1,7 @@
-"""What a model family consists of: a model class, its variants, and how to recognise them.
+"""A model family: a model class, its variants, and how to recognise them in weights.
 
-A family is one module of this room and one entry in `zoo.FAMILIES`. Training, inspection, counting and export get
-everything else from the model class, a `VisionTransformer`.
+A family is one module of this package and one entry in `zoo.FAMILIES`. Training, inspection, counting and export use
+only the interface of its model class, a `VisionTransformer`.
 
 Sizes: B images, T class tokens, N patches, C channels.
 """
@@ -19,15 +19,15 @@ class Family:
     """A model family.
 
     Attributes:
-        name: of the family; its arguments are the config section MODEL.<name>, if there is one.
+        name: name of the family. The config section MODEL.<name>, if there is one, has its arguments.
         model: subclass of `VisionTransformer`. Its constructor takes image_size, in_chans, num_classes, drop_rate,
             attn_drop_rate, drop_path_rate, qk_scale, and the arguments of the variants.
         variants: {name: constructor arguments}.
-        traits: a variant's arguments -> what distinguishes it from the others in the shapes of its tensors.
-        read_shapes: {tensor name: shape} -> (the same traits, {"num_classes", "in_chans", "image_size"}). Raises
-            KeyError, IndexError or ValueError if the tensors are not of this family.
-        fold: "module:name" of the function that makes a trained model cheaper for export (see `deploy.fold`); "" to
-            export the model itself.
+        traits: function: arguments of a variant -> traits, a dict that distinguishes variants by the shapes of tensors.
+        read_shapes: function: {tensor name: shape} -> (traits, {"num_classes", "in_chans", "image_size"}). Raises
+            KeyError, IndexError or ValueError if the tensors do not belong to this family.
+        fold: "module:name" of the function that makes a trained model faster for export (see `deploy.fold`); "" if
+            there is none.
     """
 
     name: str
@@ -41,7 +41,8 @@ class Family:
 class Stage(NamedTuple):
     """A layer between the pixels and the first block, whose output is on a grid.
 
-    With `attention_rows(x, queries)` it has attention: (B, N, C), [Q places] -> the queries' rows (B, Q, N).
+    If the layer has attention, its method `attention_rows(x, queries)` returns the rows of the queries:
+    (B, N, C), [Q positions] -> (B, Q, N).
     """
 
     layer: nn.Layer
@@ -61,38 +62,38 @@ class BlockPlace(NamedTuple):
 
 
 class VisionTransformer(nn.Layer):
-    """Base of the model classes: blocks over class tokens and patches.
+    """Base class of the models: blocks over class tokens and patches.
 
     A subclass sets `image_size` (H, W), `in_chans`, `cls_token` (1, T, C), `pos_embed` and `head`, and defines
     `forward`, `forward_features`, `backbone`, and `stages` if layers precede its blocks.
     """
 
     def backbone(self):
-        """List of `BlockPlace`, from the first block to the last."""
+        """Return a list of `BlockPlace`, from the first block to the last."""
         raise NotImplementedError
 
     def stages(self):
-        """List of `Stage`, in the order of the forward pass."""
+        """Return a list of `Stage`, in the order of the forward pass."""
         return []
 
     def fit_pos_embed(self, table, recompute=False):  # noqa: ARG002
-        """A position embedding for another image size fitted to this model, and what was done, in words.
+        """Fit a position embedding of another image size to this model. Returns (embedding, what was done in words).
 
         Raises ValueError if that is not possible.
         """
         raise ValueError(f"the position embedding of a {type(self).__name__} cannot be resized")
 
     def forward_intermediates(self, x):
-        """Tokens after each block, class tokens first: (B, Cin, H, W) -> list of (B, T + N, C)."""
+        """Return the tokens after each block, class tokens first: (B, Cin, H, W) -> list of (B, T + N, C)."""
         blocks = [place.block for place in self.backbone()]
         with all_tokens(blocks), outputs_of(blocks) as outputs:
             self(x)
         return outputs
 
     def layer_index(self, name):
-        """Depth of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last.
+        """Return the depth of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last.
 
-        A pooling counts with the block that follows it.
+        A pooling has the depth of the block that follows it.
         """
         backbone = self.backbone()
         depths = {id(stage.layer): 0 for stage in self.stages()}
@@ -105,5 +106,5 @@ class VisionTransformer(nn.Layer):
 
 
 def count_layers(shapes, prefix):
-    """N of a list of layers `prefix`0 to `prefix`(N-1), by the names of their tensors."""
+    """Return N if there are tensors of layers `prefix`0 to `prefix`(N-1)."""
     return len({name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)})

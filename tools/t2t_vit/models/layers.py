@@ -1,7 +1,7 @@
 """Layers shared by the model families.
 
 Parameter names and arithmetic of the block follow the official T2T-ViT code (yitu-opensource/T2T-ViT,
-models/transformer_block.py). They are those of timm, which the official PiT uses.
+models/transformer_block.py). They are the same as in timm, which the official PiT uses.
 Sizes: B images, N tokens, C channels, h heads.
 """
 
@@ -16,12 +16,12 @@ from paddle.nn.initializer import Assign, Constant, Normal, Uniform
 from t2t_vit.models import cpu_ops
 from t2t_vit.models.dropout import Dropout, DropPath
 
-# timm's trunc_normal_(std=.02) cuts at +-2, i.e. at 100 standard deviations: a plain normal.
+# timm's trunc_normal_(std=.02) truncates at +-2, which is 100 standard deviations. So this is a plain normal.
 LINEAR_STD = 0.02
 
 
 def in_head(name):
-    """Whether a parameter or layer, by its structured name, belongs to a classification head."""
+    """Whether a parameter or layer with this structured name belongs to a classification head."""
     return name.split(".")[0] in ("head", "head_dist")
 
 
@@ -36,9 +36,9 @@ def init_linear_and_norm(layer):
 
 
 def init_from_fan_in(layer):
-    """PyTorch's default initialisation of one layer, for `Layer.apply`. Official code relies on it in places.
+    """PyTorch's default initialisation of one layer, for `Layer.apply`. The official code relies on it in some places.
 
-    Weights and biases of Linear and Conv2D are uniform within 1 / sqrt(fan in), LayerNorm is 1 and 0.
+    Weights and biases of Linear and Conv2D are uniform in +-1 / sqrt(fan in). LayerNorm is 1 and 0.
     """
     if isinstance(layer, nn.LayerNorm):
         init_linear_and_norm(layer)
@@ -60,7 +60,7 @@ def check_images(x, in_chans, image_size):
 
 
 def frozen_parameter(layer, value):
-    """A parameter of `layer` that holds `value` and is never trained."""
+    """Create a parameter of `layer` with the given value that is never trained."""
     attr = paddle.ParamAttr(trainable=False)
     return layer.create_parameter(value.shape, attr=attr, default_initializer=Assign(value))
 
@@ -84,7 +84,7 @@ class LayerNorm(nn.LayerNorm):
             # only, which explanations call in eval mode.
             if self.weight.stop_gradient or (paddle.in_dynamic_mode() and not self.training):
                 return F.layer_norm(x, self._normalized_shape, epsilon=self._epsilon) * self.weight + self.bias
-        # to_static of 2.6.2 cannot convert super().forward(x).
+        # In 2.6.2, to_static cannot convert super().forward(x).
         return F.layer_norm(x, self._normalized_shape, self.weight, self.bias, self._epsilon)
 
 
@@ -110,7 +110,7 @@ class Mlp(nn.Layer):
 
 
 class Attention(nn.Layer):
-    """Multi-head self-attention: (B, N, C) -> (B, M, C), the output of the first M = num_queries tokens or of all."""
+    """Multi-head self-attention: (B, N, C) -> (B, M, C), for the first M = num_queries tokens or for all."""
 
     fused = False  # see fuse_attention
 
@@ -126,7 +126,7 @@ class Attention(nn.Layer):
         self.proj_drop = Dropout(proj_drop)
 
     def token_products(self, N):
-        """(count, rows, inner, columns) of the matrix products between N tokens: q k and (q k) v."""
+        """List the matrix products between N tokens, q k and (q k) v, as (count, rows, inner, columns)."""
         h, width = self.num_heads, self.proj.weight.shape[0] // self.num_heads
         return [(h, N, width, N), (h, N, N, width)]
 
@@ -147,9 +147,9 @@ class Attention(nn.Layer):
 
 
 def fits_flash_attention(q):
-    """Whether FlashAttention supports heads (B, N, h, C/h): 16 bits, a GPU from Ampere on, a width up to 256.
+    """Whether FlashAttention supports heads (B, N, h, C/h): 16-bit type, Ampere or newer GPU, head width up to 256.
 
-    3.3.1 has these conditions (nn/functional/sdpa.py, can_use_flash_attention). 2.6.2 does not check the GPU
+    These are the conditions of 3.3.1 (nn/functional/sdpa.py, can_use_flash_attention). 2.6.2 does not check the GPU
     (nn/functional/flash_attention.py, _select_sdp) and fails.
     """
     if q.dtype not in (paddle.float16, paddle.bfloat16) or q.shape[-1] % 8 or q.shape[-1] > 256:
@@ -158,7 +158,7 @@ def fits_flash_attention(q):
 
 
 def fuse_attention(model):
-    """Let a model's blocks use Paddle's FlashAttention if it supports them. It does not apply attn_drop."""
+    """Let the blocks of a model use Paddle's FlashAttention where it is supported. It ignores attn_drop."""
     for layer in model.sublayers():
         if isinstance(layer, Attention):
             layer.fused = True
@@ -167,7 +167,7 @@ def fuse_attention(model):
 class Block(nn.Layer):
     """Pre-norm transformer block: (B, N, C) -> (B, M, C), the first M = num_queries tokens or all N."""
 
-    all_tokens = False  # ignore num_queries; see recording.all_tokens
+    all_tokens = False  # True: ignore num_queries, see recording.all_tokens
 
     def __init__(
         self,

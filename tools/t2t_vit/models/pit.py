@@ -28,7 +28,7 @@ VARIANTS = {
     **{f"{name}_distilled": {**size, "distilled": True} for name, size in _SIZES.items()},
 }
 
-_EPSILON = 1e-6  # of every LayerNorm; T2T-ViT has 1e-5
+_EPSILON = 1e-6  # epsilon of every LayerNorm; T2T-ViT has 1e-5
 
 
 class PatchEmbedding(nn.Layer):
@@ -45,7 +45,7 @@ class PatchEmbedding(nn.Layer):
 class Transformer(nn.Layer):
     """The blocks of a stage, on the map's tokens and the class tokens together: (B, C, h, w), (B, T, C) -> the same.
 
-    With `class_tokens_only`, for the last stage, the map is not computed and returned as None.
+    With `class_tokens_only` (last stage), the map is not computed, and None is returned in its place.
     """
 
     recompute = False  # see recompute_activations
@@ -70,7 +70,7 @@ class Transformer(nn.Layer):
 
 
 class HeadPooling(nn.Layer):
-    """Halves the map, h and w rounded up, and widens all tokens from C to D (paper, section 3.2).
+    """Halves the map (h and w are rounded up) and widens all tokens from C to D (paper, section 3.2).
 
     (B, C, h, w), (B, T, C) -> (B, D, h/2, w/2), (B, T, D): a depth-wise convolution pools the map, a linear layer
     widens the class tokens.
@@ -88,7 +88,7 @@ class HeadPooling(nn.Layer):
 
 
 class PoolingTransformer(VisionTransformer):
-    """Patches with learned positions, three stages of blocks with a pooling between each two, linear head.
+    """Patches with learned positions, three stages of blocks with pooling between them, linear head.
 
     If distilled, a second class token with its own head learns from a teacher (Touvron et al., 2021).
 
@@ -105,7 +105,7 @@ class PoolingTransformer(VisionTransformer):
         drop_path_rate: stochastic depth of block i of n is drop_path_rate * i / n, as in the official code.
 
     Raises:
-        ValueError: for values that do not fit together, naming them.
+        ValueError: arguments do not fit together. The message names them.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class PoolingTransformer(VisionTransformer):
         self.cls_token = self.create_parameter([1, 2 if distilled else 1, dims[0]], default_initializer=normal)
         self.pos_drop = Dropout(drop_rate)
         drop_path_rates = [drop_path_rate * i / sum(depth) for i in range(sum(depth))]
-        first_blocks = [sum(depth[:stage]) for stage in range(len(depth) + 1)]  # of each stage, and the end
+        first_blocks = [sum(depth[:stage]) for stage in range(len(depth) + 1)]  # per stage, and the end
         self.transformers = nn.LayerList(
             Transformer(
                 dim, num_heads, mlp_ratio, drop_path_rates[first:end],
@@ -157,7 +157,7 @@ class PoolingTransformer(VisionTransformer):
         self.apply(init_from_fan_in)
 
     def fit_pos_embed(self, table, recompute=False):
-        """A position map (1, C, h, w) resized bicubically, and a description of this.
+        """Resize a position map (1, C, h, w) bicubically. Returns (map, description of what was done).
 
         The map is learned and cannot be recomputed, so `recompute` has no effect.
         """
@@ -208,14 +208,14 @@ class PoolingTransformer(VisionTransformer):
 
 
 def _patch_grid(image_size, patch_size, stride):
-    """(rows, columns) of the patches of an (H, W) image."""
+    """Return the patch grid (rows, columns) of an (H, W) image."""
     if min(image_size) < patch_size:
         raise ValueError(f"an image of {image_size[0]}x{image_size[1]} pixels is smaller than a patch of {patch_size}")
     return [(length - patch_size) // stride + 1 for length in image_size]
 
 
 def traits(variant):
-    """What distinguishes a variant in the shapes of its tensors."""
+    """Return the traits of a variant, which distinguish it from the others by the shapes of tensors. See `Family`."""
     return {
         "patch_size": variant["patch_size"],
         "widths": [base_dim * heads for base_dim, heads in zip(variant["base_dims"], variant["heads"])],
@@ -225,7 +225,7 @@ def traits(variant):
 
 
 def read_shapes(shapes):
-    """Traits and overrides (see `Family`) of tensors by their shapes."""
+    """Read (traits, constructor arguments) from the shapes of tensors. See `Family`."""
     _, in_chans, patch_size, _ = shapes["patch_embed.conv.weight"]
     transformers = [f"transformers.{i}.blocks." for i in range(count_layers(shapes, "transformers."))]
     found = {
@@ -234,7 +234,7 @@ def read_shapes(shapes):
         "depth": [count_layers(shapes, blocks) for blocks in transformers],
         "distilled": "head_dist.bias" in shapes,
     }
-    stride = patch_size // 2  # in all variants
+    stride = patch_size // 2  # holds for all variants
     image_size = (shapes["pos_embed"][2] - 1) * stride + patch_size
     return found, {"num_classes": shapes["head.bias"][0], "in_chans": in_chans, "image_size": image_size}
 

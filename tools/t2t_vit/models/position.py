@@ -1,4 +1,4 @@
-"""Position embeddings: the sinusoid table, and resizing a table to another grid of tokens.
+"""Position embeddings: compute the sinusoid table, and resize a table to another grid of tokens.
 
 Sizes: N tokens, C channels, P positions before those of the grid (1 for a class token).
 """
@@ -19,19 +19,19 @@ def sinusoid_table(length, dim):
 
 
 def is_sinusoid(table):
-    """True if a (1, length, dim) table is `sinusoid_table`, to the precision of bfloat16."""
+    """True if a (1, length, dim) table equals `sinusoid_table` up to the precision of bfloat16."""
     return (table - sinusoid_table(*table.shape[1:])).abs().max().item() < 4e-3
 
 
 def resize_map(table, grid):
-    """Bicubic, without antialiasing: (1, C, h, w) -> (1, C, *grid). The same grid returns the table itself."""
+    """Resize bicubically, without antialiasing: (1, C, h, w) -> (1, C, *grid). Does nothing if the grid is the same."""
     if tuple(table.shape[2:]) == tuple(grid):
         return table
     return F.interpolate(table, size=list(grid), mode="bicubic", align_corners=False)
 
 
 def resize_tokens(table, old_grid, grid, prefix=1):
-    """Resize a table without its first `prefix` positions: (1, P + h*w, C) -> (1, P + N, C)."""
+    """Resize a table except for its first `prefix` positions: (1, P + h*w, C) -> (1, P + N, C)."""
     first, tokens = table[:, :prefix], table[:, prefix:]  # (1, P, C), (1, h*w, C)
     as_map = tokens.transpose([0, 2, 1]).reshape([1, table.shape[2], *old_grid])  # (1, C, h, w)
     resized = resize_map(as_map, grid).flatten(2).transpose([0, 2, 1])  # (1, N, C)
@@ -39,7 +39,7 @@ def resize_tokens(table, old_grid, grid, prefix=1):
 
 
 def square_grid(count):
-    """(side, side) of `count` tokens in a square.
+    """Return (side, side) of a square grid of `count` tokens.
 
     Raises ValueError if the count is not a square.
     """

@@ -1,11 +1,11 @@
-"""Record the inputs and outputs of layers in a forward pass, with hooks."""
+"""Record the inputs and outputs of layers during a forward pass, with hooks."""
 
 import contextlib
 
 
 @contextlib.contextmanager
 def inputs_of(layers):
-    """Context with a list of the first input of each layer, in the order of the calls."""
+    """Context manager that yields a list of the first input of each layer, in the order of the calls."""
     found = []
     with _hooked(layers, "register_forward_pre_hook", lambda layer, inputs: found.append(inputs[0])):
         yield found
@@ -13,7 +13,7 @@ def inputs_of(layers):
 
 @contextlib.contextmanager
 def outputs_of(layers):
-    """Context with a list of the output of each layer, in the order of the calls."""
+    """Context manager that yields a list of the output of each layer, in the order of the calls."""
     found = []
     with _hooked(layers, "register_forward_post_hook", lambda layer, inputs, output: found.append(output)):
         yield found
@@ -31,7 +31,7 @@ def _hooked(layers, register, hook):
 
 @contextlib.contextmanager
 def all_tokens(blocks):
-    """Context in which blocks compute all tokens, even if fewer are read, and no attention is fused."""
+    """Context manager: blocks compute all tokens, even those that are not needed, and attention is not fused."""
     fused = [block.attn.fused for block in blocks]
     for block in blocks:
         block.all_tokens, block.attn.fused = True, False
@@ -44,7 +44,7 @@ def all_tokens(blocks):
 
 @contextlib.contextmanager
 def frozen(model):
-    """Context in which no parameter of a model has a gradient."""
+    """Context manager: no parameter of a model gets a gradient."""
     trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
     for parameter in trained:
         parameter.stop_gradient = True

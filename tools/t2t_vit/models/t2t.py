@@ -67,7 +67,7 @@ def split_grids(image_size, splits):
 
 
 class T2TModule(nn.Layer):
-    """Tokens-to-Token module (paper, section 3.1): soft splits with a token layer between each two.
+    """Tokens-to-Token module (paper, section 3.1): soft splits with token layers between them.
 
     (B, Cin, H, W) -> (B, N, C), N = product of `self.grids[-1]`. With token type "convolution" (the paper's ablation)
     the soft splits are plain convolutions of the same geometry and there is no token layer.
@@ -99,14 +99,14 @@ class T2TModule(nn.Layer):
 
     @property
     def token_layers(self):
-        """The token layers, or all convolutions."""
+        """The token layers, or all convolutions if the token type is "convolution"."""
         splits = range(len(self.splits) - 1)
         if hasattr(self, "soft_split0"):
             return [*(getattr(self, f"soft_split{i}") for i in splits), self.project]
         return [getattr(self, f"attention{i + 1}") for i in splits]
 
     def stages(self):
-        """The `Stage`s of the module. The last one makes the patches of the backbone."""
+        """List the `Stage`s of the module. The last one makes the patches of the backbone."""
         places = [(self.grids[i], self.splits[: i + 1]) for i in range(len(self.splits))]
         if hasattr(self, "soft_split0"):
             names = [f"convolution {i + 1}" for i in range(len(places))]
@@ -127,7 +127,7 @@ class T2TModule(nn.Layer):
         return x.flatten(2).transpose([0, 2, 1])  # (B, N, C)
 
     def _soft_split_tokens(self, x):
-        # On a GPU unfold and its gradient start a kernel per image (unfold_kernel_impl.h, 2.6.2 and 3.3.1).
+        # On a GPU, unfold and its gradient start one kernel per image (unfold_kernel_impl.h, 2.6.2 and 3.3.1).
         for layer, split, (height, width) in zip(self.token_layers, self.splits, self.grids):
             x = F.unfold(x, *split).transpose([0, 2, 1])  # (B, h*w, Cin*k*k)
             x = recomputed(layer, x) if self.recompute else layer(x)  # (B, h*w, E)
@@ -152,7 +152,7 @@ class T2TViT(VisionTransformer):
         drop_path_rate: stochastic depth, rising linearly from 0 in the first block to this in the last.
 
     Raises:
-        ValueError: for values that do not fit together, naming them.
+        ValueError: arguments do not fit together. The message names them.
     """
 
     recompute = False  # see recompute_activations
@@ -201,10 +201,10 @@ class T2TViT(VisionTransformer):
         self.apply(init_linear_and_norm)
 
     def fit_pos_embed(self, table, recompute=False):
-        """Fit a position embedding (1, 1+M, C) of another image size to this model, (1, 1+N, C).
+        """Fit a position embedding (1, 1+M, C) of another image size to this model: (1, 1+N, C).
 
-        The class token's position is kept and the grid is resized, as resize_pos_embed in the official utils.py
-        intends. With `recompute`, a sinusoid table is computed for the new length instead.
+        The position of the class token is kept and the grid is resized, as intended by resize_pos_embed in the official
+        utils.py. With `recompute`, a sinusoid table is computed for the new length instead.
 
         Returns:
             The table, and a description of what was done.
@@ -235,7 +235,7 @@ class T2TViT(VisionTransformer):
         x = self.pos_drop(x)
         for block in self.blocks[:-1]:
             x = recomputed(block, x) if self.recompute else block(x)
-        # Only the class token of the last block is read.
+        # Only the class token is needed from the last block.
         return self.norm(self.blocks[-1](x, num_queries=1))[:, 0]  # (B, C)
 
     def forward(self, x):
@@ -244,12 +244,12 @@ class T2TViT(VisionTransformer):
 
 
 def traits(variant):
-    """What distinguishes a variant in the shapes of its tensors."""
+    """Return the traits of a variant, which distinguish it from the others by the shapes of tensors. See `Family`."""
     return {key: variant.get(key, "performer") for key in ("embed_dim", "depth", "mlp_ratio", "tokens_type")}
 
 
 def read_shapes(shapes):
-    """Traits and overrides (see `Family`) of tensors by their shapes, for models with the splits of the variants."""
+    """Read (traits, constructor arguments) from shapes, for models with the variants' splits. See `Family`."""
     embed_dim = shapes["cls_token"][2]
     if "tokens_to_token.soft_split0.weight" in shapes:
         tokens_type, in_chans = "convolution", shapes["tokens_to_token.soft_split0.weight"][1]

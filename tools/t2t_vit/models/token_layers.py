@@ -27,9 +27,9 @@ class TokenPerformer(nn.Layer):
 
         y_t = sum_n phi(q_t).phi(k_n) v_n / (D_t + eps),   D_t = sum_n phi(q_t).phi(k_n),   eps = 1e-8.
 
-    In this form phi overflows float16, and y becomes 0 / 0 if phi underflows. In logarithms, the same value is two
-    softmaxes: over the tokens for every feature, and over the features for every token. Then y is a convex mix of the
-    v_n at any magnitude of q and k:
+    In this form, phi overflows in float16, and y becomes 0 / 0 if phi underflows. Written with logarithms, y
+    consists of two softmaxes: over the tokens for every feature, and over the features for every token. Then y is a
+    convex combination of the v_n at any magnitude of q and k:
 
         y_t = sigmoid(log D_t - log eps) * sum_i softmax_i(log phi_i(q_t) + L_i) sum_n softmax_n(log phi_i(k_n)) v_n,
         L_i = logsumexp_n log phi_i(k_n),   log D_t = logsumexp_i(log phi_i(q_t) + L_i).
@@ -61,15 +61,15 @@ class TokenPerformer(nn.Layer):
         )
 
     def attend(self, k, q, v):
-        """Performer attention in at least float32: three (B, N, E) -> (B, N, E) of v's type."""
-        # Outside autocast: as float16, w.x would carry an error of 0.2 in the exponent at |x| = 100.
+        """Compute performer attention in at least float32: three (B, N, E) -> (B, N, E) in the type of v."""
+        # Without autocast: in float16, w.x would add an error of 0.2 to the exponent at |x| = 100.
         with paddle.amp.auto_cast(enable=False):
             over_features, over_tokens = self.factors(k, q)
             y = paddle.matmul(over_features, paddle.matmul(over_tokens, _at_least_float32(v)))
             return y.astype(v.dtype)
 
     def factors(self, k, q):
-        """(B, N, m) and (B, m, N), whose product is the attention (B, N, N) that `attend` never computes."""
+        """Return two factors (B, N, m) and (B, m, N). Their product is the attention, which `attend` never computes."""
         k, q, w = (_at_least_float32(t) for t in (k, q, self.w))
         log_k = _log_features(k, w).transpose([0, 2, 1])  # (B, m, N)
         over_tokens, log_sum = softmax_and_logsumexp(log_k)  # (B, m, N), (B, m, 1)
@@ -79,16 +79,16 @@ class TokenPerformer(nn.Layer):
         return over_features * weight, over_tokens
 
     def attention_rows(self, x, queries):
-        """Rows of the attention of Q tokens: (B, N, dim), [Q places] -> (B, Q, N).
+        """Return the attention rows of Q tokens: (B, N, dim), [Q positions] -> (B, Q, N).
 
-        They sum to D / (D + eps).
+        Each row sums to D / (D + eps).
         """
         k, q, _ = self.kqv(self.norm1(x)).split(3, axis=-1)  # each (B, N, E)
         over_features, over_tokens = self.factors(k, q)
         return paddle.matmul(over_features.index_select(queries, axis=1), over_tokens)
 
     def token_products(self, N):
-        """(count, rows, inner, columns) of the matrix products between N tokens: w k and w q, k v, q (k v)."""
+        """List the matrix products with N tokens, w k and w q, k v, q (k v), as (count, rows, inner, columns)."""
         m, E = self.w.shape
         return [(2, N, E, m), (1, m, N, E), (1, N, m, E)]
 
@@ -104,7 +104,7 @@ def _at_least_float32(x):
 
 
 def _log_features(x, w):
-    """log phi(x) + log(m) / 2: (B, N, E), (m, E) -> (B, N, m)."""
+    """Return log phi(x) + log(m) / 2: (B, N, E), (m, E) -> (B, N, m)."""
     with tf32.FORBIDDEN:  # TF32 is as coarse as float16 (10 bits): see TokenPerformer.attend
         product = paddle.matmul(x, w, transpose_y=True)
     return product - 0.5 * x.square().sum(axis=-1, keepdim=True)
@@ -115,13 +115,13 @@ class TokenAttention(nn.Layer):
 
     def __init__(self, dim, token_dim):
         super().__init__()
-        # Of the input width (147, 576), not of token_dim as usual; kept from the official token_transformer.py.
+        # The official token_transformer.py scales by the input width (147, 576), not by token_dim as usual; kept.
         self.scale = dim**-0.5
         self.qkv = Linear(dim, 3 * token_dim, bias_attr=False)
         self.proj = Linear(token_dim, token_dim)
 
     def token_products(self, N):
-        """(count, rows, inner, columns) of the matrix products between N tokens: q k and (q k) v."""
+        """List the matrix products between N tokens, q k and (q k) v, as (count, rows, inner, columns)."""
         E = self.proj.weight.shape[0]
         return [(1, N, E, N), (1, N, N, E)]
 
@@ -141,7 +141,7 @@ class TokenTransformer(nn.Layer):
         self.mlp = Mlp(token_dim, token_dim)
 
     def attention_rows(self, x, queries):
-        """Rows of the attention of Q tokens: (B, N, dim), [Q places] -> (B, Q, N)."""
+        """Return the attention rows of Q tokens: (B, N, dim), [Q positions] -> (B, Q, N)."""
         q, k, _ = self.attn.qkv(self.norm1(x)).split(3, axis=-1)  # each (B, N, E)
         q = q.index_select(queries, axis=1) * self.attn.scale
         return F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)

@@ -1,4 +1,4 @@
-"""All models by name. A new family is one module of this room and one entry in FAMILIES."""
+"""All models by name. A new family is one module in this package and one entry in FAMILIES."""
 
 import difflib
 
@@ -8,15 +8,15 @@ FAMILIES = [t2t.FAMILY, pit.FAMILY]
 
 
 def list_models():
-    """Names that `create_model` takes, in the order of their families' tables."""
+    """List the names that `create_model` accepts, family by family."""
     return [name for family in FAMILIES for name in family.variants]
 
 
 def family_of(name):
-    """The `Family` of one of `list_models()`.
+    """Return the `Family` of a model name.
 
     Raises:
-        ValueError: for an unknown name, with the nearest ones.
+        ValueError: the name is unknown. The message suggests similar names.
     """
     for family in FAMILIES:
         if name in family.variants:
@@ -30,16 +30,16 @@ def create_model(name, **overrides):
 
     Args:
         name: one of `list_models()`.
-        overrides: constructor arguments that replace the variant's own: num_classes (0 for the features), image_size,
-            in_chans, drop_rate, attn_drop_rate, drop_path_rate, qk_scale, and those of the family (`T2TViT`,
-            `PoolingTransformer`).
+        overrides: constructor arguments that override the variant's: num_classes (0: the model returns features),
+            image_size, in_chans, drop_rate, attn_drop_rate, drop_path_rate, qk_scale, and the arguments of the family
+            (`T2TViT`, `PoolingTransformer`).
 
     Returns:
-        A `paddle.nn.Layer`: (B, in_chans, H, W) float -> (B, num_classes) logits. In training, a distilled PiT returns
-        a pair of them.
+        A `paddle.nn.Layer`: (B, in_chans, H, W) float -> (B, num_classes) logits. In training mode, a distilled PiT
+        returns two logits: (class, distillation).
 
     Raises:
-        ValueError: for an unknown name (with the nearest ones), or arguments that do not fit together.
+        ValueError: the name is unknown (the message suggests similar ones), or arguments do not fit together.
     """
     family = family_of(name)
     return family.model(**{**family.variants[name], **overrides})

@@ -1,4 +1,4 @@
-"""Where the page listens, and the names that it answers to."""
+"""The address that the page listens on, and the host names that it accepts."""
 
 import errno
 import ipaddress
@@ -7,11 +7,11 @@ import urllib.parse
 
 from t2t_vit.common.errors import UserError, one_line
 
-PORTS = range(7860, 7960)  # tried if no port is given; the first is the usual one of Gradio
+PORTS = range(7860, 7960)  # tried if no port is given; 7860 is Gradio's default
 
 
 def listen(host, port=None):
-    """Listen at `host` and `port`; if `port` is None, at the first free one of PORTS. Returns the socket.
+    """Listen on `host` and `port`; if `port` is None, on the first free one of PORTS. Returns the socket.
 
     Raises UserError if the port is taken or not allowed, or `host` is not an address of this machine.
     """
@@ -36,9 +36,9 @@ def is_local(listener):
 
 
 def names_of(listener, host, allowed):
-    """Names that the page answers to: `host`, which the user gave, `allowed` of --allow-host, and the usual ones.
+    """Return the host names that the page accepts: `host`, those of --allow-host (`allowed`), and localhost.
 
-    None: any name, because other machines reach the page and --allow-host is not given.
+    Returns None for any name, if other machines can reach the page and --allow-host is not given.
     """
     if not allowed and not is_local(listener):
         return None
@@ -47,7 +47,7 @@ def names_of(listener, host, allowed):
 
 
 def host_name(netloc):
-    """Host name in lower case of "Name:port", "[::1]:port" or similar; "" if invalid."""
+    """Return the lower-case host name in "Name:port", "[::1]:port" or similar; "" if invalid."""
     try:
         return (urllib.parse.urlsplit(f"//{netloc}").hostname or "").rstrip(".")
     except ValueError:

@@ -1,7 +1,7 @@
-"""The gate in front of Gradio: only requests of this page's own visitors, to this page's names, reach it.
+"""Filters requests before Gradio: only those that the page itself makes, to an accepted host name, reach it.
 
-Gradio answers to any host name, and offers more than the page needs: an API, a proxy, files by path. What is not listed
-here is refused, including routes that later Gradio versions add.
+Gradio accepts any host name, and offers more than the page needs: an API, a proxy, files by path. Everything that is
+not listed here is refused, including routes that later Gradio versions add.
 """
 
 import json
@@ -16,10 +16,10 @@ from starlette.responses import PlainTextResponse
 from t2t_vit.page.address import host_name
 
 MB = 1 << 20
-MAX_UPLOAD = 512 * MB  # of one request
-MAX_KEPT = 2048 * MB  # in the folder of the uploads
-MAX_EVENT = MB // 4  # names of some hundred pictures
-# Paths of Gradio 4.44, 5 and 6; the last two have most of them below /gradio_api.
+MAX_UPLOAD = 512 * MB  # per request
+MAX_KEPT = 2048 * MB  # of all uploads together
+MAX_EVENT = MB // 4  # enough for the names of some hundred pictures
+# Paths of Gradio 4.44, 5 and 6. In 5 and 6, most are below /gradio_api.
 _PREFIX = "/gradio_api"
 _READ = re.compile(
     r"/|/(config|info|theme\.css|favicon\.ico|queue/data|upload_progress)|/(assets|static|svelte|heartbeat)/.*"
@@ -28,17 +28,17 @@ _EVENTS = ("/queue/join", "/reset", "/cancel")
 
 
 class Refused(Exception):
-    """A request that is answered with (status, text)."""
+    """The request is refused. The arguments are the (status, text) of the response."""
 
 
 class Gate:
-    """An ASGI application in front of Gradio's.
+    """An ASGI application that wraps Gradio's.
 
     Args:
-        app: Gradio's.
-        uploads: folder with all uploads and drawings; only files in it are served.
-        names: host names of the page in small letters; None: any.
-        max_kept: bytes of all uploads.
+        app: Gradio's ASGI application.
+        uploads: folder with all uploads and drawings. Only files in it are served.
+        names: accepted host names in lower case; None for any.
+        max_kept: limit for all uploads together, in bytes.
     """
 
     def __init__(self, app, uploads, names, max_kept=MAX_KEPT):
@@ -65,11 +65,11 @@ class Gate:
         await self.app(scope, receive, send)
 
     def _check_sender(self, request):
-        """Refuse other names of this machine, and what another site makes a visitor's browser send except links."""
+        """Refuse unknown host names, and requests from other sites through a visitor's browser. Links are allowed."""
         headers = request.headers
         host = host_name(headers.get("host", ""))
-        if self.names is not None and host not in self.names:  # DNS rebinding: another site's name for this machine
-            raise Refused(403, "this page has another name; if the name is right, start demo.py with --allow-host NAME")
+        if self.names is not None and host not in self.names:  # DNS rebinding: a name of another site points here
+            raise Refused(403, "this host name is not allowed; to allow it, start demo.py with --allow-host NAME")
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if site is None:  # not a browser, or plain HTTP to another machine
             is_foreign = origin is not None and host_name(origin.partition("://")[2]) not in {host, *(self.names or ())}
@@ -77,7 +77,7 @@ class Gate:
             is_link = request.method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
             is_foreign = site not in ("same-origin", "none") and not is_link
         if is_foreign:
-            raise Refused(403, "sent by another site")
+            raise Refused(403, "cross-site request refused")
 
     def _check_read(self, request, path):
         if request.method == "POST":
@@ -93,10 +93,10 @@ class Gate:
     def _check_upload(self, request):
         kept = sum(path.stat().st_size for path in Path(self.uploads).rglob("*") if path.is_file())
         if _length(request, MAX_UPLOAD) + kept > self.max_kept:
-            raise Refused(413, f"all visitors together have at most {self.max_kept // MB} MB: try again in an hour")
+            raise Refused(413, f"all uploads together are limited to {self.max_kept // MB} MB: try again in an hour")
 
     async def _checked_event(self, request):
-        """The JSON of an event, written again so that no other parser reads it differently."""
+        """Check the JSON of an event and return it re-encoded, so that another parser cannot read it differently."""
         _length(request, MAX_EVENT)
         files = []
 
@@ -113,17 +113,17 @@ class Gate:
         return text
 
     def _is_ours(self, path):
-        """Whether a path, after links are resolved, is in the folder of the uploads."""
+        """Whether a path is in the folder of the uploads, after links are resolved."""
         try:
             return os.path.realpath(path).startswith(self.uploads + os.sep)
-        except ValueError:  # a NUL in it
+        except ValueError:  # the path contains a NUL
             return False
 
 
 def _length(request, limit):
-    """Bytes of the body of a request."""
+    """Return the length of the body of a request in bytes. Refuses it if it is longer than `limit`."""
     length = request.headers.get("content-length", "")
-    if not length.isdecimal() or "transfer-encoding" in request.headers:  # with both, the latter counts
+    if not length.isdecimal() or "transfer-encoding" in request.headers:  # transfer-encoding would override the length
         raise Refused(411, "length required")
     if int(length) > limit:
         raise Refused(413, f"at most {limit // 1024:,} KB at a time")
@@ -131,7 +131,7 @@ def _length(request, limit):
 
 
 def _replayed(body, receive):
-    """A `receive` that returns `body`, then what comes after it."""
+    """Return a `receive` function that returns `body` first, then what follows in the original."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay():

@@ -1,4 +1,4 @@
-"""What the page shows, and what its events do."""
+"""The components of the page and their events."""
 
 import re
 
@@ -9,13 +9,13 @@ from t2t_vit.data.images import to_image
 from t2t_vit.explain.overlay import enlarged
 from t2t_vit.page.shelf import METHODS, attention, examples
 
-MAX_PICTURES = 32  # looked at together
-MAX_WAITING = 64  # events of all visitors; others are asked to try again
+MAX_PICTURES = 32  # classified at a time
+MAX_WAITING = 64  # queued events of all visitors; further ones are told to try again
 LABELS = {"gradient": "gradient 梯度", "rollout": "rollout 逐层累积", "last block": "last block 最后一块"}
 HEADING = """# T2T-ViT and PiT: try a model 在线体验
 Drop pictures and pick a model. The page shows the most likely classes and where the model looks.<br>
 拖入图片并选择模型，页面会显示最可能的类别以及模型关注的区域。"""
-# Class names of Gradio, the same from 4.44 to 6. If they change, only the look does.
+# CSS classes of Gradio, the same from 4.44 to 6. If they change, only the look of the page suffers.
 STYLE = """<style>
 footer, button[aria-label="Share"], .grid-wrap .icon-button-wrapper { display: none !important; }
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
@@ -34,7 +34,7 @@ GALLERY = {
 
 
 def build_page(shelf):
-    """The page, a `gradio.Blocks`, of a `Shelf`; its first model is picked at first."""
+    """Build the page of a `Shelf` as a `gradio.Blocks`. The first model is selected initially."""
     with gr.Blocks(title="T2T-ViT", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(STYLE)
         gr.Markdown(HEADING)
@@ -54,7 +54,7 @@ def build_page(shelf):
                     choices = [(LABELS[name], name) for name in METHODS]
                     method = gr.Radio(choices, value=METHODS[0], label="Method 方法", scale=3, elem_id="method")
                     target = gr.Dropdown([], label="Class 类别", scale=1, min_width=120, elem_id="class")
-        shown, answers, chosen = gr.State([]), gr.State([]), gr.State(0)  # paths, `Answer`s, place of the one picked
+        shown, answers, chosen = gr.State([]), gr.State([]), gr.State(0)  # paths, `Answer`s, index of the selected one
         picture = [bars, target, image, notes]
         results = [shown, answers, chosen, gallery, *picture]
         act = Actions(shelf)
@@ -70,7 +70,7 @@ def build_page(shelf):
 
 
 class Actions:
-    """The events of the page: from values of its parts to values of its parts."""
+    """The event handlers of the page. They map values of components to values of components."""
 
     def __init__(self, shelf):
         self.shelf = shelf
@@ -105,21 +105,21 @@ class Actions:
         return [event.index, *self._picture(answers[event.index], method, [])]
 
     def draw(self, answers, chosen, method, target):
-        """(attention over the picked picture, note)."""
+        """Return (attention over the selected picture, note)."""
         if not answers:
             return None, _note([])
-        answer = answers[chosen]  # it may come from a model chosen earlier, with other classes
+        answer = answers[chosen]  # its model may differ from the one that is selected now
         image, lines = self._attention(answer, method, target if target in answer.top else next(iter(answer.top)))
         return image, _note(lines)
 
     def _picture(self, answer, method, lines):
-        """[bars, classes to choose from, attention, note] of an answer."""
+        """Return [bars, classes to choose from, attention, note] for an answer."""
         classes = list(answer.top)
         image, errors = self._attention(answer, method, classes[0])
         return [answer.top, gr.update(choices=classes, value=classes[0]), image, _note([*lines, *errors])]
 
     def _attention(self, answer, method, name):
-        """(picture or None, lines that say why there is none)."""
+        """Return (picture or None, lines that say why there is none)."""
         try:
             return self.shelf.ask(answer.model, attention, answer.pixels, method, name), []
         except UserError as error:
@@ -127,12 +127,12 @@ class Actions:
 
 
 def cleared(paths=(), lines=()):
-    """Values of the results if there is nothing to show."""
+    """Return the values of the result components if there is nothing to show."""
     return [list(paths), [], 0, [], None, gr.update(choices=[], value=None), None, _note(lines)]
 
 
 def _note(lines):
-    # Only the names of files: whole paths would show visitors the folders of this machine.
+    # Show only file names. Full paths would reveal the folders of this machine to visitors.
     lines = [re.sub(r"(?<![\w:/.])/(?:[^\s/]+/)+", "", line) for line in lines]
     return gr.update(value="\n".join(lines), visible=bool(lines), lines=max(1, len(lines)))
 

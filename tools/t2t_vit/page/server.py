@@ -1,7 +1,7 @@
-"""Serves the page, without requests to other machines.
+"""Serves the page. It makes no requests to other machines.
 
-Gradio and its dependencies are optional, and Gradio reads the environment at import. They are therefore imported inside
-the functions.
+Gradio and its dependencies are optional, and Gradio reads the environment when it is imported. They are therefore
+imported inside the functions.
 """
 
 import contextlib
@@ -15,20 +15,20 @@ from t2t_vit.page.address import is_local, listen, names_of, url_of
 from t2t_vit.page.shelf import Shelf
 
 MAX_FILE = "64mb"
-MAX_SESSIONS = 128  # visitors whose pictures are kept, up to 5 MB each; the oldest start again
+MAX_SESSIONS = 128  # visitors whose pictures are kept, up to 5 MB each; then the oldest are dropped
 MAX_CONNECTIONS = 512  # an open page has two
 HEADERS = [
-    # Gradio's page loads fonts and scripts from elsewhere; with this the browser asks its own server only.
+    # Gradio's page loads fonts and scripts from other sites. With this policy, the browser asks only this server.
     ("content-security-policy", "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"),
     ("x-content-type-options", "nosniff"),
 ]
 
 
 def serve_page(args, cfg):
-    """Serve the page that the options of demo.py describe, until Ctrl-C, SIGTERM or SIGHUP. Raises UserError."""
+    """Serve the page for the options of demo.py until Ctrl-C, SIGTERM or SIGHUP. Raises UserError."""
     setup_logging()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does, with its uploads
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the uploads are deleted
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # it is ignored under nohup
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, listen(args.host, args.port) as listener:
         set_environment(uploads)
@@ -36,7 +36,7 @@ def serve_page(args, cfg):
         from t2t_vit.page.layout import build_page  # imports gradio, which is optional
 
         shelf = Shelf(args, cfg)
-        opened = shelf.ask(shelf.names[0], str)  # reports a mistake in the command line before the page is up
+        opened = shelf.ask(shelf.names[0], str)  # fails on a mistake in the command line before the page starts
         if not args.weights_named:
             log.info("note: %s", opened)
         app = application(build_page(shelf), uploads, names_of(listener, args.host, args.allow_host))
@@ -44,9 +44,9 @@ def serve_page(args, cfg):
 
 
 def set_environment(folder):
-    """What Gradio reads when it is imported: no reports, and uploads in `folder`."""
+    """Set the variables that Gradio reads at import: no telemetry, and uploads in `folder`."""
     tempfile.tempdir = str(folder)  # for unfinished uploads of Gradio 4 and 5
-    os.environ.pop("GRADIO_SERVER_PORT", None)  # text that is not a number would end the import; the socket is ours
+    os.environ.pop("GRADIO_SERVER_PORT", None)  # the import would fail if it is not a number; we open the socket
     os.environ.update(
         GRADIO_ANALYTICS_ENABLED="False",
         GRADIO_SSR_MODE="False",
@@ -56,28 +56,28 @@ def set_environment(folder):
 
 
 def application(page, uploads, names):
-    """The ASGI application of a `gradio.Blocks`; for `uploads` and `names` see `Gate`."""
-    # With gradio, which is optional:
+    """Build the ASGI application of a `gradio.Blocks`. For `uploads` and `names` see `Gate`."""
+    # These are installed with gradio, which is optional.
     import fastapi
     import gradio
 
     from t2t_vit.page.gate import Gate  # imports starlette
 
-    page.has_launched = True  # Gradio 5 and 6 check paths only then, and mount_gradio_app does not set it
+    page.has_launched = True  # Gradio 5 and 6 check paths only if this is set; mount_gradio_app does not
     page.state_session_capacity = MAX_SESSIONS
-    root_path = os.environ.get("GRADIO_ROOT_PATH")  # of a server in front that shows the page below this path
+    root_path = os.environ.get("GRADIO_ROOT_PATH")  # path of the page behind a reverse proxy
     options = {"root_path": root_path, "max_file_size": MAX_FILE, "show_error": False}
     return Gate(gradio.mount_gradio_app(fastapi.FastAPI(openapi_url=None), page, path="/", **options), uploads, names)
 
 
 def serve(app, listener, debug):
-    """Answer at the socket until a signal. A line says when the page is ready; `debug` logs what goes wrong."""
+    """Serve on the socket until a signal comes. Logs a line when the page is ready; `debug` also logs errors."""
     import uvicorn  # comes with gradio
 
     limits = {"timeout_graceful_shutdown": 1, "limit_concurrency": MAX_CONNECTIONS}
-    # Not even errors: each visitor who is cut off at the end is a traceback.
+    # Not even errors: at the end, each open connection would print a traceback.
     config = uvicorn.Config(app, log_level="warning" if debug else "critical", headers=HEADERS, **limits)
-    with contextlib.suppress(KeyboardInterrupt):  # newer versions pass it on after they have closed
+    with contextlib.suppress(KeyboardInterrupt):  # newer versions raise it again after closing
         if not is_local(listener):
             log.info("the page has no password: everyone who can reach this machine can use it")
         log.info("%s is ready; Ctrl-C stops it", url_of(listener))

@@ -1,4 +1,4 @@
-"""The models of the page, and their answers about pictures."""
+"""The models of the page, and their predictions for pictures."""
 
 import functools
 from collections import Counter
@@ -21,21 +21,21 @@ from t2t_vit.explain.overlay import overlay
 
 TOP = 5
 EXAMPLES = 10
-MAX_BYTES = 192 << 20  # of a decoded picture, 50 megapixels of RGB; less than predict.py allows
+MAX_BYTES = 192 << 20  # limit for a decoded picture: 50 megapixels in RGB; predict.py allows more
 METHODS = ("gradient", "rollout", "last block")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says about a picture."""
+    """The prediction of a model for a picture."""
 
-    model: str  # its name
+    model: str  # name of the model
     pixels: object  # uint8 (S, S, channels), as the model sees it
     top: dict  # {class: probability} of the top 5
 
 
 class Shelf:
-    """Models by name, opened when first used and kept. A single thread computes for all visitors."""
+    """Models by name. Each is opened when first used, then kept. One thread computes for all visitors."""
 
     def __init__(self, args, cfg):
         self.sources = _sources(args, cfg)
@@ -44,17 +44,17 @@ class Shelf:
         self._open = functools.cache(lambda name: self.sources[name]())
 
     def ask(self, name, question, *words):
-        """The result of `question(OpenedModel, *words)`. Raises UserError if the model cannot be opened."""
+        """Return `question(OpenedModel, *words)` for a model. Raises UserError if the model cannot be opened."""
         return self.thread.submit(lambda: question(self._open(name), *words)).result()
 
     def look(self, name, paths):
-        """(`Answer`s about the files that are pictures, a line about each of the others)."""
+        """Classify files. Returns (an `Answer` for each picture, an error line for each other file)."""
         found, errors = self.ask(name, look, paths)
         return [Answer(name, pixels, top) for pixels, top in found], errors
 
 
 def _sources(args, cfg):
-    """{name: function that opens it}: the model of the command line, other runs in OUTPUT, then pretrained/."""
+    """Return {name: function that opens the model}: the given model, other runs in OUTPUT, then pretrained/."""
     own = Path(args.pretrained or best_weights(cfg)).resolve()
     name = f"{cfg.NAME}: {own.name}" if args.weights_named and own.parent.name != cfg.NAME else cfg.NAME
     sources = {name: functools.partial(open_model, args, cfg)}
@@ -74,14 +74,14 @@ def _open_run(weights, device):
 
 
 def class_names(opened):
-    """The names of the classes, with their number if they are not unique."""
+    """Return the names of the classes. Names that are not unique get their number."""
     names = opened.predictor.metadata.classes
     count = Counter(names)
     return [name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def look(opened, paths):
-    """([(pixels as the model sees them, {class: probability} of the top 5)], errors of unreadable files)."""
+    """Return ([(pixels as the model sees them, {class: probability} of the top 5)], errors of unreadable files)."""
     pixels, errors = read_images(dict.fromkeys(paths), opened.cfg, MAX_BYTES)
     names, size = class_names(opened), opened.cfg.VAL.BATCH_SIZE
     images, answers = list(pixels.values()), []
@@ -92,7 +92,7 @@ def look(opened, paths):
 
 
 def attention(opened, pixels, method, name):
-    """The image with its attention over it, an RGB PIL image.
+    """Draw the attention over an image. Returns an RGB PIL image.
 
     Args:
         opened: `OpenedModel`.
@@ -117,7 +117,7 @@ def attention(opened, pixels, method, name):
 
 
 def examples(opened):
-    """{path: pixels as the model sees them} of its own validation data, one of a class; {} if the data is not here."""
+    """Return {path: pixels as the model sees them}, one validation image per class; {} if the data is missing."""
     folder = split_folder(resolve(opened.cfg.DATA.PATH), "val")
     names = class_folders(folder) if folder else []
     names = names[:: max(1, len(names) // EXAMPLES)][:EXAMPLES]

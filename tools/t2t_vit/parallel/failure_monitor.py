@@ -1,7 +1,7 @@
-"""If one of several processes fails, all stop. Otherwise the others would wait forever in a collective operation.
+"""If one of several processes fails, stop all of them. Otherwise they would wait forever in a collective operation.
 
-Paddle's launcher ends only the processes on its own machine, and the reason of the failure is lost. Each process
-therefore starts a monitor process (monitor_process.py).
+Paddle's launcher stops only the processes on its own machine, and it does not show the reason of the failure. Therefore
+each process starts a monitor process (monitor_process.py).
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from pathlib import Path
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError, one_line
 
-_OTHERS_SECONDS = 5  # time for the monitor to learn that another process failed first
-_DONE_SECONDS = 70  # the monitor of rank 0 waits 60 s for the others to be done
+_OTHERS_SECONDS = 5  # wait this long in case another process failed first and caused this failure
+_DONE_SECONDS = 70  # more than the 60 s that the monitor of rank 0 waits for the others
 
 
 class FailureMonitor:
-    """Context manager around everything that several processes do together. With one process it does nothing.
+    """Context manager around all work that several processes do together. With one process, it does nothing.
 
-    If a process leaves it with an exception, hangs or dies, the reason is written to stderr and to the log of the main
-    process, and all processes end with a status other than 0.
+    If a process raises an exception, hangs or dies in this context, the reason is written to stderr and to the log of
+    the main process, and all processes exit with a status other than 0.
 
     Args:
         start_seconds: time until all processes must have started.
@@ -47,7 +47,7 @@ class FailureMonitor:
         }
         command = [sys.executable, str(Path(__file__).with_name("monitor_process.py")), json.dumps(setting)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-        # In its own session: the launcher ends the whole process group, and Ctrl-Z stops it.
+        # In its own session, because the launcher kills the whole process group and Ctrl-Z stops it.
         self._monitor = subprocess.Popen(command, **pipes, start_new_session=True)
         return self
 
@@ -57,18 +57,18 @@ class FailureMonitor:
         if error is None:
             self.send(done=True)
             if ranks.rank() == 0:
-                with contextlib.suppress(subprocess.TimeoutExpired):  # another process hangs at its end
+                with contextlib.suppress(subprocess.TimeoutExpired):  # another process hangs while it exits
                     self._monitor.wait(_DONE_SECONDS)
             return
         if not isinstance(error, (UserError, OSError, KeyboardInterrupt)):
-            # Perhaps a collective operation failed because another process is gone. Then the monitor ends this process
-            # during this time, and the log has the reason of the other one.
+            # A collective operation may have failed because another process died. In that case, the monitor kills this
+            # process while it sleeps, and the log shows the reason of the other process.
             time.sleep(_OTHERS_SECONDS)
         self.send(reason=one_line(error))
 
     def send(self, **message):
-        """Send `log` (file in which the main process reports a failure) or `hint` (added to that line)."""
+        """Send `log` (the file for the error line of the main process) or `hint` (text added to that line)."""
         if self._monitor:
-            with contextlib.suppress(OSError):  # the monitor is gone; the other monitors end this process
+            with contextlib.suppress(OSError):  # the monitor is dead; the others stop their processes
                 self._monitor.stdin.write((json.dumps(message) + "\n").encode())
                 self._monitor.stdin.flush()

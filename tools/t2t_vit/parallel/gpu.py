@@ -16,7 +16,7 @@ def count():
 
 
 def require(action):
-    """`count()`. If it is 0, raises UserError with a message that starts with `action`."""
+    """Return `count()`. If it is 0, raises UserError with a message that starts with `action`."""
     found = count()
     if not found:
         build = "finds none" if paddle.is_compiled_with_cuda() else f"is a CPU build; {wheels.advice()}"
@@ -25,9 +25,10 @@ def require(action):
 
 
 def try_out():
-    """Compute a matrix product and a convolution on the current GPU, which loads cuBLAS and cuDNN.
+    """Test the current GPU with a matrix product and a convolution, which load cuBLAS and cuDNN.
 
-    Raises UserError if other processes use the GPU, or with the wheel that this machine needs.
+    Raises UserError if other processes occupy the GPU, or if this Paddle does not work on it. The message then says
+    what to install.
     """
     capability = paddle.device.cuda.get_device_capability()
     # Without machine code for the GPU, 3.3.1 raises an error below; 2.6.2 may abort (PaddlePaddle/Paddle#70902).
@@ -47,12 +48,12 @@ def try_out():
 
 
 def _unusable(reason):
-    """UserError about this PaddlePaddle, with the wheel to install."""
+    """Return a UserError that says what is wrong with this PaddlePaddle and what to install."""
     return UserError(f"this PaddlePaddle {paddle.__version__} {reason}; {wheels.advice()}")
 
 
 def warn_of_idle_cards():
-    """Warn that a run without DEVICE uses the CPU although nvidia-smi lists GPUs."""
+    """Warn if a run without DEVICE uses the CPU although nvidia-smi lists GPUs."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return
     machine = wheels.look()

@@ -1,8 +1,8 @@
 """Split a batch into parts that run on several CPU threads, each on one core.
 
-Among Paddle's CPU kernels only the matrix products use several cores, and each kernel goes through whole tensors: a
-large batch leaves cores idle and caches cold. A step of t2t_vit_7 with 16 images of 224 pixels, on 2 cores of a Xeon
-(Sapphire Rapids): 19.1 images/s in parts of 4, 15.3 as a whole. CPU.MICRO_BATCH 0 turns it off.
+Only the matrix products among Paddle's CPU kernels use several cores, and each kernel processes whole tensors. With a
+large batch, cores are idle and tensors do not fit the cache. Training t2t_vit_7 with 16 images of 224 pixels on 2 cores
+of a Xeon (Sapphire Rapids): 19.1 images/s in parts of 4, 15.3 as a whole. CPU.MICRO_BATCH 0 turns this off.
 """
 
 import copy
@@ -15,14 +15,14 @@ from paddle.base import core
 from t2t_vit.common.runtime import asked_threads
 from t2t_vit.models.dropout import drawing_from
 
-_PIXELS = 224 * 224  # of the images that CPU.MICRO_BATCH refers to; parts of smaller images have more images
-_PARTS = 4  # least number of parts of a training batch of small images
+_PIXELS = 224 * 224  # pixels of an image in CPU.MICRO_BATCH; with smaller images, parts have more images
+_PARTS = 4  # a training batch of small images has at least this many parts
 
 
 def micro_batches(cfg, batch_size):
-    """`MicroBatches` for a config; None on a GPU, without CPU.MICRO_BATCH, or for a compiled model.
+    """Return `MicroBatches` for a config; None on a GPU, without CPU.MICRO_BATCH, or for a compiled model.
 
-    A compiled model may not be called in two threads at once.
+    A compiled model must not be called in two threads at once.
     """
     if not cfg.CPU.MICRO_BATCH or cfg.TRAIN.TO_STATIC or paddle.get_device() != "cpu":
         return None
@@ -31,9 +31,9 @@ def micro_batches(cfg, batch_size):
 
 
 def inference(model, cfg):
-    """A function from images (B, C, H, W) to the logits (B, K) of `model` in eval mode, without gradient.
+    """Return a function: images (B, C, H, W) -> logits (B, K) of `model` in eval mode, without gradients.
 
-    A `model` that is not a layer handles its threads itself.
+    A `model` that is not a layer is called directly, because it manages its own threads.
     """
     parts = micro_batches(cfg, cfg.VAL.BATCH_SIZE) if isinstance(model, paddle.nn.Layer) else None
 
@@ -46,15 +46,15 @@ def inference(model, cfg):
 
 @functools.cache
 def _pool(threads):
-    """Threads that never exit. If one exited during the fork of a loader process, the lock of Paddle's memory
+    """Return threads that never exit. If one exited while a loader process is forked, the lock of Paddle's memory
     statistics would stay locked in that process."""
     return ThreadPoolExecutor(threads)
 
 
 class MicroBatches:
-    """Parts of up to `size` images on `threads` threads.
+    """Runs parts of up to `size` images on `threads` threads.
 
-    The random numbers of a part depend on its position in the batch, not on the thread. So the number of threads
+    The random numbers of a part depend on its position in the batch, not on the thread. The number of threads therefore
     changes only the order in which gradients are added.
     """
 
@@ -64,7 +64,7 @@ class MicroBatches:
         self.replicas = []
 
     def forward(self, model, images):
-        """Logits (B, K) of images (B, C, H, W), without gradient."""
+        """Compute the logits (B, K) of images (B, C, H, W), without gradients."""
         size = min(self.size, -(-images.shape[0] // self.threads))
 
         @paddle.no_grad()
@@ -77,14 +77,14 @@ class MicroBatches:
         """Add the gradients of a batch to those of `model`.
 
         Args:
-            model: `run` gets replicas of it.
-            run: function (model, tensors of a part, fraction of the batch) -> tuple of tensors, which makes a backward
+            model: model whose replicas are passed to `run`.
+            run: function (model, tensors of a part, fraction of the batch) -> tuple of tensors, which runs a backward
                 pass. It is called in several threads at once.
-            tensors: of the batch, first axis B; None stays None.
-            seed_key: integers that determine, with the position of a part, its random numbers.
+            tensors: tensors of the batch with first axis B; None stays None.
+            seed_key: integers that determine the random numbers, together with the position of a part.
 
         Returns:
-            List with the result of `run` for each part.
+            List of the results of `run`, one per part.
         """
         replicas = self._replicas(model)
         count = next(tensor for tensor in tensors if tensor is not None).shape[0]
@@ -106,29 +106,29 @@ class MicroBatches:
         return [results[number] for number in range(len(starts))]
 
     def _run(self, function, items):
-        """[function(item) for each item], in threads that share the cores."""
+        """Return [function(item) for each item], computed in threads that share the cores."""
         cores = max(1, self.threads // len(items))
 
         def run(item):
-            core.set_num_threads(cores)  # OpenMP's of this thread, MKL's of all
+            core.set_num_threads(cores)  # sets OpenMP's threads for this thread, MKL's for all
             return function(item)
 
         try:
             running = [self.pool.submit(run, item) for item in items]
-            wait(running)  # for all, even if one fails
+            wait(running)  # wait for all, even if one fails
             return [each.result() for each in running]
         finally:
             core.set_num_threads(self.threads)
 
     def _replicas(self, model):
-        """One model per thread with the weights, modes and frozen parameters of `model`, and its own gradients."""
+        """Return a replica per thread: weights, modes and frozen parameters of `model`, but its own gradients."""
         if not self.replicas:
             self.replicas = [copy.deepcopy(model) for _ in range(self.threads)]
         for replica in self.replicas:
             for copied, layer in zip(replica.sublayers(include_self=True), model.sublayers(include_self=True)):
                 copied.training = layer.training
             for copied, parameter in zip(replica.parameters(), model.parameters()):
-                copied.clear_gradient(False)  # of a batch that failed
+                copied.clear_gradient(False)  # left by a batch that failed
                 parameter._share_buffer_to(copied)
                 copied.stop_gradient = parameter.stop_gradient
         return self.replicas

@@ -1,6 +1,6 @@
 """Program that watches one of several processes, and kills it if another one fails. Started by failure_monitor.py.
 
-It is a process of its own because the watched process may be stopped, dead, or hold Python's lock in a call of Paddle.
+It is a separate process, because the watched process may be stopped, dead, or hold Python's lock in a Paddle call.
 The monitors of ranks 1, 2, ... connect to the monitor of rank 0, which writes the reason of a failure. All messages are
 JSON lines:
   between monitors: {} once a second while the watched process runs, {"rank": N, "reason": text}, {"done": true}
@@ -18,23 +18,23 @@ import threading
 import time
 
 _TICK_SECONDS = 0.25
-_BEAT_TICKS = 4  # ticks between two {}
+_BEAT_TICKS = 4  # ticks between two {} messages (heartbeats)
 _DONE_TICKS = 240  # rank 0 waits this long for the others to be done
 _KILLED = "killed, by hand or for lack of memory, or crashed"
 _LOST = "disconnected: its machine or its monitor was lost"
 
 
 class Link:
-    """A source of JSON lines. A thread puts them into `inbox` as (link, message); (link, None) is their end."""
+    """Reads JSON lines in a thread and puts them into `inbox` as (link, message). (link, None) means disconnected."""
 
     def __init__(self, lines, inbox, connection=None, rank=None):
         self.lines, self.inbox, self.connection = lines, inbox, connection
-        self.rank = rank  # at the other end; None: not known yet
+        self.rank = rank  # rank at the other end; None: not known yet
         self.done, self.silent = False, 0  # ticks since the last line
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self):
-        with contextlib.suppress(OSError, TypeError, ValueError):  # connection reset; another program
+        with contextlib.suppress(OSError, TypeError, ValueError):  # connection reset; or garbage from another program
             for line in self.lines:
                 self.inbox.put((self, dict(json.loads(line))))
         self.inbox.put((self, None))
@@ -53,7 +53,7 @@ class Monitor:
         world_size: number of processes.
         address: (host, port) at which the monitor of rank 0 listens.
         job: text that identifies the job. Connections of other programs are ignored.
-        limits: seconds until all must have connected; seconds of silence after which a process counts as lost.
+        limits: (seconds until all must have connected, seconds of silence after which a process counts as lost).
     """
 
     def __init__(self, pid, rank, world_size, address, job, limits):
@@ -62,7 +62,7 @@ class Monitor:
         self.inbox = queue.SimpleQueue()
         self.process, self.links = Link(sys.stdin.buffer, self.inbox), []
         self.log, self.hint, self.reason = "", "", None
-        self.ticks = self.gone = self.finished = 0  # ticks in which the process ran, was dead, was done
+        self.ticks = self.gone = self.finished = 0  # ticks: running; dead; done
 
     def run(self):
         if self.rank == 0:
@@ -88,7 +88,7 @@ class Monitor:
     def _connect(self):
         with contextlib.suppress(OSError):  # rank 0 does not listen yet
             connection = socket.create_connection(self.address, 1)
-            if connection.getsockname() == connection.getpeername():  # TCP can connect to itself if nobody listens
+            if connection.getsockname() == connection.getpeername():  # TCP may connect to itself if nobody listens
                 connection.close()
                 return
             self._add(connection, rank=0)
@@ -119,7 +119,7 @@ class Monitor:
     def _tick(self):
         state = self._state()
         self.gone += state == "dead"
-        is_dead = self.gone > 1  # what it wrote before has arrived
+        is_dead = self.gone > 1  # by now, its last messages have arrived
         if self.process.done:
             self._finish()
         elif self.reason and self.rank == 0:  # the process has reported its own failure
@@ -169,12 +169,12 @@ class Monitor:
             link.send(done=True)
         are_done = sum(link.done for link in self.links) == self.world_size - 1
         if self.rank or are_done or self.finished > _DONE_TICKS:
-            os._exit(0)  # without waiting for the threads
+            os._exit(0)  # do not wait for the threads
 
     def _fail(self, rank, reason):
-        """End the watched process because of what happened to `rank`, and write the reason."""
+        """Kill the watched process because `rank` has failed, and write the reason."""
         if os.getppid() == self.pid:
-            os.kill(self.pid, signal.SIGKILL)  # first: writing may block
+            os.kill(self.pid, signal.SIGKILL)  # before writing, which may block
         message = f"error: rank {rank} of {self.world_size}: {reason}"
         if self.rank and reason == _LOST:
             message = "error: the main process has stopped; its log has the reason"
@@ -182,7 +182,7 @@ class Monitor:
         self._report(rank, reason)
 
     def _report(self, rank, reason):
-        """Report a failure to the monitor of rank 0 and end."""
+        """Report a failure to the monitor of rank 0 and exit."""
         for link in self.links if self.rank else ():
             link.send(rank=rank, reason=reason)
         os._exit(1)
@@ -197,6 +197,6 @@ class Monitor:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the watched process handles them
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # only the watched process handles them
         signal.signal(number, signal.SIG_IGN)
     Monitor(**json.loads(sys.argv[1])).run()

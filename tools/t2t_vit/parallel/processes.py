@@ -20,7 +20,7 @@ from t2t_vit.parallel import gpu
 
 
 def setup(cfg):
-    """Set the device of this process and the operations for it, and connect to the other processes.
+    """Set the device of this process, choose the operations for it, and connect to the other processes.
 
     Returns the name of the device. Raises UserError if DEVICE cannot be used.
     """
@@ -41,8 +41,8 @@ def setup(cfg):
         gpu.warn_of_idle_cards()
     cpu_ops.enable(cfg.CPU.FAST_OPS and name == "cpu")
     if world_size() > 1:
-        # gloo aborts when it loses another process. With sleep as the handler of SIGABRT (signal number 6), the process
-        # waits six seconds, in which its monitor learns the reason. A handler in Python would run too late.
+        # gloo aborts when it loses another process. C's sleep is set as the handler of SIGABRT. It gets the number of
+        # the signal, 6, so the process waits 6 s and its monitor learns the reason. A Python handler runs too late.
         libc = ctypes.CDLL(None)
         libc.signal(signal.SIGABRT, libc.sleep)
         distributed.init_parallel_env()
@@ -56,7 +56,7 @@ def barrier():
 
 
 def from_main(value):
-    """Broadcast the `value` of the main process, any object that pickles."""
+    """Broadcast the `value` of the main process, which can be any picklable object."""
     if world_size() == 1:
         return value
     values = [value if is_main() else None]
@@ -65,21 +65,21 @@ def from_main(value):
 
 
 def same_everywhere(model):
-    """Broadcast the parameters and buffers of the main process's model."""
+    """Copy the parameters and buffers of the main process's model to all processes."""
     if world_size() > 1:
         for tensor in model.state_dict().values():
             distributed.broadcast(tensor, src=0)
 
 
 def sum_over_processes(tensor):
-    """Sum of the tensors of all processes, element-wise."""
+    """Sum a tensor over all processes, element-wise."""
     if world_size() > 1:
         distributed.all_reduce(tensor)
     return tensor
 
 
 def max_over_processes(values):
-    """Maximum of the lists of numbers of all processes, element-wise. Waits for the device."""
+    """Take the element-wise maximum of a list of numbers over all processes. Waits for the device."""
     if world_size() == 1:
         return list(values)
     tensor = paddle.to_tensor(values, dtype="float32")
@@ -88,7 +88,7 @@ def max_over_processes(values):
 
 
 def gather(tensor):
-    """The (n,) tensors of all processes as an array (world_size, n). Waits for the device."""
+    """Gather the (n,) tensors of all processes in an array (world_size, n). Waits for the device."""
     if world_size() == 1:
         return tensor.numpy()[None]
     tensors = []
@@ -97,7 +97,7 @@ def gather(tensor):
 
 
 def gather_objects(value):
-    """List of the values of all processes, any objects that pickle."""
+    """Gather the values of all processes, any picklable objects, in a list."""
     if world_size() == 1:
         return [value]
     values = []
@@ -106,10 +106,10 @@ def gather_objects(value):
 
 
 def data_parallel(model):
-    """Model whose gradients are averaged over the processes."""
+    """Wrap a model, so that its gradients are averaged over the processes."""
     return paddle.DataParallel(model) if world_size() > 1 else model
 
 
 def local_gradients(model):
-    """Context in which each process accumulates the gradients of a `data_parallel` model without averaging them."""
+    """Context manager: gradients of a `data_parallel` model accumulate in each process without being averaged."""
     return model.no_sync() if world_size() > 1 else contextlib.nullcontext()

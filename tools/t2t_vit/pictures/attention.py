@@ -1,4 +1,4 @@
-"""The picture `attention`: where a model looks, as maps laid over images."""
+"""The picture `attention`: maps over images that show where a model looks."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def draw_attention(args, cfg):
 
 
 def answer(logits, names):
-    """The predicted class and its probability, in words."""
+    """Describe the predicted class and its probability."""
     probabilities = F.softmax(logits[0])
     best = int(probabilities.argmax())
     return f"{short_name(names[best])} {float(probabilities[best]):.2f}"

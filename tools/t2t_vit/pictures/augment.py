@@ -1,4 +1,4 @@
-"""The picture `augment`: training images as they are in the first 15 epochs, and mixed images with their targets."""
+"""The picture `augment`: augmented training images of the first 15 epochs, and mixed images with their targets."""
 
 import dataclasses
 from collections import Counter
@@ -19,8 +19,8 @@ from t2t_vit.pictures.sheet import FAINT, Cell, Heading, check_sheet, save_sheet
 
 EPOCHS = 15  # augmented versions of an image
 MIXED_EPOCHS = 4
-PAIRS = 5  # mixed images shown of a batch of twice as many
-# Settings in the headings.
+PAIRS = 5  # mixed images to show; their batch has twice as many
+# Settings that the headings show.
 AUGMENT_KEYS = ("AUTO_AUGMENT", "COLOR_JITTER", "SCALE", "PADDED_CROP", "HFLIP", "ERASE_PROB", "ERASE_MODE")
 MIXING_KEYS = ("MIXUP", "CUTMIX", "MIX_PROB", "MIX_MODE")
 
@@ -36,14 +36,14 @@ def draw_augment(args, cfg):
 
 
 def augment_rows(split, names, cfg, count):
-    """The rows of the sheet: `count` images with their augmented versions, then mixed images."""
+    """Return the rows of the sheet: `count` images with their augmented versions, then mixed images."""
     dataset = TrainDataset(split, cfg)
     title = f"{cfg.NAME}: what training sees of an image in epochs 1 to {EPOCHS}"
     columns = ("image", *(f"epoch {number}" for number in range(1, EPOCHS + 1)))
     rows = [Heading(title, (settings_line(cfg, AUGMENT_KEYS),)), [Cell(None, ((text, FAINT),)) for text in columns]]
     for index in progress_bar(choose(split.labels, count, cfg.SEED), desc="augment"):
         whole = load_image(split.paths[index], **reading(cfg))
-        # As if the image were the first in its batch, which gives the noise of erased boxes.
+        # The noise of erased boxes is that of an image that comes first in its batch.
         batches = [read_batch(dataset, [(epoch, index, 0)], cfg) for epoch in range(EPOCHS)]
         versions = [Cell(unmixed(batch, cfg)[0]) for batch in batches]
         rows.append([Cell(whole, (short_name(names[split.labels[index]]),)), *versions])
@@ -57,26 +57,26 @@ def augment_rows(split, names, cfg, count):
 
 
 def choose(labels, count, seed):
-    """Indices of at most `count` random images. Every class is used once before any is used twice."""
+    """Choose up to `count` random images. Every class appears once before any appears twice. Returns indices."""
     order, seen, turns = np.random.default_rng(seed).permutation(len(labels)), Counter(), []
     for label in labels[order].tolist():
-        turns.append(seen[label])  # images of the same class before this one
+        turns.append(seen[label])  # number of earlier images of this class
         seen[label] += 1
     return order[np.argsort(turns, kind="stable")][:count].tolist()
 
 
 def read_batch(dataset, samples, cfg):
-    """`Batch` of samples (epoch, index, copy), as the training loader makes it."""
+    """Read samples (epoch, index, copy) as a `Batch`, like the training loader."""
     return to_batch(*to_tensors(TrainCollate(cfg)([dataset[sample] for sample in samples])))
 
 
 def unmixed(batch, cfg):
-    """uint8 (B, S, S, C): the images of a `Batch` without mixing."""
+    """Return the images of a `Batch` without mixing: uint8 (B, S, S, C)."""
     return to_pixels(TrainInput(cfg)(dataclasses.replace(batch, mixing=None))[0], cfg)
 
 
 def mixed_batch(dataset, epoch, indices, cfg):
-    """(uint8 images before mixing, uint8 mixed images, labels (B,), targets (B, K)) of a batch in an epoch."""
+    """Return (uint8 images before mixing, uint8 mixed images, labels (B,), targets (B, K)) of a batch."""
     batch = read_batch(dataset, [(epoch, index, 0) for index in indices], cfg)
     # With AUG.ERASE_MIXED the boxes are erased after mixing.
     sources = batch.images.numpy() if cfg.AUG.ERASE_MIXED else unmixed(batch, cfg)
@@ -87,13 +87,13 @@ def mixed_batch(dataset, epoch, indices, cfg):
 
 
 def to_pixels(images, cfg):
-    """The model's input (B, C, S, S) back to uint8 (B, S, S, C); noise beyond black and white is clipped."""
+    """Convert model input (B, C, S, S) back to uint8 (B, S, S, C). Noise beyond black and white is clipped."""
     pixels = images.numpy().transpose(0, 2, 3, 1) * np.array(cfg.DATA.STD) + np.array(cfg.DATA.MEAN)
     return np.clip(np.rint(pixels * 255.0), 0, 255).astype(np.uint8)
 
 
 def mixed_row(dataset, epoch, indices, names, cfg):
-    """PAIRS times an image, its partner in the reversed batch, and their mix with its target."""
+    """Build a row of PAIRS triples: an image, its partner in the reversed batch, and their mix with its target."""
     sources, mixed, labels, targets = mixed_batch(dataset, epoch, indices, cfg)
     row = [Cell(None, ((f"epoch {epoch + 1}", FAINT),))]
     for i in range(PAIRS):
@@ -107,5 +107,5 @@ def mixed_row(dataset, epoch, indices, names, cfg):
 
 
 def settings_line(cfg, keys):
-    """Some keys of AUG with their values."""
+    """Format some keys of AUG with their values."""
     return ", ".join(f"{key} {cfg.AUG[key]}" for key in keys)

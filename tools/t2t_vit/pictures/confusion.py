@@ -1,16 +1,16 @@
-"""Which classes a model confuses, drawn with matplotlib: a matrix, or of many classes the most confused pairs."""
+"""Plot which classes a model confuses: as a matrix, or with many classes as the most confused pairs."""
 
 import numpy as np
 
 from t2t_vit.common.figures import figure_to, plain
 from t2t_vit.pictures.sheet import short_name
 
-MAX_MATRIX = 30  # classes
+MAX_MATRIX = 30  # largest number of classes for a matrix
 PAIRS = 30
 
 
 def draw_confusion(labels, predicted, names, title, path):
-    """Draw the confusion of true `labels` (N,) and `predicted` classes (N,) into a file."""
+    """Plot how `labels` (N,) and `predicted` classes (N,) differ, and write the plot to a file."""
     names = [name if len(name) <= 20 else f"{name[:17]}..." for name in map(short_name, names)]
     names = list(map(plain, names))
     if len(names) <= MAX_MATRIX:
@@ -24,13 +24,13 @@ def draw_confusion(labels, predicted, names, title, path):
 
 
 def confusion_matrix(labels, predicted, num_classes):
-    """(K, K): images of each true class (row) by predicted class (column)."""
+    """Count the images of each true class (row) by predicted class (column): (K, K)."""
     pairs = labels.astype(np.int64) * num_classes + predicted
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def confused_pairs(labels, predicted, num_classes):
-    """(true class, predicted class, images, fraction of the true class's images), the most images first."""
+    """List (true class, predicted class, images, fraction of the true class), the most frequent confusion first."""
     wrong = labels != predicted
     pairs, counts = np.unique(labels[wrong].astype(np.int64) * num_classes + predicted[wrong], return_counts=True)
     sizes, found = np.bincount(labels, minlength=num_classes), []
@@ -41,7 +41,7 @@ def confused_pairs(labels, predicted, num_classes):
 
 
 def _draw_matrix(axes, matrix, names, title):
-    """The counts, coloured by their fraction of the row."""
+    """Draw the counts. Colours show the fraction of the row."""
     fractions = matrix / matrix.sum(axis=1, keepdims=True).clip(1)
     image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     for true, other in zip(*matrix.nonzero()):
@@ -54,7 +54,7 @@ def _draw_matrix(axes, matrix, names, title):
 
 
 def _draw_pairs(axes, pairs, names, title):
-    """A bar for each pair, the most confused one at the top."""
+    """Draw a bar for each pair, with the most confused one at the top."""
     axes.set_title(title)
     if not pairs:
         axes.text(0.5, 0.5, "no image is classified wrongly", ha="center", transform=axes.transAxes)

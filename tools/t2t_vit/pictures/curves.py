@@ -5,7 +5,7 @@ from t2t_vit.common.figures import check_suffix, figure_to, plain, require_matpl
 from t2t_vit.common.files import check_outputs, display_path
 from t2t_vit.pictures.run_logs import read_runs
 
-# Title of each panel, factor of its numbers, and its lines: (key of a row, style, name).
+# {title of a panel: (factor for its numbers, lines: (key of a row, style, name))}
 PANELS = {
     "loss": (1, (("train_loss", ":", "train"), ("val_loss", "-", "val"), ("val_ema_loss", "--", "val, EMA"))),
     "top-1 (%)": (100, (("train_acc", ":", "train"), ("val_top1", "-", "val"), ("val_ema_top1", "--", "val, EMA"))),
@@ -15,7 +15,7 @@ PANELS = {
 
 
 def draw_curves(args):
-    """Draw the runs that the options name, and print a line on each. Raises UserError or OSError."""
+    """Plot the runs that the options name, and print a line about each. Raises UserError or OSError."""
     check_suffix(args.sheet, "--sheet")
     check_outputs([args.sheet], args.runs)
     require_matplotlib()
@@ -32,14 +32,14 @@ def draw_curves(args):
 
 
 def panels_of(runs):
-    """The panels and lines of `PANELS` for which there are numbers."""
+    """Return the panels and lines of `PANELS` for which the runs have numbers."""
     keys = {key for run in runs for row in run.rows.values() for key in row}
     panels = {title: (scale, [line for line in lines if line[0] in keys]) for title, (scale, lines) in PANELS.items()}
     return {title: panel for title, panel in panels.items() if panel[1]}
 
 
 def summary(run):
-    """One line: the run's epochs and its best validations."""
+    """Describe a run in one line: its epochs and its best validation results."""
     text = f"{run.name}: epochs {min(run.rows)} to {max(run.rows)}"
     for key, name in (("val_top1", "val"), ("val_ema_top1", "EMA")):
         found = [(row[key], -epoch) for epoch, row in run.rows.items() if row.get(key) is not None]
@@ -50,7 +50,7 @@ def summary(run):
 
 
 def draw(figure, places, runs, panels):
-    """Draw each of `panels` into one of `places`: a colour for each run, a style for each kind of number."""
+    """Plot each of `panels` in one of `places` (axes). Runs differ by colour, kinds of numbers by line style."""
     from matplotlib.lines import Line2D  # optional library
 
     for axes, (title, (scale, lines)) in zip(places, panels.items()):

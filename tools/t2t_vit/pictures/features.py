@@ -1,4 +1,4 @@
-"""The picture `features`: what the layers of a model make of images."""
+"""The picture `features`: the features of an image after each layer of a model."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from t2t_vit.pictures.sheet import Cell, Heading, lines_of, paired, save_sheet
 
 NOTES = (
     "each token coloured by the first three principal components of its layer, over all images of the sheet: tokens "
-    "that are alike to the layer have the same colour",
+    "with similar features have similar colours",
     "rows x columns of tokens, width of each, variance explained by the three components",
 )
 
@@ -31,10 +31,10 @@ def draw_features(args, cfg):
 
 
 def chosen(layers, block):
-    """The layers to draw: all before the blocks, and the blocks that --block chooses, see `features_parser`.
+    """Return the layers to draw: all before the blocks, and the blocks that --block selects.
 
     Args:
-        layers: for each layer, the (name, tokens, grid) of every image.
+        layers: for each layer, (name, tokens, grid) of every image.
         block: number from 1, "all", or None for the first, middle and last.
     """
     blocks = [layer for layer in layers if layer[0][0].startswith("block ")]
@@ -44,7 +44,7 @@ def chosen(layers, block):
 
 
 def column(layer):
-    """The `Cell` of every image for one layer, with uint8 (rows, columns, 3)."""
+    """Build the column of `Cell`s for one layer, one per image."""
     name, _, (rows, columns) = layer[0]
     tokens = np.concatenate([tokens.numpy() for _, tokens, _ in layer]).astype(np.float64)  # (images, N, C)
     width = tokens.shape[2]
@@ -54,9 +54,9 @@ def column(layer):
 
 
 def principal_colours(tokens):
-    """The first three principal components of tokens (M, C) as colours, uint8 (M, 3), and the variance they explain.
+    """Colour tokens (M, C) by their first three principal components. Returns (uint8 (M, 3), explained variance).
 
-    The largest weight of each component is made positive. The values are clipped to their percentiles 1 to 99.
+    The sign of a component is chosen so that its largest weight is positive. Values are clipped to percentiles 1 to 99.
     """
     centred = tokens - tokens.mean(axis=0)
     variances, directions = np.linalg.eigh(centred.T @ centred)  # in ascending order

@@ -1,4 +1,4 @@
-"""The maps of the picture `attention`: which ones the options choose, and their values."""
+"""The maps of the picture `attention`: select them by the options, and compute them."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from t2t_vit.pictures.model import chosen_numbers
 from t2t_vit.pictures.options import METHODS
 from t2t_vit.pictures.sheet import short_name
 
-# The options that a method takes.
+# {method: options that it supports}
 OPTIONS = {
     "attention": {"method", "block", "head", "query", "token"},
     "rollout": {"method", "block", "query", "token"},
@@ -25,13 +25,13 @@ class Map(NamedTuple):
     """A map over a picture."""
 
     values: np.ndarray  # (rows, columns)
-    box: tuple  # of the map, in pixels of the picture
-    mark: tuple  # box of the token that looks, or None
-    lines: tuple  # caption
+    box: tuple  # (left, top, right, bottom) of the map, in pixels of the picture
+    mark: tuple  # box of the token whose attention is shown, or None
+    lines: tuple  # lines of the caption
 
 
 def chosen_methods(args):
-    """The methods of `OPTIONS` that the options of a command line choose: all that take them, without --method."""
+    """Return the methods to draw: that of --method, or else all that support the given options."""
     given = {name for name in set().union(*OPTIONS.values()) if getattr(args, name) is not None}
     candidates = ["stage"] if args.stage else [args.method] if args.method else METHODS
     methods = [method for method in candidates if given <= OPTIONS[method]]
@@ -43,7 +43,7 @@ def chosen_methods(args):
 
 
 class BlockMaps:
-    """Maps of the blocks of the backbone that the options choose. Raises UserError for options that do not fit."""
+    """Maps of the backbone blocks that the options select. Raises UserError for options that do not fit."""
 
     def __init__(self, args, model, names, methods):
         self.args, self.model, self.names, self.methods = args, model, names, methods
@@ -57,22 +57,22 @@ class BlockMaps:
         if args.class_id is not None and not 0 <= args.class_id < len(names):
             raise UserError(f"--class-id is {args.class_id} but the classes are 0 to {len(names) - 1}")
         if args.token == "distillation" and attention.num_class_tokens(model) < 2:
-            raise UserError("--token distillation is for a distilled model, which this is not")
+            raise UserError("--token distillation needs a distilled model")
 
     def _chosen_heads(self, block):
-        """Indices of the heads to draw one by one; [None] to draw their mean."""
+        """Return the indices of the heads to draw one by one, or [None] to draw their mean."""
         if self.args.head is None:
             return [None]
         count = self.backbone[block].block.attn.num_heads
         return chosen_numbers("--head", self.args.head, count, f"the heads of block {block + 1}")
 
     def notes(self):
-        """What the sheet shows, one line per method."""
+        """Describe what the sheet shows, one line per method."""
         token = "the marked token" if self.args.query else f"the {self.args.token or 'class'} token"
         heads = "one head" if self.args.head else "mean of its heads"
         texts = {
-            "attention": f"attention: what {token} takes from each patch in one block, {heads}",
-            "rollout": f"rollout: what reaches {token} from each patch through the blocks (Abnar and Zuidema, 2020)",
+            "attention": f"attention: how much {token} attends to each patch in one block, {heads}",
+            "rollout": f"rollout: how much each patch adds to {token} through the blocks (Abnar and Zuidema, 2020)",
             "gradient": "gradient: patches whose attention increases the logit of a class (Chefer et al., 2021)",
         }
         return [texts[method] for method in self.methods]
@@ -118,12 +118,12 @@ class BlockMaps:
 
 
 class StageMaps:
-    """Maps of a layer with attention before the blocks: a token layer of a T2T module."""
+    """Maps of a layer before the blocks that has attention: a token layer of a T2T module."""
 
     def __init__(self, args, model):
         self.model, stages = model, attention.attending_stages(model)
         if not stages:
-            raise UserError("--stage is for a T2T module with attention, which this model does not have")
+            raise UserError("--stage needs a T2T module with attention, which this model does not have")
         (self.index,) = chosen_numbers("--stage", args.stage, len(stages), "the layers of the T2T module")
         self.stage = stages[self.index]
         self.queries = args.query or [tuple(length * i // 4 for length in self.stage.grid) for i in (1, 2, 3)]
@@ -131,7 +131,7 @@ class StageMaps:
         check_queries(self.queries, self.stage.grid, self.title)
 
     def notes(self):
-        return [f"what the marked token takes from each token of {self.title}"]
+        return [f"how much the marked token attends to each token in {self.title}"]
 
     def __call__(self, picture):
         """(logits (1, K), rows of `Map`s) of a `Picture`."""

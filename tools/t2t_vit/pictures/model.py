@@ -1,4 +1,4 @@
-"""The start of the pictures of a model: open the model, read images as it sees them."""
+"""Shared by the pictures of a model: open the model, and read images as it sees them."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
 
 
 def open_pictures(args, cfg):
-    """Open the model and at most --count of the images of a command line, evenly from the first to the last.
+    """Open the model and up to --count of the images of a command line, evenly spread from first to last.
 
     Returns:
         (`OpenedModel`, list of `Picture`, exit status: 1 if an image cannot be read).
@@ -39,7 +39,11 @@ def open_pictures(args, cfg):
     paths = find_images(args.words)
     check_sheet(args.sheet, [*args.inputs, *paths])
     if len(paths) > args.count:
-        log.info("%d of %d images are drawn, evenly from first to last: --count takes more", args.count, len(paths))
+        log.info(
+            "%d of %d images are drawn, evenly spread from first to last; a larger --count draws more",
+            args.count,
+            len(paths),
+        )
         paths = [paths[len(paths) * i // args.count] for i in range(args.count)]
     opened = open_model(args, cfg, weights_only=True)
     if not args.weights_named:
@@ -58,7 +62,7 @@ def open_pictures(args, cfg):
 
 
 def chosen_numbers(option, chosen, count, what):
-    """Indices from 0 of an option: a number from 1 to `count`, or "all". Raises UserError for a larger number."""
+    """Convert an option, a number from 1 to `count` or "all", to indices from 0. Raises UserError if too large."""
     if chosen == "all":
         return list(range(count))
     if chosen > count:
@@ -67,6 +71,6 @@ def chosen_numbers(option, chosen, count, what):
 
 
 def short_path(path):
-    """The last two parts of a path, shortened to fit a caption."""
+    """Return the last two parts of a path, shortened to fit a caption."""
     name = "/".join(Path(path).absolute().parts[-2:])
     return name if len(name) <= 24 else f"{name[:10]}...{name[-11:]}"

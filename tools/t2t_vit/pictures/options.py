@@ -19,18 +19,18 @@ def attention_parser():
     parser = _parser("attention", "Draw where a model looks.", count=8, words=IMAGES)
     parser.set_defaults(opens_run=True)
     add = parser.add_argument
-    add("--method", choices=METHODS, help="default: all three, as far as the other options allow")
-    add("--block", type=number_or("all"), metavar="N|all", help="block of the backbone, from 1; default: the last; "
-        "rollout and gradient go from the first block to it")  # fmt: skip
+    add("--method", choices=METHODS, help="default: all that support the other options")
+    add("--block", type=number_or("all"), metavar="N|all", help="block of the backbone, from 1; default: the last. "
+        "rollout and gradient combine all blocks up to it")  # fmt: skip
     add("--head", type=number_or("all"), metavar="N|all", help="head, from 1; default: the mean of the heads")
     add("--class-id", type=int, metavar="N", help="class of --method gradient; default: the predicted one")
     add("--stage", type=number_or(), metavar="N",
-        help="layer of the T2T module to look into; without --query, three tokens on its diagonal look")  # fmt: skip
+        help="draw the attention in this layer of the T2T module, by default of three tokens")  # fmt: skip
     add("--overlays", type=not_empty, metavar="DIR", help="also write each overlay into a PNG file")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--query", type=place, action="append", metavar="ROW,COLUMN",
-        help="token that looks, from 1,1 on its grid, may be repeated; default: the class token")  # fmt: skip
-    add("--token", choices=("class", "distillation"), help="token of a distilled PiT that looks; default: class")
+        help="draw the attention of this token (from 1,1); may be repeated; default: class token")  # fmt: skip
+    add("--token", choices=("class", "distillation"), help="token of a distilled PiT to draw; default: class")
     return parser
 
 
@@ -77,12 +77,12 @@ def _parser(picture, description, count, batch_size_key="VAL.BATCH_SIZE", words=
     parser.set_defaults(picture=picture)
     add, name = parser.add_argument, f"{picture}.png"
     add("--sheet", type=not_empty, default=name, metavar="FILE", help=f".png, .jpg or .pdf; default {name}")
-    add("--count", type=number_or(), default=count, metavar="N", help=f"images at most; default {count}")
+    add("--count", type=number_or(), default=count, metavar="N", help=f"largest number of images; default {count}")
     return parser
 
 
 def number_or(*words):
-    """Type of an option whose value is a whole number from 1, or one of `words`."""
+    """Option type: a whole number from 1, or one of `words`."""
 
     def convert(text):
         if text in words:
@@ -95,7 +95,7 @@ def number_or(*words):
 
 
 def place(text):
-    """Type of an option ROW,COLUMN, both from 1: (row, column) from 0."""
+    """Option type: ROW,COLUMN, both from 1. Returns (row, column) from 0."""
     if not re.fullmatch(r"0*[1-9]\d*,0*[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} must be ROW,COLUMN, two numbers from 1")
     return tuple(int(word) - 1 for word in text.split(","))

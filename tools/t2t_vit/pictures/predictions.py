@@ -1,4 +1,4 @@
-"""The picture `predictions`: images with their predictions, by default those with the largest loss."""
+"""The picture `predictions`: images with their predictions, by default the images with the largest loss."""
 
 import dataclasses
 import json
@@ -52,9 +52,9 @@ def draw_predictions(args, cfg):
 
 
 def evaluate_images(opened, split, names):
-    """(`Scores`, a dict for each image in the order of the split) of an `OpenedModel` on a `Split`.
+    """Evaluate an `OpenedModel` on a `Split`. Returns (`Scores`, a dict for each image, in the order of the split).
 
-    "probability" is of the predicted class; it and "loss" are None if not finite.
+    "probability" is that of the predicted class. "probability" and "loss" are None if they are not finite.
     """
     results = []
 
@@ -82,7 +82,7 @@ def _finite(number):
 
 
 def ordered(results, order, seed):
-    """The results of all images in an order of `ORDERS`; a loss that is not finite counts as the largest."""
+    """Sort the results in one of the `ORDERS`. A loss that is not finite counts as the largest."""
     if order == "random":
         return [results[index] for index in np.random.default_rng(seed).permutation(len(results))]
     losses = [math.inf if result["loss"] is None else result["loss"] for result in results]
@@ -91,7 +91,7 @@ def ordered(results, order, seed):
 
 
 def image_cell(result, cfg):
-    """An image with the predicted class, the true class and the file's name."""
+    """Build the cell of an image, with the predicted class, the true class and the file name."""
     loss, probability = (math.nan if result[key] is None else result[key] for key in ("loss", "probability"))
     colour = RIGHT if result["label"] == result["predicted"] else WRONG
     lines = (

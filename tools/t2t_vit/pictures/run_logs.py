@@ -1,4 +1,4 @@
-"""Training runs, of this repository or others, as rows of numbers by epoch."""
+"""Read training runs, of this repository or others, as rows of numbers by epoch."""
 
 import csv
 import json
@@ -10,19 +10,19 @@ from pathlib import Path
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import display_path
 
-# Numbers of an epoch: accuracies from 0 to 1; "val" is of the raw weights, "val_ema" of their moving average.
+# Keys of a row. Accuracies are from 0 to 1. "val" is for the raw weights, "val_ema" for their moving average.
 KEYS = (
     "lr", "train_loss", "train_acc", "val_loss", "val_top1", "val_top5", "val_ema_loss", "val_ema_top1",
     "val_ema_top5", "images_per_second",
 )  # fmt: skip
-# Column of timm's summary.csv: (key, what the number is divided by).
+# {column of timm's summary.csv: (key, divisor of the number)}
 _COLUMNS = {
     "train_loss": ("train_loss", 1), "eval_loss": ("val_loss", 1), "eval_top1": ("val_top1", 100),
     "eval_top5": ("val_top5", 100), "lr": ("lr", 1),
 }  # fmt: skip
 _INTEGER = r"\d{1,15}"
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
-_LONGEST_LINE = 10_000  # characters that are searched
+_LONGEST_LINE = 10_000  # only this many characters of a line are searched
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Run:
     """One training run."""
 
     name: str
-    source: Path  # its file
+    source: Path  # file that was read
     rows: dict  # {epoch from 1: {key of KEYS: number, or None if it is not finite}}
 
     def series(self, key):
-        """(epochs, numbers) of the epochs that have `key`; nan for a number that is not finite."""
+        """Return (epochs, numbers) for the epochs that have `key`. A number that is not finite becomes nan."""
         found = {epoch: row[key] for epoch, row in sorted(self.rows.items()) if key in row}
         return list(found), [math.nan if number is None else number for number in found.values()]
 
 
 def read_runs(paths):
-    """`Run`s of files and run folders, each file once, with different names. Raises UserError, see `read_run`."""
+    """Read files and run folders as `Run`s with distinct names, each file once. Raises UserError, see `read_run`."""
     runs = list({run.source.resolve(): run for run in map(read_run, paths)}.values())
     names = [run.name for run in runs]
     return [
@@ -49,11 +49,11 @@ def read_runs(paths):
 
 
 def read_run(path):
-    """`Run` of a run folder (timm's too), a metrics.jsonl (with times.jsonl beside it), timm's summary.csv, or a log.
+    """Read a run folder (also timm's), a metrics.jsonl (and times.jsonl beside it), timm's summary.csv, or a log.
 
-    Logs are those of this repository, T2T_paddle or paddle_pit. If an epoch occurs twice, the last row counts.
+    Logs may come from this repository, T2T_paddle or paddle_pit. If an epoch occurs twice, the last row counts.
 
-    Raises UserError if the file does not exist, has no epoch, or has a bad line, which is named.
+    Returns a `Run`. Raises UserError if the file does not exist, has no epoch, or has a bad line.
     """
     path = Path(path)
     if path.is_dir():
@@ -80,7 +80,7 @@ def read_run(path):
 
 
 def _finite(number):
-    """None for a number that cannot be drawn: nan, inf, beyond 1e100."""
+    """Return a number, or None if it cannot be plotted: nan, inf, beyond 1e100."""
     return number if number is not None and abs(number) <= 1e100 else None
 
 
@@ -94,7 +94,7 @@ def _read_metrics(path):
 
 
 def _read_json_lines(path):
-    """{epoch: row}. The last line may be torn: the run will write it again."""
+    """Read {epoch: row}. The last line may be incomplete: the run is writing it or was killed."""
     rows, lines = {}, path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
@@ -108,7 +108,7 @@ def _read_json_lines(path):
 
 
 def _read_summary(path):
-    """timm's summary.csv: epochs from 0, accuracies in percent. A resumed run writes its header again."""
+    """Read timm's summary.csv: epochs from 0, accuracies in percent. A resumed run repeats the header."""
     rows, header = {}, []
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         reader = csv.reader(file)
@@ -138,15 +138,15 @@ def _read_log(path):
 
 
 class _Log:
-    """The epochs of a log, read line by line.
+    """Collects the epochs of a log, line by line.
 
     This repository and T2T_paddle write `Epoch [1/40], Step [10/22], ... read_time: 0.01, train_time: 0.2, lr: 0.001`,
-    then `Epoch [1/40], avg_Loss: 2.3, avg_acc: 0.1`, then `ImageNet val acc is:0.1`, here perhaps with ` (EMA)`.
+    then `Epoch [1/40], avg_Loss: 2.3, avg_acc: 0.1`, then `ImageNet val acc is:0.1`; this repository may add ` (EMA)`.
     paddle_pit writes `Now training epoch 1. LR=0.001`, `Epoch[001/310], Step[0000/1251], ...`, `Epoch[001/310], Train
     Loss: 6.9, Train Acc: 0.01, time: 1500.0`, `Epoch[001/310], Validation Loss: 6.5, Validation Acc@1: ...`.
 
-    T2T_paddle counts from 0 again after each start and appends to its log: there, the epochs of later starts are
-    appended to the earlier ones. Otherwise the parts of a run are merged by epoch, in any order.
+    T2T_paddle appends to its log and counts from 0 again after each start, so the epochs of later starts are added
+    after the earlier ones. For the others, the parts of a run are merged by epoch number.
     """
 
     NAMES = {
@@ -179,7 +179,7 @@ class _Log:
             self.row["val_ema_top1" if match[2] else "val_top1"] = _finite(float(match[1]))
 
     def _enter(self, printed, begins):
-        """Start an empty row for another epoch. `begins`: this line cannot belong to a finished epoch."""
+        """Start an empty row for a new epoch. `begins`: this line cannot belong to a finished epoch."""
         if printed != self.printed or (begins and "train_loss" in self.row):
             if printed == 0:
                 self.before = 1 + max(self.rows, default=-1)

@@ -1,4 +1,4 @@
-"""Sheets of pictures with captions, drawn with Pillow: rows of square cells below a title."""
+"""Draw sheets of pictures with captions, with Pillow: rows of square cells below a title."""
 
 import contextlib
 import itertools
@@ -16,16 +16,16 @@ from t2t_vit.data.images import to_image
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".pdf": "PDF"}
 TILE = 128  # pixels: side of a picture, unless the sheet sets another
-GAP, MARGIN, LINE = 12, 20, 20  # pixels: between pictures, around the sheet, of a line of text
-LONGEST_ROW = 11  # cells of a row of `lines_of`
-MAX_HEIGHT = 65_500  # pixels of a JPEG file
+GAP, MARGIN, LINE = 12, 20, 20  # pixels: between pictures, around the sheet, per line of text
+LONGEST_ROW = 11  # most cells per row in `lines_of`
+MAX_HEIGHT = 65_500  # pixels; JPEG allows no more
 PAPER, SHADE, INK, FAINT = "white", (233, 236, 240), (25, 25, 25), (110, 110, 110)
 CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A title and lines in smaller letters, over the whole width."""
+    """A title with lines of smaller text, as wide as the sheet."""
 
     title: str
     notes: tuple = ()
@@ -47,7 +47,7 @@ def check_sheet(path, inputs=()):
 
 
 def save_sheet(rows, path, tile=TILE, columns=4):
-    """Draw a sheet into a file, complete or not at all; for the arguments see `draw_sheet`."""
+    """Draw a sheet and write it to a file atomically. For the arguments see `draw_sheet`."""
     sheet = draw_sheet(rows, tile, columns)
     with atomic_path(path) as temporary:
         sheet.save(temporary, FORMATS[Path(path).suffix.lower()], quality=92, subsampling=0, resolution=150)
@@ -55,12 +55,12 @@ def save_sheet(rows, path, tile=TILE, columns=4):
 
 
 def draw_sheet(rows, tile=TILE, columns=4):
-    """RGB PIL image of a sheet.
+    """Draw a sheet and return it as an RGB PIL image.
 
     Args:
-        rows: each a `Heading` or a list of `Cell`s; None leaves a place empty.
+        rows: each is a `Heading` or a list of `Cell`s. None in a list leaves a cell empty.
         tile: side of a picture in pixels.
-        columns: places in a row at least.
+        columns: smallest number of cells per row.
     """
     columns = max(columns, *(len(row) for row in rows if isinstance(row, list)), 1)
     width = 2 * MARGIN + columns * tile + (columns - 1) * GAP
@@ -115,26 +115,26 @@ def fitted(image, tile=TILE):
 
 
 def lines_of(picture, row):
-    """Rows of a sheet for one picture: its cell, then the cells of `row`. A row that is too long is split evenly."""
+    """Return the rows for one picture: its cell, then the cells of `row`. A row that is too long is split evenly."""
     length = math.ceil(len(row) / math.ceil(len(row) / (LONGEST_ROW - 1)))
     starts = range(0, len(row), length)
     return [[None if start else picture, *row[start : start + length]] for start in starts]
 
 
 def paired(lines):
-    """Short rows that show a picture each, two in a row."""
+    """Put two short rows, each for one picture, side by side."""
     if max(map(len, lines)) > 4 or not all(line[0] for line in lines):
         return lines
     return [[*left, *right] for left, right in itertools.zip_longest(lines[::2], lines[1::2], fillvalue=[])]
 
 
 def short_name(name):
-    """The first of a class's names: "tench" of "tench, Tinca tinca"."""
+    """Return the first name of a class: "tench" of "tench, Tinca tinca"."""
     return name.split(",")[0].strip()
 
 
 def write(draw, text, left, top, room, size=15, colour=INK):
-    """Write a line, shortened to `room` pixels."""
+    """Write a line of text, shortened to `room` pixels."""
     font = load_font(size, text)
     if not hasattr(font, "font"):  # Pillow's bitmap font has Latin letters only
         text = text.encode("latin-1", "replace").decode("latin-1")
@@ -146,7 +146,7 @@ def write(draw, text, left, top, room, size=15, colour=INK):
 
 
 def load_font(size, text=""):
-    """Pillow's own font, or an installed one of `CHINESE_FONTS` if the text has Chinese characters."""
+    """Load Pillow's own font, or an installed one of `CHINESE_FONTS` if the text has Chinese characters."""
     for name in CHINESE_FONTS if max(text, default="") >= "\u2e80" else ():
         with contextlib.suppress(OSError, ImportError):
             return ImageFont.truetype(name, size)  # found in the system's font folders

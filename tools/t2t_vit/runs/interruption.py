@@ -9,21 +9,21 @@ from t2t_vit.common.runtime import ignore_interrupts
 from t2t_vit.config_values import to_seconds
 from t2t_vit.parallel import processes
 
-GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # several processes take the largest
+GO_ON, SAVE, STOP_FOR_TIME, STOP_FOR_SIGNAL = range(4)  # with several processes, the largest one wins
 STOPS = (STOP_FOR_TIME, STOP_FOR_SIGNAL)
-_AGREE_SECONDS = 5.0  # between two checks with several processes; each check waits for the devices
-_EXIT_SECONDS = 5.0  # for the process to end after its last save
-_SAVE_SECONDS = 30.0  # allowed for a save, unless one has taken longer
-_REPEAT_SECONDS = 2.0  # within which a second Ctrl-C still means to save
+_AGREE_SECONDS = 5.0  # between checks of several processes; a check waits for the devices
+_EXIT_SECONDS = 5.0  # reserved for the exit of the process after its last save
+_SAVE_SECONDS = 30.0  # reserved for a save, unless one has taken longer
+_REPEAT_SECONDS = 2.0  # a second Ctrl-C within this time is ignored
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class InterruptHandler:
     """Decides after each step whether to continue, save or stop.
 
-    As a context manager it handles SIGTERM, SIGINT and SIGHUP. The first of these signals is noted. SIGINT again within
-    `_REPEAT_SECONDS` is ignored; SIGINT after that stops at once. Under nohup SIGHUP stays ignored. TRAIN.TIME_LIMIT
-    counts from `started`, the `time.monotonic()` when the command started.
+    As a context manager, it handles SIGTERM, SIGINT and SIGHUP. After the first signal, the run saves and stops. A
+    second SIGINT within `_REPEAT_SECONDS` is ignored; a later one stops at once. Under nohup, SIGHUP stays ignored.
+    TRAIN.TIME_LIMIT counts from `started`, the `time.monotonic()` when the command started.
     """
 
     def __init__(self, train, started):
@@ -33,8 +33,8 @@ class InterruptHandler:
         self.signal = self.signalled_at = None
         self.slowest_save = min(_SAVE_SECONDS, self.limit / 10)
         self.last_save = time.monotonic()
-        self.steps = 0  # since the command started
-        self.seconds_between = 0.0  # the last two checks
+        self.steps = 0  # steps since the command started
+        self.seconds_between = 0.0  # time between the last two checks
         self.epoch_starts()
 
     def __enter__(self):
@@ -46,7 +46,7 @@ class InterruptHandler:
 
     def __exit__(self, *_):
         for number, handler in self._earlier.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
+            signal.signal(number, handler or signal.SIG_DFL)  # None: the handler was not set by Python
         if self.signal:
             ignore_interrupts()
 
@@ -59,7 +59,7 @@ class InterruptHandler:
                 how = f"Ctrl-C after {_REPEAT_SECONDS:.0f} seconds or later gives up what is not saved"
                 write_from_handler(f"\nsaving after this step; {how}\n")
         elif number == signal.SIGINT and time.monotonic() > self.signalled_at + _REPEAT_SECONDS:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends; once is enough
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough, the process exits
             raise KeyboardInterrupt
 
     def epoch_starts(self):
@@ -67,7 +67,7 @@ class InterruptHandler:
         self.checked, self.checked_at, self.next_check = time.monotonic(), self.steps, self.steps + 1
 
     def after_step(self):
-        """GO_ON, SAVE, STOP_FOR_TIME or STOP_FOR_SIGNAL, equal in every process."""
+        """Return GO_ON, SAVE, STOP_FOR_TIME or STOP_FOR_SIGNAL, the same in every process."""
         self.steps += 1
         if self.steps < self.next_check:
             return GO_ON
@@ -80,7 +80,7 @@ class InterruptHandler:
         return int(action)
 
     def before_validation(self, seconds):
-        """Like `after_step`, but also STOP_FOR_TIME if a validation of about `seconds` does not fit into the rest."""
+        """Like `after_step`, but also returns STOP_FOR_TIME if there is no time for a validation of about `seconds`."""
         return int(processes.max_over_processes([self._action(seconds)])[0])
 
     def must_stop(self):
@@ -96,16 +96,16 @@ class InterruptHandler:
         return SAVE if now > self.last_save + self.interval else GO_ON
 
     def _reserve(self):
-        """Seconds to keep before the limit: until the next check, and twice the slowest save."""
+        """Return the seconds to reserve before the limit: until the next check, two saves, and the exit."""
         return 2 * self.slowest_save + self.seconds_between + min(_EXIT_SECONDS, self.limit / 10)
 
     def saved(self, seconds):
-        """A save of so many seconds has just ended."""
+        """Note that a save has just ended, and how many seconds it took."""
         self.last_save = time.monotonic()
         self.slowest_save = max(seconds, self.slowest_save)
 
     def reason(self, action):
-        """The cause of a stop, as it is logged."""
+        """Return the reason of a stop for the log."""
         if action == STOP_FOR_SIGNAL:
             return self.signal or "a signal to another process"
         return "TRAIN.TIME_LIMIT"

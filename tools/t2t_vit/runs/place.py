@@ -1,4 +1,4 @@
-"""Where a run may write: into the folder of a run or a new one, and nowhere else."""
+"""Check where a run writes: only to a new folder or to the folder of a run."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Files of one training run: output/<name>/, log/<name>.log and log/<name>.visualdl/."""
+"""The files of one training run: output/<name>/, log/<name>.log and log/<name>.visualdl/."""
 
 import itertools
 import json
@@ -30,8 +30,8 @@ _KEPT_LINES = (b"error: ", b"warning: ", b"stopped by ")  # of the log, when it 
 class RunFolder:
     """Where a run keeps its files.
 
-    latest.pdparams: state to resume from; latest.1.pdparams the one before, and so on. best.pdparams: weights only.
-    config.yaml: merged config. classes.txt: class list. metrics.jsonl: one line per epoch, equal whenever the run is
+    latest.pdparams: state to resume from. latest.1.pdparams: the state before, and so on. best.pdparams: weights only.
+    config.yaml: merged config. classes.txt: class list. metrics.jsonl: one line per epoch, identical if the run is
     repeated. times.jsonl: seconds and memory of each epoch.
     """
 
@@ -48,9 +48,9 @@ class RunFolder:
         self._lock = None
 
     def lock(self):
-        """Keep others from training a run of this name until this process ends; call it after `check_place`.
+        """Lock this run against other processes until this process ends. Call it after `check_place`.
 
-        Raises UserError if one already does, OSError if the folder is not writable.
+        Raises UserError if another process holds the lock, OSError if the folder is not writable.
         """
         if self._lock:
             return
@@ -59,7 +59,7 @@ class RunFolder:
         check_writable(self.log)
         if self.folder.exists():
             check_writable(self.latest)
-        self._lock = open(path, "w")  # noqa: SIM115  held until the process ends, however it ends
+        self._lock = open(path, "w")  # noqa: SIM115  stays open until the process ends
         try:
             if not lock(self._lock):
                 log.warning("warning: %s cannot be locked on this file system; do not train this run twice", path)
@@ -71,8 +71,8 @@ class RunFolder:
     def start(self, cfg, classes):
         """Make the folder of a new run, with its config and class list.
 
-        An earlier run of this name is moved aside, to the next free number. If it failed before it saved anything, its
-        folder and log are used again.
+        An earlier run of this name is renamed with the next free number. If it failed before it saved anything, its
+        folder and log are reused.
         """
         if self._has_results():
             target = _free_name(self.folder)
@@ -89,17 +89,17 @@ class RunFolder:
         return any(self.folder.glob("latest*.pdparams*")) or self.best.is_file() or _size(self.metrics) > 0
 
     def _write_header(self, cfg, classes):
-        """Write the merged config and the class list, and remove what a killed process left half written."""
+        """Write the merged config and the class list, and remove half-written files of a killed process."""
         write_text(self.config, cfg.dump())
         remove_temporary_files(self.folder)
         write_text(self.folder / "classes.txt", classes.to_text())
 
     def continue_from(self, path, sizes, cfg, classes):
-        """Make this the folder of the run whose state is in `path`.
+        """Prepare the folder to continue from the state in `path`.
 
-        For a state in another folder, an earlier run of this name is moved aside, and the state, the best weights and
-        the metrics are copied here. Files are cut back to `sizes`, because the run repeats what came later; the
-        log keeps its errors, warnings and stops.
+        If the state is in another folder, an earlier run of this name is renamed, and the state, the best weights and
+        the metrics are copied here. Files are cut back to `sizes`, because the run repeats what came later. The log
+        keeps its lines about errors, warnings and stops.
         """
         origin = path.resolve().parent
         if origin == self.folder.resolve():
@@ -119,7 +119,7 @@ class RunFolder:
     # --- States ---
 
     def states(self):
-        """Files that may hold a state to resume from, the newest first."""
+        """List the files with states to resume from, the newest first. They may be damaged."""
         return [path for path in map(self._kept, range(1000)) if path.is_file()]
 
     def _kept(self, number):
@@ -158,7 +158,7 @@ class RunFolder:
                 flush_to_disk(file)
 
     def sizes(self):
-        """Bytes of each file that grows with the run, by name."""
+        """Return the sizes in bytes of the files that grow with the run, by name."""
         return {name: _size(path) for name, path in self._growing().items()}
 
     def _growing(self):
@@ -171,7 +171,7 @@ def _size(path):
 
 
 def _cut(path, size, keep):
-    """Shorten a file to `size` bytes and the later lines that start with one of `keep`."""
+    """Cut a file to `size` bytes, but keep later lines that start with one of `keep`."""
     data = path.read_bytes()
     lines = data[size:].splitlines(keepends=True)
     kept = [line for line in lines if line.startswith(keep)]
@@ -180,7 +180,7 @@ def _cut(path, size, keep):
 
 
 def _free_name(path):
-    """First of x.1.log, x.2.log, ... (or x.1, x.2, ... of a folder x) that does not exist."""
+    """Return the first of x.1.log, x.2.log, ... (for a folder x: x.1, x.2, ...) that does not exist."""
     for number in itertools.count(1):
         target = path.with_name(f"{path.stem}.{number}{path.suffix}") if path.is_file() else Path(f"{path}.{number}")
         if not os.path.lexists(target):

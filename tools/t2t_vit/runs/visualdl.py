@@ -1,4 +1,4 @@
-"""Curves for VisualDL, if it is installed: `visualdl --logdir log`."""
+"""Write curves for VisualDL, if it is installed. View them with `visualdl --logdir log`."""
 
 import contextlib
 import importlib.util
@@ -7,11 +7,11 @@ import math
 import os
 import tempfile
 
-FILE_NAME = "vdlrecords.run.log"  # VisualDL appends to a file with such a name instead of beginning another
+FILE_NAME = "vdlrecords.run.log"  # with such a name, VisualDL appends instead of starting a new file
 
 
 class Scalars:
-    """Appends numbers by step to one file of a folder; without `open` it does nothing."""
+    """Appends numbers by step to one file in a folder. Does nothing before `open`."""
 
     def __init__(self):
         self._writer = None
@@ -21,8 +21,8 @@ class Scalars:
         if importlib.util.find_spec("visualdl") is None:
             return
         if not os.access(os.path.expanduser("~"), os.W_OK):
-            os.environ["HOME"] = tempfile.gettempdir()  # VisualDL 2.5.3 writes there at import, or to ./~
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it continues the file
+            os.environ["HOME"] = tempfile.gettempdir()  # VisualDL 2.5.3 writes to $HOME (or ./~) when it is imported
+        with contextlib.redirect_stdout(io.StringIO()):  # hide its note that it appends to the file
             from visualdl import LogWriter  # optional
 
             self._writer = LogWriter(str(folder), file_name=FILE_NAME)
@@ -34,6 +34,6 @@ class Scalars:
                 self._writer.add_scalar(tag, value, step)
 
     def flush(self):
-        """Write everything to the file."""
+        """Write all buffered numbers to the file."""
         if self._writer:
             self._writer.flush()

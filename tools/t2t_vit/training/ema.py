@@ -1,4 +1,4 @@
-"""Moving average of the weights."""
+"""Exponential moving average (EMA) of the weights."""
 
 import copy
 
@@ -6,10 +6,10 @@ import paddle
 
 
 class ModelEma:
-    """Exponential moving average of all parameters and buffers, as timm 0.3.4's ModelEma in the official recipe.
+    """Exponential moving average of all parameters and buffers, like timm 0.3.4's ModelEma in the official recipe.
 
-    After each step e <- d e + (1 - d) w, with d the decay. It starts at the initial weights, without warm-up. `weights`
-    are the `FlatWeights` of the float32 model, which is copied.
+    After each step, e <- d e + (1 - d) w, where d is the decay. It starts with the initial weights, without warm-up.
+    `weights` are the `FlatWeights` of the float32 model. The model is copied.
     """
 
     def __init__(self, model, weights, decay):
@@ -18,14 +18,14 @@ class ModelEma:
         for parameter in self.model.parameters():
             parameter.stop_gradient = True
         self.weights, self.decay = weights, decay
-        self.values = paddle.zeros_like(weights.values)  # of the averages, which are slices of it
+        self.values = paddle.zeros_like(weights.values)  # flat tensor; the averages are slices of it
         self.take_weights()
 
     def take_weights(self):
-        """Call this after setting the weights of `model`: setting may have moved them out of the flat tensor."""
+        """Call this after setting the weights of `model`, because that may move them out of the flat tensor."""
         self.weights.adopt(self.model, self.values)
 
     @paddle.no_grad()
     def update(self, ok):
-        """Step towards the weights of the trained model, unless `ok` (0-D bool) is False."""
+        """Update the average with the weights of the trained model, unless `ok` (0-D bool) is False."""
         self.values.lerp_(self.weights.values, (1 - self.decay) * ok.astype("float32"))

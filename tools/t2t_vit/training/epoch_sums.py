@@ -8,7 +8,7 @@ import paddle
 
 from t2t_vit.parallel import processes
 
-# The first four differ between processes. The others are equal in all, so only the main process adds them.
+# The first four differ between processes. The others are the same in all, so only the main process adds them up.
 _SUMS = ("loss", "correct", "images", "skipped_images", "steps", "bad_steps", "gradient_norm")
 _LOCAL = 4
 
@@ -25,7 +25,7 @@ class Means:
 
 
 def _means(values):
-    """`Means` from the sums in the order of `_SUMS`."""
+    """Compute `Means` from the sums in the order of `_SUMS`."""
     sums = dict(zip(_SUMS, map(float, values)))
     images, steps = sums["images"] or math.nan, sums["steps"] or math.nan
     return Means(
@@ -41,8 +41,8 @@ class EpochSums:
     """Loss, accuracy, gradient norm and skipped steps of one epoch."""
 
     def __init__(self):
-        self.own = paddle.zeros([len(_SUMS)], dtype="float64")  # of this process
-        self.logged = np.zeros(len(_SUMS))  # of all processes, up to the last log line
+        self.own = paddle.zeros([len(_SUMS)], dtype="float64")  # sums of this process
+        self.logged = np.zeros(len(_SUMS))  # sums over all processes, up to the last log line
         self.weights = paddle.to_tensor([1.0] * _LOCAL + [float(processes.is_main())] * (len(_SUMS) - _LOCAL))
 
     @paddle.no_grad()
@@ -55,21 +55,21 @@ class EpochSums:
         self.own += (self.weights * paddle.where(result.ok, good, bad)).astype("float64")
 
     def lap(self):
-        """`Means` since the last call, equal in all processes. Waits for the device."""
+        """Return `Means` since the last call, the same in all processes. Waits for the device."""
         sums = np.array(processes.sum_over_processes(self.own.clone()).tolist())
         means, self.logged = _means(sums - self.logged), sums
         return means
 
     def means(self):
-        """`Means` of the epoch, up to the last `lap`."""
+        """Return `Means` of the epoch up to the last `lap`."""
         return _means(self.logged)
 
     def state(self):
-        """For a saved state; call it in every process."""
+        """Return the sums for a saved state. Call it in every process."""
         return {"logged": self.logged, "sums": processes.gather(self.own)}  # (len(_SUMS),), (processes, len(_SUMS))
 
     def load_state(self, state):
-        """Restore `state`, which another number of processes may have saved."""
+        """Restore `state`. The number of processes may have changed since it was saved."""
         sums = state["sums"]
         if len(sums) != processes.world_size():
             sums = np.concatenate([sums.sum(0, keepdims=True), np.zeros([processes.world_size() - 1, len(_SUMS)])])

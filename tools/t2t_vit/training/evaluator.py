@@ -16,7 +16,7 @@ from t2t_vit.parallel.processes import sum_over_processes
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean loss, and top-1 and top-5 accuracy (0 to 1), over `num_images`."""
+    """Mean loss, top-1 and top-5 accuracy (0 to 1) over `num_images`."""
 
     loss: float
     top1: float
@@ -24,27 +24,27 @@ class Scores:
     num_images: int
 
     def line(self):
-        """The scores as they are printed."""
+        """Format the scores for printing."""
         return f"images: {self.num_images}, loss: {self.loss:.4f}, top-1: {self.top1:.4f}, top-5: {self.top5:.4f}"
 
 
 def evaluate(model, loader, cfg, log_every=None, each_batch=None):
-    """`Scores` of one model; see `evaluate_all`."""
+    """Evaluate one model and return its `Scores`. See `evaluate_all`."""
     return evaluate_all({"": model}, loader, cfg, log_every, each_batch)[""]
 
 
 @paddle.no_grad()
 def evaluate_all(models, loader, cfg, log_every=None, each_batch=None, must_stop=None):
-    """Evaluate several models on every image of `loader` exactly once, reading the images once.
+    """Evaluate several models on every image of `loader` exactly once. The images are read only once.
 
     With K < 5 classes, top-5 means top-K.
 
     Args:
-        models: {name: layer or function (B, C, H, W) -> (B, K)}; layers keep the mode that they are in.
+        models: {name: layer or function (B, C, H, W) -> (B, K)}; layers stay in their current mode.
         loader: an `EvalLoader`.
         cfg: config.
         log_every: batches between two printed lines; None for no lines.
-        each_batch: called with the logits (B, K), float32, and labels (B,) of each batch and model.
+        each_batch: function called with logits (B, K), float32, and labels (B,) for each batch and model.
         must_stop: function called before each batch; if it returns True, the evaluation stops and returns None.
 
     Returns:
@@ -61,7 +61,7 @@ def evaluate_all(models, loader, cfg, log_every=None, each_batch=None, must_stop
 
 
 def _totals(predictors, loader, normalize, log_every, each_batch, must_stop):
-    """{name: sums over this process's images: loss, correct at 1, correct at 5, images}; None if stopped."""
+    """Return {name: sums over this process's images of loss, top-1 hits, top-5 hits, images}; None if stopped."""
     totals = {name: paddle.zeros([4], dtype="float64") for name in predictors}
     read_time, start = 0.0, time.perf_counter()
     for step, (images, labels) in enumerate(progress_bar(loader, total=len(loader), desc="val"), start=1):
@@ -84,7 +84,7 @@ def _totals(predictors, loader, normalize, log_every, each_batch, must_stop):
 
 
 def top_classes(logits):
-    """The 5 classes (B, 5) with the largest logits (B, K), or all K < 5."""
+    """Return the 5 classes with the largest logits: (B, K) -> (B, 5), or (B, K) if K < 5."""
     return paddle.topk(logits, k=min(5, logits.shape[1]), axis=-1)[1]
 
 

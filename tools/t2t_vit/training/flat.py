@@ -1,6 +1,6 @@
-"""The weights of a model side by side in one tensor, so that one operation updates them all.
+"""Store the weights of a model contiguously in one tensor, so that one operation updates them all.
 
-It relies on private names of Paddle that are the same in 2.6.2 and 3.3.1: `_slice`, `_share_buffer_to`,
+This uses private names of Paddle that are the same in 2.6.2 and 3.3.1: `_slice`, `_share_buffer_to`,
 `_copy_gradient_from` and `_set_dims`. fleet/meta_parallel/sharding/group_sharded_storage.py uses them too.
 """
 
@@ -9,13 +9,13 @@ import math
 
 import paddle
 
-_ALIGNED = 64  # elements = 256 bytes: alignment of each slice, as of an allocation; vector loads and cuBLAS want it
+_ALIGNED = 64  # elements = 256 bytes: alignment of slices, for vector loads and cuBLAS
 
 
 class FlatWeights:
     """The tensors of a float32 model's state dict as slices of one tensor, `values`.
 
-    The parameters of a group (a list of names) lie side by side, the groups before everything else.
+    The parameters of a group (a list of names) are contiguous. The groups come first, then all other tensors.
     """
 
     def __init__(self, model, groups):
@@ -33,7 +33,7 @@ class FlatWeights:
 
     @paddle.no_grad()
     def adopt(self, model, values):
-        """Make every tensor of `model` with the dtype of `values` a slice of it, keeping its content."""
+        """Turn every tensor of `model` with the dtype of `values` into a slice of `values`. Its content is kept."""
         for name, tensor in model.state_dict().items():
             if tensor.dtype == values.dtype:
                 view = self.view(values, name)
@@ -41,14 +41,14 @@ class FlatWeights:
                 view._share_buffer_to(tensor)
 
     def view(self, flat, name, start=0):
-        """The tensor `name` within `flat`, which holds `values` from element `start` on. It shares the memory."""
+        """Return the tensor `name` as a view of `flat`, whose first element is element `start` of `values`."""
         place, shape = self.places[name]
         view = flat._slice(place - start, place - start + math.prod(shape))
         view.get_tensor()._set_dims(shape)
         return view
 
     def parameters(self):
-        """One trainable parameter per group, which shares the memory of `values`."""
+        """Create one trainable parameter per group. It shares the memory of `values`."""
         parameters = []
         for start, end in self.bounds[: len(self.groups)]:
             zero = paddle.nn.initializer.Constant(0.0)
@@ -58,7 +58,7 @@ class FlatWeights:
 
 
 class FlatGradients:
-    """Collects the gradients of a model's trained parameters, of any dtype, in one tensor laid out as `FlatWeights`."""
+    """Collects the gradients of a model's trained parameters, of any dtype, in one tensor like `FlatWeights`."""
 
     def __init__(self, model, weights):
         named = dict(model.named_parameters())
@@ -68,7 +68,7 @@ class FlatGradients:
 
     @paddle.no_grad()
     def collect(self, groups):
-        """Move the gradients into one tensor and return it. Those of the parameters `groups` become slices of it."""
+        """Move the gradients to one float32 tensor and return it. The parameters `groups` get slices as gradients."""
         pieces = []
         for parameter, padding in zip(self.parameters, self.paddings):
             pieces.append(parameter.grad.reshape_([-1]))
@@ -78,7 +78,7 @@ class FlatGradients:
         runs = [run if run.dtype == paddle.float32 else run.astype("float32") for run in runs]
         gradient = runs[0] if len(runs) == 1 else paddle.concat(runs)
         for parameter in self.parameters:
-            parameter.clear_gradient(False)  # positional: a keyword is ignored, and True would fill it with zeros
+            parameter.clear_gradient(False)  # positional, because a keyword is ignored; True would fill it with zeros
         for group, (start, end) in zip(groups, self.bounds):
             group._copy_gradient_from(gradient._slice(start, end))  # shares the memory; `group.grad =` would copy
         return gradient

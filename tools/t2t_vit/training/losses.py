@@ -1,18 +1,18 @@
 """Training losses.
 
-In training a model returns logits, or the tuple (class logits, distillation logits) if it is distilled.
+In training, a model returns logits, or the tuple (class logits, distillation logits) if it is distilled.
 """
 
 import paddle.nn.functional as F
 
 
 def prediction(outputs):
-    """Logits that decide on the class, float32 (B, K): of two heads the mean, as in evaluation."""
+    """Return the logits that determine the class, float32 (B, K). For two heads this is the mean, as in evaluation."""
     return sum(outputs).astype("float32") / 2 if isinstance(outputs, tuple) else outputs.astype("float32")
 
 
 def _cross_entropy(logits, targets, **options):
-    # Paddle's own mean waits for the device, to look for labels to ignore (2.6.2).
+    # Paddle's own mean waits for the device, because it looks for labels to ignore (2.6.2).
     return F.cross_entropy(logits, targets, reduction="none", **options).mean()
 
 
@@ -45,7 +45,7 @@ class DistillationLoss:
     - soft: T^2 / (B K) times the sum of KL(teacher || student) over the batch, both softened by the temperature T. The
       1 / K is DeiT's: with many classes, alpha must be large for the teacher to matter.
 
-    A model with two heads learns the targets with the first and the teacher with the second.
+    In a model with two heads, the first learns from the targets and the second from the teacher.
     """
 
     def __init__(self, criterion, distill):

@@ -1,4 +1,4 @@
-"""AdamW or SGD over the trained parameters, with weight decay on weights only, and its state by parameter name."""
+"""AdamW or SGD for the trained parameters, with weight decay only on weights. Its state is stored by parameter name."""
 
 import numpy as np
 import paddle
@@ -8,7 +8,7 @@ from t2t_vit.training.flat import FlatGradients, FlatWeights
 from t2t_vit.training.parameters import parameter_groups
 from t2t_vit.training.schedule import LayerRates
 
-# What Paddle keeps per parameter.
+# State that Paddle keeps per parameter.
 _SLOTS = {
     "AdamW": ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0"),
     "SGD": ("velocity_0",),
@@ -16,15 +16,15 @@ _SLOTS = {
 
 
 class Optimizer:
-    """Paddle's AdamW or SGD over the trained parameters of a model.
+    """Paddle's AdamW or SGD for the trained parameters of a model.
 
-    Parameters with the same learning rate and weight decay lie side by side in one tensor and are updated as one, with
-    the same arithmetic. Paddle's AdamW would start an operation for each parameter (2.6.2, 3.3.1).
+    Parameters with the same learning rate and weight decay are contiguous in one tensor and are updated together, with
+    the same arithmetic. Otherwise Paddle's AdamW would start an operation for each parameter (2.6.2, 3.3.1).
 
     Args:
         model: float32 model, whose weights are updated in place.
         train: the TRAIN section of the config.
-        live: model that has the gradients: `model`, or its copy in 16 bits, which follows it.
+        live: model that computes the gradients: `model`, or its 16-bit copy, which is updated with it.
     """
 
     def __init__(self, model, train, live=None):
@@ -37,18 +37,18 @@ class Optimizer:
         self.parameters = self.weights.parameters()  # one per group
         self.inner = _build(self.parameters, [names[0] in decayed for names in groups], train)
         self.gradients = FlatGradients(live, self.weights)
-        self.copy = None  # of `weights.values` in 16 bits
+        self.copy = None  # 16-bit copy of `weights.values`
         if live is not model:
-            self.weights.adopt(live, self.weights.values)  # what stays float32 in a 16-bit model
+            self.weights.adopt(live, self.weights.values)  # tensors that stay float32 in a 16-bit model
             low = {tensor.dtype for tensor in live.state_dict().values()} - {paddle.float32}
             self.copy = self.weights.values.astype(*low)
             self.weights.adopt(live, self.copy)
 
     @paddle.no_grad()
     def step(self, lr, epoch, scaler):
-        """Clip the gradients, which `scaler` has scaled, and update the weights at the head's rate `lr` of an epoch.
+        """Unscale and clip the gradients, and update the weights. `lr` is the learning rate of the head in this epoch.
 
-        Returns (gradient norm before clipping, whether it is finite), 0-D tensors. If it is not, nothing changes.
+        Returns (gradient norm before clipping, whether it is finite), 0-D tensors. If not finite, nothing changes.
         """
         gradient = self.collect_gradients()
         scaler.unscale_(self.inner)
@@ -56,7 +56,7 @@ class Optimizer:
         ok = paddle.isfinite(norm)
         if self.clip_norm:
             gradient.multiply_((self.clip_norm / (norm + 1e-6)).clip(max=1.0))
-        # A bad step runs with a gradient and a learning rate of zero: to branch on `ok` would wait for the device.
+        # A bad step runs with gradient 0 and learning rate 0, because a branch on `ok` would wait for the device.
         gradient.masked_fill_(~ok, 0.0)
         self._set_learning_rate(lr, epoch, ok)
         scaler.step(self.inner)
@@ -66,7 +66,7 @@ class Optimizer:
         return norm, ok
 
     def collect_gradients(self):
-        """Move the gradients of all trained parameters into one float32 tensor, which `inner.step()` reads."""
+        """Move the gradients of all trained parameters to one float32 tensor, which `inner.step()` uses."""
         return self.gradients.collect(self.parameters)
 
     def _set_learning_rate(self, lr, epoch, ok):
@@ -74,12 +74,12 @@ class Optimizer:
         for parameter, names in zip(self.parameters, self.weights.groups):
             parameter.optimize_attr["learning_rate"] = factors[names[0]]
         self.inner.set_lr(lr)
-        self.inner._create_global_learning_rate()  # the tensor that the update reads; there is no public name for it
+        self.inner._create_global_learning_rate()  # the tensor that the update uses; it has no public name
         rate = self.inner._global_learning_rate()
         paddle.assign(rate * ok.astype("float32"), rate)
 
     def take_weights(self):
-        """Call this after setting the model's weights: setting may have moved them out of the flat tensor."""
+        """Call this after setting the model's weights, because that may move them out of the flat tensor."""
         self.weights.adopt(self.model, self.weights.values)
         self._refresh_copy()
 
@@ -91,9 +91,9 @@ class Optimizer:
     # --- State ---
 
     def state(self):
-        """{"parameter name/slot": tensor}."""
+        """Return the state: {"parameter name/slot": tensor}."""
         state = {}
-        # What was loaded waits in the holder until the first step; paddle 2.6 leaves it out of state_dict().
+        # Until the first step, a loaded state is in this holder. Paddle 2.6 omits it from state_dict().
         flat = {**getattr(self.inner, "_accumulators_holder", {}), **self.inner.state_dict()}
         for parameter, names, (start, _) in zip(self.parameters, self.weights.groups, self.weights.bounds):
             for key, value in flat.items():
@@ -105,7 +105,7 @@ class Optimizer:
         return state
 
     def load_state(self, state, path):
-        """Restore `state` as returned by `checkpoint.read(path)`: its tensors are NumPy arrays.
+        """Restore `state`, as returned by `checkpoint.read(path)` (NumPy arrays).
 
         Raises UserError unless it is the state of exactly the trained parameters.
         """
@@ -127,7 +127,7 @@ class Optimizer:
 
 
 def _group(live, rates, decayed):
-    """Lists of names of trained parameters with the same type in `live`, weight decay and learning rate."""
+    """Group the trained parameters by type in `live`, weight decay and learning rate. Returns lists of names."""
     named = dict(live.named_parameters())
     keys = {
         name: (named[name].dtype == paddle.float32, name in decayed, rates.group_key(name)) for name in rates.decays

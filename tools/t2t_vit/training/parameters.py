@@ -1,4 +1,4 @@
-"""Which parameters are trained, and which of them decay."""
+"""Choose which parameters are trained, and which of them have weight decay."""
 
 import difflib
 import fnmatch
@@ -10,11 +10,11 @@ NO_DECAY = ("cls_token", "pos_embed")
 
 
 def parameter_groups(model):
-    """Split parameters by their structured names, as timm's add_weight_decay does for the official recipe.
+    """Split the parameters of a model like timm's add_weight_decay, which the official recipe uses.
 
     Returns:
-        {"decayed": names, "undecayed": names, "frozen": names}. Undecayed are 1-D parameters, biases, cls_token and
-        pos_embed; frozen ones are not trained.
+        {"decayed": names, "undecayed": names, "frozen": names}, structured names. "undecayed" are 1-D parameters,
+        biases, cls_token and pos_embed. "frozen" are not trained.
     """
     groups = {"decayed": [], "undecayed": [], "frozen": []}
     for name, parameter in model.named_parameters():
@@ -28,12 +28,12 @@ def parameter_groups(model):
 
 
 def freeze(model, patterns):
-    """Freeze the parameters that match `patterns` by their structured names.
+    """Freeze the parameters whose structured names match `patterns`.
 
-    The last pattern that matches a name decides. A pattern that begins with ! keeps the parameter trained. Parameters
-    that the model itself never trains stay frozen.
+    If several patterns match a name, the last one decides. A pattern that starts with ! keeps a parameter trained.
+    Parameters that the model itself never trains stay frozen.
 
-    Raises UserError for a pattern without a match, or if nothing is left to train.
+    Raises UserError if a pattern matches nothing, or if nothing is left to train.
     """
     named = dict(model.named_parameters())
     frozen = set()
@@ -55,9 +55,9 @@ def _hint(pattern, model, named):
 
 
 def frozen_layers(model):
-    """Layers that stay in eval mode in training, so that their dropout does not disturb the layers that learn.
+    """List the layers that stay in eval mode during training, so that their dropout does not disturb trained layers.
 
-    A layer is one of these if all its parameters are frozen; if only the head is trained, every other layer is.
+    These are the layers whose parameters are all frozen. If only the head is trained, they are all other layers.
     """
 
     def is_frozen(parameters):

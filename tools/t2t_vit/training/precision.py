@@ -9,7 +9,7 @@ from t2t_vit.common.logger import log
 
 
 class MixedPrecision:
-    """Applies TRAIN.AMP and TRAIN.AMP_DTYPE; where the device cannot, it warns and computes in float32."""
+    """Applies TRAIN.AMP and TRAIN.AMP_DTYPE. If the device does not support them, it warns and uses float32."""
 
     def __init__(self, train):
         reason = _why_not(train.AMP_DTYPE) if train.AMP else ""
@@ -27,17 +27,17 @@ class MixedPrecision:
         return f"{self.level} {self.dtype}" if self.level else "float32"
 
     def live_model(self, model):
-        """The model that computes the gradients: `model`, or under O2 a copy with 16-bit weights.
+        """Return the model that computes the gradients: `model`, or for O2 a copy with 16-bit weights.
 
-        In float16 LayerNorm stays float32. Paddle's own float32 copies of the weights (`master_weight`) are not used:
-        they leave out what stays float32 (2.6.2 and 3.3.1), and `model` takes their place.
+        With float16, LayerNorm stays float32. Paddle's own float32 copies of the weights (`master_weight`) are not
+        used, because they omit tensors that stay float32 (2.6.2 and 3.3.1). `model` is used instead.
         """
         if self.level != "O2":
             return model
         return paddle.amp.decorate(copy.deepcopy(model), level="O2", dtype=self.dtype)
 
     def autocast(self):
-        """Context of the forward pass."""
+        """Return the autocast context manager for the forward pass."""
         if not self.level:
             return contextlib.nullcontext()
         return paddle.amp.auto_cast(level=self.level, dtype=self.dtype)

@@ -1,4 +1,4 @@
-"""Which state a run continues from, and whether its settings allow that."""
+"""Find the state that a run continues from, and check that the settings still fit."""
 
 import math
 import platform
@@ -18,24 +18,24 @@ from t2t_vit.training import teacher
 from t2t_vit.weights.build import first_other_class
 from t2t_vit.weights.formats import read_tree
 
-# Keys that change where and how fast a run goes, but not its result.
+# Keys that change where a run writes or how fast it is, but not its result.
 FREE_KEYS = {
     "NAME", "DEVICE", "OUTPUT", "LOG", "MODEL.PRETRAINED", "MODEL.POS_RESIZE", "DATA.NAME", "DATA.PATH", "DATA.CLASSES",
     "DATA.NUM_WORKERS", "DATA.READER", "DATA.ON_ERROR", "DISTILL.TEACHER", "DISTILL.WEIGHTS",
     "TRAIN.RECOMPUTE", "TRAIN.MAX_BAD_STEPS", "TRAIN.LOG_EVERY", "TRAIN.SAVE_MINUTES", "TRAIN.KEEP", "TRAIN.TIME_LIMIT",
     "VAL.BATCH_SIZE", "VAL.LOG_EVERY",
 }  # fmt: skip
-# Keys that change the rounding only.
+# Keys that change only the rounding.
 _ROUNDING_KEYS = {"CPU.MICRO_BATCH", "CPU.FAST_OPS", "MODEL.FUSED_ATTENTION", "TRAIN.TF32", "TRAIN.TO_STATIC"}
 _SPLIT_KEYS = ("TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS")
 _STEP_KEYS = {*_SPLIT_KEYS, "TRAIN.GLOBAL_BATCH"}
-# Other parts of a setting that cost only bit-exactness if they change. States of earlier versions lack some.
+# {part of a setting: name}. If these change, the run is no longer bit-exact. States of earlier versions lack some.
 _ROUNDING_PARTS = {
     "processes": "process(es)", "threads": "thread(s)", "paddle": "PaddlePaddle", "reader": "image reader",
     "code": "code version", "train_sizes": "checksum of the training files' sizes",
     "val_sizes": "checksum of the validation files' sizes",
 }  # fmt: skip
-# Parts that change the result, and what they were in a state of a version without them.
+# {part that changes the result: (name, value to assume if a state of an earlier version lacks it)}
 _RESULT_PARTS = {
     "train_images": ("number of train images", None),
     "train_names": ("checksum of the train images' names and labels", None),
@@ -99,7 +99,7 @@ def _read(path):
 
 
 def setting(cfg, splits):
-    """Everything outside of the weights that a run depends on; saved in each state."""
+    """Collect everything except the weights that a run depends on. It is saved in each state."""
     return {
         "config": cfg.dump(),
         "train_images": len(splits["train"]),
@@ -120,7 +120,7 @@ def setting(cfg, splits):
 
 
 def _code_version():
-    """Git commit, with + if files were changed since; "" of an installed package, or without git."""
+    """Return the Git commit, with + if files have changed since; "" for an installed package or without git."""
     if not ROOT.is_absolute():
         return ""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
@@ -133,8 +133,8 @@ def _code_version():
 def check_setting(then, now, path, force=False):
     """Compare the `setting` of the state in `path` with the current one.
 
-    Raises UserError with all differences that change the result, unless `force`. Differences that only change the
-    rounding are warnings.
+    Unless `force` is set, raises UserError with all differences that change the result. Differences that change only
+    the rounding are logged as warnings.
     """
     differences = _differences(then, now)
     before, after = _config(then), _config(now)
@@ -181,16 +181,16 @@ def check_classes(classes, path, force=False):
 
 
 def with_start_of(cfg, state):
-    """The config with MODEL.PRETRAINED as at the start of the run."""
+    """Return the config with the MODEL.PRETRAINED that the run started with."""
     return with_keys(cfg, {"MODEL.PRETRAINED": _config(state["setting"])["MODEL.PRETRAINED"]})
 
 
 def _differences(then, now):
-    """What changes the result, in words."""
+    """Describe all differences between two settings that change the result."""
     before, after = _config(then), _config(now)
     keys = [key for key in all_keys() if key not in FREE_KEYS | _ROUNDING_KEYS]
     if _step_images(then, before) == _step_images(now, after):
-        keys = [key for key in keys if key not in _STEP_KEYS]  # the same step, split in another way
+        keys = [key for key in keys if key not in _STEP_KEYS]  # the step is the same, only split differently
     pairs = [(key, before[key], after[key]) for key in keys]
     for part, (name, missing) in _RESULT_PARTS.items():
         pairs.append((name, then.get(part, now[part] if missing is None else missing), now[part]))
@@ -198,10 +198,10 @@ def _differences(then, now):
 
 
 def _step_images(setting, config):
-    """Images of one step over all processes."""
+    """Number of images per step over all processes."""
     return math.prod(config[key] for key in _SPLIT_KEYS) * setting.get("processes", 1)
 
 
 def _config(setting):
-    """{key: value}. A key that is younger than the setting has its default, which keeps the earlier behaviour."""
+    """Return {key: value}. A key that is newer than the setting gets its default, which keeps the earlier behaviour."""
     return stored_values(str(setting.get("config")))

@@ -30,7 +30,7 @@ from t2t_vit.weights.download import local_file
 def train(args, cfg):
     """Train the model of `cfg`, from the state that `args.resume` asks for or from the start.
 
-    Raises UserError or OSError. The message says how to continue.
+    Raises UserError or OSError. The message says how to continue the run.
     """
     teacher = {"DISTILL.TEACHER", "DISTILL.WEIGHTS"}.intersection(args.opts[::2])
     if teacher and not cfg.DISTILL.TYPE:
@@ -52,7 +52,7 @@ def train(args, cfg):
 
 
 def _report(error, trainer):
-    """Write an error to the log file; raise the ones that a user can act on as one line that says what is saved."""
+    """Log an error with what is saved. If a user can fix it, raise it as a UserError with the same line."""
     message = f"{one_line(error)}; {trainer.how_to_continue()}"
     write_to_file_only(f"error: {message}")
     if isinstance(error, (KeyboardInterrupt, OSError, UserError)):
@@ -60,7 +60,7 @@ def _report(error, trainer):
 
 
 def _prepare(args, cfg, interrupts):
-    """Check everything that can be refused, then prepare the run folder; return the `Trainer`."""
+    """Do all checks first, then prepare the run folder. Returns the `Trainer`."""
     cfg = with_keys(cfg, {"TRAIN.ACCUM_STEPS": accumulation(cfg, processes.world_size())})
     run = RunFolder(cfg)
     # The other processes may run on a machine without these files.
@@ -76,7 +76,7 @@ def _prepare(args, cfg, interrupts):
         trainer.resume(path, state)
     elif cfg.MODEL.PRETRAINED:
         trainer.start_from(local_file(cfg.MODEL.PRETRAINED))
-    processes.barrier()  # no process has refused anything
+    processes.barrier()  # here, all checks have passed in all processes
     if processes.is_main():
         _open_folder(trainer, path, state)
         args.monitor.send(log=str(run.log))
@@ -99,7 +99,7 @@ def _find_state(args, cfg, run):
 
 
 def _open_folder(trainer, path, state):
-    """Start the run folder, or continue it from the state in `path`; from now on the log goes to its file."""
+    """Start the run folder, or continue it from the state in `path`. Then start to write the log file."""
     run = trainer.run
     run.lock()
     if state:

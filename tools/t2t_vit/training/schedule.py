@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the epoch and the layer, so that a resumed run cannot be off by one."""
+"""The learning rate is a pure function of epoch and layer, so that a resumed run cannot be off by one."""
 
 import math
 
@@ -6,15 +6,15 @@ from t2t_vit.models.layers import in_head
 
 
 def learning_rate(epoch, train, peak=None):
-    """Learning rate of a whole epoch, as in T2T-ViT's main.py, which uses timm 0.3.4's CosineLRScheduler.
+    """Return the learning rate of an epoch, as in T2T-ViT's main.py, which uses timm 0.3.4's CosineLRScheduler.
 
-    Warm-up rises linearly from WARMUP_LR (all of epoch 0) towards BASE_LR. The cosine counts from epoch 0 too, so the
-    first epoch after the warm-up is already a little below BASE_LR. COOLDOWN_EPOCHS at MIN_LR follow.
+    The warm-up rises linearly from WARMUP_LR (in epoch 0) towards BASE_LR. The cosine also counts from epoch 0, so the
+    first epoch after the warm-up is already slightly below BASE_LR. Then follow COOLDOWN_EPOCHS at MIN_LR.
 
     Args:
         epoch: from 0.
         train: the TRAIN section of the config.
-        peak: replaces BASE_LR for a part of the model with its own.
+        peak: used instead of BASE_LR, for a part of the model with its own learning rate.
     """
     peak = train.BASE_LR if peak is None else peak
     if epoch < train.WARMUP_EPOCHS:
@@ -26,16 +26,16 @@ def learning_rate(epoch, train, peak=None):
 
 
 def total_epochs(train):
-    """Epochs of the whole run, cooldown included."""
+    """Return the number of epochs of a run, including the cooldown."""
     return train.EPOCHS + train.COOLDOWN_EPOCHS
 
 
 class LayerRates:
     """Learning rate of each trained parameter, as a multiple of the head's.
 
-    The head follows the cosine of BASE_LR, all other layers that of BACKBONE_LR, which ends at the same MIN_LR, as in
-    T2T-ViT's transfer_learning.py. Both are multiplied by LAYER_DECAY ** (layers above the parameter's), as in ELECTRA
-    (Clark et al., 2020, appendix B) and BEiT. `model.layer_index(name)` is the position of a parameter.
+    The head follows a cosine from BASE_LR, all other layers a cosine from BACKBONE_LR. Both end at MIN_LR, as in
+    T2T-ViT's transfer_learning.py. Rates are multiplied by LAYER_DECAY ** (number of layers above), as in ELECTRA
+    (Clark et al., 2020, appendix B) and BEiT. `model.layer_index(name)` gives the layer of a parameter.
     """
 
     def __init__(self, model, train):
@@ -46,19 +46,19 @@ class LayerRates:
         self.decays = {name: train.LAYER_DECAY ** (last - layer) for name, layer in self.layers.items()}
 
     def factors(self, epoch):
-        """{name: learning rate in an epoch (from 0) / the head's}."""
+        """Return {name: learning rate / learning rate of the head} in an epoch (from 0)."""
         train = self.train
         head = learning_rate(epoch, train)
-        # Both rates can be 0.0 (MIN_LR or WARMUP_LR 0.0); one alone cannot.
+        # Either both rates are 0.0 (MIN_LR or WARMUP_LR 0.0), or none is.
         backbone = learning_rate(epoch, train, train.BACKBONE_LR) / head if train.BACKBONE_LR and head else 1.0
         return {name: decay * (1.0 if in_head(name) else backbone) for name, decay in self.decays.items()}
 
     def group_key(self, name):
-        """Sortable key, equal for parameters with the same factor in every epoch."""
+        """Return a sortable key. It is equal for parameters that have the same factor in every epoch."""
         return self.decays[name], bool(self.train.BACKBONE_LR) and in_head(name)
 
     def summary(self, epochs):
-        """The rates in some epochs (from 0) and the layer decay, in one line."""
+        """Describe the rates in some epochs (from 0) and the layer decay in one line."""
         train = self.train
 
         def over_epochs(peak):

@@ -1,4 +1,4 @@
-"""Rules that end a run: too many bad steps in a row, too many unreadable images."""
+"""Rules that stop a run: too many bad steps in a row, or too many unreadable images."""
 
 import paddle
 
@@ -7,7 +7,7 @@ from t2t_vit.data.dataset import most_skipped
 
 
 class BadSteps:
-    """Counts, on the device, the latest consecutive steps with a loss or gradient that is not finite."""
+    """Counts the latest consecutive steps whose loss or gradient was not finite. The count is on the device."""
 
     def __init__(self, most):
         self.most = most  # TRAIN.MAX_BAD_STEPS
@@ -19,7 +19,7 @@ class BadSteps:
         self.streak = paddle.where(ok, paddle.zeros([]), self.streak + 1)
 
     def check(self, epoch, step):
-        """Raise UserError after too many bad steps in a row, up to a step (from 1) of an epoch (from 1).
+        """Raise UserError after too many bad steps in a row. `epoch` and `step`, from 1, are for the message.
 
         Waits for the device.
         """
@@ -32,9 +32,9 @@ class BadSteps:
 
 
 def check_skipped(skipped, images, train_log):
-    """Raise UserError if DATA.ON_ERROR skip has replaced `skipped` of the `images` of an epoch, and that is too many.
+    """Raise UserError if DATA.ON_ERROR skip has replaced too many images: `skipped` of the `images` of an epoch.
 
-    Call it in all processes: `train_log` collects their reasons.
+    Call it in all processes, because `train_log` collects their reasons.
     """
     if skipped > most_skipped(images):
         train_log.gather_skipped()

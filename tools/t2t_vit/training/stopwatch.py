@@ -1,4 +1,4 @@
-"""How long an epoch waits for images and how long it trains."""
+"""Measure how long an epoch waits for images and how long it trains."""
 
 import time
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Lap:
-    """Seconds of some steps."""
+    """Seconds that some steps took."""
 
     steps: int = 0
     read: float = 0.0  # waiting for images
@@ -14,7 +14,7 @@ class Lap:
 
     @property
     def seconds(self):
-        """Of both."""
+        """Seconds of both together."""
         return self.read + self.train
 
 
@@ -23,20 +23,20 @@ class Stopwatch:
 
     def __init__(self, clock=time.perf_counter):
         self.clock = clock
-        self.current, self.epoch = Lap(), Lap()  # of these steps; of all until then
+        self.current, self.epoch = Lap(), Lap()  # since the last log line; all before
         self.restart()
 
     def restart(self):
-        """Leave out the time since the last step, which went into a save or a validation."""
+        """Restart the timer, so that a save or a validation is not counted."""
         self.mark = self.clock()
 
     def batch_read(self):
-        """The images of a step have arrived."""
+        """Note that the images of a step have arrived."""
         self.current.read += self._since_mark()
         self.current.steps += 1
 
     def step_done(self):
-        """A step has ended."""
+        """Note that a step has ended."""
         self.current.train += self._since_mark()
 
     def _since_mark(self):
@@ -44,7 +44,7 @@ class Stopwatch:
         return self.mark - before
 
     def lap(self):
-        """`Lap` since the last call."""
+        """Return the `Lap` since the last call."""
         self.step_done()
         lap, self.current = self.current, Lap()
         self.epoch.read += lap.read
@@ -52,10 +52,10 @@ class Stopwatch:
         return lap
 
     def state(self):
-        """For a saved state."""
+        """Return the times for a saved state."""
         read = self.epoch.read + self.current.read
         return {"seconds": self.epoch.seconds + self.current.seconds, "read_seconds": read}
 
     def load_state(self, state):
-        """Restore `state`; a new lap begins."""
+        """Restore `state` and start a new lap."""
         self.epoch = Lap(read=state["read_seconds"], train=state["seconds"] - state["read_seconds"])

@@ -1,4 +1,4 @@
-"""The model that a distillation learns from."""
+"""The teacher model of a distillation."""
 
 import difflib
 from pathlib import Path
@@ -17,15 +17,15 @@ _VISION_MODELS = [name for name in paddle.vision.models.__all__ if name.islower(
 
 
 class Teacher:
-    """Model of DISTILL.*, frozen and in eval mode, for the student's images and classes.
+    """The model of DISTILL.*, frozen and in eval mode, for the student's images and classes.
 
-    Raises UserError for an unknown model, weights that are missing or do not fit, or another normalization.
+    Raises UserError if the model is unknown, the weights are missing or do not fit, or the normalization differs.
     """
 
     def __init__(self, cfg):
         distill, data = cfg.DISTILL, cfg.DATA
         name = display_path(distill.TEACHER) if _is_config(distill.TEACHER) else distill.TEACHER
-        self.weights = weights_path(cfg)  # the file
+        self.weights = weights_path(cfg)  # file of the weights
         self.model = _build(cfg)
         try:
             load_pretrained(self.model, self.weights, pos_resize=cfg.MODEL.POS_RESIZE)
@@ -45,13 +45,13 @@ class Teacher:
 
     @paddle.no_grad()
     def __call__(self, images):
-        """Logits: (B, C, H, W) -> (B, K), without gradient."""
+        """Compute the logits: (B, C, H, W) -> (B, K), without gradients."""
         outputs = self.model(images)
-        return outputs[0] if isinstance(outputs, (list, tuple)) else outputs  # GoogLeNet returns two more
+        return outputs[0] if isinstance(outputs, (list, tuple)) else outputs  # GoogLeNet returns two more outputs
 
 
 def weights_path(cfg):
-    """File of the teacher's weights. Raises UserError if the file or the teacher does not exist."""
+    """Return the file of the teacher's weights. Raises UserError if the file or the teacher does not exist."""
     distill = cfg.DISTILL
     _check_name(distill.TEACHER)
     if not distill.WEIGHTS and not _is_config(distill.TEACHER):
@@ -61,7 +61,7 @@ def weights_path(cfg):
 
 
 def checksum(cfg):
-    """Checksum of the teacher's weights; "" without a teacher."""
+    """Return a checksum of the teacher's weights; "" without a teacher."""
     return sha256(weights_path(cfg))[:16] if cfg.DISTILL.TYPE else ""
 
 
@@ -80,11 +80,11 @@ def _check_name(teacher):
 
 
 def _build(cfg):
-    """The teacher for the student's images and classes, with fresh weights."""
+    """Build the teacher for the student's images and classes, with fresh weights."""
     teacher, data = cfg.DISTILL.TEACHER, cfg.DATA
     shape = {"MODEL.NUM_CLASSES": cfg.MODEL.NUM_CLASSES, "DATA.IMAGE_SIZE": data.IMAGE_SIZE}
     if _is_config(teacher):
-        own = load_config(resolve(teacher))  # relative to the repository, like the weights beside it
+        own = load_config(resolve(teacher))  # a relative path starts at the repository, as for the weights
         for key in ("CHANNELS", "MEAN", "STD"):
             if own.DATA[key] != data[key]:
                 raise UserError(f"DISTILL.TEACHER {teacher} has DATA.{key} {own.DATA[key]}, the student {data[key]}")

@@ -1,4 +1,4 @@
-"""What a training logs: a summary at its start, a line every few steps, one per epoch, and VisualDL curves."""
+"""Training logs: a summary at the start, a line every few steps, a line per epoch, and VisualDL curves."""
 
 import datetime
 import math
@@ -15,12 +15,12 @@ from t2t_vit.parallel import processes
 from t2t_vit.runs.visualdl import Scalars
 from t2t_vit.training.parameters import parameter_groups
 
-_SLOW_READING = 0.1  # of the time
-_JUDGED_SECONDS = 60.0  # of an epoch; a cold start is then small
+_SLOW_READING = 0.1  # fraction of the time
+_JUDGED_SECONDS = 60.0  # judge only after this much of an epoch, when a cold start no longer matters
 
 
 def log_summary(trainer):
-    """Log versions, model, data and learning rates of a `Trainer`, and a warning about a moving average."""
+    """Log versions, model, data and learning rates of a `Trainer`. Warn if the moving average is too slow."""
     cfg, step, loader = trainer.cfg, trainer.train_step, trainer.train_loader
     log.info(
         "%s, %s: PaddlePaddle %s on %s, %s, %d process(es), Python %s",
@@ -52,7 +52,7 @@ def _parameters(model):
 
 def _warn_of_short_average(cfg, steps):
     decay = cfg.TRAIN.EMA_DECAY
-    if cfg.VAL.BEST == "ema" and decay and decay**steps > 0.05:  # weight of the initial weights in the end
+    if cfg.VAL.BEST == "ema" and decay and decay**steps > 0.05:  # decay**steps: final share of the initial weights
         log.warning(
             "warning: TRAIN.EMA_DECAY %g averages over about %.0f steps and the run has %d: best.pdparams would "
             "hold much of the initial weights; set TRAIN.EMA_DECAY %g or VAL.BEST raw",
@@ -61,16 +61,16 @@ def _warn_of_short_average(cfg, steps):
 
 
 class TrainLog:
-    """Lines and curves of a run of `total_epochs`, with `images_per_step` over all processes."""
+    """Logs lines and curves of a run of `total_epochs`, with `images_per_step` over all processes."""
 
     def __init__(self, total_epochs, images_per_step):
         self.total_epochs, self.images_per_step = total_epochs, images_per_step
         self.scalars = Scalars()
-        self._skipped = set()  # warnings about unreadable images that were logged
-        self._is_slow = False  # whether it was logged that reading is slow
+        self._skipped = set()  # warnings about unreadable images that were already logged
+        self._is_slow = False  # whether the warning about slow reading was already logged
 
     def line(self, epoch, step, steps, lr, means, lap):
-        """Log the `Means` and `Lap` since the last line, at a step (from 1) of the `steps` of an epoch (from 0)."""
+        """Log the `Means` and `Lap` since the last line. `epoch` counts from 0, `step` from 1; an epoch has `steps`."""
         images_per_second = lap.steps * self.images_per_step / lap.seconds
         steps_left = (self.total_epochs - epoch) * steps - step
         log.info(
@@ -93,7 +93,7 @@ class TrainLog:
         self.scalars.add(epoch * steps + step, curves)
 
     def epoch(self, epoch, means):
-        """Log the line of a whole epoch (from 0), given its `Means`."""
+        """Log the `Means` of a whole epoch (from 0)."""
         log.info("Epoch [%d/%d], avg_Loss: %.4f, avg_acc: %.4f", epoch + 1, self.total_epochs, means.loss, means.acc)
         if means.skipped_images:
             self.gather_skipped()
@@ -107,12 +107,12 @@ class TrainLog:
                 log.warning("warning: replaced: %s", reason)
 
     def gather_skipped(self):
-        """Log the reasons of the other processes; call it in all."""
+        """Log the reasons from the other processes. Call it in all processes."""
         for reasons in processes.gather_objects(sorted(self._skipped)):
             self.add_skipped(reasons)
 
     def check_reading(self, lap, num_workers):
-        """Warn once in a run if much of the time of an epoch goes into reading, given the epoch's `Lap` so far."""
+        """Warn once per run if an epoch spends much of its time waiting for images. `lap` is its `Lap` so far."""
         if self._is_slow or lap.seconds < _JUDGED_SECONDS or lap.read < _SLOW_READING * lap.seconds:
             return
         self._is_slow = True
@@ -124,7 +124,7 @@ class TrainLog:
 
 
 def epoch_rows(epoch, lr, images, means, lap):
-    """(row of metrics.jsonl, row of times.jsonl) of an epoch (from 0) of `images`; the first is equal in every run."""
+    """Return the rows of an epoch (from 0) for metrics.jsonl and times.jsonl. The first is the same in every run."""
     metrics = {
         "epoch": epoch + 1,
         "lr": lr,
@@ -145,7 +145,7 @@ def epoch_rows(epoch, lr, images, means, lap):
 
 
 def memory_mb():
-    """Peak memory of this process in MB: of the GPU if it uses one, else main memory."""
+    """Return the peak memory of this process in MB: GPU memory if it uses a GPU, else main memory."""
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes or KiB

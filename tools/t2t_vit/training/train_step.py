@@ -25,18 +25,18 @@ from t2t_vit.weights.load import load_pretrained
 
 @dataclass(frozen=True)
 class StepResult:
-    """Figures of one step in one process. The tensors are 0-D and on the device; to read them would wait for it."""
+    """Results of one step in one process. The tensors are 0-D and on the device; reading them waits for the device."""
 
     loss: paddle.Tensor  # mean over this process's images
-    correct: paddle.Tensor  # images of this process classified correctly; in mixed ones the label of larger weight
-    images: int  # of this process
-    skipped: tuple  # why images of this process were replaced, one line each
-    gradient_norm: paddle.Tensor  # of the averaged gradients, before clipping; equal in every process
-    ok: paddle.Tensor  # False: something was not finite and the step was skipped; equal in every process
+    correct: paddle.Tensor  # correctly classified images; in mixed images the label with the larger weight counts
+    images: int  # images of this process
+    skipped: tuple  # why images were replaced, one line each
+    gradient_norm: paddle.Tensor  # of the averaged gradients, before clipping; the same in every process
+    ok: paddle.Tensor  # False: something was not finite, so the step was skipped; the same in every process
 
 
 class TrainStep:
-    """The model of a config with its optimizer and moving average; a call makes one step.
+    """The model of a config with its optimizer and moving average. A call makes one training step.
 
     A step never waits for the device, except in Paddle's own loss scaler in float16.
     """
@@ -44,20 +44,20 @@ class TrainStep:
     def __init__(self, cfg):
         train = cfg.TRAIN
         self.cfg = cfg
-        self.model = build_model(cfg)  # float32: it is updated, validated and saved
-        processes.same_everywhere(self.model)  # DataParallel broadcasts the live model only
+        self.model = build_model(cfg)  # in float32; it is updated, validated and saved
+        processes.same_everywhere(self.model)  # DataParallel broadcasts only the live model
         if train.RECOMPUTE:
             recompute_activations(self.model)
         freeze(self.model, train.FREEZE)
         self.precision = MixedPrecision(train)
-        self.live_model = self.precision.live_model(self.model)  # computes the gradients; a 16-bit copy in O2
+        self.live_model = self.precision.live_model(self.model)  # computes the gradients; with O2 a 16-bit copy
         self.parallel_model = processes.data_parallel(self.live_model)
         self.optimizer = Optimizer(self.model, train, self.live_model)
         self.ema = ModelEma(self.model, self.optimizer.weights, train.EMA_DECAY) if train.EMA_DECAY else None
         if train.TO_STATIC:
-            warnings.filterwarnings("ignore", "Tensor do not have 'place' interface")  # Paddle's own use of it
+            warnings.filterwarnings("ignore", "Tensor do not have 'place' interface")  # Paddle itself uses it
             paddle.jit.to_static(self.live_model, full_graph=True)
-        # Several processes have a core or few each, and average the gradients of whole batches.
+        # With several processes, each has few cores, and gradients of whole batches are averaged.
         self.micro_batches = micro_batches(cfg, train.BATCH_SIZE) if processes.world_size() == 1 else None
         self.criterion = CrossEntropy(train.LABEL_SMOOTHING)
         self.teacher = Teacher(cfg) if cfg.DISTILL.TYPE else None
@@ -74,20 +74,20 @@ class TrainStep:
     def __call__(self, batches, lr, epoch, step, lap=lambda part: None):
         """Make one step with the mean gradient of `batches` and return its `StepResult`.
 
-        Dropout depends on the seed, the process, the epoch, the step and the position in the list only.
+        Dropout depends only on the seed, the process, the epoch, the step and the position in the list.
 
         Args:
-            batches: list of `Batch` that pass through the model one after the other.
+            batches: list of `Batch`, which are passed through the model one after the other.
             lr: learning rate of the head.
-            epoch: from 0; the other layers' rates depend on it.
-            step: of the epoch, from 0.
-            lap: called after the parts "input" and "forward and backward" of each pass; benchmark.py times them.
+            epoch: from 0. The learning rates of the other layers depend on it.
+            step: from 0, within the epoch.
+            lap: function called after each "input" and each "forward and backward", for benchmark.py.
         """
         losses, correct, passes = [], [], len(batches)
         for number, batch in enumerate(batches):
             images, targets = self.train_input(batch)  # (B, C, H, W); (B,) labels or (B, K) mixed
             lap("input")
-            is_last = number == passes - 1  # DataParallel averages the gradients in the last backward pass only
+            is_last = number == passes - 1  # DataParallel averages gradients only in the last backward pass
             with contextlib.nullcontext() if is_last else processes.local_gradients(self.parallel_model):
                 seed_key = [self.cfg.SEED, processes.rank(), epoch, step, number]
                 loss, logits = self._backward(images, targets, 1 / passes, seed_key)
@@ -101,7 +101,7 @@ class TrainStep:
         return StepResult(paddle.stack(losses).mean(), paddle.stack(correct).sum(), images, skipped, norm, ok)
 
     def _backward(self, images, targets, weight, seed_key):
-        """Add `weight` times the gradients of a batch; return (mean loss, logits (B, K))."""
+        """Add `weight` times the gradients of a batch. Returns (mean loss, logits (B, K))."""
         paddle.seed(int(np.random.SeedSequence(seed_key).generate_state(1)[0]))  # for dropout
         batch = images, targets, self._teacher_logits(images)
         if not self.micro_batches:
@@ -120,7 +120,7 @@ class TrainStep:
             outputs = model(images)
         logits = prediction(outputs)
         loss = self.distillation(outputs, targets, teacher_logits) if self.teacher else self.criterion(logits, targets)
-        # A loss that is not finite becomes NaN gradients, which all processes see after the averaging.
+        # If the loss is not finite, make the gradients NaN. After averaging, all processes see that.
         finite = paddle.where(paddle.isfinite(loss), paddle.ones([]), paddle.full([], float("nan")))
         self.precision.scaler.scale(loss * finite * weight).backward()
         return loss.detach(), logits.detach()
@@ -142,15 +142,15 @@ class TrainStep:
     # --- Weights and state ---
 
     def models(self):
-        """{"raw": trained model, "ema": its moving average, if EMA_DECAY is set}, in float32."""
+        """Return {"raw": trained model, "ema": moving average, if EMA_DECAY is set}, in float32."""
         return {"raw": self.model, "ema": self.ema.model} if self.ema else {"raw": self.model}
 
     def weights(self, which):
-        """State dict of one of `models`."""
+        """Return the state dict of one of `models`."""
         return self.models()[which].state_dict()
 
     def state(self):
-        """Everything that training changes, in dicts of tensors and numbers."""
+        """Return everything that training changes, as dicts of tensors and numbers."""
         return {
             "model": self.weights("raw"),
             "ema": self.weights("ema") if self.ema else {},
@@ -159,11 +159,11 @@ class TrainStep:
         }
 
     def load_state(self, state, path):
-        """Restore `state` as returned by `checkpoint.read(path)`: its tensors are NumPy arrays."""
+        """Restore `state`, as returned by `checkpoint.read(path)` (NumPy arrays)."""
         checkpoint.load_state(self.model, state["model"], path)
         self.optimizer.take_weights()
         if self.ema:
-            # A state without an average starts one here.
+            # If the state has no average, start one here.
             checkpoint.load_state(self.ema.model, state["ema"] or state["model"], path)
             self.ema.take_weights()
         self.optimizer.load_state(state["optimizer"], path)
@@ -171,7 +171,7 @@ class TrainStep:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
 
     def start_from(self, path, head="fit"):
-        """Load the weights of a file; for `head` see `load.load_weights`."""
+        """Load weights from a file. For `head` see `load.load_weights`."""
         load_pretrained(self.model, path, head, self.cfg.MODEL.POS_RESIZE)
         self.optimizer.take_weights()
         if self.ema:

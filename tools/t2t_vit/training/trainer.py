@@ -24,13 +24,13 @@ from t2t_vit.weights.build import classes_beside, first_other_class, refuse_othe
 
 
 class Stopped(Exception):
-    """Training ended before its last epoch, by a signal or a time limit; everything is saved."""
+    """Training was stopped by a signal or a time limit before its last epoch. Everything is saved."""
 
 
 class Trainer:
     """Trains the model of a config, validates it after each epoch and saves it to `run`, a `RunFolder`.
 
-    Nothing is written before `fit`. `splits` is {"train": Split, "val": Split}, `setting` that of resume.py.
+    Nothing is written before `fit`. `splits` is {"train": Split, "val": Split}. `setting` comes from resume.py.
     """
 
     def __init__(self, cfg, classes, splits, run, interrupts, setting):
@@ -56,9 +56,9 @@ class Trainer:
     # --- Begin ---
 
     def start_from(self, path):
-        """Begin with the weights of a file, without its head if that is for other classes.
+        """Start with the weights of a file, without the head if it has other classes.
 
-        Raises UserError if it is for the same classes in another order.
+        Raises UserError if the file has the same classes in another order.
         """
         if theirs := classes_beside(path):
             refuse_other_order(self.classes, theirs)
@@ -84,11 +84,11 @@ class Trainer:
     # --- Train ---
 
     def fit(self):
-        """Train to the last epoch; save after each epoch and when `interrupts` asks for it.
+        """Train to the last epoch. Save after each epoch and when `interrupts` asks for it.
 
         Raises:
-            Stopped: `interrupts` ended the training, and its state is saved.
-            UserError: a broken image, or a loss that stays non-finite.
+            Stopped: `interrupts` stopped the training, and the state is saved.
+            UserError: an image is broken, or the loss stays non-finite.
             OSError: a file cannot be written.
         """
         if self.epoch >= self.total_epochs:
@@ -106,8 +106,8 @@ class Trainer:
         )
 
     def _train_epoch(self, lr):
-        """Train what is left of the current epoch."""
-        steps = self.step + self.train_loader.steps(self.images)  # of the epoch
+        """Train the rest of the current epoch."""
+        steps = self.step + self.train_loader.steps(self.images)  # of the whole epoch
         self.train_step.train()
         self.interrupts.epoch_starts()
         self.stopwatch.restart()
@@ -127,21 +127,21 @@ class Trainer:
             self._save_or_stop(self.interrupts.after_step())
 
     def _log_line(self, lr, steps):
-        """Log the steps since the last line and apply the rules that end a run. Waits for the device."""
+        """Log the steps since the last line, and apply the rules that stop a run. Waits for the device."""
         means = self.sums.lap()
         self.log.line(self.epoch, self.step, steps, lr, means, self.stopwatch.lap())
         self.log.check_reading(self.stopwatch.epoch, self.cfg.DATA.NUM_WORKERS)
-        images = self.images + (steps - self.step) * self.images_per_step  # of the epoch
+        images = self.images + (steps - self.step) * self.images_per_step  # of the whole epoch
         check_skipped(self.sums.means().skipped_images, images, self.log)
         self.bad_steps.check(self.epoch + 1, self.step)
 
     def _validate(self):
-        """{"raw": Scores, "ema": Scores}; {} in an epoch without validation."""
+        """Return {"raw": Scores, "ema": Scores}, or {} in an epoch without validation."""
         if (self.epoch + 1) % self.cfg.VAL.EVERY and self.epoch + 1 < self.total_epochs:
             return {}
         action = self.interrupts.before_validation(self.validation_seconds)
         several = processes.world_size() > 1
-        # A validation of several processes cannot be interrupted, since all would have to agree on it: save before it.
+        # With several processes, validation cannot be interrupted, because all would have to agree. So save before it.
         self._save_or_stop(action, save=several)
         start = time.monotonic()
         must_stop = None if several else self.interrupts.must_stop
@@ -184,7 +184,7 @@ class Trainer:
     # --- Save and stop ---
 
     def _save_or_stop(self, action, save=False):
-        """Act on the decision of `interrupts`; save in any case if `save`."""
+        """Act on the decision of `interrupts`. If `save` is set, save in any case."""
         if save or action != GO_ON:
             self._save()
             self.stopwatch.restart()
@@ -194,10 +194,10 @@ class Trainer:
             raise Stopped(f"stopped by {self.interrupts.reason(action)} after {position}{kept}")
 
     def _save(self):
-        """Write everything that the rest of the run needs, unless steps are failing; call it in every process."""
+        """Save everything that the rest of the run needs, unless steps are failing. Call it in every process."""
         start = time.monotonic()
         failing = int(self.bad_steps.streak.item())
-        if failing > 1:  # one alone happens when the loss scale of float16 was too high
+        if failing > 1:  # a single one is normal: the loss scale of float16 was too high
             log.warning("warning: not saved: the last %d steps were not finite", failing)
             self.interrupts.saved(0.0)
             return
@@ -210,7 +210,7 @@ class Trainer:
         self.interrupts.saved(time.monotonic() - start)
 
     def _state(self, meter):
-        """What is saved; `meter` has the figures of a started epoch."""
+        """Return the state to save. `meter` holds the figures of an unfinished epoch."""
         state = {
             **self.train_step.state(),
             "epoch": self.epoch,
@@ -233,7 +233,7 @@ class Trainer:
         return f"{self.epoch} epochs{f' and {self.step} steps' if self.step else ''}"
 
     def how_to_continue(self):
-        """What is saved if the run ends now, in words."""
+        """Describe what is saved if the run ends now, and how to continue."""
         if not self.saved:
             return "nothing was saved yet"
         return f"{display_path(self.run.latest)} holds {self.saved}, --resume auto continues after them"

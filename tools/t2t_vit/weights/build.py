@@ -1,4 +1,4 @@
-"""The model that a config names, with or without weights from a file."""
+"""Build the model that a config names, with or without weights from a file."""
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import best_weights, class_list, resolve, with_classes
@@ -11,7 +11,7 @@ from t2t_vit.weights.load import count_classes, load_weights
 
 
 def build_model(cfg):
-    """Model of MODEL.* and the DATA keys that shape its input, with fresh weights.
+    """Build the model of MODEL.* with fresh weights. The DATA keys determine the shape of its input.
 
     Raises UserError for an unknown name or settings that do not fit together.
     """
@@ -41,7 +41,7 @@ def build_model(cfg):
 
 
 def _family_overrides(model):
-    """Constructor arguments from the config section of the model's family; UserError if another section is set."""
+    """Return constructor arguments from the section of the model's family. UserError if another section is set."""
     family = family_of(model.NAME).name
     sections = {key: section for key, section in model.items() if isinstance(section, dict)}
     for name, section in sections.items():
@@ -52,7 +52,7 @@ def _family_overrides(model):
 
 
 def build_trained_model(cfg, chosen):
-    """(model of `cfg` in eval mode, path of its weights).
+    """Build the model of `cfg` with weights. Returns (model in eval mode, path of the weights).
 
     Args:
         chosen: file or URL; default: best.pdparams of the config's run (the user's own, or the one that comes with the
@@ -70,9 +70,9 @@ def build_trained_model(cfg, chosen):
 
 
 def classes_of(cfg, weights):
-    """`ClassList` of a model: from beside its weights, or else from the data set, or else numbers.
+    """Return the `ClassList` of a model: from the file beside its weights, else from the data set, else numbers.
 
-    Raises UserError if it has another number of classes than the model.
+    Raises UserError if the list and the model differ in the number of classes.
     """
     candidates = [weights.with_name("classes.txt"), resolve(cfg.DATA.PATH) / "classes.txt"]
     if cfg.DATA.CLASSES:
@@ -88,19 +88,19 @@ def classes_of(cfg, weights):
 
 
 def first_other_class(classes, weights):
-    """`first_difference` from the classes.txt beside the weights; None without that file."""
+    """Return `first_difference` from the classes.txt beside the weights; None without that file."""
     theirs = classes_beside(weights)
     return first_difference(classes, theirs) if theirs else None
 
 
 def classes_beside(weights):
-    """`ClassList` beside a file of weights, or None."""
+    """Read the `ClassList` beside a weights file, or return None."""
     path = weights.with_name("classes.txt")
     return read_classes(path) if path.is_file() else None
 
 
 def refuse_other_order(classes, others):
-    """Raise UserError if two `ClassList`s have the same classes in different orders, which would swap the ids."""
+    """Raise UserError if two `ClassList`s have the same classes in different orders, because ids would be swapped."""
     if (other := first_difference(classes, others)) and sorted(classes.folders) == sorted(others.folders):
         raise UserError(
             f"{other}: the same classes in another order; set DATA.CLASSES to the classes.txt of the model's run"
@@ -108,7 +108,7 @@ def refuse_other_order(classes, others):
 
 
 def first_difference(classes, others):
-    """Describes the first class with different names in two `ClassList`s; None if equal, or if one has only numbers."""
+    """Describe the first class that differs in two `ClassList`s. None if they are equal or one has only numbers."""
     if "MODEL.NUM_CLASSES" in (classes.source, others.source):
         return None
     for number, (ours, theirs) in enumerate(zip(classes.folders, others.folders)):

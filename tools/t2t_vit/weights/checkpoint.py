@@ -1,7 +1,7 @@
 """Save and read weights and training states (.pdparams, .pdopt).
 
-A file is in the format of `paddle.save`, followed by a checksum, which `paddle.load` ignores. It is replaced completely
-or not at all. It is read without `paddle.load`, which would run any code in it: see common/unpickle.py.
+A file has the format of `paddle.save`, followed by a checksum, which `paddle.load` ignores. It is written atomically.
+It is read without `paddle.load`, because that would run any code in the file: see common/unpickle.py.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from t2t_vit.common.files import atomic_path
 from t2t_vit.common.unpickle import Refused, Unpickler
 from t2t_vit.models.layers import in_head
 
-_SEAL = b"\nsha256:"  # comes before the 32 bytes of the checksum at the end of a file
+_SEAL = b"\nsha256:"  # marks the checksum (32 bytes) at the end of a file
 
 
 def save(path, tree):
-    """Write nested dicts of tensors, arrays, numbers and strings, which `paddle.load` can read."""
+    """Write nested dicts of tensors, arrays, numbers and strings. `paddle.load` can read the file."""
     buffer = io.BytesIO()
     paddle.save(_to_numpy(tree), buffer)
     data = buffer.getbuffer()
@@ -34,7 +34,7 @@ def save(path, tree):
 def read(path):
     """Read a .pdparams or .pdopt file: nested dicts of NumPy arrays, numbers and strings. Runs no code from the file.
 
-    Raises UserError if it is missing, damaged, not a Paddle file, or holds something else, which is named.
+    Raises UserError if it is missing, damaged, not a Paddle file, or contains anything else.
     """
     with naming_faults(path, "Paddle"):
         data = Path(path).read_bytes()
@@ -48,7 +48,7 @@ def read(path):
 
 @contextlib.contextmanager
 def naming_faults(path, program):
-    """Make UserErrors of what the reading of a missing, damaged or hostile file of `program` raises."""
+    """Turn the errors of reading a missing, damaged or hostile file of `program` into UserErrors."""
     try:
         yield
     except FileNotFoundError:
@@ -58,28 +58,28 @@ def naming_faults(path, program):
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: the file names a negative position
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: the file contains a negative offset
             raise
         reason = one_line(error).split(". ")[0][:200]
         raise UserError(f"{path} is damaged or not a {program} weights file ({reason})") from None
 
 
 def _check_seal(data):
-    """Raise ValueError if `data` ends in a wrong checksum. Files of other programs have none."""
+    """Raise ValueError if the checksum at the end of `data` is wrong. Files of other programs have none."""
     content, end = data[: -len(_SEAL) - 32], data[-len(_SEAL) - 32 :]
     if bytes(end).startswith(_SEAL) and not bytes(end).endswith(hashlib.sha256(content).digest()):
         raise ValueError("wrong checksum")
 
 
 def is_own(path):
-    """Whether `save` wrote a file: it ends in a checksum."""
+    """Whether a file was written by `save`, which adds a checksum."""
     with open(path, "rb") as file:
         file.seek(-min(os.path.getsize(path), len(_SEAL) + 32), os.SEEK_END)
         return file.read().startswith(_SEAL)
 
 
 def load_state(model, weights, path):
-    """Copy `weights`, {name: array}, into `model`. Raises UserError that names missing, unknown and other tensors."""
+    """Copy `weights`, {name: array}, into `model`. Raises UserError if tensors are missing, unknown or do not fit."""
     own = model.state_dict()
     wrong = [f"no {name}" for name in own if name not in weights]
     for name, value in weights.items():
@@ -101,7 +101,7 @@ def load_state(model, weights, path):
 
 
 def to_float32(value, name, path):
-    """A floating-point array, including bfloat16, as float32. Raises UserError if it is not, or not finite."""
+    """Convert a float array (also bfloat16) to float32. Raises UserError for another type or non-finite values."""
     if value.dtype == np.uint16:  # Paddle stores bfloat16 as the upper half of a float32
         value = (value.astype(np.uint32) << 16).view(np.float32)
     if value.dtype.kind != "f":
@@ -124,7 +124,7 @@ def to_array(tensor):
 
 
 def _check(tree):
-    """Raise Refused if nested dicts hold anything but arrays, numbers and strings."""
+    """Raise Refused if nested dicts contain anything but arrays, numbers and strings."""
     rest, seen = [tree], set()
     while rest:
         value = rest.pop()

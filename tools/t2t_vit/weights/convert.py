@@ -1,4 +1,4 @@
-"""The command convert.py: weights of a known program as a file of this repository, or of the official PyTorch code."""
+"""The command convert.py: convert weights of known programs for this repository or the official PyTorch code."""
 
 import contextlib
 from pathlib import Path
@@ -22,7 +22,7 @@ _SUFFIXES = {"paddle": (".pdparams",), "torch": (".pth", ".pt", ".bin", ".tar")}
 
 
 def convert(args):
-    """Convert the file of a command line, and print what it holds and what it computes."""
+    """Convert the file of a command line. Print what it contains and statistics of the model's output."""
     setup_logging()
     source = local_file(args.source, "give a weights file or a URL")
     output = Path(args.output)
@@ -49,13 +49,13 @@ def convert(args):
 
 
 def _build(args, weights):
-    """(name, model with fresh weights): of --config, of the config beside a run's weights, or of a variant."""
+    """Build the model of --config, of the config beside a run's weights, or of a variant: (name, fresh model)."""
     beside = weights.path.with_name("config.yaml")
     if args.config:
         cfg = _load_config(args.config, weights)
         return cfg.MODEL.NAME, build_model(cfg)
     if not args.model and beside.is_file():
-        with contextlib.suppress(UserError):  # a config of another program
+        with contextlib.suppress(UserError):  # the config may belong to another program
             cfg = _load_config(beside, weights)
             model = build_model(cfg)
             if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == weights.shapes:
@@ -64,13 +64,13 @@ def _build(args, weights):
 
 
 def _load_config(path, weights):
-    """The config with the number of classes of `weights`."""
+    """Load a config, and set the number of classes of `weights`."""
     classes = weights.shapes.get("head.bias")
     return load_config(path, [("MODEL.NUM_CLASSES", str(classes[0]))] if classes else ())
 
 
 def _build_variant(name, weights):
-    """(name, model) of a variant with the class count, channels and image size of the file."""
+    """Build a variant with the number of classes, channels and image size of the file: (name, model)."""
     candidates = identify(weights.shapes)
     if name is None:
         names = [weights.variant] if weights.variant in candidates else closest(candidates)
@@ -86,7 +86,7 @@ def _build_variant(name, weights):
 
 
 def _write_torch(path, model, extra):
-    """Write the weights of `model` and the tensors of `extra` in the form that the official PyTorch code reads.
+    """Write the weights of `model` and the tensors in `extra` as a file for the official PyTorch code.
 
     Raises UserError if PyTorch is not installed.
     """
@@ -100,7 +100,7 @@ def _write_torch(path, model, extra):
     tensors.update(transposed(extra, EXTRA))
     tree = {name: torch.tensor(value) for name, value in tensors.items()}
     if any(name.startswith("tokens_to_token.") for name in tree):
-        tree = {"state_dict": tree, "state_dict_ema": tree}  # the official code reads one or the other
+        tree = {"state_dict": tree, "state_dict_ema": tree}  # some official code reads the first, some the second
     with atomic_path(path) as temporary:
         torch.save(tree, temporary)
 

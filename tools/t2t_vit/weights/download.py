@@ -1,7 +1,7 @@
-"""Weights from a URL: downloaded once, complete or not at all, into a cache folder.
+"""Download weights from a URL to a cache folder, once and atomically.
 
-Paddle's own downloader (paddle.utils.download) keeps one file per file name, never times out, and does not lock
-between processes. Paddle depends on httpx too.
+Paddle's own downloader (paddle.utils.download) mixes up files of the same name, never times out, and does not lock
+between processes. Paddle also depends on httpx.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from t2t_vit.common.files import atomic_path, is_url, is_web_page, lock, remove_
 from t2t_vit.common.logger import log, progress_bar
 from t2t_vit.config import resolve
 
-_SUFFIX = ".pdparams"  # which users of PaddleViT and MindSpore leave out
-_TIMEOUT = 30  # seconds without an answer
-_BLOCK = 2**20  # bytes
+_SUFFIX = ".pdparams"  # users of PaddleViT and MindSpore omit it
+_TIMEOUT = 30  # seconds without a response
+_BLOCK = 2**20  # bytes per read
 
 
 def local_file(choice, advice="train first, or give a file with --pretrained FILE"):
-    """Path of the weights that a setting names: a file, with or without .pdparams, or a URL.
+    """Return the path of the weights that a setting names: a file, with or without .pdparams, or a URL.
 
     Raises UserError with `advice` if there is no such file, or if it cannot be downloaded.
     """
@@ -37,7 +37,7 @@ def local_file(choice, advice="train first, or give a file with --pretrained FIL
 
 
 def cache_folder():
-    """$T2T_CACHE, or else ~/.cache/t2t_vit. Raises UserError without a home folder."""
+    """Return $T2T_CACHE, or else ~/.cache/t2t_vit. Raises UserError if there is no home folder."""
     folder = os.environ.get("T2T_CACHE") or os.path.expanduser("~/.cache/t2t_vit")
     if folder.startswith("~"):
         raise UserError("there is no home folder to keep downloads in; set T2T_CACHE to a folder")
@@ -45,12 +45,12 @@ def cache_folder():
 
 
 def download(url):
-    """Local file of a URL, downloaded unless it is in the cache; several processes download it once.
+    """Download a URL unless it is in the cache, and return the local file. Several processes download it only once.
 
-    URL#sha256=HEX checks the file. A file:// URL is read in place.
+    URL#sha256=HEX also checks the file. A file:// URL is used in place.
 
     Raises:
-        UserError: no connection, no such file, a wrong checksum, or a web page.
+        UserError: no connection, no such file, a wrong checksum, or a web page instead of the file.
     """
     address, _, fragment = url.partition("#")
     if fragment and not re.fullmatch(r"sha256=[0-9a-fA-F]{8,64}", fragment):
@@ -65,7 +65,7 @@ def download(url):
         return path
     name = place.rpartition("/")[2].replace("\0", "")[-100:]
     name = "weights" if name in ("", ".", "..") else name
-    # One folder per address, so that files of the same name do not collide.
+    # One folder per URL, so that files of the same name do not collide.
     path = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:12] / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def _download(address, path, checksum, url):
 
 
 def _write(answer, path, name):
-    """Write an answer to a file, with a progress bar."""
+    """Write a response to a file, with a progress bar."""
     length = answer.headers.get("Content-Length", "")
     total = int(length) if length.isdecimal() else None
     bar = progress_bar(None, total=total, unit="B", unit_scale=True, desc=printable(name))

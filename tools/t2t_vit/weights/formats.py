@@ -18,26 +18,26 @@ from t2t_vit.models.layers import in_head
 from t2t_vit.models.zoo import list_models
 from t2t_vit.weights import checkpoint, torch_file
 
-# Entries that hold the weights in a larger file. The moving average comes first, as in the programs that write them.
+# Entries with the weights in a larger file. The moving average comes first, as in the programs that write them.
 # Training states of this repository name their average "ema", so they give the raw model.
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
-EXTRA = ("aux_head.weight", "aux_head.bias")  # of Token Labeling, not used for inference
-_ANCHOR = "cls_token"  # a tensor of every model here, at the top level
+EXTRA = ("aux_head.weight", "aux_head.bias")  # head of Token Labeling, not used for inference
+_ANCHOR = "cls_token"  # a top-level tensor in every model here
 _TIMM_POOL = re.compile(r"transformers\.(\d)\.pool\.")
-_COUNTERS = ("total_ops", "total_params")  # thop adds them to every layer
+_COUNTERS = ("total_ops", "total_params")  # added to every layer by thop
 _LFS = b"version https://git-lfs.github.com/"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights in a file, by official names, in the layout of the file."""
+    """The weights in a file, with official names but in the layout of the file."""
 
     path: Path
     tensors: dict  # {name: array}
-    extra: dict  # tensors of EXTRA
+    extra: dict  # tensors in EXTRA
     form: str  # for the log: "PaddleViT T2T-ViT, entry model_ema, Paddle file"
-    is_torch: bool  # a PyTorch or safetensors file, whose Linear weights are usually [out, in]
-    variant: str = ""  # name of the model, from the file or from the config of its run
+    is_torch: bool  # whether it is a PyTorch or safetensors file; Linear weights are then usually [out, in]
+    variant: str = ""  # name of the model, if the file or the config of its run has it
 
     @property
     def shapes(self):
@@ -45,9 +45,9 @@ class Weights:
 
 
 def read_weights(path):
-    """`Weights` of a file, whose kind is recognised by its content.
+    """Read a file as `Weights`. Its format is recognised by its content.
 
-    Raises UserError if it is missing, damaged, of an unknown kind, or holds something other than data.
+    Raises UserError if it is missing, damaged, in an unknown format, or contains something other than data.
     """
     path = Path(path)
     kind, tree = read_tree(path)
@@ -64,7 +64,7 @@ def read_weights(path):
 
 
 def read_tree(path):
-    """("PyTorch", "safetensors" or "Paddle", the dict in the file). Raises UserError like `read_weights`."""
+    """Return ("PyTorch", "safetensors" or "Paddle", the dict in the file). Raises UserError like `read_weights`."""
     try:
         with open(path, "rb") as file:
             start = file.read(64)
@@ -106,7 +106,7 @@ def _read_safetensors(path):
 
 
 def _weights_of(tree, path):
-    """(name of the entry that holds the weights, or None for the dict itself; {name: array})."""
+    """Return (name of the entry with the weights, or None for the dict itself; {name: array})."""
     held = {}
     for entry, inner in [*((str(key), value) for key, value in tree.items()), (None, tree)]:
         if isinstance(inner, dict):
@@ -130,14 +130,14 @@ def _is_anchor(name):
 
 
 def _without_wrappers(tensors, path):
-    """({name in the model: array}, names of the tensors that do not belong to it).
+    """Remove prefixes. Returns ({name in the model: array}, names of tensors that do not belong to the model).
 
     A wrapper puts one prefix before all names (module., model., backbone.). The prefix of "cls_token" is therefore the
     prefix of all tensors; only the head may lie outside. Names that wrappers insert, such as _orig_mod of
     torch.compile, begin with an underscore.
     """
     if not any(map(_is_anchor, tensors)):
-        return tensors, []  # a teacher of another family, which has names like _mean and _variance
+        return tensors, []  # another kind of model (a teacher), with names like _mean and _variance
     plain = {}
     for name, value in tensors.items():
         short = ".".join(part for part in name.split(".") if not part.startswith("_"))
@@ -157,7 +157,7 @@ def _without_wrappers(tensors, path):
 
 
 def _variant_of(tree):
-    """The variant that a PyTorch training has written into its file (`arch` or `args.model`); "" if unknown."""
+    """Return the variant that a PyTorch training script has saved (`arch` or `args.model`); "" if unknown."""
     args = getattr(tree.get("args"), "attributes", {})
     for name in (tree.get("arch"), args.get("model"), args.get("arch")):
         if isinstance(name, str):
@@ -169,7 +169,7 @@ def _variant_of(tree):
 
 
 def _variant_of_run(path):
-    """The variant of a run's weights, from the config beside them; "" if unknown, or with another number of heads."""
+    """Return the variant of a run from the config beside its weights; "" if unknown or the heads differ."""
     beside = path.with_name("config.yaml")
     is_of_run = re.fullmatch(r"(best|latest(\.\d+)?)\.pdparams", path.name)
     if not is_of_run or not checkpoint.is_own(path) or not beside.is_file():
@@ -177,20 +177,20 @@ def _variant_of_run(path):
     try:
         model = load_yaml(read_text(beside, 2**20), fast=True)["MODEL"]
         name, heads = model["NAME"], model["T2T"]["NUM_HEADS"] or model["PIT"]["HEADS"]
-    except (ValueError, KeyError, TypeError):  # of another program
+    except (ValueError, KeyError, TypeError):  # the config of another program
         return ""
     return name if name in list_models() and not heads else ""
 
 
 def _official_names(tensors):
-    """({official name: array}, the program whose names they had)."""
+    """Return ({official name: array}, the program whose names they had)."""
     if any(name.startswith("patch_embed.attn1.") for name in tensors):
         names = {name: re.sub(r"^patch_embed\.attn", "tokens_to_token.attention", name) for name in tensors}
         names = {name: re.sub(r"^patch_embed\.proj", "tokens_to_token.project", new) for name, new in names.items()}
         return {names[name]: value for name, value in tensors.items()}, "PaddleViT T2T-ViT"
     pools = sorted({match.group(1) for name in tensors if (match := _TIMM_POOL.match(name))})
     if pools:
-        # Old timm gives a pool the number of the stage before it, new timm that of the stage after it.
+        # A pool has the number of the stage before it in old timm, of the stage after it in new timm.
         names = {name: _TIMM_POOL.sub(lambda m: f"pools.{pools.index(m.group(1))}.", name) for name in tensors}
         return {names[name]: value for name, value in tensors.items()}, "timm PiT"
     for start, program in (("tokens_to_token.", "T2T-ViT, official names"), ("transformers.", "PiT, official names")):
@@ -203,19 +203,19 @@ def _official_names(tensors):
 
 
 def linear_weights(model):
-    """Names of the weights that are [in, out] in Paddle and [out, in] in PyTorch."""
+    """List the weights that are [in, out] in Paddle and [out, in] in PyTorch."""
     layers = model.named_sublayers()
     return [f"{name}.weight" for name, layer in layers if isinstance(layer, paddle.nn.Linear)]
 
 
 def in_paddle_layout(weights, model):
-    """({name: array} of the model, {name: array} of EXTRA, whether the file has PyTorch's layout), in Paddle's layout.
+    """Convert to Paddle's layout: (weights of the model, tensors in EXTRA, whether the file has PyTorch's layout).
 
-    The shapes of the Linear weights that are not square show the layout of the file. Only if there are none, the kind
-    of the file decides. Raises UserError if the file mixes both layouts.
+    Linear weights that are not square show the layout of the file. If there are none, the file format decides.
+    Raises UserError if the file mixes both layouts.
     """
     own, names = model.state_dict(), linear_weights(model)
-    votes = {True: [], False: []}  # PyTorch's layout: names
+    votes = {True: [], False: []}  # {is PyTorch's layout: names}
     for name in names:
         shape, expected = list(np.shape(weights.tensors.get(name))), list(own[name].shape)
         if expected[0] != expected[1] and shape in (expected, expected[::-1]):
@@ -230,7 +230,7 @@ def in_paddle_layout(weights, model):
 
 
 def transposed(tensors, names, wanted=True):
-    """`tensors` with the 2-D ones among `names` transposed, if `wanted`."""
+    """Return `tensors`, with the 2-D ones in `names` transposed if `wanted`."""
     return {
         name: np.ascontiguousarray(value.T) if wanted and name in names and value.ndim == 2 else value
         for name, value in tensors.items()

@@ -1,21 +1,21 @@
-"""Which variants the tensors of a file fit, by their official names and shapes alone."""
+"""Find the variants that the tensors in a file fit, only by official names and shapes."""
 
 import paddle
 
 from t2t_vit.models.zoo import FAMILIES, create_model, family_of
 
-IMAGE_SIZE = 224  # pixels, of variants that do not give their own
+IMAGE_SIZE = 224  # pixels; default of variants that do not set it
 
 
 def identify(shapes):
-    """Variants that tensors of these shapes fit.
+    """Find the variants that tensors of these shapes fit.
 
     Args:
         shapes: {official name: shape}; Linear weights may be in PyTorch's or in Paddle's layout.
 
     Returns:
-        {variant: {"num_classes", "in_chans", "image_size"}}, the arguments of `create_model` for these tensors; empty
-        if no variant fits. The shapes do not show the number of heads: tensors of t2t_vit_14 fit t2t_vit_14_resnext
+        {variant: {"num_classes", "in_chans", "image_size"}}, arguments of `create_model` for these tensors. Empty if no
+        variant fits. The shapes do not show the number of heads: tensors of t2t_vit_14 fit t2t_vit_14_resnext
         too.
     """
     shapes = {name: list(shape) for name, shape in shapes.items()}
@@ -23,22 +23,22 @@ def identify(shapes):
     for family in FAMILIES:
         try:
             traits, overrides = family.read_shapes(shapes)
-        except (KeyError, IndexError, ValueError):  # of another family or geometry
+        except (KeyError, IndexError, ValueError):  # another family or geometry
             continue
         found |= {name: overrides for name, variant in family.variants.items() if family.traits(variant) == traits}
     return found
 
 
 def has_heads_of(name, model):
-    """Whether `model` has the number of heads of variant `name` in every block; shapes do not show it."""
-    with paddle.LazyGuard():  # without values
+    """Whether every block of `model` has as many heads as variant `name`. Shapes do not show this."""
+    with paddle.LazyGuard():  # parameters without values
         variant = create_model(name)
     heads, expected = ([place.block.attn.num_heads for place in each.backbone()] for each in (model, variant))
     return heads == expected
 
 
 def closest(candidates):
-    """Of the result of `identify`, the variants with the file's image size; all of them if no variant has it."""
+    """Keep the variants with the file's image size from the result of `identify`, or all if none has it."""
     own = [
         name
         for name, overrides in candidates.items()

@@ -1,4 +1,4 @@
-"""Load weights of any known file into a model, also for another number of classes or another image size."""
+"""Load any known weights file into a model, also one with other classes or another image size."""
 
 import numpy as np
 import paddle
@@ -23,13 +23,13 @@ def load_weights(model, weights, head="same", pos_resize="bicubic"):
     Args:
         model: a model of this repository, with fresh weights.
         weights: `formats.Weights`.
-        head: for another number of classes: "same" is an error, "fit" keeps the model's own head. "new" always keeps
-            it.
-        pos_resize: for another image size: "bicubic" resizes the position embedding, "sinusoid" recomputes it if it is
-            still the sinusoid.
+        head: if the number of classes differs, "same" raises an error and "fit" keeps the model's own head. "new"
+            always keeps the model's own head.
+        pos_resize: if the image size differs, "bicubic" resizes the position embedding. "sinusoid" recomputes it, if it
+            is still a sinusoid.
 
     Raises:
-        UserError: the file holds another model, which is named if known.
+        UserError: the file contains another model. The message names it if it is known.
     """
     try:
         checkpoint.load_state(model, _fit(model, weights, head, pos_resize), weights.path)
@@ -40,7 +40,7 @@ def load_weights(model, weights, head="same", pos_resize="bicubic"):
 
 
 def count_classes(weights):
-    """Number of classes of `formats.Weights`. Raises UserError if they have no head."""
+    """Return the number of classes of `formats.Weights`. Raises UserError if they have no head."""
     head = weights.shapes.get("head.bias", ())
     if len(head) != 1:
         raise UserError(f"{weights.path} has no head.bias, which shows the number of classes; set MODEL.NUM_CLASSES")
@@ -48,7 +48,7 @@ def count_classes(weights):
 
 
 def _fit(model, weights, head, pos_resize):
-    """{name: array} for `checkpoint.load_state`."""
+    """Adapt the weights to the model. Returns {name: array} for `checkpoint.load_state`."""
     tensors, extra, is_torch = in_paddle_layout(weights, model)
     if not checkpoint.is_own(weights.path):
         log.info("%s: %s, %s's layout", display_path(weights.path), weights.form, "PyTorch" if is_torch else "Paddle")
@@ -65,7 +65,7 @@ def _fit(model, weights, head, pos_resize):
 
 
 def check_variant(model, weights):
-    """Raise UserError if the file holds another variant than the model; it names the right ones."""
+    """Raise UserError if the file contains another variant than the model. The message names it."""
     fitting = identify(weights.shapes)
     mine = identify({name: tensor.shape for name, tensor in model.state_dict().items()})
     if fitting and not set(fitting) & set(mine):
@@ -82,7 +82,7 @@ def check_variant(model, weights):
 
 
 def _with_own_head(own, tensors, path, always):
-    """`tensors` with the model's own head, `always` or if theirs has another number of classes."""
+    """Return `tensors` with the model's own head, `always` or only if their number of classes differs."""
     heads = [name for name in own if in_head(name)]
     if not always and all(np.shape(tensors.get(name)) == tuple(own[name].shape) for name in heads):
         return tensors
@@ -96,9 +96,9 @@ def _with_own_head(own, tensors, path, always):
 
 def _fit_pos_embed(model, table, path, pos_resize):
     expected = model.state_dict()["pos_embed"].shape
-    channels = 1 if len(expected) == 4 else -1  # of (1, C, h, w) or (1, N, C)
+    channels = 1 if len(expected) == 4 else -1  # axis of the channels in (1, C, h, w) or (1, N, C)
     if table.ndim != len(expected) or table.shape[channels] != expected[channels]:
-        return table  # of another model: load_state reports it
+        return table  # belongs to another model; load_state will report it
     try:
         table = paddle.to_tensor(checkpoint.to_float32(table, "pos_embed", path))
         fitted, how = model.fit_pos_embed(table, recompute=pos_resize == "sinusoid")

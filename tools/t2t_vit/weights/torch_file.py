@@ -1,7 +1,7 @@
-"""Read files of torch.save without PyTorch. PyTorch's reader can crash, hang or use all memory on a forged file.
+"""Read files of torch.save without PyTorch, whose reader can crash, hang or use all memory on a forged file.
 
-A zip archive holds a pickle (data.pkl) and the bytes of each storage. Before PyTorch 1.6, a file held several pickles
-followed by the storages. A tensor is a view of a storage: offset, shape and strides.
+A file is a zip archive with a pickle (data.pkl) and the bytes of each storage. Before PyTorch 1.6, it was several
+pickles followed by the storages. A tensor is a view of a storage: offset, shape and strides.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from t2t_vit.common import unpickle
 from t2t_vit.common.unpickle import Name, Refused, Unpickler, check_shape
 
-# First bytes: a zip archive, or a pickle of the magic number.
+# First bytes of a file: a zip archive, or a pickle of the magic number.
 ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _STORAGES = {  # bfloat16 is read as uint16, as Paddle stores it
     "torch.FloatStorage": "f4", "torch.DoubleStorage": "f8", "torch.HalfStorage": "f2", "torch.BFloat16Storage": "u2",
@@ -24,10 +24,10 @@ _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32")
 
 
 def read(path):
-    """The object in a file of torch.save, with arrays for tensors.
+    """Return the object in a file of torch.save, with arrays in place of tensors.
 
     Raises:
-        Refused: it holds something other than data.
+        Refused: the file contains something other than data.
         Exception: the file is damaged or forged.
     """
     with open(path, "rb") as file:
@@ -86,7 +86,7 @@ def _read_legacy(file):
 
 
 def _parse_storage(identity):
-    """(dtype, key, number of values) of ("storage", type, key, device, number of values, ...)."""
+    """Parse ("storage", type, key, device, number of values, ...): (dtype, key, number of values)."""
     if type(identity) is not tuple or len(identity) < 5 or identity[0] != "storage":
         raise Refused("a reference to something that is not a storage")
     _, kind, key, _, length, *_ = identity
@@ -96,7 +96,7 @@ def _parse_storage(identity):
 
 
 def _make_tensor(storage, offset, shape, strides, *_):
-    """A view of `storage` that stays within it."""
+    """Return a view of `storage`, after checking that it stays inside."""
     if not isinstance(storage, np.ndarray) or storage.ndim != 1 or not storage.flags.c_contiguous:
         raise Refused("a tensor of an unknown kind")
     check_shape(shape)
