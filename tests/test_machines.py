@@ -26,6 +26,7 @@ from t2t_vit.config import load_config
 from t2t_vit.data.unpack import claim
 from t2t_vit.runs.interruption import STOP_FOR_SIGNAL, InterruptHandler
 from t2t_vit.runs.run_folder import RunFolder
+from t2t_vit.runs.visualdl import Scalars
 from t2t_vit.weights import download
 
 
@@ -116,10 +117,20 @@ def test_removed_current_folder_is_an_error(tmp_path, monkeypatch):
 def test_curves_need_no_home(tmp_path, home):
     pytest.importorskip("visualdl")
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "HOME"}
-    environment |= {"HOME": home} if home else {}
+    environment |= {"TMPDIR": str(tmp_path), **({"HOME": home} if home else {})}
     command = [sys.executable, ROOT / "tests/programs/curves_without_home.py"]
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
     assert os.listdir(tmp_path) == ["curves"]
+
+
+def test_curves_that_cannot_be_written_do_not_end_a_training(tmp_path, monkeypatch, warned):
+    (tmp_path / "visualdl.py").write_text("open('/proc/home/conf', 'w')\n")
+    monkeypatch.delitem(sys.modules, "visualdl", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    scalars = Scalars()
+    scalars.open(tmp_path)
+    scalars.add(1, {"train/loss": 1.0})
+    assert "no curves are written: /proc/home/conf: " in warned.text
 
 
 # --- Notebooks, threads, terminals ---

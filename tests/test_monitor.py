@@ -1,5 +1,6 @@
 """The failure monitor: if one process ends, fails or hangs, all stop, and the log has the reason."""
 
+import json
 import os
 import re
 import signal
@@ -16,12 +17,12 @@ from test_processes import free_port
 class Job:
     """Processes of tests/programs/monitored.py, started with the launcher's variables."""
 
-    def __init__(self, tmp_path, *actions, world_size=2, port=None, limits=(2, 2)):
+    def __init__(self, tmp_path, *actions, world_size=2, host="127.0.0.1", port=None, limits=(2, 2)):
         self.log, self.processes = tmp_path / "run.log", []
         port = port or free_port()
-        endpoints = [f"127.0.0.1:{port + rank}" for rank in range(world_size)]
+        endpoints = self.endpoints = ",".join(f"{host}:{port + rank}" for rank in range(world_size))
         for rank, action in enumerate(actions):
-            names = {"TRAINERS_NUM": world_size, "TRAINER_ID": rank, "TRAINER_ENDPOINTS": ",".join(endpoints)}
+            names = {"TRAINERS_NUM": world_size, "TRAINER_ID": rank, "TRAINER_ENDPOINTS": endpoints}
             environment = {**os.environ, **{f"PADDLE_{name}": str(value) for name, value in names.items()}}
             command = [sys.executable, "tests/programs/monitored.py", str(self.log), *map(str, limits), action]
             self.processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -43,7 +44,7 @@ class Job:
 
 
 def test_end_of_all_processes_is_not_a_failure(tmp_path):
-    job = Job(tmp_path, "end", "wait")
+    job = Job(tmp_path, "end", "slow")  # takes longer than a process may be silent
     assert job.ended() == [(0, ""), (0, "")] and not job.log.exists()
 
 
@@ -78,6 +79,18 @@ def test_suspended_job_continues(tmp_path):
             job.signal(rank, number)
         time.sleep(wait)
     assert job.ended() == [(0, ""), (0, "")]
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "::1"])  # of another machine; not an IPv4 address
+def test_address_that_only_other_machines_know(tmp_path, host):
+    port = free_port()
+    job = Job(tmp_path, "wait", host=host, port=port)
+    with socket.socket() as rank_1:
+        while rank_1.connect_ex(("127.0.0.1", port + 2)) and job.processes[0].poll() is None:
+            time.sleep(0.1)
+        for message in ({"job": job.endpoints, "rank": 1}, {"done": True}):
+            rank_1.sendall((json.dumps(message) + "\n").encode())
+        assert job.ended() == [(0, "")]
 
 
 def test_used_port_is_named(tmp_path):

@@ -51,6 +51,12 @@ def make_step(cfg):
     return step
 
 
+def make_trainer(cfg):
+    classes, splits = load_data(cfg)
+    interrupts = InterruptHandler(cfg.TRAIN, 0.0)
+    return Trainer(cfg, classes, splits, RunFolder(cfg), interrupts, setting(cfg, splits))
+
+
 def test_average_by_definition():
     model = paddle.nn.Linear(3, 2)
     model.register_buffer("scale", paddle.ones([2]))
@@ -145,14 +151,33 @@ def test_skipped_steps_are_counted_and_leave_the_means_alone():
 
 def test_bad_steps_in_a_row_end_the_run_at_the_next_check():
     rule = BadSteps(3)
-    for ok in (False, False, False, True, False, False):
+    for ok in (False, False, True, False, False, False, True):
         rule.add(paddle.to_tensor(ok))
-    rule.check(1, 6)  # it has recovered, and two in a row are allowed
-    rule.add(paddle.to_tensor(False))
     with pytest.raises(
         UserError, match=r"not finite in 3 steps in a row \(TRAIN.MAX_BAD_STEPS\), up to epoch 2, step 7"
     ):
         rule.check(2, 7)
+    rule.check(2, 8)  # counts from the last check on
+
+
+def test_bad_steps_in_a_row_are_saved(tmp_path):
+    cfg = lit_config(("OUTPUT", str(tmp_path)))
+    trainer = make_trainer(cfg)
+    trainer.train_step(next(steps(cfg)), 1e-3, 0, 0)  # makes the optimizer's state
+    for ok in (False, False, True):
+        trainer.bad_steps.add(paddle.to_tensor(ok))
+    trainer.step = 3
+    trainer.run.start(cfg, trainer.classes)
+    trainer._save()
+    state = checkpoint.read(trainer.run.latest)
+    trainer.bad_steps = BadSteps(2)
+    trainer.resume(trainer.run.latest, state)
+    assert trainer.bad_steps.streak.item() == 0
+    with pytest.raises(UserError, match="in 2 steps in a row"):
+        trainer.bad_steps.check(1, 3)
+    del state["meter"]["worst_streak"]  # as in a state of a version that did not save it
+    trainer.resume(trainer.run.latest, state)
+    trainer.bad_steps.check(1, 3)
 
 
 def test_too_many_unreadable_images_end_the_run():
@@ -299,9 +324,7 @@ def test_visualdl_curves_hold_each_step_once(tmp_path):
 def test_short_run_is_warned_of_its_average(epochs, advice, tmp_path, caplog):
     pairs = [("TRAIN.EPOCHS", str(epochs)), ("TRAIN.WARMUP_EPOCHS", "0"), ("TRAIN.COOLDOWN_EPOCHS", "0")]
     cfg = lit_config(("TRAIN.BATCH_SIZE", "64"), ("TRAIN.EMA_DECAY", "0.99"), ("OUTPUT", str(tmp_path)), *pairs)
-    classes, splits = load_data(cfg)
-    interrupts = InterruptHandler(cfg.TRAIN, 0.0)
-    log_summary(Trainer(cfg, classes, splits, RunFolder(cfg), interrupts, setting(cfg, splits)))
+    log_summary(make_trainer(cfg))
     warnings = [record.getMessage() for record in caplog.records if "EMA_DECAY" in record.getMessage()]
     assert bool(warnings) == bool(advice)
     assert not advice or f"set TRAIN.EMA_DECAY {advice} or VAL.BEST raw" in warnings[0]

@@ -23,6 +23,7 @@ def fail(seconds, error):
 ACTIONS = {
     "end": lambda: None,
     "wait": lambda: time.sleep(1),
+    "slow": lambda: time.sleep(4),
     "stuck": stuck,
     "image": lambda: fail(0, UserError("image x cannot be read")),
     "gloo": lambda: fail(0.5, RuntimeError("gloo")),

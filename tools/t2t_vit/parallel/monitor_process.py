@@ -3,7 +3,7 @@
 It is a separate process, because the watched process may be stopped, dead, or hold Python's lock in a Paddle call.
 The monitors of ranks 1, 2, ... connect to the monitor of rank 0, which writes the reason of a failure. All messages are
 JSON lines:
-  between monitors: {} once a second while the watched process runs, {"rank": N, "reason": text}, {"done": true}
+  between monitors: {} at least once a second while the process runs, {"rank": N, "reason": text}, {"done": true}
   from the watched process, on stdin: {"log": path}, {"hint": text}, {"reason": text}, {"done": true}
 """
 
@@ -66,11 +66,7 @@ class Monitor:
 
     def run(self):
         if self.rank == 0:
-            try:
-                server = socket.create_server(self.address)
-            except OSError as error:
-                self._fail(0, "{}:{}: {}".format(*self.address, os.strerror(error.errno)))
-            threading.Thread(target=self._accept, args=[server], daemon=True).start()
+            threading.Thread(target=self._accept, args=[self._listen()], daemon=True).start()
         while True:
             time.sleep(_TICK_SECONDS)
             if self.rank and not self.links and not self.process.done:
@@ -80,6 +76,14 @@ class Monitor:
             self._tick()
 
     # --- Messages ---
+
+    def _listen(self):
+        with contextlib.suppress(OSError):
+            return socket.create_server(self.address)
+        try:  # all addresses: that one may be known to the other machines only (NAT, a published port)
+            return socket.create_server(("", self.address[1]))
+        except OSError as error:
+            self._fail(0, "{}:{}: {}".format(*self.address, os.strerror(error.errno)))
 
     def _accept(self, server):
         while True:
@@ -165,8 +169,8 @@ class Monitor:
     def _finish(self):
         """The process is done. The monitor of rank 0 waits for the others."""
         self.finished += 1
-        for link in self.links if self.rank else ():
-            link.send(done=True)
+        for link in self.links:
+            link.send(**{"done": True} if self.rank else {})  # {}: else rank 0 counts as lost
         are_done = sum(link.done for link in self.links) == self.world_size - 1
         if self.rank or are_done or self.finished > _DONE_TICKS:
             os._exit(0)  # do not wait for the threads

@@ -7,7 +7,24 @@ import math
 import os
 import tempfile
 
-FILE_NAME = "vdlrecords.run.log"  # with such a name, VisualDL appends instead of starting a new file
+from t2t_vit.common.errors import one_line
+from t2t_vit.common.logger import log
+
+FILE_NAME = "vdlrecords.run.log"  # VisualDL appends to a file with such a name instead of beginning another
+
+
+@contextlib.contextmanager
+def _private_home():
+    """A temporary HOME, because VisualDL 2.5.3 writes to ~/.visualdl at import, or to ./~ without a home folder."""
+    home = os.environ.get("HOME")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HOME"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["HOME"]
+            if home is not None:
+                os.environ["HOME"] = home
 
 
 class Scalars:
@@ -20,11 +37,13 @@ class Scalars:
         """Write to `folder` from now on, if VisualDL is installed."""
         if importlib.util.find_spec("visualdl") is None:
             return
-        if not os.access(os.path.expanduser("~"), os.W_OK):
-            os.environ["HOME"] = tempfile.gettempdir()  # VisualDL 2.5.3 writes to $HOME (or ./~) when it is imported
-        with contextlib.redirect_stdout(io.StringIO()):  # hide its note that it appends to the file
-            from visualdl import LogWriter  # optional
-
+        try:
+            with _private_home():
+                from visualdl import LogWriter  # optional
+        except OSError as error:
+            log.warning("warning: VisualDL cannot be imported, so that no curves are written: %s", one_line(error))
+            return
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it continues the file
             self._writer = LogWriter(str(folder), file_name=FILE_NAME)
 
     def add(self, step, values):

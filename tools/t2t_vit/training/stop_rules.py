@@ -7,26 +7,27 @@ from t2t_vit.data.dataset import most_skipped
 
 
 class BadSteps:
-    """Counts the latest consecutive steps whose loss or gradient was not finite. The count is on the device."""
+    """Counts, on the device, consecutive steps with a loss or gradient that is not finite."""
 
     def __init__(self, most):
         self.most = most  # TRAIN.MAX_BAD_STEPS
-        self.streak = paddle.zeros([])
+        self.streak = self.longest = paddle.zeros([])  # now; the longest since the last check
 
     @paddle.no_grad()
     def add(self, ok):
         """Count a step, with `ok` as in `StepResult`."""
         self.streak = paddle.where(ok, paddle.zeros([]), self.streak + 1)
+        self.longest = paddle.maximum(self.longest, self.streak)
 
     def check(self, epoch, step):
         """Raise UserError after too many bad steps in a row. `epoch` and `step`, from 1, are for the message.
 
         Waits for the device.
         """
-        streak = int(self.streak.item())
-        if streak >= self.most:
+        longest, self.longest = int(self.longest.item()), self.streak
+        if longest >= self.most:
             raise UserError(
-                f"the loss or its gradient was not finite in {streak} steps in a row (TRAIN.MAX_BAD_STEPS), up to "
+                f"the loss or its gradient was not finite in {longest} steps in a row (TRAIN.MAX_BAD_STEPS), up to "
                 f"epoch {epoch}, step {step}; a lower TRAIN.BASE_LR or TRAIN.CLIP_NORM 1.0 may help"
             )
 

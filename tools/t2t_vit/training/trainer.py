@@ -72,8 +72,10 @@ class Trainer:
         self.best_top1, self.best_epoch = state["best_top1"], state["best_epoch"]
         self.scores = {which: top1 for which, top1 in state["scores"].items() if which in self.train_step.models()}
         self.validation_seconds = state["validation_seconds"]
+        meter = state["meter"]
         self.bad_steps.streak = paddle.to_tensor(state["streak"])
-        if meter := state["meter"]:
+        self.bad_steps.longest = paddle.to_tensor(meter.get("worst_streak", state["streak"]))  # some states lack it
+        if meter:
             self.step = meter["step"]
             self.sums.load_state(meter)
             self.stopwatch.load_state(meter)
@@ -201,7 +203,8 @@ class Trainer:
             log.warning("warning: not saved: the last %d steps were not finite", failing)
             self.interrupts.saved(0.0)
             return
-        meter = {"step": self.step, **self.sums.state(), **self.stopwatch.state()} if self.step else {}
+        meter = {"step": self.step, "worst_streak": self.bad_steps.longest}
+        meter = {**meter, **self.sums.state(), **self.stopwatch.state()} if self.step else {}
         if processes.is_main():
             self.log.scalars.flush()
             self.run.save_state(self._state(meter))
