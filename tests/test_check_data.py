@@ -210,7 +210,7 @@ def test_the_other_split_is_checked_in_spite_of_a_bad_list_file(tmp_path):
         (None, "not found"),
         ("ant/0.jpg\n", "line 1: expected 'relative/path label'"),
         ("ant/7.jpg 0\n", "names ant/7.jpg, which is in none of"),
-        ("ant/0.jpg 99999999999\n", "label 99999999999 is out of range"),
+        ("ant/0.jpg 99999999999\n", "line 1: label 99999999999 is out of range, it is too large"),
     ):
         if text:
             (root / "v.txt").write_text(text)
@@ -227,7 +227,9 @@ def test_labels_of_a_list_file_against_the_class_list(tmp_path):
     assert report["splits"]["val"]["classes"] == {"ant": 1, "bee": 1}
     (root / "v.txt").write_text("x/0.jpg ant\nx/1.jpg 1\nx/2.jpg 2\n")
     report = check("--data-path", root, "DATA.VAL_LIST", "v.txt", status=1)[1]
-    assert report["faults"] == ["1 class(es) of val have no image in train: 2"]
+    absent, misfit = report["faults"]
+    assert absent == "1 class(es) of val have no image in train: 2"
+    assert misfit.endswith("v.txt, line 3: label 2 is out of range, the last of 2 classes is 1 (MODEL.NUM_CLASSES)")
 
 
 def test_bare_folder_of_class_folders_and_one_split_serve_validation(tmp_path):

@@ -103,7 +103,7 @@ def test_label_out_of_range_leaves_both_splits_checked(lists):
     (root / "train/x/1.jpg").write_bytes(b"")
     done, report = check(*words, status=1)
     assert report["faults"] == [
-        f"{root}/t.txt has 1 class(es) that are not in {root}/classes.txt: 7",
+        f"{root}/t.txt, line 3: label 7 is out of range, the last of 2 classes is 1 (MODEL.NUM_CLASSES)",
         "1 of 3 images of train cannot be read",
     ]
     assert report["splits"]["train"]["classes"] == {"ant": 1, "bee": 1, "7": 1}

@@ -244,6 +244,13 @@ def test_other_formats_and_xmp_rotate_too(tmp_path, kind, xmp):
     assert load_image(tmp_path / "y.png", upright=True).size == (128, 96), "rotated twice"
 
 
+def test_a_tiff_is_rotated_once(tmp_path, monkeypatch):
+    """Pillow rotates TIFF while it loads; up to 10.0 it still gives the stored orientation afterwards."""
+    rotated(tmp_path / "x.tif", 6, "TIFF")
+    monkeypatch.setattr(images, "_orientation", lambda image: 6)
+    assert load_image(tmp_path / "x.tif", upright=True).size == (128, 96)
+
+
 def test_damaged_exif_data_rotate_nothing(tmp_path):
     detailed(30, 40).save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(5))
     for reader in ("turbo", "pillow"):

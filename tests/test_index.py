@@ -50,3 +50,15 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=f"folder {tmp_path}/c07 cannot be read: Permission denied"):
         scan(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["dog", "cat/more"])
+def test_a_link_that_cannot_be_followed_is_named(tmp_path, place):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat/1.jpg").touch()
+    (tmp_path / "cat/loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    assert scan(tmp_path)[0] == ["cat"] and len(scan(tmp_path)[1]) == 1
+    (tmp_path / place).symlink_to("x" * 300)  # a name that no file system has
+    with pytest.raises(UserError, match=f"folder {tmp_path}/{place} cannot be read: File name too long"):
+        scan(tmp_path)

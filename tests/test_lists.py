@@ -69,6 +69,7 @@ def test_kaggle_list_of_the_imagenet_validation(tmp_path):
         ("a, b/0.png wasp\n", "line 1: expected"),
         ("image,label\na, b/0.png,wasp\n", "line 2: expected"),
         ("a, b/0.png,2\n", "line 1: label 2 is out of range, the last of 2 classes is 1"),
+        ("a, b/0.png 0\na, b/0.png 1\n", r"list.txt gives a, b/0.png two labels, 0 and 1"),
         ("C:\\data\\0.png 0\n", r"list.txt names C:\\data\\0.png, which is in none of \S+/val, \S+$"),
         ("image,label\n", "is empty"),
         ("ImageId,PredictionString\nx\n", "line 2: expected"),
@@ -79,6 +80,11 @@ def test_kaggle_list_of_the_imagenet_validation(tmp_path):
 def test_lines_without_a_meaning_are_named(pictures, content, message):
     with pytest.raises(UserError, match=message):
         listed(pictures, content)
+
+
+def test_repeated_lines_are_a_warning(pictures, warned):
+    assert len(listed(pictures, "a, b/0.png 0\na, b/1.png 1\na, b/0.png 0\n")) == 3
+    assert "1 lines of" in warned.text and "repeat an earlier line" in warned.text
 
 
 # --- Class lists ---

@@ -1,5 +1,7 @@
 """Unpacking ImageNet's archives: each kind, interruptions, damage and hostile names."""
 
+import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -10,9 +12,13 @@ import subprocess
 import sys
 import tarfile
 import time
+import types
 
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, tool
+
+from t2t_vit.data import archives
+from t2t_vit.data.unpacker import DamagedArchive, Unpacker
 
 CATS, DOGS = "n01440764", "n01443537"  # classes 0 and 1 of imagenet1k_classes.tsv
 DIGITS = [path.read_bytes() for path in sorted((ROOT / "lit_data/val").glob("*/*.png"))]
@@ -325,6 +331,18 @@ def test_full_disk_is_one_line(tmp_path):
     assert tree(tmp_path / "out") == {}
     tool("unpack", archive, "--output", tmp_path / "out")
     assert tree(tmp_path / "out") == expected
+
+
+def test_archive_that_the_disk_cannot_read_is_named(tmp_path, monkeypatch):
+    def read(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    entry = archives.Entry("train/cat/1.jpg", 9, True, lambda: contextlib.nullcontext(types.SimpleNamespace(read=read)))
+    monkeypatch.setattr(archives, "entries", lambda file: [entry])
+    (tmp_path / "x.tar").touch()
+    with pytest.raises(DamagedArchive, match=r"x.tar is damaged, .*\(Input/output error\); 0 of its images"):
+        Unpacker(tmp_path / "out", None, True, True).unpack(tmp_path / "x.tar")
+    assert tree(tmp_path / "out") == {}
 
 
 def test_archive_that_does_not_fit_is_refused_at_once(tmp_path):

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 from conftest import error_line, tool
-from test_unpack import CATS, DIGITS, DOGS, make_tar, tree
+from test_unpack import CATS, DIGITS, DOGS, make_tar, tar_bytes, tree
 
 VAL = [f"ILSVRC2012_val_0000000{i}.JPEG" for i in (1, 2)]
 
@@ -107,6 +107,29 @@ def test_two_files_with_one_place_are_a_warning(tmp_path):
     files, done = unpacked(archive)
     assert files == {"train/cat/1.jpg": b"one"}
     assert done.stderr == f"warning: {archive}: left out 1 files that would replace an earlier one\n"
+
+
+def test_the_last_of_two_entries_of_one_name_is_kept(tmp_path):
+    archive = make_tar(tmp_path / "x.tar", {"train/cat/1.jpg": b"old", "train/dog/1.jpg": b"dog"})
+    make_tar(archive, {"train/cat/1.jpg": b"new", "./train/dog/1.jpg": b"DOG"}, "a")  # tar -r
+    files, done = unpacked(archive)
+    assert files == {"train/cat/1.jpg": b"new", "train/dog/1.jpg": b"DOG"} and done.stderr == ""
+    assert ": 2 images written, 0 there before, 0 other files left out\n" in done.stdout
+    mark = tmp_path / "out/.unpacked.json"
+    mark.write_text(mark.read_text().replace("done", "begun"))
+    (tmp_path / "out/train/cat/1.jpg").write_bytes(b"old")  # the command was interrupted after the first
+    assert unpacked(archive)[0] == files
+
+
+def test_the_last_of_two_class_archives_of_one_name_is_kept(tmp_path):
+    pair = [tar_bytes({f"{CATS}_1.JPEG": content}) for content in (b"one", b"two")]
+    archive = make_tar(tmp_path / "ILSVRC2012_img_train.tar", {f"{CATS}.tar": pair[0]})
+    make_tar(archive, {f"{CATS}.tar": pair[1]}, "a")
+    assert unpacked(archive)[0] == {f"train/{CATS}/{CATS}_1.JPEG": b"two"}
+    shutil.rmtree(tmp_path / "out")
+    make_tar(archive, {f"a/{CATS}.tar": pair[0], f"b/{CATS}.tar": pair[1]})
+    files, done = unpacked(archive)
+    assert files == {f"train/{CATS}/{CATS}_1.JPEG": b"one"} and "left out 1 files that would replace" in done.stderr
 
 
 def set_in_headers(archive, local, central, value):

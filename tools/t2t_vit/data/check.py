@@ -100,10 +100,14 @@ def split_of_list(cfg, layout, name):
     """Read a split from a list file. A label without an entry in the class list stays a number."""
     classes = _classes_of(cfg)[0]
     named = classes if classes and classes.source != "MODEL.NUM_CLASSES" else None
-    listed = read_list(layout.root, name, layout.root / layout.lists[name], named, any_number=True)
+    place, misfit = (layout.root, name, layout.root / layout.lists[name]), ""
+    try:
+        listed = read_list(*place, named)
+    except UserError as error:  # of a label out of range; any other error is raised again
+        misfit, listed = str(error), read_list(*place, named, any_number=True)
     names = dict(enumerate(named.folders)) if named else {}
     counts = Counter(names.get(label, label) for label in listed.labels.tolist())
-    return SplitReport(name, listed.source, listed.paths, dict(counts))
+    return SplitReport(name, listed.source, listed.paths, dict(counts), misfit)
 
 
 def splits_of_folder(cfg, layout, name, findings):
@@ -149,9 +153,9 @@ def judge_classes(cfg, splits, findings, demanded):
     for split, present in zip(splits, shown):
         unknown = split.classes.keys() - known if classes else set()
         fits = fits and not unknown
-        if unknown - absent and is_held_to_list:
+        if is_held_to_list and (split.misfit or unknown - absent):
             line = f"{split.source} has {len(unknown)} class(es) that are not in {classes.source}: "
-            findings.faults.append(line + some(sorted(map(str, unknown))))
+            findings.faults.append(split.misfit or line + some(sorted(map(str, unknown))))
         empty = [name for i, name in enumerate(classes.folders) if not {i, name} & present] if classes else []
         if empty and not unknown:
             line = f"{len(empty)} of {len(classes)} classes have no image in {split.name}: {some(empty)}"

@@ -158,13 +158,15 @@ def read_list(root, name, list_file, classes, any_number=False):
             raise UserError(f"{where}: expected 'relative/path label'{also} but found {found}")
         label = int(label) if is_number else ids[composed(label)]
         if label >= number_of_labels:
-            last = f"the last of {number_of_labels} classes is {number_of_labels - 1} (MODEL.NUM_CLASSES)"
-            raise UserError(f"{where}: label {label} is out of range, {last}")
+            limit = f"the last of {number_of_labels} classes is {number_of_labels - 1} (MODEL.NUM_CLASSES)"
+            limit = limit if number_of_labels < 2**31 else "it is too large"
+            raise UserError(f"{where}: label {label} is out of range, {limit}")
         paths.append(path)
         labels.append(label)
     if not paths:
         raise UserError(f"list file {list_file} is empty")
     base, paths = _list_base(root, name, list_file, paths)
+    _warn_of_repeated(paths, labels, list_file)
     return Split(name, str(list_file), Paths.of(paths, base), np.array(labels, np.int32))
 
 
@@ -178,3 +180,15 @@ def _list_base(root, name, list_file, paths):
             if (base / spelling[relative]).is_file():
                 return base, spelling
     raise UserError(f"{list_file} names {paths[relative]}, which is in none of {', '.join(map(str, bases))}")
+
+
+def _warn_of_repeated(paths, labels, list_file):
+    """Log how many lines repeat a path. Raises UserError if such lines differ in their label."""
+    number = len(paths) - len(set(paths))
+    if not number:
+        return
+    label_of = {}
+    for path, label in zip(paths, labels):
+        if label_of.setdefault(path, label) != label:
+            raise UserError(f"{list_file} gives {path} two labels, {label_of[path]} and {label}")
+    log.warning("warning: %d lines of %s repeat an earlier line; such images count more than once", number, list_file)

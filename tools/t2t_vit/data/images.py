@@ -98,7 +98,8 @@ def load_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST_BY
 def _read(image, mode, upright, grey_bits, most_bytes):
     """Decode an opened image and convert it to mode L or RGB."""
     _check_size(image, mode, most_bytes)
-    image.load()  # Pillow rotates TIFF images here, even if `upright` is False
+    upright = upright and image.format != "TIFF"  # Pillow itself rotates TIFF images in load()
+    image.load()
     if is_dim(image, grey_bits):
         _warn_of_dim(image.filename, grey_bits)
     turn = _UPRIGHT.get(_orientation(image)) if upright else None

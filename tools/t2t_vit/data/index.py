@@ -1,5 +1,6 @@
 """Find the image files below a folder."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,24 +33,26 @@ def class_folders(folder):
 
     Images of a data set are in this order. Class ids are in the order of `classes.class_order`.
     """
-    _, folders, _ = next(os.walk(folder, onerror=_raise))
-    return sorted(name for name in folders if not is_ignored_folder(name))
+    return sorted(name for name, is_folder in _listed(folder) if is_folder and not is_ignored_folder(name))
 
 
 def image_files(folder):
-    """Paths (str) of all images below a folder, sorted. Links are followed, hidden files and folders are skipped."""
-    images = []
+    """List the paths (str) of all images below a folder, sorted. Links are followed, hidden files are skipped."""
+    images, waiting = [], [os.fspath(folder)]
     # Do not follow a link to a parent folder: it would give this class the images of all classes.
     above = os.path.realpath(os.path.dirname(os.path.abspath(folder)))
     seen = {above, *map(str, Path(os.path.realpath(folder)).parents)}
-    for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+    while waiting:
+        parent = waiting.pop()
         real = os.path.realpath(parent)
         if real in seen:
-            folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not is_ignored_folder(name)]
-        images += [os.path.join(parent, name) for name in files if is_image_name(name)]
+        for name, is_folder in _listed(parent):
+            if is_folder and not is_ignored_folder(name):
+                waiting.append(os.path.join(parent, name))
+            elif not is_folder and is_image_name(name):
+                images.append(os.path.join(parent, name))
     return sorted(images)
 
 
@@ -68,5 +71,23 @@ def scan(folder):
     return found, Paths(folder, np.concatenate([*parts, np.zeros(0, bytes)])), class_of
 
 
-def _raise(error):
-    raise UserError(f"folder {error.filename} cannot be read: {error.strerror}") from error
+def _listed(folder):
+    """[(name, whether it is a folder), ...] of what is in a folder.
+
+    Raises:
+        UserError: if that cannot be found out. os.walk would drop a linked class folder without a warning.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return [(entry.name, _is_folder(entry)) for entry in entries]
+    except OSError as error:
+        raise UserError(f"folder {error.filename or folder} cannot be read: {error.strerror}") from error
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise

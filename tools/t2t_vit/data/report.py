@@ -25,6 +25,7 @@ class SplitReport:
     source: str
     paths: Paths
     classes: dict  # {class folder, or number in a list file: images}; empty folders too
+    misfit: str = ""  # names the first label of a list file that is out of range
     unreadable: dict = field(default_factory=dict)  # {path: reason}
     sides: Counter = field(default_factory=Counter)  # {shorter side in pixels: images}
     modes: Counter = field(default_factory=Counter)  # {Pillow's name: images}
@@ -111,7 +112,7 @@ def show(line):
 
 def to_json(splits, findings):
     """Return the whole report as a dict. It names only the images that cannot be read."""
-    left_out = ("name", "paths", "digests")
+    left_out = ("name", "paths", "misfit", "digests")
     reports = {
         split.name: {"files": len(split.paths), **{k: v for k, v in vars(split).items() if k not in left_out}}
         for split in splits

@@ -4,10 +4,10 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import sys
+import tarfile
 
-from t2t_vit.common.errors import UserError
+from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.logger import progress_bar
 from t2t_vit.data import archives, cifar
 from t2t_vit.data.index import is_ignored_folder, is_image_name
@@ -71,7 +71,8 @@ class Unpacker:
     def _read(self, path):
         """Write the images of the archive, with a progress bar."""
         self.images = self.written = self.other = self.repeated = 0
-        self.unsafe, self.seen = [], set()
+        self.unsafe = []
+        self.names = {}  # {hash of a path: hash of its name in the archive}; a million paths would take much memory
         options = {"total": path.stat().st_size, "unit": "B", "unit_scale": True, "desc": path.name}
         with open(path, "rb") as file, progress_bar(None, **options) as bar:
             form, inner = cifar.form_of(file), _CLASS_ARCHIVE.fullmatch(path.name)
@@ -81,18 +82,19 @@ class Unpacker:
             prefix = f"train/{inner[1]}/" if inner else ""
             self._add(entries, lambda: bar.update(max(0, file.tell() - bar.n)), place, prefix)
 
-    def _add(self, entries, progress, place, prefix=""):
-        """Unpack entries. `prefix` is put before their paths."""
+    def _add(self, entries, progress, place, prefix="", archive=""):
+        """Unpack entries, below `prefix`. `archive`: name of the class archive that holds them, if one does."""
         for entry in entries:
             progress()
+            name = "/".join(entry.parts)
             class_archive = _CLASS_ARCHIVE.fullmatch(entry.parts[-1]) if entry.parts else None
             if not entry.is_safe or not entry.parts:
                 self.unsafe.append(entry.name)
             elif class_archive:
                 with entry.open() as inner:
-                    self._add(archives.tar_entries(inner), progress, place, f"train/{class_archive[1]}/")
-            elif target := place(prefix + "/".join(entry.parts)):
-                self._write(entry, self.folder / target)
+                    self._add(archives.tar_entries(inner), progress, place, f"train/{class_archive[1]}/", name)
+            elif target := place(prefix + name):
+                self._write(entry, self.folder / target, hash((archive, name)))
             else:
                 self.other += 1
 
@@ -114,21 +116,22 @@ class Unpacker:
             return "/".join([*parents[self.depth :], file])
         return None
 
-    def _write(self, entry, target):
-        """Write one file, unless it exists already."""
-        key = hash(target)  # hashes, because a million paths would take much memory
-        if key in self.seen:
+    def _write(self, entry, target, name):
+        """Write one file, unless it is there. Of entries with one `name`, the last is kept, as tar does."""
+        key = hash(target)
+        is_again = key in self.names
+        if is_again and self.names[key] != name:
             self.repeated += 1
             return
-        self.seen.add(key)
+        self.names[key] = name
         is_there = self.is_trusted and target.is_file() and entry.size in (None, target.stat().st_size)
-        if not is_there:
-            if self.is_new and os.path.lexists(target):
+        if is_again or not is_there:
+            if not is_again and self.is_new and os.path.lexists(target):
                 raise ForeignFile(f"{target} exists and differs from the file in the archive; give another --output")
             with entry.open() as source, _replacing(target) as file:
-                shutil.copyfileobj(source, file)
-            self.written += 1
-        self.images += 1
+                file.writelines(_blocks(source))
+            self.written += not is_again
+        self.images += not is_again
 
 
 def _split_of(name):
@@ -150,6 +153,15 @@ def class_depth(folders):
     return None
 
 
+def _blocks(source):
+    """Yield the content of an entry. Every OSError becomes tarfile.ReadError: the archive cannot be read."""
+    try:
+        while block := source.read(2**20):
+            yield block
+    except OSError as error:
+        raise tarfile.ReadError(one_line(error)) from error
+
+
 @contextlib.contextmanager
 def _replacing(target):
     """Yield a temporary file. It is renamed to `target` when complete, and removed after an error.
@@ -163,8 +175,6 @@ def _replacing(target):
             yield file
         os.replace(temporary, target)
     except OSError as error:
-        if error.errno is None:  # not a disk error: gzip and bz2 raise this for a damaged archive
-            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full at {target}; free some space and repeat the command") from error
         raise UserError(f"{target} cannot be written: {error.strerror}") from error
