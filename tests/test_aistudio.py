@@ -138,21 +138,34 @@ def test_job_without_a_best_model_copies_nothing(folders):
     assert not list((folders / "best/t2t_vit_7").iterdir())
 
 
-def test_exit_status_of_a_killed_training(monkeypatch, tmp_path):
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """The file that stands for scripts/train.sh. Signals are handled as before after the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     (tmp_path / "scripts").mkdir()
     monkeypatch.setattr(aistudio_job, "ROOT", tmp_path)
-    try:
-        for line, number in (
-            ("kill -KILL $$", signal.SIGKILL),
-            ("while sleep 0.1; do kill -TERM $PPID; done", signal.SIGTERM),
-        ):
-            (tmp_path / "scripts/train.sh").write_text(line)
-            assert aistudio_job.train([], None) == 128 + number
-    finally:
-        for number, handler in zip(numbers, before):
-            signal.signal(number, handler)
+    yield tmp_path / "scripts/train.sh"
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("line, number", [
+    ("kill -KILL $$", signal.SIGKILL), ("while sleep 0.1; do kill -TERM $PPID; done", signal.SIGTERM),
+])  # fmt: skip
+def test_exit_status_of_a_killed_training(script, line, number):
+    script.write_text(line)
+    assert aistudio_job.train([], None) == 128 + number
+
+
+def test_a_signal_while_the_training_starts_reaches_it(script, monkeypatch):
+    def start(*args, start=subprocess.Popen, **options):
+        child = start(*args, **options)
+        signal.raise_signal(signal.SIGTERM)
+        return child
+
+    script.write_text("exec sleep 60")
+    monkeypatch.setattr(aistudio_job.subprocess, "Popen", start)
+    assert aistudio_job.train([], None) == 128 + signal.SIGTERM
 
 
 def test_failed_unpacking_is_one_line(folders, monkeypatch):

@@ -168,8 +168,13 @@ def test_damaged_and_foreign_files_are_one_line(alone, tmp_path, engine):
     path.write_bytes(whole)
     if engine != "onnxruntime":
         weights = path.with_suffix(".bin" if engine == "openvino" else ".pdiparams")
-        weights.write_bytes(weights.read_bytes()[:1000])
-        with pytest.raises(UserError, match=r"cannot be read by .*; export it again$"):
+        content = bytearray(weights.read_bytes())
+        weights.write_bytes(content[:1000])
+        with pytest.raises(UserError, match=r"(cannot be read by|is not the file that was) .*; export it again$"):
+            open_predictor(engine, path)
+        content[-1] ^= 1
+        weights.write_bytes(content)  # as if from another export
+        with pytest.raises(UserError, match=f"{weights.name} is not the file .* {tmp_path}/{path.name}; export it"):
             open_predictor(engine, path)
         weights.unlink()
         with pytest.raises(UserError, match=r"(cannot be read by|needs) .*; export it again$"):

@@ -1,5 +1,9 @@
 """Export: the files compute what the model does, and mistakes leave nothing behind."""
 
+import subprocess
+import sys
+import time
+
 import numpy as np
 import paddle
 import pytest
@@ -133,6 +137,17 @@ def test_too_little_agreement_is_refused(tmp_path, monkeypatch, precision):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("form, precision", [("onnx", "fp32"), ("onnx", "int8"), ("openvino", "bf16")])
+def test_logits_that_are_not_finite_are_refused(tmp_path, monkeypatch, form, precision):
+    model, other = small_model("pit"), small_model("pit")
+    broken = model if precision == "int8" else other  # which the quantizer would not accept
+    broken.head.bias.set_value(broken.head.bias * float("nan"))
+    monkeypatch.setattr(exporter, "fold", lambda _, fold=exporter.fold: fold(other))
+    with pytest.raises(UserError, match="logits that are not finite; nothing was written"):
+        export_model(model, CFG, tmp_path, form, precision)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_a_failed_write_keeps_the_earlier_files(tmp_path, monkeypatch, form):
     parts = exporter.parts_of(tmp_path / exporter.file_name("x", form, "fp32"), form)
@@ -156,7 +171,27 @@ def test_a_link_is_followed(tmp_path):
     assert link.is_symlink() and path == link.resolve() and open_predictor("onnxruntime", link)
 
 
+def test_a_link_in_the_folder_is_followed_with_all_parts(tmp_path):
+    (tmp_path / "store").mkdir()
+    link = tmp_path / "lit_data.xml"
+    link.symlink_to("store/y.xml")
+    export_model(small_model("pit"), CFG, tmp_path, "openvino")
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["y.bin", "y.xml"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["lit_data.xml"] and link.is_symlink()
+
+
 # --- The command ---
+
+
+def test_sigterm_leaves_nothing(tmp_path):
+    words = ["--format", "onnx", "--file", tmp_path / "x.onnx", "--pretrained", SHIPPED]
+    command = [sys.executable, ROOT / "tools/export.py", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(tmp_path.iterdir()):
+            time.sleep(0.01)
+        process.terminate()
+        assert process.communicate()[1] == "error: interrupted\n" and process.returncode == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_command_writes_and_compares(tmp_path):

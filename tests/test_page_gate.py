@@ -5,7 +5,9 @@ import http.client
 import json
 import os
 import signal
+import time
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -221,7 +223,11 @@ LOOPBACK = {"localhost", "127.0.0.1", "::1", "lab"}
         ("127.0.0.1", [], LOOPBACK),
         ("::1", ["a.example"], LOOPBACK | {"a.example"}),
         ("0.0.0.0", [], None),  # AI Studio's proxy passes on a name that cannot be known
-        ("0.0.0.0", ["Me.example", "fe80::1"], LOOPBACK | {"0.0.0.0", "me.example", "fe80::1"}),
+        (
+            "0.0.0.0",
+            ["Me.example:8080", "fe80::1", "[fe80::2]:80", "b."],
+            LOOPBACK | {"0.0.0.0", "me.example", "fe80::1", "fe80::2", "b"},
+        ),
     ],
 )
 def test_names_are_those_of_the_options(address, allowed, hosts):
@@ -234,9 +240,12 @@ def test_names_are_those_of_the_options(address, allowed, hosts):
     [
         ("POST", {}, True),  # no browser
         ("POST", {"origin": "http://127.0.0.1:7860"}, True),
+        ("POST", {"origin": "http://127.0.0.1:8888"}, False),  # another page of this machine
+        ("POST", {"origin": "http://localhost:7860"}, False),
         ("POST", {"origin": "https://evil.example"}, False),
         ("POST", {"origin": "null"}, False),
         ("POST", {"origin": "http://127.0.0.1:8888", "sec-fetch-site": "same-site"}, False),  # of this machine
+        ("POST", {"origin": "https://hub.example", "x-forwarded-host": "hub.example"}, True),
         ("POST", {"sec-fetch-site": "same-origin", "origin": "https://hub.example"}, True),  # behind a proxy
         ("POST", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, False),  # a form
         ("POST", {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"}, False),
@@ -254,16 +263,18 @@ def test_requests_of_other_sites_are_refused(method, headers, allowed, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "host, names, allowed",
+    "host, forwarded, allowed",
     [
-        ("server", None, True),  # nginx's $host, without the port
-        ("inner:7860", None, False),
-        ("inner:7860", {"inner", "server"}, True),  # --allow-host server
+        ("server:8080", "", True),
+        ("server", "", True),  # nginx's $host
+        ("server:80", "", False),  # of another port than the page's
+        ("inner:7860", "Server, inner:7860", True),  # through two proxies
+        ("inner:7860", "other", False),
     ],
 )
-def test_a_proxy_over_plain_http_may_leave_out_the_port(host, names, allowed, tmp_path):
-    headers = {"host": host, "origin": "http://server:8080", "content-length": "2"}
-    status = through(Gate(stub, tmp_path, names), "POST", "/reset", headers, b"{}")[0]
+def test_a_proxy_over_plain_http_may_leave_out_the_port(host, forwarded, allowed, tmp_path):
+    headers = {"host": host, "x-forwarded-host": forwarded, "origin": "http://server:8080", "content-length": "2"}
+    status = through(Gate(stub, tmp_path, None), "POST", "/reset", headers, b"{}")[0]
     assert status == (200 if allowed else 403)
 
 
@@ -328,6 +339,28 @@ def test_uploads_have_a_limit(tmp_path):
     (tmp_path / "kept/old.png").write_bytes(bytes(500))
     (tmp_path / "tmp1").write_bytes(bytes(450))  # under way
     assert [status(length) for length in (50, 51)] == [200, 413]
+    past = time.time() - 3600
+    for path in (tmp_path / "tmp1", tmp_path / "kept/old.png"):
+        os.utime(path, (past, past))
+    assert status(500) == 200  # the broken-off upload is removed, the picture is kept
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["old.png"]
+    (tmp_path / "link").symlink_to(tmp_path / "absent")  # a file that is removed while they are counted
+    assert status(500) == 200
+
+
+def test_uploads_under_way_are_counted(tmp_path):
+    async def slow(*_):
+        assert app.coming == 600 and through_second()[0] == 413
+        raise ConnectionError
+
+    def through_second():
+        with ThreadPoolExecutor() as pool:  # which has no event loop yet
+            return pool.submit(through, app, "POST", "/upload", headers, b"").result()
+
+    app, headers = Gate(slow, tmp_path, None, max_kept=1000), {"content-length": "600"}
+    with pytest.raises(ConnectionError):
+        through(app, "POST", "/upload", headers, b"")
+    assert app.coming == 0
 
 
 def test_page_survives_decompression_bombs(stranger, page):

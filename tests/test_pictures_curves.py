@@ -273,6 +273,12 @@ def test_other_forms_of_picture(tmp_path, suffix, start):
         ("metrics.jsonl", '{"lr": 1}\n', "metrics.jsonl, line 1: not a line of a run"),
         ("metrics.jsonl", '{"epoch": 1}\n[1]\n', "metrics.jsonl, line 2: not a line of a run"),
         ("x", '{"epoch": 1, "lr": "a"}\n', "x, line 1: not a line of a run"),
+        *(
+            ("x", f'{{"epoch": 1}}\n{{"epoch": {epoch}}}', "x, line 2: not a line of a run")
+            for epoch in (-3, 0, '"2"', 2.7, "true", 10**300)
+        ),
+        ("summary.csv", SUMMARY + "-2,1,1,1,1\n", "summary.csv, line 4: an epoch must be a whole number from 1 to "),
+        ("x.log", f"Epoch [{10**300}/1], avg_Loss: 1\n", "x.log has no epoch"),
         ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl has no epoch; a RUN is "),
         ("summary.csv", SUMMARY + "2,a,1,1,1\n", "summary.csv, line 4: could not convert string to float: 'a'"),
         ("log_eval.txt", "Val Step[0000/1563], Loss: 0.6749 (0.6749)\nval acc is:0.5\n", "log_eval.txt has no "),

@@ -171,11 +171,20 @@ def pick_gpus(cfg):
 def train(words, environment):
     """Run scripts/train.sh and return its exit status. Signals are passed on to it, so that it saves its state."""
     sys.stdout.flush()
+    arrived, child = [], None
+
+    def pass_on(number, _frame):
+        arrived.append(number)
+        if child:
+            child.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, pass_on)
     # Start it in its own session. Otherwise Ctrl-C would reach it twice: from the terminal and from this process.
     command = ["bash", str(ROOT / "scripts/train.sh"), *words]
     child = subprocess.Popen(command, env=environment, start_new_session=True)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, lambda number, _: child.send_signal(number))
+    for number in arrived:  # before there was a child
+        child.send_signal(number)
     status = child.wait()
     return status if status >= 0 else 128 - status
 

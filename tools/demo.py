@@ -25,7 +25,6 @@ def parser():
     parser.add_argument(
         "--port",
         type=int,
-        default=os.environ.get("GRADIO_SERVER_PORT") or None,
         metavar="N",
         help="port; default: GRADIO_SERVER_PORT if set, else the first free port from 7860 on; 0: any free port",
     )

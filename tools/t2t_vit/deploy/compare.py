@@ -33,7 +33,7 @@ class Comparison:
 
     def check(self, precision):
         """Raise UserError if the difference is larger than `precision` can explain."""
-        if precision == "fp32" and not self.difference <= LARGEST_DIFFERENCE:  # `not <=` also catches NaN
+        if precision == "fp32" and self.difference > LARGEST_DIFFERENCE:
             raise UserError(
                 f"the exported model's logits differ by {self.difference:.1e} of the largest logit from the model's, "
                 f"more than {LARGEST_DIFFERENCE:.0e}; nothing was written"
@@ -46,11 +46,16 @@ class Comparison:
 
 
 def compare(predictor, eager, pixels):
-    """Compare a predictor with the predictor of the model, `eager`, on images uint8 (N, H, W, channels)."""
+    """Compare a predictor with the predictor of the model, `eager`, on images uint8 (N, H, W, channels).
+
+    Raises UserError if a logit is NaN or infinite.
+    """
     pairs = []
     for start in range(0, len(pixels), _BATCH):
         images = to_input(pixels[start : start + _BATCH], predictor.metadata)
         pairs.append((predictor(images), eager(images)))
     logits, expected = (np.concatenate(side).astype(np.float64) for side in zip(*pairs))  # (N, K)
+    if not (np.isfinite(logits).all() and np.isfinite(expected).all()):
+        raise UserError("the model or its export gives logits that are not finite; nothing was written")
     difference = float(np.abs(logits - expected).max() / np.abs(expected).max())
     return Comparison(len(logits), difference, float(np.mean(logits.argmax(axis=1) == expected.argmax(axis=1))))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from t2t_vit.common.errors import UserError, one_line
-from t2t_vit.common.files import read_text
+from t2t_vit.common.files import read_text, sha256
 from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.common.runtime import asked_threads, cores
 from t2t_vit.data.transforms import normalized
@@ -22,6 +22,7 @@ from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
 # Suffixes of the files that each engine reads. "paddle" runs weights.
 SUFFIXES = {"inference": (".json", ".pdmodel"), "onnxruntime": (".onnx",), "openvino": (".xml", ".onnx")}
+CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
 
 
 def require(module, what):
@@ -38,6 +39,18 @@ def require(module, what):
 def is_paddle_2(paddle):
     """Whether this PaddlePaddle writes and reads .pdmodel instead of .json."""
     return paddle.__version__.startswith("2.")
+
+
+def checksum(path):
+    """What an exported model stores about its other files."""
+    return sha256(path)[:16]
+
+
+def _check_part(path, suffix, expected):
+    """Raise UserError if the file with this suffix beside `path` is from another export."""
+    part = path.with_suffix(suffix)
+    if checksum(part) != expected:
+        raise UserError(f"{part} is not the file that was exported with {path}; export it again")
 
 
 def engine_of(path):
@@ -144,7 +157,10 @@ def _paddle_inference(path, threads, device, onednn):
     parameters = path.with_suffix(".pdiparams")
     if not parameters.is_file():  # otherwise Paddle would run without them
         raise UserError(f"{path} needs {parameters}, which does not exist; export it again")
-    metadata = Metadata.from_values(load_yaml(read_text(path.with_suffix(".yml"), 2**26), fast=True), path)
+    values = load_yaml(read_text(path.with_suffix(".yml"), 2**26), fast=True)
+    for suffix, expected in values.get("files", {}).items():
+        _check_part(path, suffix, expected)
+    metadata = Metadata.from_values(values, path)
     config = paddle.inference.Config(str(path), str(parameters))
     if device.startswith("gpu"):
         from t2t_vit.models import tf32  # here because it imports Paddle
@@ -188,6 +204,8 @@ def _openvino(path, threads):
         entries = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
     else:
         entries = dict(model.get_rt_info(NAMESPACE).value) if model.has_rt_info(NAMESPACE) else {}
+    if CHECKSUM in entries:
+        _check_part(path, ".bin", entries[CHECKSUM])
     metadata = Metadata.from_entries(entries, path)
     # By default, OpenVINO computes in bfloat16 on CPUs that support it.
     options = {"INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32"}

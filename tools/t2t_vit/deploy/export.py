@@ -5,6 +5,7 @@ The file is kept only if its engine gives the results of the model.
 
 import dataclasses
 import os
+import signal
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from t2t_vit.data.dataset import load_data
 from t2t_vit.data.images import load_image, reading
 from t2t_vit.data.transforms import EvalTransform
 from t2t_vit.deploy.compare import Samples, compare
-from t2t_vit.deploy.engines import eager_predictor, is_paddle_2, open_predictor, require, to_input
+from t2t_vit.deploy.engines import CHECKSUM, checksum, eager_predictor, is_paddle_2, open_predictor, require, to_input
 from t2t_vit.deploy.fold import fold
 from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 from t2t_vit.deploy.open_model import export_folder, open_model
@@ -46,6 +47,7 @@ _SUFFIXES = {"paddle": (_PROGRAM, ".pdiparams", ".yml"), "onnx": (".onnx",), "op
 
 def export(args, cfg):
     """Export the model of a command line, and log how much the results of the exported file differ."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     setup_logging()
     for option in ("images", "calibration"):
         if getattr(args, option) < 1:
@@ -116,8 +118,9 @@ def file_name(name, form, precision):
 
 def target_of(target, name, form, precision):
     """Return the file to write. In a folder, it gets the default name. A link is resolved."""
-    target = Path(os.path.realpath(target))
+    target = Path(target)
     target = target / file_name(name, form, precision) if target.is_dir() else target
+    target = Path(os.path.realpath(target))
     if target.suffix != _SUFFIXES[form][0]:
         raise UserError(f"{target}: a file of --format {form} must end in {_SUFFIXES[form][0]}")
     return target
@@ -204,7 +207,8 @@ def _save_paddle(model, metadata, path):
 def _write_paddle(model, metadata, path, _):
     _save_paddle(model, metadata, path)
     path.with_suffix(".pdiparams.info").unlink(missing_ok=True)  # PaddlePaddle 2.6 writes it for further training
-    text = yaml.safe_dump(dataclasses.asdict(metadata), allow_unicode=True, sort_keys=False)
+    files = {part.suffix: checksum(part) for part in (path, path.with_suffix(".pdiparams"))}
+    text = yaml.safe_dump({**dataclasses.asdict(metadata), "files": files}, allow_unicode=True, sort_keys=False)
     path.with_suffix(".yml").write_text(text, encoding="utf-8")
 
 
@@ -244,6 +248,8 @@ def _write_openvino(model, metadata, path, samples):
             graph.set_rt_info(value, [NAMESPACE, name])
         # For bf16, float16 weights are enough, because they are rounded to bfloat16 anyway.
         openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")
+        graph.set_rt_info(checksum(path.with_suffix(".bin")), [NAMESPACE, CHECKSUM])
+        openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")  # the same .bin
 
 
 _WRITERS = {"paddle": _write_paddle, "onnx": _write_onnx, "openvino": _write_openvino}

@@ -2,12 +2,24 @@
 
 import errno
 import ipaddress
+import os
 import socket
 import urllib.parse
 
 from t2t_vit.common.errors import UserError, one_line
 
 PORTS = range(7860, 7960)  # tried if no port is given; 7860 is Gradio's default
+
+
+def port_of(args):
+    """The port of --port, else of GRADIO_SERVER_PORT, which AI Studio sets; None if neither is given."""
+    port = os.environ.get("GRADIO_SERVER_PORT")
+    if args.port is not None or not port:
+        return args.port
+    try:
+        return int(port)
+    except ValueError:
+        raise UserError(f"GRADIO_SERVER_PORT is {port[:80]!r} but must be a number") from None
 
 
 def listen(host, port=None):
@@ -43,7 +55,8 @@ def names_of(listener, host, allowed):
     if not allowed and not is_local(listener):
         return None
     given = (*allowed, host, listener.getsockname()[0])
-    return {"localhost", "127.0.0.1", "::1", *(name.lower() for name in given)}
+    names = (host_name(f"[{name}]" if name.count(":") > 1 and name[0] != "[" else name) for name in given)
+    return {"localhost", "127.0.0.1", "::1", *names} - {""}
 
 
 def host_name(netloc):

@@ -4,11 +4,12 @@ Gradio accepts any host name, and offers more than the page needs: an API, a pro
 not listed here is refused, including routes that later Gradio versions add.
 """
 
+import contextlib
 import json
 import os
 import re
+import time
 import urllib.parse
-from pathlib import Path
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
@@ -19,7 +20,8 @@ MB = 1 << 20
 MAX_UPLOAD = 512 * MB  # per request
 MAX_KEPT = 2048 * MB  # of all uploads together
 MAX_EVENT = MB // 4  # enough for the names of some hundred pictures
-# Paths of Gradio 4.44, 5 and 6. In 5 and 6, most are below /gradio_api.
+_STALE = 600  # seconds without a write, after which an unfinished upload is removed
+# Paths of Gradio 4.44, 5 and 6; the last two have most of them below /gradio_api.
 _PREFIX = "/gradio_api"
 _READ = re.compile(
     r"/|/(config|info|theme\.css|favicon\.ico|queue/data|upload_progress)|/(assets|static|svelte|heartbeat)/.*"
@@ -43,6 +45,7 @@ class Gate:
 
     def __init__(self, app, uploads, names, max_kept=MAX_KEPT):
         self.app, self.uploads, self.names, self.max_kept = app, os.path.realpath(uploads), names, max_kept
+        self.coming = 0  # bytes of uploads that are under way
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
@@ -54,7 +57,8 @@ class Gate:
         try:
             self._check_sender(request)
             if request.method == "POST" and path == "/upload":
-                self._check_upload(request)
+                with self._room_for(request):
+                    return await self.app(scope, receive, send)
             elif request.method == "POST" and path in _EVENTS:
                 receive = _replayed(await self._checked_event(request), receive)
             else:
@@ -72,7 +76,8 @@ class Gate:
             raise Refused(403, "this host name is not allowed; to allow it, start demo.py with --allow-host NAME")
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if site is None:  # not a browser, or plain HTTP to another machine
-            is_foreign = origin is not None and host_name(origin.partition("://")[2]) not in {host, *(self.names or ())}
+            ours = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
+            is_foreign = origin is not None and not any(_is_at(origin, place.strip()) for place in ours)
         else:
             is_link = request.method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
             is_foreign = site not in ("same-origin", "none") and not is_link
@@ -90,10 +95,17 @@ class Gate:
         elif not _READ.fullmatch(path) or b"deep_link" in urllib.parse.unquote_to_bytes(request.scope["query_string"]):
             raise Refused(404, "not found")
 
-    def _check_upload(self, request):
-        kept = sum(path.stat().st_size for path in Path(self.uploads).rglob("*") if path.is_file())
-        if _length(request, MAX_UPLOAD) + kept > self.max_kept:
+    @contextlib.contextmanager
+    def _room_for(self, request):
+        """Reserve room for an upload."""
+        size = _length(request, MAX_UPLOAD)
+        if size + self.coming + _used(self.uploads) > self.max_kept:
             raise Refused(413, f"all uploads together are limited to {self.max_kept // MB} MB: try again in an hour")
+        self.coming += size
+        try:
+            yield
+        finally:
+            self.coming -= size
 
     async def _checked_event(self, request):
         """Check the JSON of an event and return it re-encoded, so that another parser cannot read it differently."""
@@ -118,6 +130,30 @@ class Gate:
             return os.path.realpath(path).startswith(self.uploads + os.sep)
         except ValueError:  # the path contains a NUL
             return False
+
+
+def _is_at(origin, place):
+    """Whether an Origin is at the "name:port" of a Host header. Proxies may leave out the port."""
+    scheme, _, netloc = origin.lower().partition("://")
+    place = place.lower()
+    if place == host_name(place):
+        return bool(place) and host_name(netloc) == place
+    return netloc == place.removesuffix(":443" if scheme == "https" else ":80")
+
+
+def _used(folder):
+    """Bytes of the files in a folder. Removes uploads that were broken off: they stay in the folder itself."""
+    used = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(place, name)
+            with contextlib.suppress(FileNotFoundError):  # Gradio has removed it
+                state = os.stat(path)
+                if place == folder and time.time() - state.st_mtime > _STALE:
+                    os.unlink(path)
+                else:
+                    used += state.st_size
+    return used
 
 
 def _length(request, limit):

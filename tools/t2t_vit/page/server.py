@@ -11,7 +11,7 @@ import tempfile
 
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.deploy.engines import require
-from t2t_vit.page.address import is_local, listen, names_of, url_of
+from t2t_vit.page.address import is_local, listen, names_of, port_of, url_of
 from t2t_vit.page.shelf import Shelf
 
 MAX_FILE = "64mb"
@@ -30,7 +30,7 @@ def serve_page(args, cfg):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the uploads are deleted
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # it is ignored under nohup
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, listen(args.host, args.port) as listener:
+    with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, listen(args.host, port_of(args)) as listener:
         set_environment(uploads)
         require("gradio", "the page")
         from t2t_vit.page.layout import build_page  # imports gradio, which is optional

@@ -20,7 +20,7 @@ _COLUMNS = {
     "train_loss": ("train_loss", 1), "eval_loss": ("val_loss", 1), "eval_top1": ("val_top1", 100),
     "eval_top5": ("val_top5", 100), "lr": ("lr", 1),
 }  # fmt: skip
-_INTEGER = r"\d{1,15}"
+_INTEGER = r"\d{1,9}"
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
 _LONGEST_LINE = 10_000  # only this many characters of a line are searched
 
@@ -84,6 +84,12 @@ def _finite(number):
     return number if number is not None and abs(number) <= 1e100 else None
 
 
+def _checked(epoch):
+    if type(epoch) is not int or not 1 <= epoch <= 10**9:
+        raise ValueError("an epoch must be a whole number from 1 to 1000000000")
+    return epoch
+
+
 def _read_metrics(path):
     rows = _read_json_lines(path)
     times = path.with_name("times.jsonl")
@@ -100,9 +106,9 @@ def _read_json_lines(path):
         try:
             row = json.loads(line or b"{}")
             if row:
-                rows[int(row["epoch"])] = {key: _finite(row[key]) for key in KEYS if key in row}
+                rows[_checked(row["epoch"])] = {key: _finite(row[key]) for key in KEYS if key in row}
         except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
-            if number < len(lines):
+            if number < len(lines) or line.endswith(b"}"):
                 raise UserError(f"{path}, line {number}: not a line of a run's metrics") from None
     return rows
 
@@ -118,7 +124,7 @@ def _read_summary(path):
                     header = cells
                     continue
                 row = dict(zip(header, cells))
-                rows[int(row["epoch"]) + 1] = {
+                rows[_checked(int(row["epoch"]) + 1)] = {
                     key: _finite(float(row[column]) / scale)
                     for column, (key, scale) in _COLUMNS.items()
                     if row.get(column)
