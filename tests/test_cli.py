@@ -1,6 +1,10 @@
-"""Parsing of command lines: negative numbers, words after --, KEY VALUE pairs."""
+"""Command lines: negative numbers, words after --, KEY VALUE pairs, and closed outputs."""
+
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 import predict
 from t2t_vit import cli
@@ -9,6 +13,13 @@ from t2t_vit.config import load_config
 
 def parsed(*words):
     return cli.parse_words(words, predict.parser())
+
+
+@pytest.mark.parametrize("closed, lines", [("1>&-", 1), ("2>&-", 0), ("1>&- 2>&-", 0)])
+def test_outputs_may_be_closed(closed, lines):
+    command = f"'{sys.executable}' '{ROOT}/tools/predict.py' --config none.yaml {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", lines), done.stderr
 
 
 @pytest.mark.parametrize("number", ["-1", "-0.5", "-.5", "-1e-3", "-1.E+5", "-2.5e10", "-inf"])

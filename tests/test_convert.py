@@ -95,6 +95,20 @@ def test_a_run_is_converted_by_the_config_beside_its_weights(tmp_path, capsys):
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
+def test_the_name_of_a_run_may_be_given_too(tmp_path):
+    source = ROOT / "output/pretrained/lit_data/best.pdparams"
+    run(source, "--model", "t2t_vit_7", "--output", tmp_path / "lit.pdparams")
+    assert (tmp_path / "lit.pdparams").read_bytes() == source.read_bytes()
+
+
+def test_a_config_beside_the_weights_of_another_program_is_ignored(tmp_path):
+    (tmp_path / "config.yaml").write_text("MODEL:\n  NAME: t2t_vit_14_resnext\n")
+    weights = create_model("t2t_vit_14", num_classes=5).state_dict()
+    peers.save_paddle(tmp_path / "w.pdparams", {name: value.numpy() for name, value in weights.items()})
+    with pytest.raises(UserError, match="fits t2t_vit_14 and t2t_vit_14_resnext: give --model"):
+        run(tmp_path / "w.pdparams", "--output", tmp_path / "out.pdparams")
+
+
 def test_a_config_of_another_model_beside_the_file_is_ignored(tmp_path, capsys):
     shutil.copy(ROOT / "output/pretrained/lit_data/config.yaml", tmp_path)
     checkpoint.save(tmp_path / "own.pdparams", create_model("pit_ti", num_classes=10).state_dict())

@@ -6,6 +6,7 @@ import time
 import zipfile
 
 import numpy as np
+import paddle
 import pytest
 from conftest import ROOT, error_line, tool
 
@@ -155,6 +156,71 @@ def test_flipped_and_cut_weights_are_read_or_refused(tmp_path, small_files, name
             assert one_line(error).isprintable()
 
 
+def counted(value):
+    return b"X" + len(value).to_bytes(4, "little") + value
+
+
+DTYPE = b"cnumpy\ndtype\n" + counted(b"f4") + b"\x85R"
+EMPTY = b"cnumpy.core.multiarray\n_reconstruct\n" + b"cnumpy\nndarray\n" + b"K\0\x85C\x01b\x87R"
+# Pickles of a few bytes for each use of one large value in the memo.
+REPEATING = {
+    "an array of a list": b"]q\0" + b"".join(
+        b"](" + 10 * (b"h" + bytes([n])) + b"eq" + bytes([n + 1]) for n in range(30)
+    ) + b"cnumpy\ndtype\nh\x1e\x85R",
+    "more than 1,000,000 objects": b"}0" * 600_000,
+    "arguments": b"(" + b"N" * 9999 + b"tq\0cargparse\nNamespace\nq\1" + b"h\1h\0R0" * 999,
+    "a call with a str of arguments": counted(b"a" * 9999) + b"q\0cargparse\nNamespace\nq\1" + b"h\1h\0R0" * 999,
+    "results": counted(b"a" * 9999) + b"q\0" + counted(b"latin1") + b"\x86q\1c_codecs\nencode\nq\2" + b"h\2h\1R0" * 2,
+    "states": DTYPE + b"q\0(K\1M\xc4\x09\x85h\0\x89" + counted(b"a" * 10_000) + b"tq\1" + (EMPTY + b"h\1b0") * 99,
+    "an array of records": DTYPE + b"(" + b"N" * 10 + b"tb",
+    "a state that is a list": DTYPE + b"]b",
+    "a size of a ndarray": b"ctorch\nSize\n" + EMPTY + b"\x85R",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", REPEATING)
+def test_pickles_that_repeat_large_values_are_refused(fault):
+    start = time.monotonic()
+    found = fault if " " in fault else "more data than the file has"
+    with pytest.raises(Refused, match=found):
+        Unpickler(b"\x80\x02" + REPEATING[fault] + b".", torch_file.ALLOWED).load()
+    assert time.monotonic() - start < 10
+
+
+def test_big_endian_numbers_are_refused(tmp_path):
+    torch_zip(tmp_path / "w.pth", small_torch_pickle(), _0=bytes(24))
+    with zipfile.ZipFile(tmp_path / "w.pth", "a") as archive:
+        archive.writestr("archive/byteorder", "big")
+    with pytest.raises(UserError, match="w.pth refused: it holds big-endian numbers"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_long_references_to_storages_are_refused(tmp_path):
+    torch_zip(tmp_path / "w.pth", small_torch_pickle().replace(b"tQ", b"NNtQ"), _0=bytes(24))
+    with pytest.raises(UserError, match="w.pth refused: it holds a reference to something that is not a storage"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_many_storages_of_an_old_file_are_read_in_linear_time(tmp_path):
+    identity = b"(" + counted(b"storage") + b"q\0ctorch\nFloatStorage\nq\x01" + b"00"
+    storages = b"".join(b"(h\0h\1" + counted(b"%d" % number) + b"NK\0tQ" for number in range(50_000))
+    tree = b"\x80\x02](" + identity[1:] + storages + b"e."
+    (tmp_path / "w.pth").write_bytes(torch_file.LEGACY + b"\x80\x02M\xe9\3." + b"\x80\x02}." + tree + b"\x80\x02].")
+    start = time.monotonic()
+    assert len(torch_file.read(tmp_path / "w.pth")) == 50_000
+    assert time.monotonic() - start < 15
+
+
+def test_the_number_of_classes_is_only_guessed_from_a_head_of_another_length():
+    model = paddle.nn.Layer()
+    model.head = paddle.nn.Linear(2, 3)
+    for shape, hint in ((4,), "; it was trained for 4 classes"), ((3,), ""), ((3, 1), ""), ((), ""):
+        weights = {"head.weight": np.ones((2, 4), "f4"), "head.bias": np.ones(shape, "f4")}
+        with pytest.raises(UserError, match="w does not fit the model: head.weight is ") as raised:
+            checkpoint.load_state(model, weights, "w")
+        assert ("it was trained for" in str(raised.value)) == bool(hint) and hint in str(raised.value)
+
+
 # --- YAML ---
 
 
@@ -165,7 +231,8 @@ ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}
     ALIASES, "a: &a [*a]", "a: " + "9" * 5000, "a: 0x" + "f" * 5000, "a: " + "[" * 100_000, "- " * 50_000,
     "? " * 50_000, "a: 2012-99-99", "a: !!int ''", "a: !!float x", "a: !!bool x", "a: !!map [1]", "a: !!timestamp x",
     "{a: 1, a: 2}",
-    "[a]: 1", "a: !!python/object/apply:os.system [ls]", "a: \x00", "a: !!binary x", "{a: 1,",
+    "[a]: 1", "a: !!python/object/apply:os.system [ls]", "a: \x00", "a: !!binary x", "a: " + "x" * 20_000, "{a: 1,",
+    "a: " + "1:" * 100_000 + "1", "a: " + "1:" * 100_000 + "1.5",
     "\t",
 ])  # fmt: skip
 def test_odd_yaml_is_a_value_error(text):

@@ -105,7 +105,8 @@ def test_the_name_in_a_file_decides_between_equal_shapes(tmp_path, capsys):
     state = {name: torch.from_numpy(value.numpy()) for name, value in model.state_dict().items()}
     torch.save({"state_dict": state, "arch": "my_own"}, source)
     load_pretrained(other, source)
-    for said in ({"arch": "t2t_vit_14_resnext"}, {"args": argparse.Namespace(model="T2t_vit_14_resnext", lr=[1])}):
+    name = "T2t_vit_14_resnext"
+    for said in ({"arch": name}, {"args": {"model": name}}, {"args": argparse.Namespace(model=name, lr=[1])}):
         torch.save({"state_dict": state, **said}, source)
         assert read_weights(source).variant == "t2t_vit_14_resnext"
     load_pretrained(model, source)

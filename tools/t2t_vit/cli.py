@@ -196,6 +196,8 @@ def check_pairs(parser, args):
 
 def exit_with(parse, work):
     """Call `work(parse())` and exit with the status that it returns; an error is one line on stderr and status 1."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  closed by >&-
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # streams of notebooks lack it
             stream.reconfigure(errors="backslashreplace")  # file names may contain any bytes

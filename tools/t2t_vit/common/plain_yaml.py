@@ -4,11 +4,17 @@ import collections
 
 import yaml
 
+_MAX_CHARACTERS = 10_000  # of one value; a number in base 60 takes quadratic time
 _MAX_VALUES = 1_000_000  # counting repeats through aliases
 
 
-class _UniqueKeys:
-    """Refuses duplicate keys. By default, the last one would win silently."""
+class _Limits:
+    """Refuses long values and duplicate keys. By default, the last of duplicate keys would win silently."""
+
+    def construct_scalar(self, node):
+        if len(node.value) > _MAX_CHARACTERS:
+            raise yaml.YAMLError(f"a value has more than {_MAX_CHARACTERS:,} characters")
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node, deep=False):
         counts = collections.Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
@@ -17,11 +23,11 @@ class _UniqueKeys:
         return super().construct_mapping(node, deep)
 
 
-class _Loader(_UniqueKeys, yaml.SafeLoader):
+class _Loader(_Limits, yaml.SafeLoader):
     pass
 
 
-class _FastLoader(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _FastLoader(_Limits, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """A loader that is ten times faster, for files written by programs. It cannot read `{KEY:}`."""
 
 

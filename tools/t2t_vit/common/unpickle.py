@@ -1,8 +1,8 @@
 """Read pickles of arrays, numbers and text without running code from the file.
 
-Python's own unpickler is unsafe even with a restricted `find_class`: it hashes every key in a file (nested tuples
-overflow the C stack, shared ones take forever) and sets any state. This one supports only the opcodes
-that data needs, checks keys and states, and calls only functions on an allow-list.
+Python's own unpickler is unsafe even with a restricted `find_class`: it hashes every key that a file gives (nested
+tuples overflow the C stack, shared ones take forever) and sets any state. This one has only the opcodes that data
+needs, checks keys and states, calls only the functions of an allow-list, and takes at most a million steps.
 """
 
 import io
@@ -20,6 +20,7 @@ _OPCODES = (
     "BINPERSID",
 )  # fmt: skip
 _MOST_AXES, _LONGEST_AXIS = 8, 2**31
+_MOST_STEPS = 1_000_000  # opcodes of a file; a training state of t2t_vit_24 has 40,000 objects
 
 
 class Refused(Exception):
@@ -49,6 +50,16 @@ class _Steps(dict):
         raise ValueError(f"opcode {chr(code)!r}")
 
 
+def _counted(step):
+    def count_and_take(reader):
+        reader.steps_left -= 1
+        if reader.steps_left < 0:
+            raise Refused(f"more than {_MOST_STEPS:,} objects")
+        step(reader)
+
+    return count_and_take
+
+
 class Unpickler(pickle._Unpickler):
     """Reads the pickles in `data`, one after the other.
 
@@ -61,13 +72,13 @@ class Unpickler(pickle._Unpickler):
         persistent_load: function that returns the object for a persistent id.
     """
 
-    dispatch = _Steps({code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, n)[0] for n in _OPCODES)})
-
     def __init__(self, data, allowed=None, persistent_load=None):
         self.file = io.BytesIO(data)
         super().__init__(self.file, encoding="latin1")
         self.allowed = ALLOWED if allowed is None else allowed
-        self.items_left = len(data)  # budget of characters, bytes and entries for the arguments of calls
+        self.steps_left = _MOST_STEPS
+        # Letters, bytes and entries that calls may still take and return, and BUILD may set: three times each.
+        self.items_left = 3 * len(data)
         if persistent_load:
             self.persistent_load = persistent_load
 
@@ -78,15 +89,25 @@ class Unpickler(pickle._Unpickler):
             raise Refused(title[:200])
         return self.allowed[title] or Name(title)
 
-    def load_reduce(self):
-        # Without this limit, a few bytes of the file could copy a large object many times.
-        self.items_left -= sum(len(value) for value in self.stack[-1] if type(value) in (str, bytes, list, tuple, dict))
+    def count(self, values):
+        """Refuse a file in which a few bytes each copy a large object many times."""
+        sizes = (len(value) for value in values if type(value) in (str, bytes, list, tuple, dict))
+        self.items_left -= len(values) + sum(sizes)
         if self.items_left < 0:
             raise Refused("more data than the file has")
+
+    def load_reduce(self):
+        if type(self.stack[-1]) is not tuple:
+            raise Refused(f"a call with a {type(self.stack[-1]).__name__} of arguments")
+        self.count(self.stack[-1])
         super().load_reduce()
+        self.count(self.stack[-1:])
 
     def load_build(self):
         state, target = self.stack.pop(), self.stack[-1]
+        if type(state) not in (tuple, dict):
+            raise Refused(f"a state that is a {type(state).__name__}")
+        self.count(state)
         if isinstance(target, np.dtype):
             _set_byte_order(target, state)
         elif isinstance(target, np.ndarray):
@@ -104,10 +125,15 @@ class Unpickler(pickle._Unpickler):
         items = self.pop_mark()
         _set_items(self.stack[-1], zip(items[::2], items[1::2]))
 
-    dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = load_reduce
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.SETITEM[0]] = load_setitem
-    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch = {
+        **{code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _OPCODES)},
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_reduce,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
+    dispatch = _Steps({code: _counted(step) for code, step in dispatch.items()})
 
 
 def _set_items(target, pairs):
@@ -124,15 +150,17 @@ def _set_items(target, pairs):
 
 
 def _make_dtype(code, *_):
-    if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?[biuf][1248]", code):
-        raise Refused(f"an array of {'objects' if str(code).startswith('O') else str(code)[:20]}")
+    if type(code) is not str:
+        raise Refused(f"an array of a {type(code).__name__}")
+    if not re.fullmatch(r"[<>|=]?[biuf][1248]", code):
+        raise Refused(f"an array of {'objects' if code.startswith('O') else code[:20]}")
     return np.dtype(code, False, True)  # a copy, because BUILD sets its byte order
 
 
 def _set_byte_order(dtype, state):
-    """Set the state of a dtype: (version, byte order, five values that describe records, and flags)."""
+    """State: (version, byte order, five values that describe records, flags[, metadata])."""
     _, order, *rest = state
-    if order not in ("<", ">", "|", "=") or any(value not in (None, -1, 0) for value in rest):
+    if len(state) > 9 or order not in ("<", ">", "|", "=") or any(value not in (None, -1, 0) for value in rest):
         raise Refused("an array of records")
     dtype.__setstate__((3, order, None, None, None, -1, -1, 0))
 

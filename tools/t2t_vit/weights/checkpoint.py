@@ -91,9 +91,10 @@ def load_state(model, weights, path):
             wrong.append(f"{name} is {list(value.shape)}, the model's is {list(own[name].shape)}")
     if wrong:
         rest = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        count = len(np.ravel(weights.get("head.bias")))
+        head, expected = (list(np.shape(tensors.get("head.bias"))) for tensors in (weights, own))
         only_head = all(in_head(line) for line in wrong)  # each line begins with a name
-        classes = f"; it was trained for {count} classes: MODEL.NUM_CLASSES {count}?" if only_head else ""
+        other = only_head and len(head) == 1 and head != expected
+        classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")
     with paddle.no_grad():
         for name, tensor in own.items():

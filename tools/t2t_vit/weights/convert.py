@@ -54,12 +54,13 @@ def _build(args, weights):
     if args.config:
         cfg = _load_config(args.config, weights)
         return cfg.MODEL.NAME, build_model(cfg)
-    if not args.model and beside.is_file():
+    if beside.is_file() and checkpoint.is_own(weights.path):
         with contextlib.suppress(UserError):  # the config may belong to another program
             cfg = _load_config(beside, weights)
-            model = build_model(cfg)
-            if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == weights.shapes:
-                return cfg.MODEL.NAME, model
+            if args.model in (None, cfg.MODEL.NAME):
+                model = build_model(cfg)
+                if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == weights.shapes:
+                    return cfg.MODEL.NAME, model
     return _build_variant(args.model, weights)
 
 

@@ -18,6 +18,8 @@ from t2t_vit.common.logger import log, progress_bar
 from t2t_vit.config import resolve
 
 _SUFFIX = ".pdparams"  # users of PaddleViT and MindSpore omit it
+# File names of torch.hub: name-<start of the SHA-256>.pth. Digits alone are more likely a date.
+_HUB_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$")
 _TIMEOUT = 30  # seconds without a response
 _BLOCK = 2**20  # bytes per read
 
@@ -47,7 +49,8 @@ def cache_folder():
 def download(url):
     """Download a URL unless it is in the cache, and return the local file. Several processes download it only once.
 
-    URL#sha256=HEX also checks the file. A file:// URL is used in place.
+    The file is checked against URL#sha256=HEX, or the hexadecimal digits of a name like name-1a2b3c4d.pth. A file://
+    URL is used in place.
 
     Raises:
         UserError: no connection, no such file, a wrong checksum, or a web page instead of the file.
@@ -55,8 +58,9 @@ def download(url):
     address, _, fragment = url.partition("#")
     if fragment and not re.fullmatch(r"sha256=[0-9a-fA-F]{8,64}", fragment):
         raise UserError(f"{url}: expected #sha256= and 8 to 64 hexadecimal digits after the URL")
-    checksum = fragment[len("sha256=") :].lower()
     place = urllib.parse.unquote(address.partition("?")[0])
+    in_name = _HUB_NAME.search(place)
+    checksum = fragment[len("sha256=") :].lower() or (in_name.group(1) if in_name else "")
     if address.startswith("file://"):
         path = Path("/" + place[len("file://") :].partition("/")[2])
         if not path.is_file():

@@ -158,7 +158,8 @@ def _without_wrappers(tensors, path):
 
 def _variant_of(tree):
     """Return the variant that a PyTorch training script has saved (`arch` or `args.model`); "" if unknown."""
-    args = getattr(tree.get("args"), "attributes", {})
+    args = tree.get("args")
+    args = args if isinstance(args, dict) else getattr(args, "attributes", {})
     for name in (tree.get("arch"), args.get("model"), args.get("arch")):
         if isinstance(name, str):
             name = name.lower().partition(".")[0]

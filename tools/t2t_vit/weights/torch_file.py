@@ -45,6 +45,8 @@ def _read_zip(file):
         if len(pickles) != 1:
             raise ValueError("no data.pkl in the zip archive")
         folder = pickles[0].partition("/")[0]
+        if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") == b"big":
+            raise Refused("big-endian numbers")
         storages = {}
 
         def load_storage(identity):
@@ -62,14 +64,16 @@ def _read_zip(file):
 def _read_legacy(file):
     file.seek(0)
     data = file.read()
-    storages = {}
+    storages, total = {}, 0
 
     def load_storage(identity):  # the bytes come after the last pickle
+        nonlocal total
         dtype, key, length = _parse_storage(identity)
         if type(identity[-1]) is tuple:
             raise Refused("views of storages, which PyTorch 0.3 wrote")
         if key not in storages:
-            if sum(array.nbytes for array in storages.values()) + length * dtype.itemsize > len(data):
+            total += length * dtype.itemsize
+            if total > len(data):
                 raise Refused("more bytes than the file has")
             storages[key] = np.zeros(length, dtype)
         return storages[key]
@@ -86,10 +90,10 @@ def _read_legacy(file):
 
 
 def _parse_storage(identity):
-    """Parse ("storage", type, key, device, number of values, ...): (dtype, key, number of values)."""
-    if type(identity) is not tuple or len(identity) < 5 or identity[0] != "storage":
+    """Parse ("storage", type, key, device, number of values[, view]): (dtype, key, number of values)."""
+    if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
         raise Refused("a reference to something that is not a storage")
-    _, kind, key, _, length, *_ = identity
+    _, kind, key, _, length = identity[:5]
     if not isinstance(kind, Name) or kind.title not in _STORAGES or type(key) is not str or type(length) is not int:
         raise Refused("a storage of an unknown kind")
     return np.dtype(_STORAGES[kind.title]), key, length
@@ -110,12 +114,18 @@ def _make_tensor(storage, offset, shape, strides, *_):
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides)
 
 
+def _make_size(sizes=()):
+    if type(sizes) not in (tuple, list):
+        raise Refused(f"a size of a {type(sizes).__name__}")
+    return tuple(sizes)
+
+
 ALLOWED = {
     **unpickle.ALLOWED,
     "torch._utils._rebuild_tensor": _make_tensor,
     "torch._utils._rebuild_tensor_v2": _make_tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    "torch.Size": lambda sizes=(): tuple(sizes),
+    "torch.Size": _make_size,
     "torch.device": lambda *_: None,
     **dict.fromkeys([*_STORAGES, *(f"torch.{name}" for name in _DTYPES)]),
 }
