@@ -1,7 +1,7 @@
 """Find the splits of a data set below the folder DATA.PATH."""
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import resolve
+from t2t_vit.config import resolve, with_keys
 from t2t_vit.data.index import class_folders
 
 # Folder names of a split; the first one that exists is used. They may also be capitalised or upper case.
@@ -43,6 +43,17 @@ def innermost(folder):
     inner = folder / folder.name
     is_double = inner.is_dir() and class_folders(folder) == [folder.name] and class_folders(inner)
     return inner if is_double else folder
+
+
+def above_train(cfg):
+    """Move DATA.PATH one folder up if it is a train/ folder with a val/ folder beside it, and return the config."""
+    path = resolve(cfg.DATA.PATH)
+    path = path.parent if innermost(path.parent) == path else path
+    if split_named(path.name) != "train" or not path.is_dir():
+        return cfg
+    if split_folders(path, "train") and innermost(path) == path or not split_folder(path.parent, "val"):
+        return cfg
+    return with_keys(cfg, {"DATA.PATH": str(path.parent)})
 
 
 class Layout:

@@ -10,6 +10,7 @@ from t2t_vit.common.files import display_path, is_url
 from t2t_vit.common.logger import log, log_to_file, setup_logging, write_to_file_only
 from t2t_vit.config import accumulation, resolve, with_classes, with_keys
 from t2t_vit.data.dataset import load_data
+from t2t_vit.data.layout import above_train
 from t2t_vit.parallel import processes
 from t2t_vit.runs.interruption import InterruptHandler
 from t2t_vit.runs.place import check_move, check_place
@@ -38,7 +39,7 @@ def train(args, cfg):
     processes.setup(cfg)
     setup_logging(main=processes.is_main())
     with InterruptHandler(cfg.TRAIN, args.started) as interrupts:
-        trainer = _prepare(args, cfg, interrupts)
+        trainer = _prepare(args, above_train(cfg), interrupts)
         try:
             log_summary(trainer)
             trainer.fit()
