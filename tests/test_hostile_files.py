@@ -172,7 +172,7 @@ REPEATING = {
     "a call with a str of arguments": counted(b"a" * 9999) + b"q\0cargparse\nNamespace\nq\1" + b"h\1h\0R0" * 999,
     "results": counted(b"a" * 9999) + b"q\0" + counted(b"latin1") + b"\x86q\1c_codecs\nencode\nq\2" + b"h\2h\1R0" * 2,
     "states": DTYPE + b"q\0(K\1M\xc4\x09\x85h\0\x89" + counted(b"a" * 10_000) + b"tq\1" + (EMPTY + b"h\1b0") * 99,
-    "an array of records": DTYPE + b"(" + b"N" * 10 + b"tb",
+    "an array of records": DTYPE + b"(K\3" + counted(b"<") + b"N" * 8 + b"tb",
     "a state that is a list": DTYPE + b"]b",
     "a size of a ndarray": b"ctorch\nSize\n" + EMPTY + b"\x85R",
 }  # fmt: skip
@@ -410,9 +410,10 @@ def test_odd_graphs_are_one_line(tmp_path):
 @pytest.mark.parametrize("name, text", [
     ("metrics.jsonl", '{"epoch": 1, "lr": ' + "[" * 9999),
     ("metrics.jsonl", '{"epoch": ' + "9" * 5000 + "}\n"), ("metrics.jsonl", '{"epoch": 1e400}'),
-    ("metrics.jsonl", "{}"),
+    ("metrics.jsonl", '{"epoch": ' + "9" * 400 + "}\n"), ("metrics.jsonl", "{}"),
     ("summary.csv", "epoch,lr\n1," + "9" * 200_000), ("summary.csv", "epoch,lr\n" + "9" * 5000 + ",1"),
-    ("summary.csv", "epoch,lr\n,1"), ("run.log", "Epoch [" + "9" * 5000 + "/1], avg_Loss: 1"),
+    ("summary.csv", "epoch,lr\n,1"), ("summary.csv", "epoch,lr\n" + "9" * 400 + ",1"),
+    ("run.log", "Epoch [" + "9" * 5000 + "/1], avg_Loss: 1"),
     ("run.log", "a" * 3_000_000),
     ("run.log", "Now training epoch " + "9" * 5000 + ". LR=1"), ("run.log", "\x1b]0;x\x07"),
 ])  # fmt: skip
