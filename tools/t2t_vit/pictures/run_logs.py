@@ -76,8 +76,6 @@ def read_run(path):
             f"{path} has no epoch; a RUN is a run folder, its metrics.jsonl, a log of this repository, T2T_paddle or "
             "paddle_pit, or timm's summary.csv"
         )
-    if max(map(abs, rows)) > 10**15:
-        raise UserError(f"{path} has an epoch that is too large to be drawn")
     return Run(name, path, rows)
 
 
