@@ -358,10 +358,12 @@ with atomic_path({str(path)!r}) as temporary:
     assert path.read_text() == "old"
 
 
-def test_an_earlier_state_becomes_the_latest_and_the_newer_one_is_kept(tmp_path):
+def test_a_state_that_was_given_up_can_be_taken_up_again(tmp_path):
     run = RunFolder(lit_config(("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))))
     run.folder.mkdir()
     for name, text in (("latest", "newer"), ("latest.1", "older")):
         (run.folder / f"{name}.pdparams").write_text(text)
     run._make_latest(run.folder / "latest.1.pdparams")
-    assert [path.read_text() for path in run.states()] == ["older", "newer"]
+    assert run.latest.read_text() == "older"
+    run._make_latest(run.folder / "latest.pdparams.old")
+    assert run.latest.read_text() == "newer"

@@ -93,7 +93,7 @@ def test_every_class_trains_and_validates():
 
 def test_class_that_is_too_small_is_named(tmp_path):
     make_folders(tmp_path, {"ant": 2, "bee": 1, "fly": 0})
-    with pytest.raises(UserError, match=r"fewer than the 2 images .* bee \(1\), fly \(0\); add some"):
+    with pytest.raises(UserError, match=r"fewer than the 2 images .* bee \(1\), fly \(0\); add images"):
         load_data(own_config(tmp_path))
 
 
