@@ -114,7 +114,7 @@ def test_the_last_of_two_entries_of_one_name_is_kept(tmp_path):
     make_tar(archive, {"train/cat/1.jpg": b"new", "./train/dog/1.jpg": b"DOG"}, "a")  # tar -r
     files, done = unpacked(archive)
     assert files == {"train/cat/1.jpg": b"new", "train/dog/1.jpg": b"DOG"} and done.stderr == ""
-    assert ": 2 images written, 0 there before, 0 other files left out\n" in done.stdout
+    assert ": 2 images written, 0 already there, 0 other files skipped\n" in done.stdout
     mark = tmp_path / "out/.unpacked.json"
     mark.write_text(mark.read_text().replace("done", "begun"))
     (tmp_path / "out/train/cat/1.jpg").write_bytes(b"old")  # the command was interrupted after the first
