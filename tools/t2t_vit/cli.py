@@ -14,9 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
-
-from yacs.config import CfgNode
+from typing import TYPE_CHECKING, NoReturn
 
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError, one_line
@@ -30,6 +28,9 @@ if set(missing_packages()) - {"PaddlePaddle"}:
 from t2t_vit import config  # noqa: E402
 from t2t_vit.parallel.failure_monitor import FailureMonitor  # noqa: E402
 from t2t_vit.spellings import take_data_folder, translate  # noqa: E402
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
 
 _NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$|-nan$", re.IGNORECASE)
 _DEFAULT_CONFIG = "configs/lit_data.yaml"
