@@ -245,7 +245,7 @@ def test_two_machines_need_nnodes(folders, monkeypatch):
     words = ["--data-path", folders, *STEP]
     monkeypatch.setenv("PADDLE_TRAINERS", "10.0.0.1,10.0.0.2")
     monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-    line = "this job has 2 machines: .* NNODES=2 MASTER=10.0.0.1:8090 NODE_RANK=1 before it; with NNODES=1 each"
+    line = "this job has 2 machines: .* NNODES=2 MASTER=10.0.0.1:8090 NODE_RANK=1 before the command on each machine"
     with pytest.raises(UserError, match=line):
         decided(monkeypatch, *words)
     for count in "21":
@@ -317,7 +317,7 @@ def test_time_limit_includes_unpacking(monkeypatch):
     monkeypatch.setenv("JOB_STARTED", str(int(time.time()) - 3600))
     assert 251_990 <= to_seconds(decided(monkeypatch)[0][-1]) <= 252_000
     assert 3_590 <= to_seconds(decided(monkeypatch, "TRAIN.TIME_LIMIT", "2h")[0][-1]) <= 3_600
-    with pytest.raises(UserError, match="the time of this job, TRAIN.TIME_LIMIT 1h, is over"):
+    with pytest.raises(UserError, match="the time limit of this job, 1h, has passed"):
         decided(monkeypatch, "TRAIN.TIME_LIMIT", "1h")
     monkeypatch.setenv("JOB_STARTED", "yesterday")
     with pytest.raises(UserError, match="JOB_STARTED is 'yesterday' but must be a whole number"):

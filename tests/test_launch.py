@@ -200,7 +200,7 @@ def test_inconsistent_launcher_variables_are_an_error(monkeypatch, variables, na
         monkeypatch.delenv(key, raising=False)
     for key, value in variables.items():
         monkeypatch.setenv(f"PADDLE_{key}", value)
-    with pytest.raises(UserError, match=f"^the environment has variables of Paddle's launcher .* {name}[,;]"):
+    with pytest.raises(UserError, match=f"^the variables of Paddle's launcher in the environment .* {name}[,;]"):
         ranks.check()
     ranks.forget()
     ranks.check()

@@ -28,7 +28,7 @@ def test_output_that_is_an_input_by_any_name_is_refused(photo, tmp_path):
     with pytest.raises(UserError, match="soft.png is read by this command"):
         check_outputs([tmp_path / "soft.png"], pictures=[str(photo)])
     check_outputs([tmp_path / "other.png"], [photo, tmp_path / "absent.png"], [photo])
-    with pytest.raises(UserError, match="is given for two files"):
+    with pytest.raises(UserError, match="is given for two outputs"):
         check_outputs([tmp_path / "x.png", tmp_path / "folder/x.png"])
 
 
@@ -42,7 +42,7 @@ def test_pipes_are_outputs_too():
 def test_nothing_is_written_among_the_shipped_runs(tmp_path):
     os.symlink(SHIPPED, tmp_path / "link")
     for path in (SHIPPED / "x.json", ROOT / "log/pretrained/new/x.log", tmp_path / "link/best.pdparams"):
-        with pytest.raises(UserError, match="/pretrained, which no command changes; give another place"):
+        with pytest.raises(UserError, match="/pretrained, which no command changes; choose another path"):
             check_outputs([path])
     assert "no command changes" in error_line("unpack", DIGIT, "--output", ROOT / "output/pretrained/x")
 

@@ -133,7 +133,7 @@ def test_a_list_that_trains_leaves_nothing_to_divide_and_nothing_to_validate_on(
     # Else the whole folder, with the images of the list, would validate.
     make_folders(tmp_path, {"ant": 4, "bee": 4})
     (tmp_path / "t.txt").write_text("ant/0.png 0\nbee/0.png 1\n")
-    with pytest.raises(UserError, match="DATA.VAL_FRACTION is 0.2 but must be 0.0 with DATA.TRAIN_LIST"):
+    with pytest.raises(UserError, match="DATA.VAL_FRACTION is 0.2 but must be 0.0 if DATA.TRAIN_LIST"):
         own_config(tmp_path, DATA__TRAIN_LIST="t.txt")
     with pytest.raises(UserError, match="has no val/ folder$"):
         load_data(settings(DATA__PATH=str(tmp_path), MODEL__NUM_CLASSES="2", DATA__TRAIN_LIST="t.txt"))

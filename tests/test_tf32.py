@@ -74,5 +74,5 @@ def test_the_performers_exponents_never_have_it(switches, monkeypatch):
 
 
 def test_a_compiled_graph_cannot_have_it():
-    with pytest.raises(UserError, match="TRAIN.TF32 .* must be False with TRAIN.TO_STATIC"):
+    with pytest.raises(UserError, match="TRAIN.TF32 .* must be False if TRAIN.TO_STATIC"):
         load_config("configs/lit_data.yaml", [("TRAIN.TF32", "True"), ("TRAIN.TO_STATIC", "True")])

@@ -109,8 +109,8 @@ def addresses(host, node_rank):
         socket.create_server((first, 0)).close()
     except OSError:
         raise UserError(
-            f"NODE_RANK is 0 here, but MASTER {host} ({first}) is not an address of this machine; NODE_RANK is 0 on "
-            "the machine that MASTER names"
+            f"NODE_RANK is 0 here, but MASTER {host} ({first}) is not an address of this machine; set NODE_RANK=0 "
+            "only on the machine that MASTER names"
         ) from None
     return first, first
 

@@ -53,7 +53,7 @@ def common_parser(description, batch_size_key):
         metavar="DIR",
         help="data folder: train/ and val/, or class folders and DATA.VAL_FRACTION (sets DATA.PATH)",
     )
-    parser.add_argument("--batch-size", metavar="N", help=f"images per process and step ({batch_size_key})")
+    parser.add_argument("--batch-size", metavar="N", help=f"images per process and forward pass ({batch_size_key})")
     parser.add_argument(
         "--output", type=not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)"
     )
@@ -76,8 +76,8 @@ def add_engine_option(parser):
     parser.add_argument(
         "--engine",
         choices=("paddle", "inference", "onnxruntime", "openvino"),
-        help="paddle: the model itself; inference (Paddle Inference), onnxruntime, openvino: an exported file, by "
-        "default the one of the run; default: the engine that reads the file of --pretrained",
+        help="paddle runs weights; inference (Paddle Inference), onnxruntime and openvino run an exported file, by "
+        "default that of the run; default: the engine that reads the --pretrained file",
     )
 
 
@@ -191,7 +191,7 @@ def check_pairs(parser, args):
         if re.match(r"[A-Z0-9_.]+=", key):
             parser.error(f"write {key.replace('=', ' ', 1)}: KEY and VALUE are separated by a space")
     if len(args.opts) % 2:
-        parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
+        parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (config files end in .yaml)")
 
 
 def exit_with(parse, work):

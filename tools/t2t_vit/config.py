@@ -128,7 +128,7 @@ _C.TRAIN.AMP_DTYPE = "float16"  # float16 (with dynamic loss scaling) or bfloat1
 _C.TRAIN.TF32 = False  # TF32 in training, on Ampere or newer GPUs; never in validation
 _C.TRAIN.RECOMPUTE = False  # activation checkpointing: less memory, more time
 _C.TRAIN.TO_STATIC = False  # compile the model by paddle.jit.to_static
-_C.TRAIN.MAX_BAD_STEPS = 10  # stop at the next log line after this many consecutive steps that are not finite
+_C.TRAIN.MAX_BAD_STEPS = 10  # stop at the next log line after this many consecutive non-finite steps
 _C.TRAIN.LOG_EVERY = 50  # steps between log lines
 _C.TRAIN.SAVE_MINUTES = 10.0  # minutes between saves within an epoch; 0.0 = save only after each epoch
 _C.TRAIN.KEEP = 2  # number of states to keep: latest.pdparams and KEEP - 1 older ones
@@ -141,7 +141,7 @@ _C.VAL.INTERPOLATION = "bicubic"
 _C.VAL.CROP_MODE = "center"  # center, or squash: resize to IMAGE_SIZE x IMAGE_SIZE without CROP_PCT
 _C.VAL.BEST = "ema"  # weights that are compared and saved as best.pdparams: ema (raw if EMA_DECAY is 0.0) or raw
 _C.VAL.EVERY = 1  # epochs between validations; the last epoch is always validated
-_C.VAL.LOG_EVERY = 10  # steps between lines of val.py
+_C.VAL.LOG_EVERY = 10  # batches between log lines of val.py
 
 CLASS_LISTS = {"imagenet1k": Path(__file__).parent / "data/imagenet1k_classes.tsv"}
 
@@ -200,7 +200,7 @@ def with_keys(cfg, values):
 def with_classes(cfg, number):
     """If MODEL.NUM_CLASSES is 0, return the config with `number` instead. Raises UserError for fewer than 2."""
     if not cfg.MODEL.NUM_CLASSES and number < 2:
-        raise UserError(f"there is only {number} class: a classifier needs 2 or more")
+        raise UserError(f"there is only {number} class, but a classifier needs 2 or more")
     return cfg if cfg.MODEL.NUM_CLASSES else with_keys(cfg, {"MODEL.NUM_CLASSES": number})
 
 
@@ -244,7 +244,7 @@ def find_config(path):
     if Path(path).is_dir():
         raise UserError(f"config {path} is a folder")
     available = ", ".join(sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
-    raise UserError(f"config {path} not found; configs/ holds {available or 'nothing'}")
+    raise UserError(f"config {path} not found; configs/ contains {available or 'nothing'}")
 
 
 def resolve(path):
@@ -272,5 +272,5 @@ def _read_yaml(path):
     except ValueError as error:
         raise UserError(f"config {path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"config {path} must hold KEY: value pairs")
+        raise UserError(f"config {path} must contain KEY: value pairs")
     return tree

@@ -50,7 +50,7 @@ def write_text(path, text):
 
 @contextlib.contextmanager
 def naming(path):
-    """Re-raise an OSError with the name `path`, if it names a temporary file or no file (disk full)."""
+    """Re-raise an OSError with `path` as its file name, because it may name a temporary file or none (disk full)."""
     try:
         yield
     except OSError as error:
@@ -119,13 +119,13 @@ def check_outputs(paths, inputs=(), pictures=()):
     Args:
         paths: output files; None is ignored.
         inputs: files that the command reads; they may be missing.
-        pictures: more inputs. There may be very many, so only those named like an output are compared.
+        pictures: more input files, possibly millions. To save time, only files with the name of an output are compared.
     """
     paths = list(filter(None, paths))
     for number, path in enumerate(paths):
         check_writable(path)
         if os.path.realpath(path) in map(os.path.realpath, paths[:number]):
-            raise UserError(f"{path} is given for two files; give each its own name")
+            raise UserError(f"{path} is given for two outputs; give each its own name")
     existing = [path for path in paths if os.path.exists(path)]
     names = {os.path.basename(os.path.realpath(path)).casefold() for path in existing}
     same_name = (path for path in pictures if os.path.basename(path).casefold() in names) if existing else ()
@@ -142,7 +142,7 @@ def check_not_shipped(path):
     for folder in _PUBLISHED:
         if holds(folder, path):
             raise UserError(
-                f"{display_path(path)} is in {display_path(folder)}, which no command changes; give another place"
+                f"{display_path(path)} is in {display_path(folder)}, which no command changes; choose another path"
             )
 
 

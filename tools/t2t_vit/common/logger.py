@@ -48,7 +48,7 @@ class _FileHandler(logging.FileHandler):
     def handleError(self, record):
         if not getattr(self, "failed", False):
             self.failed = True
-            print(f"warning: {one_line(sys.exc_info()[1])}: {self.baseFilename} lacks log lines", file=sys.stderr)
+            print(f"warning: {one_line(sys.exc_info()[1])}: {self.baseFilename} is missing log lines", file=sys.stderr)
 
 
 def setup_logging(main=True, aside=False):

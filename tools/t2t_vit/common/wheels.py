@@ -106,7 +106,7 @@ def choose(machine):
     names = ", ".join(map(str, left))
     if len(left) == len(cards):
         return None, f"no wheel of PaddlePaddle runs on {names} with this NVIDIA driver; the CPU build is used"
-    return best, f"the {best.name} build does not run on {names}; choose others with GPUS" if left else ""
+    return best, f"the {best.name} build does not run on {names}; choose the other cards with GPUS" if left else ""
 
 
 def words(build):
