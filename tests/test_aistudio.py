@@ -92,7 +92,7 @@ def test_interrupted_job_continues_and_copies_the_best_model(folders):
 
     (best / "best.pdparams").write_bytes(b"of an earlier copy")
     second = job(folders, *words, cut_at="Epoch [", JOB_STARTED=str(int(time.time()) - 3600))
-    assert second[0].endswith("ILSVRC2012_w.tar: already unpacked (" + f"{folders}/data/.unpacked.json says so)")
+    assert second[0].endswith("ILSVRC2012_w.tar: already unpacked (recorded in " + f"{folders}/data/.unpacked.json)")
     assert any(line.startswith(f"resumed {run}/latest.pdparams: ") for line in second)
     assert 69 * 3600 < to_seconds(load_config(run / "config.yaml").TRAIN.TIME_LIMIT) <= 70 * 3600
     assert (best / "best.pdparams").read_bytes() == (run / "best.pdparams").read_bytes()

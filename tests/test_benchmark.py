@@ -176,6 +176,6 @@ def test_folder_without_images_and_broken_image(tmp_path):
         for name in "ab":
             (tmp_path / split / name).mkdir(parents=True)
     words = ["benchmark", "data", "--config", "configs/t2t_vit_7.yaml", *keys(tmp_path)]
-    assert f"the class folders of {tmp_path}/train hold no images" in error_line(*words)
+    assert f"the class folders of {tmp_path}/train contain no images" in error_line(*words)
     (tmp_path / "train/a/x.jpg").write_bytes(b"")
     assert error_line(*words) == f"error: image {tmp_path}/train/a/x.jpg cannot be read: not an image"

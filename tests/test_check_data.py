@@ -247,7 +247,10 @@ def test_own_folder_of_class_folders_is_divided(tmp_path):
     root = make(tmp_path / "my pictures", {"ant": 12, "bee": 8})
     done, report = check("--data-path", root)
     overrides, cfg = settings_of(done)
-    assert f"{root} has no validation folder: DATA.VAL_FRACTION 0.2 validates on a part of it" in report["notes"]
+    assert (
+        f"{root} has no validation folder: DATA.VAL_FRACTION 0.2 holds out a part of it for validation"
+        in report["notes"]
+    )
     assert done.stdout.splitlines()[-1].startswith("python tools/train.py ") and overrides["DATA.VAL_FRACTION"] == "0.2"
     splits = load_data(cfg)[1]
     for name in ("train", "val"):
@@ -260,8 +263,7 @@ def test_own_folder_of_class_folders_is_divided(tmp_path):
     make(root, {"fly": 1})
     report = check("--config", "configs/finetune.yaml", "--data-path", root, status=1)[1]
     assert (
-        "fewer than the 2 images that DATA.VAL_FRACTION needs" in report["faults"][0]
-        and "fly (1)" in report["faults"][0]
+        "fewer than 2 images, but DATA.VAL_FRACTION needs" in report["faults"][0] and "fly (1)" in report["faults"][0]
     )
     assert report["splits"]["train"]["files"] == 21
 
@@ -271,7 +273,7 @@ def test_training_folder_without_validation(tmp_path):
     done, report = check("--data-path", root)
     overrides, cfg = settings_of(done)
     assert overrides["DATA.VAL_FRACTION"] == "0.2" and len(load_data(cfg)[1]["val"]) == report["splits"]["val"]["files"]
-    line = f"{root}/train has no validation folder: DATA.VAL_FRACTION 0.2 validates on a part of it"
+    line = f"{root}/train has no validation folder: DATA.VAL_FRACTION 0.2 holds out a part of it for validation"
     assert line in report["notes"]
     words = ["--config", "configs/lit_data.yaml", "--data-path", root, "MODEL.NUM_CLASSES", 2]
     assert check(*words, status=1)[1]["faults"] == [line]
@@ -282,7 +284,7 @@ def test_flat_splits_and_empty_folders(tmp_path):
     done, report = check("--data-path", root, status=1)
     assert report["faults"] == [f"{root}/val has no class folders"]
     root = make(tmp_path / "empty", {"train/ant": 0, "train/bee": 0, "val/ant": 1})
-    assert f"the class folders of {root}/train hold no images" in check("--data-path", root, status=1)[1]["faults"]
+    assert f"the class folders of {root}/train contain no images" in check("--data-path", root, status=1)[1]["faults"]
     root = make(tmp_path / "half", {"train/ant": 1, "train/bee": 1})
     (fault,) = check("--data-path", root, status=1)[1]["faults"]
     assert fault.startswith(f"data folder {root} has no val/ folder")

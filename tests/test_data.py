@@ -116,7 +116,7 @@ def test_class_missing_in_one_split_is_reported(tmp_path, warned):
         ({}, 2, "has no class folders|has no val/ folder"),
         ({"train/ant": 1, "train/bee": 1}, 2, "has no val/ folder"),
         ({"train": 0, "val": 0}, 2, "has no class folders"),
-        ({"train/ant": 0, "train/bee": 0, "val/ant": 1}, 2, "hold no images"),
+        ({"train/ant": 0, "train/bee": 0, "val/ant": 1}, 2, "contain no images"),
         ({"train/ant": 1, "train/bee": 1, "val/ant": 1}, 3, "NUM_CLASSES is 3 but .* has 2 classes; set .*CLASSES 2"),
     ],
 )

@@ -134,7 +134,8 @@ def test_killed_loader_process_ends_the_run_in_one_line(data, tmp_path):
     start = time.monotonic()
     stderr = disturbed(data, tmp_path, kill_a_loader)
     assert re.fullmatch(
-        r"error: a data loader process ended \(.*\); if the memory ran out, lower DATA.NUM_WORKERS; .*\n", stderr
+        r"error: a data loader process ended \(.*\); if the machine ran out of memory, .*\n",
+        stderr,
     )
     assert time.monotonic() - start < 40
     done = tool("train", "--data-path", data, "--output", tmp_path, *WORDS, 500, "TRAIN.SAVE_MINUTES", 0.002,

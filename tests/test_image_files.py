@@ -181,7 +181,7 @@ def test_grey_bits_are_a_key(tmp_path, warned):
         (RAMP - 1, "its values run from -1 to 5118, but DATA.GREY_BITS 16 allows 0 to 65535"),
         (RAMP * 100, "its values run from 0 to 511900, but"),
         (np.float32(RAMP / RAMP.max()), np.rint(RAMP / RAMP.max() * 255)),
-        (np.float32(RAMP % 256), "its values are floats from 0 to 255, only 0 to 1 can be read"),
+        (np.float32(RAMP % 256), "its values are floats from 0 to 255, but only 0 to 1 is supported"),
         (np.float32([[0.5, np.nan]]), "its values are floats from nan to nan"),
     ],
 )

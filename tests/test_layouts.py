@@ -49,7 +49,9 @@ def test_valid_comes_before_test(tmp_path):
 @pytest.mark.parametrize("flat", ["test", "test/test"])
 def test_pictures_without_classes_validate_nothing(tmp_path, flat):
     make_folders(tmp_path, {"train/ant": 4, "train/bee": 4, flat: 3})
-    with pytest.raises(UserError, match="has no val/ folder; DATA.VAL_FRACTION 0.2 takes a part of train/ for it"):
+    with pytest.raises(
+        UserError, match="has no val/ folder; DATA.VAL_FRACTION 0.2 holds out a part of train/ for validation"
+    ):
         names(tmp_path)
     for root in (tmp_path, tmp_path / "train"):
         parts = divided(root)
@@ -66,7 +68,7 @@ def test_a_flat_validation_folder_is_named(tmp_path):
 
 def test_the_folder_above_the_data_set_is_named(tmp_path):
     make_folders(tmp_path, {"set/train/ant": 1, "set/train/bee": 1, "set/val/bee": 1})
-    with pytest.raises(UserError, match=f"has a single class, set; .*; perhaps --data-path {tmp_path}/set is meant$"):
+    with pytest.raises(UserError, match=rf"has a single class, set; .*; did you mean --data-path {tmp_path}/set\?$"):
         divided(tmp_path)
 
 

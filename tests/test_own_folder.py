@@ -93,7 +93,7 @@ def test_every_class_trains_and_validates():
 
 def test_class_that_is_too_small_is_named(tmp_path):
     make_folders(tmp_path, {"ant": 2, "bee": 1, "fly": 0})
-    with pytest.raises(UserError, match=r"fewer than the 2 images .* bee \(1\), fly \(0\); add images"):
+    with pytest.raises(UserError, match=r"fewer than 2 images, .* bee \(1\), fly \(0\); add images"):
         load_data(own_config(tmp_path))
 
 
@@ -141,16 +141,20 @@ def test_a_list_that_trains_leaves_nothing_to_divide_and_nothing_to_validate_on(
 
 def test_what_would_help_is_suggested(tmp_path):
     make_folders(tmp_path / "a", {"ant": 2, "bee": 2})
-    with pytest.raises(UserError, match=r"a has no train/ folder; DATA.VAL_FRACTION 0.2 takes a part of each class"):
+    with pytest.raises(
+        UserError, match=r"a has no train/ folder; DATA.VAL_FRACTION 0.2 holds out a part of each class"
+    ):
         load_data(own_config(tmp_path / "a", "0.0"))
     make_folders(tmp_path / "b", {"train/ant": 2, "train/bee": 2})
-    with pytest.raises(UserError, match=r"b has no val/ folder; DATA.VAL_FRACTION 0.2 takes a part of train/ for it"):
+    with pytest.raises(
+        UserError, match=r"b has no val/ folder; DATA.VAL_FRACTION 0.2 holds out a part of train/ for validation"
+    ):
         load_data(own_config(tmp_path / "b", "0.0"))
     make_folders(tmp_path / "c", {"val/ant": 2, "val/bee": 2})
     with pytest.raises(UserError, match=r"c has no train/ folder$"):
         load_data(own_config(tmp_path / "c"))
     make_folders(tmp_path / "e", {"": 2})
-    with pytest.raises(UserError, match="e has no folders with pictures; make one for each class"):
+    with pytest.raises(UserError, match="e has no folders with pictures; make a folder for each class"):
         load_data(own_config(tmp_path / "e"))
     make_folders(tmp_path / "d", {"ant": 2})
     with pytest.raises(UserError, match="d has a single class, ant; training needs two or more"):

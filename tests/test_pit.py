@@ -114,7 +114,7 @@ def test_layers_are_counted_through_the_stages():
     "wrong, message",
     [
         (dict(image_size=3), "3x3 pixels is smaller than a patch of 4"),
-        (dict(heads=(2, 3)), "width 8 of a stage does not divide the next one's, 12"),
+        (dict(heads=(2, 3)), "width 8 of a stage does not divide 12, the width of the next stage"),
         (dict(depth=(1, 2, 3)), "one number per stage"),
     ],
 )

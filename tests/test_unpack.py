@@ -86,7 +86,7 @@ def test_official_val_archive_needs_the_list_of_its_classes(tmp_path):
     for text, fault in (
         ("490\n361\n", "line 1: expected 'ILSVRC2012_val_00000001.JPEG 65', the class from 0 to 999"),  # the devkit's
         (f"{names[0]} 1000\n", f"but found '{names[0]} 1000'"),
-        (f"{names[0]} 0\n", f"the class of {names[1]} is not known; the list lacks it"),
+        (f"{names[0]} 0\n", f"the class of {names[1]} is not known; it is not in the list"),
     ):
         listed.write_text(text)
         assert fault in error_line("unpack", archive, "--output", tmp_path / "out", "--val-list", listed)
@@ -209,7 +209,7 @@ def test_two_at_a_time_are_refused(tmp_path):
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     line = error_line("unpack", archive, "--output", tmp_path / "out")
     os.close(descriptor)
-    assert line == f"error: another process unpacks to {tmp_path}/out"
+    assert line == f"error: another process is unpacking to {tmp_path}/out"
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -280,8 +280,8 @@ def test_gzip_archive_with_a_wrong_checksum_is_not_trusted_for_what_it_left(tmp_
             b"PK\3\4 a zip file" * 100,
             "not a tar or zip archive (File is not a zip file); 0 of its images",
         ),
-        (tar_bytes({}), "holds no images in train/ or val/ folders"),
-        (tar_bytes({"cats/a.JPEG": DIGITS[0]}), "holds no images in train/ or val/ folders"),
+        (tar_bytes({}), "contains no images in train/ or val/ folders"),
+        (tar_bytes({"cats/a.JPEG": DIGITS[0]}), "contains no images in train/ or val/ folders"),
     ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path, content, message):
@@ -318,7 +318,7 @@ def test_nothing_is_written_outside_the_folder(tmp_path):
         "evil.tar": archive.read_bytes(),
     }
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"warning: {archive}: left out 6 links, devices and unsafe names: ")
+    assert line.startswith(f"warning: {archive}: skipped 6 links, devices and unsafe names: ")
 
 
 def test_full_disk_is_one_line(tmp_path):

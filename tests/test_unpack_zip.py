@@ -98,7 +98,7 @@ def test_nothing_of_a_zip_is_written_outside_the_folder(tmp_path):
     done = tool("unpack", archive, "--output", place / "out", cwd=place)
     assert {name for name in tree(tmp_path) if not name.endswith(".zip")} == {"deep/er/out/train/b/1.jpg"}
     (line,) = done.stderr.splitlines()
-    assert "left out 7 links, devices and unsafe names: '/train/a/1.jpg'" in line
+    assert "skipped 7 links, devices and unsafe names: '/train/a/1.jpg'" in line
     assert line.isprintable()
 
 
@@ -106,7 +106,7 @@ def test_two_files_with_one_place_are_a_warning(tmp_path):
     archive = make_zip(tmp_path / "x.zip", {"a/train/cat/1.jpg": b"one", "b/train/cat/1.jpg": b"two"})
     files, done = unpacked(archive)
     assert files == {"train/cat/1.jpg": b"one"}
-    assert done.stderr == f"warning: {archive}: left out 1 files that would replace an earlier one\n"
+    assert done.stderr == f"warning: {archive}: skipped 1 files that would replace an earlier one\n"
 
 
 def test_the_last_of_two_entries_of_one_name_is_kept(tmp_path):
@@ -129,7 +129,7 @@ def test_the_last_of_two_class_archives_of_one_name_is_kept(tmp_path):
     shutil.rmtree(tmp_path / "out")
     make_tar(archive, {f"a/{CATS}.tar": pair[0], f"b/{CATS}.tar": pair[1]})
     files, done = unpacked(archive)
-    assert files == {f"train/{CATS}/{CATS}_1.JPEG": b"one"} and "left out 1 files that would replace" in done.stderr
+    assert files == {f"train/{CATS}/{CATS}_1.JPEG": b"one"} and "skipped 1 files that would replace" in done.stderr
 
 
 def set_in_headers(archive, local, central, value):

@@ -48,7 +48,7 @@ def _white(image, grey_bits):
     low, high = pixels.min(), pixels.max()
     if image.mode == "F":
         if not (low >= 0 and high <= 1):  # or NaN
-            raise ValueError(f"its values are floats from {low:g} to {high:g}, only 0 to 1 can be read")
+            raise ValueError(f"its values are floats from {low:g} to {high:g}, but only 0 to 1 is supported")
         return 1.0
     if image.format == "PPM":
         return 65535  # Pillow has scaled it

@@ -31,7 +31,7 @@ warnings.filterwarnings("ignore", module="PIL")  # warnings about palettes, larg
 # The only formats that are opened. Pillow supports more, but EPS, for one, starts Ghostscript. AVIF: Pillow >= 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MOST_BYTES = 512 << 20  # limit for a decoded image and its conversion; EXIF rotation takes twice as much
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # one text may be as long as all together, 64 MB
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # allow a text of 64 MB, the limit for all texts
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PIL_MODES = {1: "L", 3: "RGB"}
 _ORIENTATION = 0x0112  # EXIF tag
@@ -215,7 +215,7 @@ def _is_rotated(data):
 
 
 class PillowPicture:
-    """A picture that Pillow has read."""
+    """A picture that Pillow has decoded."""
 
     def __init__(self, image):
         self.image = image

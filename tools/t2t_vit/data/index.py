@@ -72,10 +72,10 @@ def scan(folder):
 
 
 def _listed(folder):
-    """[(name, whether it is a folder), ...] of what is in a folder.
+    """List the entries of a folder: [(name, whether it is a folder), ...].
 
     Raises:
-        UserError: if that cannot be found out. os.walk would drop a linked class folder without a warning.
+        UserError: the folder or a link in it cannot be read. os.walk would skip a linked class folder silently.
     """
     try:
         with os.scandir(folder) as entries:

@@ -24,7 +24,7 @@ _REPLACEMENTS = 10  # stop after this many unreadable images in a row, even with
 class TrainDataset(paddle.io.Dataset):
     """Reads one image: sample (epoch, index, copy) -> (uint8 (S, S, channels), label, boxes, sample, skipped).
 
-    `skipped` is "", or why DATA.ON_ERROR skip has replaced the image.
+    `skipped` is "", or the reason why DATA.ON_ERROR skip has replaced the image.
     """
 
     def __init__(self, split, cfg):
@@ -47,7 +47,7 @@ class TrainDataset(paddle.io.Dataset):
             except ImageError as error:
                 if attempt == self.tries - 1:
                     raise
-                # Report the first reason only: an unreadable replacement is reported as a sample of its own.
+                # Report only the first reason. An unreadable replacement is reported when its own turn comes.
                 skipped = skipped or one_line(error)
                 continue
             return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, skipped
@@ -128,7 +128,7 @@ class EvalLoader:
     """Iterates over the batches of a split: uint8 (B, S, S, channels) and int64 (B,) tensors.
 
     Raises:
-        UserError: naming an image that cannot be read.
+        UserError: an image cannot be read. The message names it.
     """
 
     def __init__(self, split, cfg, rank=0, world_size=1):
@@ -150,7 +150,7 @@ class TrainLoader:
     Args:
         split: `Split` to train on.
         cfg: config.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
         epochs: number of epochs of the run; nothing is read ahead after the last one.
     """
@@ -174,10 +174,12 @@ class TrainLoader:
         return self.order.steps(start)
 
     def epoch_steps(self, epoch, start=0):
-        """Yield a list of TRAIN.ACCUM_STEPS `Batch`es for each step of an epoch after its first `start` images.
+        """Yield the batches of each training step of an epoch: a list of TRAIN.ACCUM_STEPS `Batch`es.
+
+        The first `start` images of the epoch are skipped.
 
         Raises:
-            UserError: naming an image that cannot be read.
+            UserError: an image cannot be read. The message names it.
         """
         if self._next != (epoch, start):
             self.order.epoch, self.order.start = epoch, start

@@ -10,7 +10,7 @@ import numpy as np
 from t2t_vit.data.augment import build_augment
 from t2t_vit.data.images import RESAMPLING, to_array, to_image
 
-_LONGEST = 50  # largest aspect ratio; longer images are cropped first, since resizing them takes gigabytes
+_LONGEST = 50  # largest aspect ratio; longer images are cropped first, because resizing them takes gigabytes
 
 
 class TrainTransform:

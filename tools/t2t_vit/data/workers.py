@@ -53,7 +53,7 @@ def _end_workers():
     threading.excepthook = lambda _: None
     workers = multiprocessing.active_children()
     for worker in workers:
-        # The process may be gone already. multiprocessing does not notice if a signal handler interrupted its wait.
+        # The process may already have ended: multiprocessing misses that if a signal handler interrupted its wait.
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGUSR1)
     for worker in workers:

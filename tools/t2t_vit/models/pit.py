@@ -79,7 +79,7 @@ class HeadPooling(nn.Layer):
     def __init__(self, dim, out_dim, stride=2):
         super().__init__()
         if out_dim % dim:
-            raise ValueError(f"the width {dim} of a stage does not divide the next one's, {out_dim}")
+            raise ValueError(f"the width {dim} of a stage does not divide {out_dim}, the width of the next stage")
         self.conv = nn.Conv2D(dim, out_dim, stride + 1, stride, stride // 2, groups=dim)
         self.fc = Linear(dim, out_dim)
 

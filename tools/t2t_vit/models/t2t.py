@@ -201,7 +201,7 @@ class T2TViT(VisionTransformer):
         self.apply(init_linear_and_norm)
 
     def fit_pos_embed(self, table, recompute=False):
-        """Fit a position embedding (1, 1+M, C) of another image size to this model: (1, 1+N, C).
+        """Resize a position embedding (1, 1+M, C) of another image size for this model: (1, 1+N, C).
 
         The position of the class token is kept and the grid is resized, as intended by resize_pos_embed in the official
         utils.py. With `recompute`, a sinusoid table is computed for the new length instead.
