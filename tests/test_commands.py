@@ -181,7 +181,7 @@ def broken_copy(tmp_path, change):
         (["TRAIN.EPOCHS", "many"], "TRAIN.EPOCHS must be of type int, not 'many'"),
         (["--batch-size", "0"], "BATCH_SIZE is 0 but must be 1 or more"),
         (["--data-path", "/absent"], "data folder /absent not found"),
-        (["--device", "gpu"], "DEVICE is gpu but there is no GPU to use"),
+        (["--device", "gpu"], "DEVICE is gpu but no GPU is available"),
         (["MODEL.NAME", "t2t_vit_8"], "unknown model 't2t_vit_8'; did you mean t2t_vit_7"),
         (["MODEL.T2T.NUM_HEADS", "5"], "128 is not divisible by 5 heads"),
         (["MODEL.NUM_CLASSES", "12"], "MODEL.NUM_CLASSES is 12 but .*classes.txt has 10 classes|MODEL.NUM_CLASSES 10"),
@@ -203,7 +203,7 @@ def test_wrong_weights_are_one_line(tmp_path):
     line = error_line("val", "--pretrained", SHIPPED, "MODEL.T2T.DEPTH", 7)
     assert "does not fit the model" in line
     line = error_line("train", "--resume", SHIPPED, "--output", tmp_path)
-    assert "holds no training state to resume" in line
+    assert "is not a training state" in line
 
 
 def test_folder_that_cannot_be_written_is_one_line(tmp_path):
@@ -221,7 +221,7 @@ def test_broken_training_image_is_one_line(tmp_path):
         line = error_line("train", "--data-path", tmp_path / "data", "--output", tmp_path, *QUICK, "DATA.NUM_WORKERS",
                           workers)  # fmt: skip
         image = f"{tmp_path}/data/train/3/zero.png"
-        assert line == f"error: image {image} cannot be read: not an image; nothing was saved yet"
+        assert line == f"error: image {image} cannot be read: not an image; nothing has been saved yet"
         assert (tmp_path / "lit_data.log").read_text().endswith(line + "\n")
 
 

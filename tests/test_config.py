@@ -106,7 +106,7 @@ def test_mistakes_are_named(tmp_path, text, message):
 
 
 def test_missing_and_executable_configs_are_refused(tmp_path):
-    with pytest.raises(UserError, match="absent.yaml not found; configs/ holds .*lit_data.yaml"):
+    with pytest.raises(UserError, match="absent.yaml not found; configs/ contains .*lit_data.yaml"):
         load_config("absent.yaml")
     marker = tmp_path / "executed"
     hostile = write(tmp_path, f"open({str(marker)!r}, 'w')\ncfg = {{}}\n", "hostile.py")

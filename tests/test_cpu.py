@@ -461,8 +461,8 @@ def test_what_changes_the_rounding_alone_may_change_at_a_resume(tmp_path):
     tool("train", *words, "TRAIN.TIME_LIMIT", "1s")
     others = ("CPU.MICRO_BATCH", 0, "CPU.FAST_OPS", False, "TRAIN.RECOMPUTE", True)
     done = tool("train", *words, *others)
-    assert "warning: CPU.FAST_OPS was True and is now False: no longer bit-exact" in done.stderr
-    assert "warning: CPU.MICRO_BATCH was 4 and is now 0: no longer bit-exact" in done.stderr
+    assert "warning: CPU.FAST_OPS was True and is now False: the run is no longer bit-exact" in done.stderr
+    assert "warning: CPU.MICRO_BATCH was 4 and is now 0: the run is no longer bit-exact" in done.stderr
     assert "RECOMPUTE" not in done.stderr
     assert "Epoch [2/2]" in done.stdout
 

@@ -79,7 +79,7 @@ def test_pickles_that_crash_or_hang_python_are_refused(tmp_path, name, form):
     else:
         path.write_bytes(PICKLES[name])
     start = time.monotonic()
-    with pytest.raises(UserError, match="w.p.* (refused|damaged|holds)"):
+    with pytest.raises(UserError, match="w.p.* (refused|damaged|contains)"):
         read_weights(path)
     assert time.monotonic() - start < 30
 
@@ -111,7 +111,7 @@ def test_archives_are_not_unpacked_beyond_their_size(tmp_path):
 @pytest.mark.parametrize("maker", ["_rebuild_qtensor", "_rebuild_meta_tensor_no_storage", "_rebuild_sparse_tensor"])
 def test_tensors_of_other_kinds_are_named(tmp_path, maker):
     torch_zip(tmp_path / "w.pth", small_torch_pickle().replace(b"_rebuild_tensor_v2", maker.encode()), _0=bytes(24))
-    with pytest.raises(UserError, match=f"w.pth refused: it holds torch._utils.{maker}"):
+    with pytest.raises(UserError, match=f"w.pth refused: it contains torch._utils.{maker}"):
         read_weights(tmp_path / "w.pth")
 
 
@@ -191,13 +191,13 @@ def test_big_endian_numbers_are_refused(tmp_path):
     torch_zip(tmp_path / "w.pth", small_torch_pickle(), _0=bytes(24))
     with zipfile.ZipFile(tmp_path / "w.pth", "a") as archive:
         archive.writestr("archive/byteorder", "big")
-    with pytest.raises(UserError, match="w.pth refused: it holds big-endian numbers"):
+    with pytest.raises(UserError, match="w.pth refused: it contains big-endian numbers"):
         read_weights(tmp_path / "w.pth")
 
 
 def test_long_references_to_storages_are_refused(tmp_path):
     torch_zip(tmp_path / "w.pth", small_torch_pickle().replace(b"tQ", b"NNtQ"), _0=bytes(24))
-    with pytest.raises(UserError, match="w.pth refused: it holds a reference to something that is not a storage"):
+    with pytest.raises(UserError, match="w.pth refused: it contains a reference to something that is not a storage"):
         read_weights(tmp_path / "w.pth")
 
 

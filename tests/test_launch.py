@@ -76,7 +76,7 @@ def test_gpus_without_a_gpu_are_an_error():
         pytest.skip("this machine has cards")
     done = script("val", GPUS="0,1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"error: GPUS is 0,1 but there is no GPU to use: this PaddlePaddle \S+ is a CPU build; .*\n",
+    assert re.fullmatch(r"error: GPUS is 0,1 but no GPU is available: this PaddlePaddle \S+ is a CPU build; .*\n",
                         done.stderr)  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def test_file_system_without_locks_and_folder_flushes(tmp_path, monkeypatch, war
     cfg = load_config(ROOT / "configs/lit_data.yaml", [("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))])
     run = RunFolder(cfg)
     run.lock()
-    assert "lit_data.lock cannot be locked on this file system; do not train this run twice" in warned.text
+    assert "lit_data.lock cannot be locked on this file system; do not start this run twice" in warned.text
     write_text(tmp_path / "lit_data/config.yaml", cfg.dump())
     run.save_state({"epoch": 1})
     assert run.latest.is_file()
@@ -98,7 +98,9 @@ def test_user_without_a_home_and_a_name(monkeypatch):
     with pytest.raises(UserError, match="no home folder to keep downloads in; set T2T_CACHE"):
         download.cache_folder()
     monkeypatch.setenv("HOME", "/proc/home")
-    with pytest.raises(UserError, match=r"/proc/home/.cache/t2t_vit/\w+ cannot be made .*; set T2T_CACHE to a folder"):
+    with pytest.raises(
+        UserError, match=r"/proc/home/.cache/t2t_vit/\w+ cannot be created .*; set T2T_CACHE to a folder"
+    ):
         download.download("http://127.0.0.1:9/x.pdparams")
 
 
@@ -155,7 +157,7 @@ def test_interrupt_again_later_gives_up(capfd):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
-    assert capfd.readouterr().err.count("Ctrl-C after 2 seconds or later gives up") == 1
+    assert capfd.readouterr().err.count("Ctrl-C again after 2 seconds quits") == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

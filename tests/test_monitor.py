@@ -52,7 +52,9 @@ def test_killed_process_while_the_main_process_holds_pythons_lock(tmp_path):
     job = Job(tmp_path, "stuck", "stuck")
     job.signal(1, signal.SIGKILL)
     (status, stderr), _ = job.ended()
-    line = "error: rank 1 of 2: killed, by hand or for lack of memory, or crashed; latest.pdparams is there\n"
+    line = (
+        "error: rank 1 of 2: crashed, or was killed (by a user, or because memory ran out); latest.pdparams is there\n"
+    )
     assert (status, stderr, job.log.read_text()) == (-signal.SIGKILL, line, line)
 
 

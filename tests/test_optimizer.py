@@ -325,8 +325,8 @@ def test_momentum_moves_to_another_instance():
 @pytest.mark.parametrize(
     "keys, message",
     [
-        (dict(OPTIMIZER="sgd"), "x.pdparams holds no SGD state of the 53 trained tensors of this model "
-         ".TRAIN.OPTIMIZER, TRAIN.FREEZE.; to start from its weights alone: --resume none MODEL.PRETRAINED x.pdparams"),
+        (dict(OPTIMIZER="sgd"), "x.pdparams has no SGD state for the 53 trained tensors of this model "
+         ".TRAIN.OPTIMIZER, TRAIN.FREEZE.; to start from its weights only: --resume none MODEL.PRETRAINED x.pdparams"),
         (dict(FREEZE=["*", "!head*"]), "no AdamW state of the 2 trained tensors of this model"),
     ],
 )  # fmt: skip

@@ -193,7 +193,10 @@ def test_a_head_for_other_classes_of_the_same_number_is_new(run, tmp_path):
         shutil.copytree(pictures / str(number), tmp_path / f"own/{9 - number}")  # 1, 4, 6
     best = folder / "best.pdparams"
     log = tool("train", *words, "--data-path", tmp_path / "own", "--output", tmp_path, "--pretrained", best).stdout
-    assert "best.pdparams: loaded without the head, which starts fresh: the file has other classes, the model 3" in log
+    assert (
+        "best.pdparams: loaded without the head, which is newly initialised: the file has other classes, the model 3"
+        in log
+    )
     log = tool("train", *words, "--output", tmp_path / "same", "--pretrained", best).stdout
     assert "without the head" not in log
 

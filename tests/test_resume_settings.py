@@ -45,7 +45,7 @@ def test_other_settings_are_refused_by_name_unless_forced(copied, tmp_path):
     assert "number of val images was 100, is 60" in the_only_error(run(copied, *SAME, *lists, status=1))
     assert before == {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     done = run(copied, *SAME, "MODEL.PRETRAINED", "absent.pdparams")
-    assert "absent.pdparams (--pretrained) has no effect, as the run continues from its state" in done.stderr
+    assert "absent.pdparams (--pretrained) has no effect, because the run continues from its state" in done.stderr
     assert "absent" not in (copied / "lit_data/config.yaml").read_text()
     # What decides only where and how fast may change; so may the division of a step.
     run(copied, *SAME, "TRAIN.LOG_EVERY", 2, "TRAIN.KEEP", 4, "TRAIN.BATCH_SIZE", 16, "TRAIN.ACCUM_STEPS", 1)
@@ -65,12 +65,12 @@ def setting_of(processes, *pairs):
 def test_global_batch_keeps_the_step_on_another_number_of_processes(warned):
     total = ("TRAIN.GLOBAL_BATCH", "64")
     check_setting(setting_of(2, total), setting_of(1, total), "latest.pdparams")  # is not refused
-    assert "TRAIN.ACCUM_STEPS was 1 and is now 2: no longer bit-exact" in warned.text
+    assert "TRAIN.ACCUM_STEPS was 1 and is now 2: the run is no longer bit-exact" in warned.text
     assert "a step had" not in warned.text
 
 
 def test_another_global_batch_names_the_one_that_keeps_the_steps():
-    with pytest.raises(UserError, match="TRAIN.GLOBAL_BATCH 32 keeps its steps"):
+    with pytest.raises(UserError, match="TRAIN.GLOBAL_BATCH 32 keeps its images per step"):
         check_setting(setting_of(1), setting_of(1, ("TRAIN.GLOBAL_BATCH", "64")), "latest.pdparams")
     check_setting(setting_of(1), setting_of(1, ("TRAIN.GLOBAL_BATCH", "32")), "latest.pdparams")
 
@@ -80,7 +80,7 @@ def test_another_version_is_a_warning(warned):
     then = {**now, "code": "1c05819", "reader": ""}
     then.pop("threads")  # of an earlier version
     check_setting(then, {**now, "code": "", "reader": "pillow"}, "latest.pdparams")
-    assert "code version was 1c05819 and is now unknown: no longer bit-exact" in warned.text
+    assert "code version was 1c05819 and is now unknown: the run is no longer bit-exact" in warned.text
     assert "image reader was unknown and is now pillow" in warned.text and "thread" not in warned.text
 
 
@@ -121,7 +121,7 @@ def test_new_run_that_fails_at_once_keeps_the_earlier_one_in_one_place(short_run
     words = ["TRAIN.EPOCHS", 2, "TRAIN.BASE_LR", 1e38, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.MAX_BAD_STEPS", 5]
     done = run(copied, *words, "--resume", "none", status=1)
     assert f"an earlier run was moved to {copied}/lit_data.1\n" in done.stdout
-    assert done.stderr.rstrip().endswith("nothing was saved yet")
+    assert done.stderr.rstrip().endswith("nothing has been saved yet")
     for choice in ("none", "auto"):
         assert "was moved" not in run(copied, *words, "--resume", choice, status=1).stdout
         assert_moved(copied, short_run)
@@ -179,4 +179,4 @@ def test_state_that_is_no_file_is_named(tmp_path, choice):
 
 def test_weights_are_no_state(short_run, tmp_path):
     line = the_only_error(run(tmp_path, "--resume", short_run / "lit_data/best.pdparams", status=1))
-    assert "holds no training state to resume" in line
+    assert "is not a training state" in line

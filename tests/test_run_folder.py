@@ -50,10 +50,11 @@ def test_training_never_moves_a_folder_that_is_not_a_run(tmp_path):
     before = sorted(os.listdir(ROOT / "lit_data"))
     line = error_line("train", "--output", tmp_path)
     assert (
-        line == f"error: the run folder {tmp_path}/lit_data would hold the data; give this run another NAME or --output"
+        line
+        == f"error: the run folder {tmp_path}/lit_data would contain the data; give this run another NAME or --output"
     )
     line = error_line("train", "--output", tmp_path, "NAME", "x", "OUTPUT", ROOT.parent, "NAME", ROOT.name)
-    assert "would hold the repository" in line
+    assert "would contain the repository" in line
     line = error_line("train", "--output", ROOT / "output/pretrained")
     assert "output/pretrained, which no command changes" in line
     assert "NAME is 'pretrained' but must be another name" in error_line("train", "NAME", "pretrained")
@@ -63,7 +64,7 @@ def test_training_never_moves_a_folder_that_is_not_a_run(tmp_path):
 @pytest.mark.parametrize("files", [{"photo_jpg": ""}, {"best_pdparams": ""}, {"config_yaml": "NAME: app\n"}])
 def test_folder_of_other_files_is_refused(tmp_path, files):
     fill(tmp_path / "lit_data", **files)
-    with pytest.raises(UserError, match="lit_data is not the folder of a run, it holds"):
+    with pytest.raises(UserError, match="lit_data is not a run folder, it contains"):
         place(tmp_path)
 
 
@@ -126,10 +127,10 @@ def test_run_that_reads_what_it_would_move_aside_is_refused(tmp_path):
     fill(tmp_path / "lit_data", config_yaml=CONFIG, best_pdparams="")
     words = ["--resume", "none", "--pretrained", tmp_path / "lit_data/best.pdparams"]
     line = error_line("train", "--config", ROOT / "configs/lit_data.yaml", "--output", tmp_path, *words)
-    assert line.endswith("best.pdparams lies in the run that would be moved aside; give this run a NAME")
+    assert line.endswith("best.pdparams is in the run folder that would be moved aside; give another NAME")
     backup = tmp_path / "lit_data/backup/latest.pdparams"
     run = place(tmp_path)
-    with pytest.raises(UserError, match="latest.pdparams lies in the run that would be moved aside"):
+    with pytest.raises(UserError, match="latest.pdparams is in the run folder that would be moved aside"):
         check_move(run, [backup])
 
 

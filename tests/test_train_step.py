@@ -183,7 +183,9 @@ def test_bad_steps_in_a_row_are_saved(tmp_path):
 def test_too_many_unreadable_images_end_the_run():
     log = TrainLog(1, 16)
     check_skipped(5, 500, log)
-    with pytest.raises(UserError, match="6 images could not be read, more than 5 of the 500 of an epoch"):
+    with pytest.raises(
+        UserError, match="6 images could not be read, but DATA.ON_ERROR skip allows only 5 of the 500 in an epoch"
+    ):
         check_skipped(6, 500, log)
 
 

@@ -186,7 +186,7 @@ def test_second_run_reads_no_archive_that_is_done(tmp_path):
     assert f"{archive}: already unpacked" in done.stdout and "train: 10 images in 2 classes" in done.stdout
     assert tree(tmp_path / "out") == expected
     os.utime(archive)  # another archive of that name is read
-    assert "holds no images" in error_line("unpack", archive, "--output", tmp_path / "out")
+    assert "contains no images" in error_line("unpack", archive, "--output", tmp_path / "out")
 
 
 def test_image_of_another_size_is_replaced_and_no_other_is_touched(tmp_path):

@@ -184,5 +184,5 @@ def test_tar_that_would_take_the_memory_or_the_disk_is_one_line(tmp_path):
     buffer[483:495] = b"%011o\0" % 2**30  # size with its hole
     buffer[148:156] = b"%06o\0 " % (256 + sum(buffer[:148]) + sum(buffer[156:512]))
     archive.write_bytes(bytes(buffer) + bytes(1024))
-    assert "holds no images" in error_line("unpack", archive, "--output", tmp_path / "out")
+    assert "contains no images" in error_line("unpack", archive, "--output", tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.jpg")) and os.path.getsize(archive) < 4096

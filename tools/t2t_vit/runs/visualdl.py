@@ -41,7 +41,7 @@ class Scalars:
             with _private_home():
                 from visualdl import LogWriter  # optional
         except OSError as error:
-            log.warning("warning: VisualDL cannot be imported, so that no curves are written: %s", one_line(error))
+            log.warning("warning: VisualDL cannot be imported, so no curves are written: %s", one_line(error))
             return
         with contextlib.redirect_stdout(io.StringIO()):  # it prints that it continues the file
             self._writer = LogWriter(str(folder), file_name=FILE_NAME)

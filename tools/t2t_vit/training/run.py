@@ -35,7 +35,7 @@ def train(args, cfg):
     """
     teacher = {"DISTILL.TEACHER", "DISTILL.WEIGHTS"}.intersection(args.opts[::2])
     if teacher and not cfg.DISTILL.TYPE:
-        raise UserError(f"{min(teacher)} is given, but DISTILL.TYPE '' uses no teacher; set hard or soft")
+        raise UserError(f"{min(teacher)} is given, but DISTILL.TYPE '' uses no teacher; set DISTILL.TYPE hard or soft")
     processes.setup(cfg)
     setup_logging(main=processes.is_main())
     with InterruptHandler(cfg.TRAIN, args.started) as interrupts:
@@ -88,7 +88,7 @@ def _prepare(args, cfg, interrupts):
 
 
 def _find_state(args, cfg, run):
-    """(file, state) to resume from, or (None, None), after checking that the run may write to its place."""
+    """Return (file, state) to resume from, or (None, None). First checks that the run may write to its folder."""
     check_place(run, cfg)
     if run.folder.exists():
         run.lock()  # a new run is locked only after all checks, so that a refused command leaves no files
@@ -106,7 +106,7 @@ def _open_folder(trainer, path, state):
     if state:
         run.continue_from(path, state["sizes"], with_start_of(trainer.cfg, state), trainer.classes)
         if trainer.best_epoch and not run.best.is_file():
-            log.warning("warning: %s is missing; the next better validation writes it again", display_path(run.best))
+            log.warning("warning: %s is missing; the next validation that is better writes it", display_path(run.best))
     else:
         run.start(trainer.cfg, trainer.classes)
     trainer.log.scalars.open(run.scalars)

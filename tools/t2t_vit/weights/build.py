@@ -17,9 +17,7 @@ def build_model(cfg):
     """
     model = cfg.MODEL
     if not model.NUM_CLASSES:
-        raise UserError(
-            "MODEL.NUM_CLASSES is 0 (take it from the data set or the weights), but neither is given; set it"
-        )
+        raise UserError("MODEL.NUM_CLASSES is 0 (as in the data set or the weights), but neither is given; set it")
     try:
         overrides = _family_overrides(model)
         network = create_model(
@@ -70,7 +68,10 @@ def build_trained_model(cfg, chosen):
 
 
 def classes_of(cfg, weights):
-    """Return the `ClassList` of a model: from the file beside its weights, else from the data set, else numbers.
+    """Return the `ClassList` of a model.
+
+    It is read from classes.txt beside the weights, else DATA.CLASSES, else classes.txt of the data set. Without
+    any of these, classes are numbers.
 
     Raises UserError if the list and the model differ in the number of classes.
     """

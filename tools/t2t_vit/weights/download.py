@@ -74,7 +74,7 @@ def download(url):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path.parent} cannot be made ({error.strerror}); set T2T_CACHE to a folder") from None
+        raise UserError(f"{path.parent} cannot be created ({error.strerror}); set T2T_CACHE to a folder") from None
     if not _is_complete(path, checksum):
         with open(path.parent / ".lock", "w") as file:
             lock(file, wait=True)  # on a file system without locks, each process downloads for itself
