@@ -87,7 +87,7 @@ def test_rates_and_ratios_are_printed_as_in_the_json(measured):
 
 def test_device_and_loaders(measured):
     lines, report = measured
-    assert f"device's part (normalise, erase, mix): {check_summary(report['device'])} images/s" in lines
+    assert f"on the device (normalise, erase, mix): {check_summary(report['device'])} images/s" in lines
     assert f"all loader processes (1): {check_summary(report['loaders'])} images/s" in lines
     assert lines[-1] == "Both in batches of 4."
 

@@ -377,7 +377,9 @@ def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
         monkeypatch.setattr("t2t_vit.page.address.PORTS", range(port, port + 100))
         with listen("127.0.0.1") as second:
             assert port < second.getsockname()[1] < port + 100
-        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is taken: give another with --port, or 0 for"):
+        with pytest.raises(
+            UserError, match=f"port {port} of 127.0.0.1 is in use: choose another with --port, or 0 for"
+        ):
             listen("127.0.0.1", port)
 
 

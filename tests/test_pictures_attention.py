@@ -119,7 +119,7 @@ def test_folders_and_globs_and_how_many(tmp_path):
     assert len(list((tmp_path / "maps").iterdir())) == len(list(DIGITS.glob("*1.png"))) == 4
     words[3] = tmp_path / "more"
     said = visualize("attention", DIGITS, "--count", 9, *words)
-    assert "9 of 36 images are drawn, evenly spread from first to last; a larger --count draws more\n" in said
+    assert "drawing 9 of 36 images, evenly spaced; raise --count to draw more\n" in said
     names = [path.stem.split("-")[1] for path in sorted((tmp_path / "more").iterdir())]
     assert names == [path.stem for path in sorted(DIGITS.iterdir())[::4]]
     assert "2 of 36 images" in visualize("features", DIGITS, "--count", 2, *words[:2])

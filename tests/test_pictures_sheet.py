@@ -100,7 +100,7 @@ def test_long_rows_are_divided_evenly_and_short_ones_are_paired():
 
 def test_too_long_a_sheet_is_refused(tmp_path):
     rows = [[Cell(Image.new("RGB", (8, 8)))]] * 500
-    with pytest.raises(UserError, match="the sheet would be 71040 pixels high, at most 65500: lower --count"):
+    with pytest.raises(UserError, match="the sheet would be 71040 pixels high, but 65500 is the limit: lower --count"):
         sheet.save_sheet(rows, tmp_path / "x.png")
     assert not list(tmp_path.iterdir())
 

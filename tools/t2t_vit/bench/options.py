@@ -42,7 +42,7 @@ def benchmark_parser(kind):
     if kind == "infer":
         for option, choices in (("--engines", ENGINES), ("--precisions", PRECISIONS)):
             add(option, type=_list(_choice(choices)), default=[choices[0]], metavar="X,X",
-                help=f"any of {','.join(choices)}; default {choices[0]}")  # fmt: skip
+                help=f"some of {','.join(choices)}; default {choices[0]}")  # fmt: skip
     if kind == "growth":
         add("--plot", default="growth.png", metavar="FILE",
             help="plot to write (.png, .pdf or .svg); default growth.png")  # fmt: skip

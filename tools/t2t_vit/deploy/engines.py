@@ -42,7 +42,7 @@ def is_paddle_2(paddle):
 
 
 def checksum(path):
-    """What an exported model stores about its other files."""
+    """Return the checksum of a file, as an exported model stores it for its other files."""
     return sha256(path)[:16]
 
 
@@ -118,7 +118,7 @@ def to_input(pixels, metadata):
 
 
 class Predictor:
-    """Maps normalised images (B, C, H, W) to logits (B, K), float32 arrays, for any B >= 1. `run` does one batch."""
+    """Maps normalised images (B, C, H, W) to logits (B, K), float32 arrays, for any B >= 1. `run` takes one batch."""
 
     def __init__(self, run, metadata):
         self.run, self.metadata = run, metadata

@@ -1,6 +1,6 @@
 """The command export.py: write a trained model as a file for an inference engine.
 
-The file is kept only if its engine gives the results of the model.
+The file is kept only if its engine gives the same results as the model.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ _SUFFIXES = {"paddle": (_PROGRAM, ".pdiparams", ".yml"), "onnx": (".onnx",), "op
 
 
 def export(args, cfg):
-    """Export the model of a command line, and log how much the results of the exported file differ."""
+    """Export the model of a command line, and log how much the outputs of the exported file differ from the model's."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     setup_logging()
     for option in ("images", "calibration"):
@@ -100,12 +100,12 @@ def read_images(split, cfg, count):
 def check_offered(form, precision):
     """Raise UserError if a format does not support a precision, or if its libraries are missing."""
     if reason := NOT_OFFERED.get((form, precision)):
-        raise UserError(f"--format {form} has no --precision {precision}: {reason}")
+        raise UserError(f"--format {form} does not support --precision {precision}: {reason}")
     if form == "paddle":
         return
     if is_paddle_2(paddle):
         raise UserError(
-            f"--format {form} needs PaddlePaddle 3; this is {paddle.__version__}, which has --format paddle"
+            f"--format {form} needs PaddlePaddle 3; this is {paddle.__version__}, which supports only --format paddle"
         )
     for module in ("onnx", "paddle2onnx", ENGINE_OF[form], "onnxruntime" if precision == "int8" else "onnx"):
         require(module, f"an {form} file in {precision}")

@@ -112,11 +112,11 @@ class Metadata:
     def settle(self, cfg, given, path):
         """Return `cfg` with the values of the file for all keys that it determines.
 
-        Raises UserError if the user has set one of them (in `given`) to another value, or if images are not square.
+        Raises UserError if the user has set one of them (in `given`) to another value, or if the input is not square.
         """
         height, width = self.image_size
         if height != width:
-            raise UserError(f"{path} takes images of {height}x{width} pixels, but the commands make square images")
+            raise UserError(f"{path} takes images of {height}x{width} pixels, but the commands need square images")
         values = self.config_keys()
         for key, value in values.items():
             if key in given and _get(cfg, key) != value:

@@ -42,7 +42,7 @@ def open_model(args, cfg, weights_only=False):
     engine = choose_engine(args)
     if weights_only and engine != "paddle":
         raise UserError(
-            f"{args.pretrained} is an exported model: give the weights that it was made from with --pretrained"
+            f"{args.pretrained} is an exported model: give the weights that it was exported from with --pretrained"
         )
     if engine in ("paddle", "inference") and not sys.modules.get("paddle"):
         import_paddle(cfg.DEVICE)

@@ -131,7 +131,7 @@ def attention_gradients(model, images, class_ids=None):
     Raises:
         ValueError: a class id is out of range.
     """
-    # paddle.grad fails or is wrong for layers that also expect gradients of their parameters (2.6.2 to 3.3.1).
+    # If parameters need gradients too, paddle.grad fails or is wrong for some layers (2.6.2 to 3.3.1).
     with frozen(model):
         logits, maps, _ = trace(model, images)
     count, num_classes = logits.shape
@@ -147,7 +147,9 @@ def attention_gradients(model, images, class_ids=None):
 
 
 def _through_blocks(transfers, model, token):
-    """Multiply the matrices (B, N, N) of the blocks and the poolings between them; return row `token`: (B, H', W')."""
+    """Multiply the matrices of all blocks, (B, N, N), and the `pool_weights` between them.
+
+    Returns row `token` of the product, on the grid of the first block: (B, H', W')."""
     backbone, row = model.backbone(), transfers[-1][:, token : token + 1]  # (B, 1, N)
     for i in reversed(range(len(transfers) - 1)):
         pool = backbone[i + 1].pool

@@ -44,7 +44,7 @@ def overlay(image, values, box=None, mark=None):
 
 
 def enlarged(image):
-    """Enlarge an image by a whole factor, without interpolation, if its shorter side is below SIDE / 2. Returns RGB."""
+    """Convert to RGB, and enlarge by an integer factor, without interpolation, if a side is at most SIDE / 2."""
     factor = max(1, SIDE // min(image.size))
     size = tuple(factor * length for length in image.size)
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)

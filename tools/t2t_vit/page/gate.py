@@ -20,7 +20,7 @@ MB = 1 << 20
 MAX_UPLOAD = 512 * MB  # per request
 MAX_KEPT = 2048 * MB  # of all uploads together
 MAX_EVENT = MB // 4  # enough for the names of some hundred pictures
-_STALE = 600  # seconds without a write, after which an unfinished upload is removed
+_STALE = 600  # an unfinished upload is removed after this many seconds without a write
 # Paths of Gradio 4.44, 5 and 6; the last two have most of them below /gradio_api.
 _PREFIX = "/gradio_api"
 _READ = re.compile(
@@ -142,7 +142,7 @@ def _is_at(origin, place):
 
 
 def _used(folder):
-    """Bytes of the files in a folder. Removes uploads that were broken off: they stay in the folder itself."""
+    """Bytes of the files in a folder. Removes unfinished uploads, which lie directly in the folder."""
     used = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -167,7 +167,7 @@ def _length(request, limit):
 
 
 def _replayed(body, receive):
-    """Return a `receive` function that returns `body` first, then what follows in the original."""
+    """Return an ASGI `receive` function that first returns `body` again, then calls the original `receive`."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay():
