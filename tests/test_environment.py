@@ -113,7 +113,7 @@ def test_environment_is_created_once_with_its_own_pip_settings(clone):
     done = clone.run(**hostile)
     assert done.stdout == f"python: {clone.root}/.venv/bin/python\n"
     assert done.stderr == (
-        f"making {clone.root}/.venv with paddlepaddle>=2.6.2,<3.4 (a download of about 250 MB, once) ...\n"
+        f"creating {clone.root}/.venv with paddlepaddle>=2.6.2,<3.4 (downloads about 250 MB once) ...\n"
     )
     first, second = clone.asked()
     assert " install paddlepaddle>=2.6.2,<3.4 | user=0 target= venv=0" in first
@@ -173,18 +173,18 @@ def test_failed_installation_is_one_line_and_can_be_repeated(clone, said, why):
 
 def test_no_space_and_no_place_for_an_environment(clone, tmp_path):
     write_script(clone.standins / "df", "echo; echo '/dev/x 9999999 9000000 500000 95% /'\n")
-    message = f"error: {clone.root}/.venv has 488 MB free of the 1500 MB that the environment needs; set T2T_ENV=FOLDER"
+    message = f"error: {clone.root}/.venv has 488 MB free, but the environment needs 1500 MB; set T2T_ENV=FOLDER"
     assert clone.run(status=1).stderr.startswith(message)
     (clone.standins / "df").unlink()
     (tmp_path / "file").touch()
     done = clone.run(T2T_ENV=f"{tmp_path}/file/env", status=1)
     assert done.stderr.startswith(
-        f"error: {tmp_path}/file/env cannot be written or is another user's; set T2T_ENV=FOLDER"
+        f"error: {tmp_path}/file/env is not writable or belongs to another user; set T2T_ENV=FOLDER"
     )
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").touch()
     done = clone.run(T2T_ENV="../photos", status=1)
-    assert "photos has other files in it; set T2T_ENV=FOLDER" in done.stderr
+    assert "photos contains other files; set T2T_ENV=FOLDER" in done.stderr
     write_script(clone.standins / "python3.11", "exit 1\n")
     for name in ("python3.12", "python3.10", "python3.9", "python3"):
         write_script(clone.standins / name, "exit 1\n")
@@ -201,13 +201,15 @@ def test_environment_with_paddle_is_used_as_it_is(clone, tmp_path):
     shutil.rmtree(tmp_path / "own")
     clone.python_with(tmp_path / "own/bin", "3.3.1", "yaml numpy PIL tqdm")
     done = clone.run(**path)
-    assert done.stderr == f"adding yacs scipy to {tmp_path}/own/bin/python ...\n".replace(f"{tmp_path}/own/bin/", "")
+    assert done.stderr == f"installing yacs scipy into {tmp_path}/own/bin/python ...\n".replace(
+        f"{tmp_path}/own/bin/", ""
+    )
     (asked,) = clone.asked()
     assert " install --quiet -r /dev/stdin -c " in asked
     done = clone.run(**path, PIP_SAYS="error: externally-managed-environment", status=1)
     line = done.stderr.splitlines()[-1]
     assert line.startswith(
-        "error: yacs scipy cannot be added to python: error: externally-managed-environment. Install"
+        "error: yacs scipy cannot be installed into python: error: externally-managed-environment. Install"
     )
     assert "T2T_ENV=FOLDER" in line
     clone.asked()
@@ -233,7 +235,7 @@ def test_environments_of_ai_studio(clone, tmp_path):
     if not os.getuid():  # root can put a folder of another user there
         os.chown(ours, 65534, 65534)
         done = clone.run(**home, status=1)
-        assert f"error: {ours} cannot be written or is another user's" in done.stderr and clone.asked() == []
+        assert f"error: {ours} is not writable or belongs to another user" in done.stderr and clone.asked() == []
     shutil.rmtree(ours)
     clone.python_with(clone.conda / "b/bin", "3.0.0")
     assert clone.run(**home).stdout == f"python: {clone.conda}/b/bin/python\n" and clone.asked() == []
