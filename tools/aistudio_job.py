@@ -87,7 +87,7 @@ def folders_here():
     if os.path.isdir(SCRIPT_JOB):
         mounts, data, kept = f"{SCRIPT_JOB}/train_data/datasets", f"{SCRIPT_JOB}/imagenet", f"{SCRIPT_JOB}/output"
     elif os.path.isdir(NOTEBOOK):
-        # A notebook may have output/ too. If work/ holds earlier runs, this is a notebook.
+        # A notebook may have output/ too. If work/ has earlier runs, this is a notebook.
         is_submitted = os.path.isdir(f"{NOTEBOOK}/output") and not os.path.isdir(f"{NOTEBOOK}/work/runs")
         mounts, data = f"{NOTEBOOK}/data", f"{NOTEBOOK}/data/imagenet"
         kept = f"{NOTEBOOK}/output" if is_submitted else f"{NOTEBOOK}/work"

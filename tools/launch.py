@@ -48,7 +48,7 @@ def main(args):
 
 
 def chosen_gpus(text):
-    """Return the GPUs in GPUS ("0,1" or "all") for Paddle's launcher. Raises UserError if Paddle cannot use one."""
+    """Return the GPUs that GPUS names ("0,1" or "all"), for Paddle's launcher. Raises UserError if one is unusable."""
     import_quietly()
     from t2t_vit.parallel import gpu  # imports paddle, whose warnings import_quietly hides
 

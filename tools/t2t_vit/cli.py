@@ -107,7 +107,7 @@ def json_file(value):
 
 
 def split_images(words):
-    """`split_words` for `run` that separates images from KEY VALUE pairs. A KEY starts like a config key."""
+    """`split_words` for `run` that separates images from KEY VALUE pairs. A KEY starts with a section of the config."""
     images, pairs = [], []
     words = iter(words)
     for word in words:

@@ -84,7 +84,7 @@ _C.DATA.ON_ERROR = "raise"  # unreadable training image: raise, or skip (up to 3
 _C.AUG = CN()
 _C.AUG.SCALE = [0.08, 1.0]  # random-resized crop: area of the crop / area of the image
 _C.AUG.RATIO = [3 / 4, 4 / 3]  # width / height of the crop
-_C.AUG.PADDED_CROP = 0.0  # instead: pad by this fraction of the side, then crop (CIFAR: 0.125); 0.0 = off
+_C.AUG.PADDED_CROP = 0.0  # padded crop instead: pad by this fraction of the side (CIFAR: 0.125); 0.0 = off
 _C.AUG.INTERPOLATION = "random"  # bilinear, bicubic, or random: one of them for each image
 _C.AUG.HFLIP = 0.5  # probability of a horizontal flip
 _C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # rand-... (RandAugment), original or v0 (AutoAugment), 3a, or ""
@@ -95,10 +95,10 @@ _C.AUG.ERASE_COUNT = 1  # largest number of boxes per image
 _C.AUG.ERASE_MIXED = True  # erase after mixing, as T2T-ViT does; False: before, as DeiT does
 _C.AUG.MIXUP = 0.8  # alpha of mixup's Beta distribution; 0.0 = no mixup
 _C.AUG.CUTMIX = 1.0  # alpha of cutmix's Beta distribution; 0.0 = no cutmix
-_C.AUG.CUTMIX_MINMAX = []  # [smallest, largest] side of the cut box / side of the image, instead of the Beta
+_C.AUG.CUTMIX_MINMAX = []  # [smallest, largest] side of the cut box / side of the image; [] = from the Beta
 _C.AUG.MIX_PROB = 1.0  # probability of mixing
 _C.AUG.MIX_SWITCH_PROB = 0.5  # probability of cutmix if both are on
-_C.AUG.MIX_MODE = "batch"  # one draw per batch, per pair (pair) or per image (elem)
+_C.AUG.MIX_MODE = "batch"  # batch: one draw per batch; pair: one per pair of images; elem: one per image
 _C.AUG.MIX_OFF_EPOCH = 0  # stop mixing at this epoch (counted from 0); 0 = never stop
 _C.AUG.REPEATS = 1  # repeated augmentation: copies of each image; an epoch then uses 1/REPEATS of the images
 

@@ -50,7 +50,7 @@ def benchmark_parser(kind):
 
 
 def split_models(words):
-    """(model names, KEY VALUE words)"""
+    """Split positional words into (model names, KEY VALUE words)."""
     names = list(itertools.takewhile(lambda word: not starts_like_a_key(word), words))
     return names, words[len(names) :]
 

@@ -15,7 +15,7 @@ from t2t_vit.config import with_keys
 TOKEN_MODULE = "token module"
 BATCH_SIZE = 16  # default, if the command line sets none
 
-# Table columns by title: functions of a row of `row_of`.
+# {column title: function that formats a row of `row_of`}
 COLUMNS = {
     "model": lambda row: row["model"],
     "pixels": lambda row: str(row["image_size"]),

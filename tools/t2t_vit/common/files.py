@@ -147,7 +147,7 @@ def check_not_shipped(path):
 
 
 def holds(folder, path):
-    """True if `folder` exists and `path` is it or lies inside it. Resolves links and differences in letter case."""
+    """True if `path` is an existing `folder` or is inside it. Resolves links and differences in letter case."""
     if not os.path.isdir(folder):
         return False
     real = Path(os.path.realpath(path))

@@ -83,7 +83,7 @@ class Unpickler(pickle._Unpickler):
             self.persistent_load = persistent_load
 
     def find_class(self, module, name):
-        # numpy._core is NumPy 2's name of numpy.core; __builtin__ is Python 2's of builtins.
+        # NumPy 2 calls numpy.core numpy._core; Python 2 called builtins __builtin__.
         title = f"{module}.{name}".replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
         if title not in self.allowed:
             raise Refused(title[:200])

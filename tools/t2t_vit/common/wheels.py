@@ -89,7 +89,7 @@ def runs_on(archs, capability):
 
 
 def choose(machine):
-    """Return (`Build`, or None for the CPU build; note for the user)."""
+    """Return (the `Build` to install, note for the user). None stands for the CPU build."""
     cards, driver = machine.cards, machine.driver
     if machine.trouble:
         return None, f"{machine.trouble}; the CPU build is used"

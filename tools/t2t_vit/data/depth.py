@@ -19,7 +19,7 @@ def is_dim(image, grey_bits):
 
 
 def to_8_bits(image, mode, grey_bits):
-    """Convert a loaded image to mode L or RGB. Raises ValueError if the range of its values is unknown."""
+    """Convert a loaded image to mode L or RGB. Raises ValueError if its values are outside the supported range."""
     if _is_plain(image, mode):
         return image
     if _is_deep(image):

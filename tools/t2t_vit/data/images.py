@@ -45,7 +45,7 @@ _warned = []  # holds the first image that looks too dark
 # Extra bytes per pixel that a decoder allocates: whole canvases (WEBP, AVIF) or coefficients (progressive JPEG).
 _DECODER_BYTES = {"WEBP": 8, "AVIF": 8, "progressive": 6}
 # A crop is decoded at a reduced scale if its shorter side is then still 1.5 times the output's and at least 240 pixels.
-# The result is above 40 dB PSNR of full decoding. Half the scale at exactly the output's size would give 28 dB.
+# Compared with full decoding, the PSNR is above 40 dB. At half scale and exactly the output's size, it would be 28 dB.
 _REDUCED_MARGIN, _SMALLEST_REDUCED = 1.5, 240
 
 
@@ -233,7 +233,7 @@ class JpegPicture:
         self.path, self.data, self.size = path, data, size
 
     def crop(self, box, size, interpolation):
-        """Like `PillowPicture.crop`: values within 2 if bilinear, PSNR above 40 dB if bicubic or reduced."""
+        """Like `PillowPicture.crop`: values differ by up to 2 if bilinear; PSNR above 40 dB if bicubic or reduced."""
         width, height = self.size
         reduction = _reduction(box, min(size))
         try:

@@ -25,7 +25,7 @@ class TrainTransform:
         self.interpolation = cfg.AUG.INTERPOLATION
         self.hflip = cfg.AUG.HFLIP
         self.augmentations = build_augment(cfg)
-        # (stage, function of a picture or pixels and a generator) in this order; the benchmark times them.
+        # (name, function of (picture or pixels, generator)), in the order of the calls. The benchmark times each step.
         self.steps = [("crop and resize", self.crop), ("flip", self.flip), ("augment", self.augment)]
 
     def __call__(self, picture, rng):

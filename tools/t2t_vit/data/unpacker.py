@@ -72,7 +72,7 @@ class Unpacker:
         """Write the images of the archive, with a progress bar."""
         self.images = self.written = self.other = self.repeated = 0
         self.unsafe = []
-        self.names = {}  # {hash of a path: hash of its name in the archive}; a million paths would take much memory
+        self.names = {}  # {hash of a path: hash of its name in the archive}, because a million paths need much memory
         options = {"total": path.stat().st_size, "unit": "B", "unit_scale": True, "desc": path.name}
         with open(path, "rb") as file, progress_bar(None, **options) as bar:
             form, inner = cifar.form_of(file), _CLASS_ARCHIVE.fullmatch(path.name)

@@ -152,7 +152,7 @@ def _paddle_inference(path, threads, device, onednn):
     paddle = require("paddle", "engine inference")
     if path.suffix == ".json" and is_paddle_2(paddle):  # Paddle would crash
         raise UserError(
-            f"{path} was made by PaddlePaddle 3, this is {paddle.__version__}: export the model again with it"
+            f"{path} was exported by PaddlePaddle 3, but this is {paddle.__version__}: export the model again here"
         )
     parameters = path.with_suffix(".pdiparams")
     if not parameters.is_file():  # otherwise Paddle would run without them

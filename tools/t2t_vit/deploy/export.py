@@ -88,7 +88,7 @@ def read_samples(args, cfg, weights):
 
 
 def read_images(split, cfg, count):
-    """Read up to `count` images, evenly spread over a split: uint8 (N, S, S, channels)."""
+    """Read up to `count` evenly spaced images of a split: uint8 (N, S, S, channels)."""
     transform = EvalTransform(cfg)
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
     return np.stack([transform(load_image(split.paths[index], **reading(cfg))) for index in chosen])

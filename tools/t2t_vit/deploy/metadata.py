@@ -9,7 +9,7 @@ from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.config import default_config, with_keys
 
 VERSION = 1
-NAMESPACE = "t2t_vit"  # of our entries in OpenVINO's rt_info
+NAMESPACE = "t2t_vit"  # section of our entries in OpenVINO's rt_info
 _KEYS = {  # {entry: config key that it stores}
     "model": "MODEL.NAME",
     "channels": "DATA.CHANNELS",

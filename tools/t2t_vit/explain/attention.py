@@ -126,7 +126,7 @@ def relevance(maps, gradients, model, token=0):
 
 @paddle.enable_grad()
 def attention_gradients(model, images, class_ids=None):
-    """Return (logits (B, K), attention of each block, gradients of the class logit by it), lists of (B, h, N, N).
+    """Return logits (B, K), the attention of each block, and the gradients of the class logit: lists of (B, h, N, N).
 
     Raises:
         ValueError: a class id is out of range.
@@ -161,7 +161,7 @@ def _through_blocks(transfers, model, token):
 
 @paddle.no_grad()
 def pool_weights(pool, grid, num_tokens):
-    """Return the weight of each token before a `HeadPooling` in each token after it: (T + M, T + N). Rows sum to 1.
+    """Return the weights of a `HeadPooling`, (T + M, T + N): output tokens x input tokens. Rows sum to 1.
 
     Class tokens map to themselves. The weight of a patch in a pooled patch is proportional to the mean magnitude of the
     kernel over the channels. Every second row and column lies in two windows, the others in one. Therefore the weights

@@ -51,7 +51,7 @@ def enlarged(image):
 
 
 def stretched(values, size, box):
-    """Scale the values in a `box` of a picture to 0..1 and to its `size` (width, height): float (height, width)."""
+    """Scale values to 0..1, and resize them from their `box` to a picture of `size` (width, height): float (H, W)."""
     values = np.asarray(values, np.float64)
     values = values - values.min()
     relative = (values / (values.max() or 1)).astype(np.float32)

@@ -107,5 +107,5 @@ class VisionTransformer(nn.Layer):
 
 
 def count_layers(shapes, prefix):
-    """Return N if there are tensors of layers `prefix`0 to `prefix`(N-1)."""
+    """Count the layers whose tensors are named `prefix`0.*, `prefix`1.* and so on."""
     return len({name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)})

@@ -215,7 +215,7 @@ def _patch_grid(image_size, patch_size, stride):
 
 
 def traits(variant):
-    """Return the traits of a variant, which distinguish it from the others by the shapes of tensors. See `Family`."""
+    """Return the traits of a variant, given its constructor arguments. See `Family`."""
     return {
         "patch_size": variant["patch_size"],
         "widths": [base_dim * heads for base_dim, heads in zip(variant["base_dims"], variant["heads"])],

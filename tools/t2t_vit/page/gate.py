@@ -75,7 +75,7 @@ class Gate:
         if self.names is not None and host not in self.names:  # DNS rebinding: a name of another site points here
             raise Refused(403, "this host name is not allowed; to allow it, start demo.py with --allow-host NAME")
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        if site is None:  # not a browser, or plain HTTP to another machine
+        if site is None:  # not a browser, or plain HTTP to another machine, without this header
             ours = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
             is_foreign = origin is not None and not any(_is_at(origin, place.strip()) for place in ours)
         else:
@@ -133,7 +133,7 @@ class Gate:
 
 
 def _is_at(origin, place):
-    """Whether an Origin is at the "name:port" of a Host header. Proxies may leave out the port."""
+    """Whether an Origin header names the "name:port" of a Host header. Proxies may leave out the port."""
     scheme, _, netloc = origin.lower().partition("://")
     place = place.lower()
     if place == host_name(place):

@@ -75,7 +75,7 @@ def serve(app, listener, debug):
     import uvicorn  # comes with gradio
 
     limits = {"timeout_graceful_shutdown": 1, "limit_concurrency": MAX_CONNECTIONS}
-    # Not even errors: at the end, each open connection would print a traceback.
+    # Errors are hidden too, because at exit each open connection would print a traceback.
     config = uvicorn.Config(app, log_level="warning" if debug else "critical", headers=HEADERS, **limits)
     with contextlib.suppress(KeyboardInterrupt):  # newer versions raise it again after closing
         if not is_local(listener):

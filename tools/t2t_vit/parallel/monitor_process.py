@@ -80,7 +80,7 @@ class Monitor:
     def _listen(self):
         with contextlib.suppress(OSError):
             return socket.create_server(self.address)
-        try:  # all addresses: perhaps only the other machines know that one (NAT, a published port)
+        try:  # listen everywhere: this machine may not have that address (NAT, a published port)
             return socket.create_server(("", self.address[1]))
         except OSError as error:
             self._fail(0, "{}:{}: {}".format(*self.address, os.strerror(error.errno)))

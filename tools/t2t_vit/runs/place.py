@@ -37,7 +37,7 @@ def _check_folder(run):
 
 
 def check_move(run, files):
-    """Raise UserError if a new run would move aside an earlier one with one of `files`, which it reads."""
+    """Raise UserError if a new run reads one of `files` from an earlier run that it would move aside."""
     for path in files:
         if is_run(run) and holds(run.folder, path):
             raise UserError(f"{display_path(path)} is in the run folder that would be moved aside; give another NAME")

@@ -126,7 +126,7 @@ class RunFolder:
         return self.folder / f"latest.{number}.pdparams" if number else self.latest
 
     def save_state(self, state):
-        """Make `state` the latest, and keep TRAIN.KEEP - 1 before it."""
+        """Save `state` as the latest, and keep the TRAIN.KEEP - 1 states before it."""
         new = self.folder / "next.pdparams"
         checkpoint.save(new, state)
         for number in reversed(range(self.keep - 1)):

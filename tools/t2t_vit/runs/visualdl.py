@@ -10,7 +10,7 @@ import tempfile
 from t2t_vit.common.errors import one_line
 from t2t_vit.common.logger import log
 
-FILE_NAME = "vdlrecords.run.log"  # VisualDL appends to a file with such a name instead of beginning another
+FILE_NAME = "vdlrecords.run.log"  # VisualDL appends to a file with such a name instead of starting a new one
 
 
 @contextlib.contextmanager

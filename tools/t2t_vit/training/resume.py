@@ -174,7 +174,7 @@ def check_same_everywhere(setting):
 
 
 def check_classes(classes, path, force=False):
-    """Raise UserError, unless `force`, if the class list beside a state differs from the data's."""
+    """Raise UserError if the class list beside a state differs from the data's, unless `force` is set."""
     other = first_other_class(classes, path)
     if other and not force:
         raise UserError(f"{other}; DATA.CLASSES {path.with_name('classes.txt')} keeps the classes of the run")

@@ -53,7 +53,7 @@ def train(args, cfg):
 
 
 def _report(error, trainer):
-    """Log an error with what is saved. If a user can fix it, raise it as a UserError with the same line."""
+    """Log an error and how to continue. If a user can fix it, raise a UserError with the same message."""
     message = f"{one_line(error)}; {trainer.how_to_continue()}"
     write_to_file_only(f"error: {message}")
     if isinstance(error, (KeyboardInterrupt, OSError, UserError)):

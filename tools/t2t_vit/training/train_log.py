@@ -52,7 +52,9 @@ def _parameters(model):
 
 def _warn_of_short_average(cfg, steps):
     decay = cfg.TRAIN.EMA_DECAY
-    if cfg.VAL.BEST == "ema" and decay and decay**steps > 0.05:  # decay**steps: final share of the initial weights
+    if (
+        cfg.VAL.BEST == "ema" and decay and decay**steps > 0.05
+    ):  # decay**steps: weight of the initial weights at the end
         log.warning(
             "warning: TRAIN.EMA_DECAY %g averages over about %.0f steps but the run has only %d: best.pdparams would "
             "still contain much of the initial weights; set TRAIN.EMA_DECAY %g or VAL.BEST raw",
@@ -124,7 +126,7 @@ class TrainLog:
 
 
 def epoch_rows(epoch, lr, images, means, lap):
-    """Return the rows of an epoch (from 0) for metrics.jsonl and times.jsonl. The first is the same in every run."""
+    """Return the rows of an epoch (from 0) for metrics.jsonl and times.jsonl. A repeated run has the same first row."""
     metrics = {
         "epoch": epoch + 1,
         "lr": lr,

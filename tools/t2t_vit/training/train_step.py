@@ -120,7 +120,7 @@ class TrainStep:
             outputs = model(images)
         logits = prediction(outputs)
         loss = self.distillation(outputs, targets, teacher_logits) if self.teacher else self.criterion(logits, targets)
-        # If the loss is not finite, make the gradients NaN. After averaging, all processes see that.
+        # If the loss is not finite, make the gradients NaN. Averaging then spreads the NaN to all processes.
         finite = paddle.where(paddle.isfinite(loss), paddle.ones([]), paddle.full([], float("nan")))
         self.precision.scaler.scale(loss * finite * weight).backward()
         return loss.detach(), logits.detach()

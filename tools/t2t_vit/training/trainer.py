@@ -51,7 +51,7 @@ class Trainer:
         self.best_top1, self.best_epoch = -1.0, 0
         self.scores = {}  # top-1 of the last validation, by the names of `TrainStep.models`
         self.validation_seconds = 0.0
-        self.saved = None  # "3 epochs and 5 steps" that latest.pdparams holds
+        self.saved = None  # what latest.pdparams contains: "3 epochs and 5 steps"
 
     # --- Begin ---
 
@@ -213,7 +213,7 @@ class Trainer:
         self.interrupts.saved(time.monotonic() - start)
 
     def _state(self, meter):
-        """Return the state to save. `meter` holds the figures of an unfinished epoch."""
+        """Return the state to save. `meter` contains the sums and times of an unfinished epoch."""
         state = {
             **self.train_step.state(),
             "epoch": self.epoch,

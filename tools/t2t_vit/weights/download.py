@@ -99,7 +99,7 @@ def _download(address, path, checksum, url):
     except httpx.HTTPStatusError as error:
         status = f"{error.response.status_code} {error.response.reason_phrase}"
         raise UserError(f"{address} answered {status}: check the address, or download the file by hand") from None
-    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # ImportError: a SOCKS proxy
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # ImportError: SOCKS needs socksio
         raise UserError(
             f"{address} cannot be downloaded ({str(error) or type(error).__name__}): check the network and the proxy "
             "variables, or download the file by hand and give it with --pretrained FILE"

@@ -137,7 +137,7 @@ def _without_wrappers(tensors, path):
     torch.compile, begin with an underscore.
     """
     if not any(map(_is_anchor, tensors)):
-        return tensors, []  # another kind of model (a teacher), with names like _mean and _variance
+        return tensors, []  # another model, such as a teacher of paddle.vision with names like _mean and _variance
     plain = {}
     for name, value in tensors.items():
         short = ".".join(part for part in name.split(".") if not part.startswith("_"))
@@ -170,7 +170,7 @@ def _variant_of(tree):
 
 
 def _variant_of_run(path):
-    """Return the variant of a run from the config beside its weights; "" if unknown or the heads differ."""
+    """Return the variant of a run from the config beside its weights; "" if unknown or with other heads."""
     beside = path.with_name("config.yaml")
     is_of_run = re.fullmatch(r"(best|latest(\.\d+)?)\.pdparams", path.name)
     if not is_of_run or not checkpoint.is_own(path) or not beside.is_file():
