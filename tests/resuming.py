@@ -1,4 +1,4 @@
-"""Small trainings that are cut and continued; most run inside the test process, see in_process.py."""
+"""Short training runs that are interrupted and resumed; most run inside the test process, see in_process.py."""
 
 import contextlib
 import gc
@@ -33,7 +33,7 @@ WORKERS = ["DATA.NUM_WORKERS", 2]
 
 
 class Killed(BaseException):
-    """Ends a training where it is, with what is on disk by then."""
+    """Ends a training run at this point, as if it were killed."""
 
 
 def run(output, *words, status=0):
@@ -80,7 +80,7 @@ def terminate(output, epoch, step, *words):
 
 
 def run_after_deaths(output, deaths, *words):
-    """Run the command in processes that die at one write after the other, then to its end; see dying_train.py."""
+    """Run the command so that it dies at one write after the other, then finishes; see dying_train.py."""
     command = [sys.executable, ROOT / "tests/programs/dying_train.py", json.dumps(deaths), "--output", output, *SMALL]
     command = [str(word) for word in (*command, *WORKERS, *words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
@@ -88,7 +88,7 @@ def run_after_deaths(output, deaths, *words):
 
 
 def the_only_error(done):
-    """The error line of a finished command, which wrote nothing else to stderr but warnings."""
+    """Return the error line of a finished command, and check that stderr has only warnings besides."""
     lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     return lines[0]

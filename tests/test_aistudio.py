@@ -1,4 +1,4 @@
-"""scripts/aistudio.sh with tiny archives, in stand-ins for the folders of AI Studio."""
+"""scripts/aistudio.sh with tiny archives, in folders that replace those of AI Studio."""
 
 import shutil
 import signal
@@ -63,7 +63,7 @@ def job(folders, *words, cut_at=None, status=0, **variables):
 
 
 def decided(monkeypatch, *words):
-    """What scripts/train.sh would be given by the job: words and variables. Nothing is trained or unpacked."""
+    """Return the words and variables that the job passes to scripts/train.sh. Nothing is trained or unpacked."""
     calls = []
     monkeypatch.setattr(sys, "argv", ["aistudio_job.py", *map(str, words)])
     monkeypatch.setattr(aistudio_job, "unpack", lambda *_: None)
@@ -157,7 +157,7 @@ def test_exit_status_of_a_killed_training(script, line, number):
     assert aistudio_job.train([], None) == 128 + number
 
 
-def test_a_signal_while_the_training_starts_reaches_it(script, monkeypatch):
+def test_signal_during_the_start_reaches_the_training(script, monkeypatch):
     def start(*args, start=subprocess.Popen, **options):
         child = start(*args, **options)
         signal.raise_signal(signal.SIGTERM)
@@ -221,7 +221,7 @@ def test_notebook_and_submitted_job_keep_different_folders(platform, monkeypatch
     assert platform("home/aistudio/work/runs")[2:] == [f"{home}/work/runs", f"{home}/work/best"]
 
 
-def test_other_machines_are_not_taken_for_the_platform(platform):
+def test_other_machines_are_not_mistaken_for_the_platform(platform):
     assert platform() == ["", str(ROOT / "datasets/imagenet"), "", ""]
 
 
@@ -294,7 +294,7 @@ def test_job_uses_all_cards(folders, monkeypatch, cards):
 
 
 @pytest.mark.usefixtures("folders")
-def test_user_decides_about_cards_and_batch(monkeypatch):
+def test_user_chooses_gpus_and_batch(monkeypatch):
     monkeypatch.setenv("GPUS", "1,3")
     assert decided(monkeypatch, "configs/pit_ti.yaml")[1]["GPUS"] == "1,3"
     monkeypatch.delenv("GPUS")
@@ -324,7 +324,7 @@ def test_time_limit_includes_unpacking(monkeypatch):
         decided(monkeypatch)
 
 
-def test_old_spellings_are_read(folders, monkeypatch, capsys):
+def test_old_spellings_are_accepted(folders, monkeypatch, capsys):
     words, _ = decided(monkeypatch, folders, "-cfg=configs/lit_data.yaml", "-batch_size", 8)
     assert words[:4] == [str(folders), "-cfg=configs/lit_data.yaml", "-batch_size", "8"]  # train.py reads them too
     read = f"{folders} --config configs/lit_data.yaml --batch-size 8"

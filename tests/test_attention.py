@@ -1,4 +1,4 @@
-"""The maps are those that the model computes; rollout, relevance and gradients are what their definitions say."""
+"""Attention maps are those that the model computes; rollout, relevance and gradients follow their definitions."""
 
 import numpy as np
 import paddle
@@ -175,7 +175,7 @@ def test_rollout_by_hand():
     close(rollout(maps[:1], model, token=2), [[[0.0, 0.75]]], 1e-6)
 
 
-def test_rollout_of_a_model_that_looks_everywhere_alike():
+def test_rollout_of_uniform_attention():
     model = flat_model((2, 3), depth=2)
     for block in model.blocks:
         block.attn.qkv.weight.set_value(paddle.zeros_like(block.attn.qkv.weight))  # q.k = 0
@@ -369,7 +369,7 @@ def test_performer_rows_are_the_features_products():
     np.testing.assert_allclose(found, expected[:, [5, 60]], rtol=1e-3, atol=1e-7)
 
 
-def test_where_there_is_no_attention_in_the_module():
+def test_module_without_attention():
     assert attention.attending_stages(small_model("convolution")) == []
 
 

@@ -1,4 +1,4 @@
-"""`benchmark.py data`: its figures are consistent, it times the work of training, and mistakes are one line."""
+"""`benchmark.py data`: figures are consistent, it measures what training does, and errors are one line."""
 
 import json
 import os
@@ -166,7 +166,7 @@ def test_wrong_options_are_usage_errors(words, message, capsys):
     assert end.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_number_of_classes_may_be_that_of_the_data():
+def test_number_of_classes_may_come_from_the_data():
     words = ["MODEL.NUM_CLASSES", "0", "AUG.MIXUP", "0.8", "DATA.NUM_WORKERS", "0", "--images", "8", "--rounds", "1"]
     assert "images/s" in tool("benchmark", "data", *words).stdout
 

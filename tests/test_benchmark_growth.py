@@ -1,4 +1,4 @@
-"""`benchmark.py growth` and the engines of `infer`: their figures and the picture."""
+"""`benchmark.py growth` and the engines of `infer`: figures and plot."""
 
 import itertools
 import json

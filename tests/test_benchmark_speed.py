@@ -36,7 +36,7 @@ def sleeping(*_):
 # --- Time ---
 
 
-def test_a_round_is_as_many_calls_as_it_takes():
+def test_a_round_repeats_the_call_until_it_is_long_enough():
     calls = []
 
     def work():
@@ -110,7 +110,7 @@ def test_parts_of_a_step_add_up_to_the_step(cfg, monkeypatch):
     assert subject.time_round()["update"] > BUSY
 
 
-def test_inference_is_of_the_model_or_its_token_module(cfg):
+def test_inference_runs_the_model_or_its_token_module(cfg):
     samples, cfg = training_samples(cfg, True, 8)
     for token_module, shape in ((False, [8, 10]), (True, [8, 16, 128])):
         output = eager(cfg, samples, token_module)()
@@ -118,7 +118,7 @@ def test_inference_is_of_the_model_or_its_token_module(cfg):
     assert eval_images(cfg, samples).shape == [8, 3, 16, 16]
 
 
-def test_images_are_those_of_the_config_or_the_digits():
+def test_images_come_from_the_config_or_the_digits():
     cfg = load_config(ROOT / "configs/t2t_vit_7.yaml", [("DATA.PATH", "absent"), ("MODEL.NUM_CLASSES", 3)])
     samples, same = training_samples(cfg, False, 2000)
     assert len(samples) == 2000 and same == cfg

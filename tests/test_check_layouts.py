@@ -47,7 +47,7 @@ def test_composed_and_decomposed_names_are_one_class(odd):
     assert [fault for fault in report["faults"] if "class" in fault] == []
 
 
-def test_the_same_content_twice_is_a_note(odd):
+def test_duplicate_content_is_a_note(odd):
     done, report, root = odd
     notes = "\n".join(report["notes"])
     assert "images of train are copies of another image: " in notes
@@ -62,7 +62,7 @@ def test_control_characters_in_names_are_escaped(odd):
     assert "cannot be read: not an image" in line
 
 
-def test_doubles_are_counted(tmp_path):
+def test_duplicates_are_counted(tmp_path):
     for split, number in (("train", 3), ("val", 2)):
         shutil.copytree(ROOT / f"lit_data/val/{number}", tmp_path / f"set/{split}/{number}")
         (tmp_path / f"set/{split}/{5 - number}").mkdir()

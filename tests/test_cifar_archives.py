@@ -1,4 +1,4 @@
-"""Unpacking CIFAR-10 and CIFAR-100 from the four archives of their authors, made here of a few images."""
+"""Unpack CIFAR-10 and CIFAR-100 from small versions of the authors' four archives."""
 
 import io
 import pickle

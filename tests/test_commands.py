@@ -63,7 +63,7 @@ def test_val_agrees_with_training(quick_run):
     assert other.stdout.splitlines()[-1] == lines[-1]
 
 
-def test_pretrained_weights_are_where_training_starts(quick_run):
+def test_training_starts_from_pretrained_weights(quick_run):
     _, output = quick_run
     weights = output / "lit_data/best.pdparams"
     done = tool("train", "--pretrained", weights, "--output", output, "NAME", "again", "TRAIN.EPOCHS", 1,
@@ -91,7 +91,7 @@ def test_shipped_model_agrees_with_its_log():
     assert sum(row["seconds"] for row in times) < 300  # trained in 5 minutes
 
 
-def test_val_of_a_split_folder_and_of_the_training_images():
+def test_val_on_a_split_folder_and_on_the_training_images():
     last = tool("val").stdout.splitlines()[-1]
     assert tool("val", "--data-path", ROOT / "lit_data/val").stdout.splitlines()[-1] == last
     assert "images: 1437" in tool("val", "--split", "train").stdout
@@ -104,7 +104,7 @@ def test_predict_without_arguments_names_a_shipped_digit():
     assert re.fullmatch(r"  0\.\d{4} +3  three", lines[1])
 
 
-def test_predict_many_ways_and_json(tmp_path):
+def test_predict_files_folders_globs_and_json(tmp_path):
     target = tmp_path / "out.json"
     done = tool("predict", ROOT / "lit_data/val/7", DIGIT, f"{ROOT}/lit_data/val/1/*0.png", "--json", target,
                 "--top-k", 2, "VAL.BATCH_SIZE", 16, fresh=True)  # fmt: skip

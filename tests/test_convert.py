@@ -28,7 +28,7 @@ def need_torch():
 
 @pytest.fixture(autouse=True)
 def logger_as_before():
-    """The command in this process sets up the log, which other tests read in their own way."""
+    """Restore the logger after a command in this process has changed it."""
     before = list(log.handlers), log.level, log.propagate
     yield
     log.handlers[:], log.level, log.propagate = before

@@ -1,4 +1,4 @@
-"""Unreadable images in a training: one error line or a replacement, never a hang or a wrong result."""
+"""Unreadable images during training: one error line or a replacement, never a hang or a wrong result."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_more_than_one_percent_unreadable_images_stop_the_run(data, tmp_path):
     )
 
 
-def test_three_of_a_small_data_set_may_be_replaced(data, tmp_path):
+def test_three_images_of_a_small_data_set_may_be_replaced(data, tmp_path):
     listed = [f"{number}/{path.name} {number}\n" for number in range(10) for path in images(data, number)[:6]]
     (data / "few.txt").write_text("".join(listed[:59]))
     words = ["--data-path", data, "--output", tmp_path, *WORDS, 1, "DATA.TRAIN_LIST", "few.txt", "DATA.NUM_WORKERS", 0,

@@ -1,4 +1,4 @@
-"""The page: what a visitor sees in a real browser, where it listens, and its messages."""
+"""The page in a real browser: what a visitor sees, where it listens, and its messages."""
 
 import argparse
 import contextlib
@@ -74,7 +74,7 @@ def recorder():
 
 @pytest.fixture(scope="module")
 def page(recorder, tmp_path_factory):
-    """The page as a user starts it, but at any free port; requests to other machines are recorded."""
+    """The page as a user starts it, but on any free port; requests to other machines are recorded."""
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     uploads = tmp_path_factory.mktemp("uploads")
     asked = {name: recorder.url for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
@@ -309,7 +309,7 @@ def listening(port):
     return [line[1].split(":")[0] for line in lines if line[3] == "0A" and int(line[1].split(":")[1], 16) == port]
 
 
-def test_listens_on_loopback_alone(page):
+def test_listens_only_on_loopback(page):
     assert page.url.startswith("http://127.0.0.1:")
     assert listening(page.port) == ["0100007F"]
     with urllib.request.urlopen(page.url) as answer:
@@ -359,7 +359,7 @@ def test_signals_clean_up_before_the_page_is_up(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_options_win_over_the_environment(monkeypatch):
+def test_options_override_the_environment(monkeypatch):
     def found(*words):
         args = demo.parser().parse_args(list(words))
         return args.host, port_of(args)

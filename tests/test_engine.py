@@ -72,7 +72,7 @@ def test_only_weights_decay():
     assert len(groups["decayed"]) == 2 * 4 + 1 + 7 * 4 + 1
 
 
-def test_decay_reaches_just_those_weights():
+def test_decay_applies_only_to_those_weights():
     # A gradient of zero leaves to AdamW nothing but the decay.
     model = create_model("t2t_vit_7", num_classes=3)
     optimizer = Optimizer(model, recipe(WEIGHT_DECAY=0.1).TRAIN)
@@ -148,7 +148,7 @@ def test_label_smoothing_by_definition():
 
 
 @pytest.mark.parametrize("batch_size", [7, 360, 500])
-def test_evaluation_is_exact_whatever_the_batch(batch_size):
+def test_evaluation_is_exact_for_any_batch_size(batch_size):
     cfg = lit_config(("VAL.BATCH_SIZE", str(batch_size)))
     split = load_data(cfg, ["val"])[1]["val"]
     paddle.seed(0)
@@ -324,7 +324,7 @@ def test_low_precision_weights_are_read_by_value(tmp_path):
         load_pretrained(model, path)
 
 
-def test_links_and_pipes_are_written_as_what_they_are(tmp_path):
+def test_links_and_pipes_are_written_through(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to("target")
     write_text(tmp_path / "link", "new")
@@ -358,7 +358,7 @@ with atomic_path({str(path)!r}) as temporary:
     assert path.read_text() == "old"
 
 
-def test_a_state_that_was_given_up_can_be_taken_up_again(tmp_path):
+def test_superseded_state_can_be_resumed(tmp_path):
     run = RunFolder(lit_config(("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))))
     run.folder.mkdir()
     for name, text in (("latest", "newer"), ("latest.1", "older")):

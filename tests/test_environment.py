@@ -1,4 +1,4 @@
-"""scripts/env.sh with stand-ins for pip and nvidia-smi, and what the scripts start."""
+"""scripts/env.sh with fake pip and nvidia-smi, and what the scripts start."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ SYSTEM = "bash dash zsh sh dirname cmp cat mkdir grep df awk tail cut rm id floc
 
 
 class Clone:
-    """A repository in a folder with a blank, on a machine whose python3.11 makes environments with a stand-in pip."""
+    """A repository in a folder with a space, on a machine whose python3.11 creates environments with a fake pip."""
 
     def __init__(self, folder):
         self.root = folder / "a clone"
@@ -76,7 +76,7 @@ class Clone:
             (folder / f"{name}.py").touch()
 
     def python_with(self, bin_folder, version, others="yacs yaml numpy PIL tqdm scipy"):
-        """A Python that has PaddlePaddle `version` and no other packages than those."""
+        """A fake Python with PaddlePaddle `version` and only these packages."""
         stubs = bin_folder.parent / "stubs"
         self.stub(stubs, version, others)
         shown = '*"-m pip"*) exec "$STANDINS/pip-python" "$@";; *)'
@@ -97,7 +97,7 @@ class Clone:
         return done
 
     def asked(self):
-        """What pip was asked since the last time, a line each."""
+        """Return the calls of pip since the last time, one per line."""
         lines = self.log.read_text().splitlines() if self.log.is_file() else []
         self.log.unlink(missing_ok=True)
         return lines
@@ -171,7 +171,7 @@ def test_failed_installation_is_one_line_and_can_be_repeated(clone, said, why):
     assert clone.run().stdout.startswith("python: ")
 
 
-def test_no_space_and_no_place_for_an_environment(clone, tmp_path):
+def test_full_disk_and_unusable_folder_for_an_environment(clone, tmp_path):
     write_script(clone.standins / "df", "echo; echo '/dev/x 9999999 9000000 500000 95% /'\n")
     message = f"error: {clone.root}/.venv has 488 MB free, but the environment needs 1500 MB; set T2T_ENV=FOLDER"
     assert clone.run(status=1).stderr.startswith(message)

@@ -1,4 +1,4 @@
-"""Random erasing: the law of its boxes and what it fills them with."""
+"""Random erasing: the distribution of its boxes and how it fills them."""
 
 import math
 
@@ -37,7 +37,7 @@ def sides(boxes):
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_share_of_erased_images(probability):
+def test_fraction_of_erased_images(probability):
     boxes = draw(probability=probability, size=224)
     erased = (boxes[:, 0, 2] > 0).mean()
     assert abs(erased - probability) <= 4 * math.sqrt(probability * (1 - probability) / 8000)

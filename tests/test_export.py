@@ -1,4 +1,4 @@
-"""Export: the files compute what the model does, and mistakes leave nothing behind."""
+"""Export: the files compute the same as the model, and errors leave no files."""
 
 import subprocess
 import sys

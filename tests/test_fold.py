@@ -1,4 +1,4 @@
-"""A folded model computes the function of its model, by other operations."""
+"""A folded model computes the same function as its model, with other operations."""
 
 import paddle
 import paddle.nn.functional as F
@@ -29,7 +29,7 @@ KINDS = {
 
 
 def small_model(kind):
-    """A model in eval mode in which every number matters: norms, biases and tokens are as random as the weights."""
+    """A model in eval mode with random values everywhere, also in norms, biases and tokens."""
     name, options = KINDS[kind]
     paddle.seed(7)
     model = create_model(name, **options)

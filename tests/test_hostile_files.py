@@ -305,7 +305,7 @@ def test_names_of_classes_files_and_keys_cannot_forge_lines(tmp_path):
     assert line.isprintable()
 
 
-def test_the_log_is_one_line_a_record(tmp_path, capsys):
+def test_log_has_one_line_per_record(tmp_path, capsys):
     from t2t_vit.common import logger
 
     before = list(logger.log.handlers), logger.log.level, logger.log.propagate
@@ -366,7 +366,7 @@ def test_unknown_and_missing_new_entries_are_allowed():
     assert (metadata.exif, metadata.grey_bits) == ("auto", 16)
 
 
-def test_odd_sidecars_are_one_line(tmp_path):
+def test_odd_files_beside_an_export_are_one_line(tmp_path):
     from t2t_vit.deploy.engines import open_predictor
 
     path = tmp_path / f"x{_PROGRAM}"

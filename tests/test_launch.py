@@ -71,7 +71,7 @@ def test_command_of_one_process_sees_the_chosen_gpus(monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
-def test_gpus_without_a_gpu_are_an_error():
+def test_gpus_variable_without_a_gpu_is_an_error():
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has cards")
     done = script("val", GPUS="0,1")
@@ -84,7 +84,7 @@ def test_gpus_without_a_gpu_are_an_error():
 
 
 def named(monkeypatch, address, own=None):
-    """Let every host have an address, and this machine its `own` on every route."""
+    """Patch the resolver: every host has an address, and this machine has `own` on every route."""
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [(socket.AF_INET, 0, 0, "", (address, 0))])
     if own:
         monkeypatch.setattr(launch, "_own_address", lambda _: own)

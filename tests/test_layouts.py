@@ -1,4 +1,4 @@
-"""Folders as people have them: names of splits and classes, what programs add to them, links."""
+"""Real-world folder layouts: names of splits and classes, folders that programs add, links."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ def test_valid_comes_before_test(tmp_path):
 
 
 @pytest.mark.parametrize("flat", ["test", "test/test"])
-def test_pictures_without_classes_validate_nothing(tmp_path, flat):
+def test_pictures_without_classes_are_no_validation_split(tmp_path, flat):
     make_folders(tmp_path, {"train/ant": 4, "train/bee": 4, flat: 3})
     with pytest.raises(
         UserError, match="has no val/ folder; DATA.VAL_FRACTION 0.2 holds out a part of train/ for validation"

@@ -148,7 +148,7 @@ def test_five_interrupts_in_a_notebook_save_once(tmp_path):
     assert (tmp_path / "lit_data/latest.pdparams").is_file()
 
 
-def test_interrupt_again_later_gives_up(capfd):
+def test_second_interrupt_later_quits(capfd):
     with InterruptHandler(load_config(ROOT / "configs/lit_data.yaml").TRAIN, time.monotonic()) as watch:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
@@ -177,7 +177,7 @@ def test_answer_is_on_its_own_line_beside_a_progress_bar():
     assert answer and "predict: " in before and re.search(r"(\r *\r|\n)$", before), before
 
 
-def test_output_under_a_file_is_one_line(tmp_path):
+def test_output_below_a_file_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     line = error_line("train", "--output", tmp_path / "file/x", "DATA.NUM_WORKERS", 0)
     assert line.startswith(f"error: {tmp_path}/file/x") and line.count("\n") == 0

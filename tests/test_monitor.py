@@ -43,12 +43,12 @@ class Job:
         return [(process.returncode, error) for process, error in zip(self.processes, errors)]
 
 
-def test_end_of_all_processes_is_not_a_failure(tmp_path):
+def test_normal_exit_of_all_processes_is_not_a_failure(tmp_path):
     job = Job(tmp_path, "end", "slow")  # takes longer than a process may be silent
     assert job.ended() == [(0, ""), (0, "")] and not job.log.exists()
 
 
-def test_killed_process_while_the_main_process_holds_pythons_lock(tmp_path):
+def test_killed_process_is_reported_while_the_main_process_holds_the_gil(tmp_path):
     job = Job(tmp_path, "stuck", "stuck")
     job.signal(1, signal.SIGKILL)
     (status, stderr), _ = job.ended()

@@ -1,4 +1,4 @@
-"""SGD and AdamW, rates that differ by layer, and parameters that are not trained."""
+"""SGD and AdamW, layer-wise learning rates, and frozen parameters."""
 
 import math
 
@@ -54,7 +54,7 @@ def arrays(model):
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "pit_ti", "pit_xs_distilled"])
-def test_every_parameter_has_a_place(name):
+def test_every_parameter_has_a_layer(name):
     model = create_model(name, num_classes=3)
     layers = [model.layer_index(name) for name, _ in model.named_parameters()]
     depth = len([name for name, _ in model.named_sublayers() if name.split(".")[-2:-1] == ["blocks"]])
@@ -66,7 +66,7 @@ def test_every_parameter_has_a_place(name):
             assert model.layer_index(parameter) == depth + 1
 
 
-def test_places_by_hand():
+def test_layers_by_hand():
     t2t, pit = create_model("t2t_vit_7"), create_model("pit_ti")  # 7 blocks; stages of 2, 6 and 4 blocks
     for name, place in {"blocks.0.attn.qkv.weight": 1, "blocks.6.norm2.bias": 7, "norm.weight": 8}.items():
         assert t2t.layer_index(name) == place
@@ -136,7 +136,7 @@ def test_summary_states_the_rates():
 
 
 def sgd(weights, grads, slots, lr, decay):
-    """As torch.optim.SGD: decay joins the gradient, the rate is outside of the momentum."""
+    """As torch.optim.SGD: weight decay is added to the gradient, and the learning rate is not part of the momentum."""
     slots["v"] = 0.8 * slots.get("v", 0.0) + grads + decay * weights
     return weights - lr * slots["v"]
 
@@ -191,7 +191,7 @@ def test_ten_steps_are_those_of_the_definition(optimizer, update, peak):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_skipped_step_moves_nothing(optimizer):
+def test_skipped_step_changes_nothing(optimizer):
     cfg = lit_config(OPTIMIZER=optimizer, BACKBONE_LR=1e-3, LAYER_DECAY=0.7, WEIGHT_DECAY=0.1, FREEZE=["blocks.0.*"])
     step, steps = make_step(cfg), batches(cfg)
     step(next(steps), 1e-2, 20, 0)  # so that there is momentum
@@ -274,7 +274,7 @@ def test_linear_probe_learns_from_the_features_of_evaluation(config):
         assert {name for name in before if (average[name] != before[name]).any()} == heads
 
 
-def test_linear_probe_is_the_same_whatever_the_dropout(tmp_path):
+def test_linear_probe_does_not_depend_on_dropout(tmp_path):
     # In the second epoch too, after a validation has changed the mode.
     words = ["MODEL.T2T.DEPTH", 1, "TRAIN.BATCH_SIZE", 256, "TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0,
              "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.FREEZE", "['*', '!head.*']"]  # fmt: skip
@@ -288,7 +288,7 @@ def test_linear_probe_is_the_same_whatever_the_dropout(tmp_path):
     assert rows[0] == rows[1] and rows[0].count("\n") == 2
 
 
-def test_dropout_stays_on_where_something_learns():
+def test_dropout_stays_on_in_trained_layers():
     model = make_step(lit_config(FREEZE=["tokens_to_token.*", "blocks.0.*", "blocks.1.norm*"])).model
     off = {name for name, layer in model.named_sublayers() if not layer.training}
     assert {"tokens_to_token", "tokens_to_token.attention1.dp", "blocks.0.drop_path", "blocks.1.norm1"} <= off

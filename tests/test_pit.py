@@ -1,4 +1,4 @@
-"""PiT's own promises; its figures against the official code are in test_models.py."""
+"""What is specific to PiT; test_models.py compares it with the official code."""
 
 import json
 
@@ -118,7 +118,7 @@ def test_layers_are_counted_through_the_stages():
         (dict(depth=(1, 2, 3)), "one number per stage"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(wrong, message):
+def test_inconsistent_arguments_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         PoolingTransformer(**{**SMALL, **wrong})
 
@@ -131,7 +131,7 @@ def test_keys_of_the_other_family_are_refused():
         load_config("configs/pit_ti.yaml", [("MODEL.PIT.DEPTH", "[1, 0]")])
 
 
-def test_commands_serve_a_pit_as_they_serve_a_t2t_vit(tmp_path):
+def test_commands_support_a_pit(tmp_path):
     few = ["TRAIN.EPOCHS", "2", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0", *few_digits(tmp_path)]
 
     def words(folder, *more):

@@ -171,7 +171,7 @@ def test_the_shapes_decide_the_layout_not_the_kind_of_file(tmp_path):
         load_pretrained(model, path)
 
 
-def test_extra_head_of_token_labeling_is_left_out_and_logged(tmp_path, lines):
+def test_auxiliary_head_of_token_labeling_is_left_out_and_logged(tmp_path, lines):
     path = tmp_path / "w.pdparams"
     peers.save_paddle(path, {**peers.peer_tensors(T2T), "aux_head.weight": np.ones([256, 1000], "float32"),
                              "aux_head.bias": np.ones([1000], "float32")})  # fmt: skip
@@ -250,7 +250,7 @@ def test_pytorch_files_are_read_without_pytorch(tmp_path, monkeypatch):
         assert is_official(model)
 
 
-def test_the_old_form_is_little_endian_whatever_machine_it_names(tmp_path):
+def test_old_format_is_always_little_endian(tmp_path):
     torch = need_torch()
     path = tmp_path / "w.pth"
     tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)

@@ -1,4 +1,4 @@
-"""Several processes on the CPU with gloo: the same results as one process, one writer, and a failure stops all."""
+"""Several processes on the CPU with gloo: same results as one process, one writer, a failure stops all."""
 
 import json
 import os
@@ -200,7 +200,7 @@ def free_port():
 
 
 def start_nodes(tmp_path, *words, own=((), ())):
-    """Two launchers that stand for two machines without a common disk; each has its `own` words and --output."""
+    """Start two launchers as two machines without a shared disk; each has its `own` words and --output."""
     master = f"127.0.0.1:{free_port()}"
     launch = ["--nnodes", 2, "--master", master, "--nproc_per_node", 1, "--rank"]
     words = [ROOT / "tools/train.py", "--device", "cpu", *words]
@@ -234,7 +234,7 @@ def test_all_processes_skip_a_step_that_diverges_in_one(tmp_path, monkeypatch):
 
 
 def assert_all_stopped(launchers, log, reason):
-    """Within a minute, not with status 0, and the main log says which process and why."""
+    """All stop within a minute with a status other than 0, and the main log says which process failed and why."""
     for launcher in launchers:
         assert launcher.wait(60) != 0
     assert re.search(rf"error: rank 1 of 2: .*{reason}.*--resume auto continues", log.read_text()), log.read_text()

@@ -1,4 +1,4 @@
-"""Properties that hold for every legal input, tried on generated ones."""
+"""Property-based tests: what holds for every valid input, tested on generated inputs."""
 
 from types import SimpleNamespace
 
@@ -99,7 +99,7 @@ def folder(tmp_path_factory):
 
 @given(values=SOME_KEYS)
 def test_config_survives_its_own_file(folder, values):
-    """What a run writes beside its weights, `cfg.dump()`, loads to an equal config."""
+    """The config that a run writes (`cfg.dump()`) loads to an equal config."""
     (folder / "empty.yaml").write_text("{}")
     try:
         cfg = load_config(folder / "empty.yaml", list(values.items()))

@@ -1,4 +1,4 @@
-"""Loader processes that fail, die or run out of memory: each ends the run with one line, and none makes it wait."""
+"""Loader processes that fail, die or run out of memory end the run with one line and never block it."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from t2t_vit.data import reading
 
 
 def start(*words):
-    """Start tests/programs/read_batches.py. In this process, Paddle would find dead loader processes in later tests."""
+    """Start tests/programs/read_batches.py in its own process, so that later tests do not see dead loader processes."""
     command = [sys.executable, str(ROOT / "tests/programs/read_batches.py"), *words]
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -41,7 +41,7 @@ def test_every_failure_reaches_the_main_thread(count):
     ("SIGKILL", "if the machine ran out of memory, lower DATA.NUM_WORKERS"),
     ("SIGBUS", "/dev/shm is full: in Docker, start the container with a larger --shm-size"),
 ])  # fmt: skip
-def test_a_killed_loader_process_is_one_line(number, advice):
+def test_killed_loader_process_is_one_line(number, advice):
     _, out, _ = ended(start("killed", number))
     assert re.fullmatch(rf"a data loader process ended \(by {number}\); {advice}\n", out)
 
@@ -57,7 +57,7 @@ def test_loader_process_that_dies_while_it_sends_a_batch_ends_the_reading():
     assert out == "a data loader process ended (by SIGKILL); if the machine ran out of memory, lower DATA.NUM_WORKERS\n"
 
 
-def test_a_command_ends_although_multiprocessing_lost_a_loader_process():
+def test_command_exits_although_multiprocessing_lost_a_loader_process():
     status, out, error = ended(start("lost"))
     assert (status, out) == (0, "end\n"), error
 

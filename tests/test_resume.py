@@ -1,4 +1,4 @@
-"""A run that is cut, anywhere and in any way, and resumed ends as the run that was left alone."""
+"""A run that is interrupted anywhere, in any way, and resumed gives the same result as an undisturbed run."""
 
 import os
 import random
@@ -55,7 +55,7 @@ WRITES = [
 WRITES += [("fsync", "lit_data", count) for count in random.Random(3).sample(range(3, 8), 2)]
 
 
-def test_death_at_any_write_and_data_workers_change_nothing(left_alone, tmp_path):
+def test_death_at_any_write_and_workers_change_nothing(left_alone, tmp_path):
     run_after_deaths(tmp_path, WRITES, *OFTEN)
     assert_same_run(tmp_path / "lit_data", left_alone)
     assert sorted(path.name for path in (tmp_path / "lit_data").iterdir()) == [
@@ -69,7 +69,7 @@ def test_death_at_any_write_and_data_workers_change_nothing(left_alone, tmp_path
     assert log.count("Epoch [1/2], avg_Loss") == 1
 
 
-def test_cut_before_the_validation_and_killed_after_it(left_alone, tmp_path):
+def test_interrupted_before_validation_and_killed_after_it(left_alone, tmp_path):
     # The save after that validation holds an optimizer that was loaded and has made no step.
     words = ["TRAIN.SAVE_MINUTES", 0.0]
     assert "0 epochs and 6 steps" in terminate(tmp_path, 1, 6, *words).stdout
@@ -82,7 +82,7 @@ def test_cut_before_the_validation_and_killed_after_it(left_alone, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_tell_how_to_go_on(left_alone, tmp_path, number):
+def test_signals_save_and_print_how_to_continue(left_alone, tmp_path, number):
     for epoch, step in ((1, 3), (1, 6), (2, 3)):
         # After the last step of an epoch the signal meets the validation.
         done = run_until(tmp_path, epoch, step, send(number))

@@ -1,4 +1,4 @@
-"""Damaged states, full disks, lost data and diverging weights: the last good state stays and the run goes on."""
+"""Damaged states, full disks, lost data and divergence: the last good state is kept, and the run can continue."""
 
 import contextlib
 import re
@@ -39,7 +39,7 @@ def test_damaged_state_is_noticed_and_the_one_before_used(left_alone, tmp_path):
                      the_only_error(run(tmp_path, status=1)))  # fmt: skip
 
 
-def test_a_lost_best_file_is_told(left_alone, tmp_path):
+def test_lost_best_file_is_a_warning(left_alone, tmp_path):
     shutil.copytree(left_alone, tmp_path / "lit_data")
     (tmp_path / "lit_data/best.pdparams").unlink()
     assert f"warning: {tmp_path}/lit_data/best.pdparams is missing" in run(tmp_path).stderr
@@ -77,7 +77,7 @@ def test_full_and_read_only_disks_keep_the_last_state(left_alone, small_disk):
     assert_same_run(small_disk / "lit_data", left_alone)
 
 
-def test_vanished_data_keep_the_last_state(left_alone, tmp_path):
+def test_deleted_data_keeps_the_last_state(left_alone, tmp_path):
     data, away = tmp_path / "data", tmp_path / "away"
     shutil.copytree(ROOT / "lit_data", data)
     words = ["--data-path", data, *OFTEN]

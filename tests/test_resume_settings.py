@@ -1,4 +1,4 @@
-"""What a state may be continued with: other settings, another folder, a state that is none."""
+"""Resuming with other settings, in another folder, or from a file that is not a state."""
 
 import re
 import shutil
@@ -90,7 +90,7 @@ def test_an_installed_package_has_no_version_of_the_current_folder(monkeypatch):
     assert _code_version() == ""
 
 
-def test_a_key_that_is_younger_than_the_state_had_its_default(copied):
+def test_key_newer_than_the_state_gets_its_default(copied):
     latest = copied / "lit_data/latest.pdparams"
     state = checkpoint.read(latest)
     lines = [line for line in state["setting"]["config"].splitlines() if "MIX_SWITCH_PROB" not in line]
@@ -138,7 +138,7 @@ def test_new_run_that_dies_while_it_moves_the_earlier_one_loses_nothing(short_ru
     assert (copied / "lit_data/metrics.jsonl").read_bytes() == (short_run / "lit_data/metrics.jsonl").read_bytes()
 
 
-def test_state_of_another_folder_brings_its_best_along(short_run, tmp_path):
+def test_state_from_another_folder_brings_its_best_weights(short_run, tmp_path):
     words = ["TRAIN.EPOCHS", 3, "TRAIN.BASE_LR", 1e-9, "TRAIN.MIN_LR", 0.0, "TRAIN.WARMUP_LR", 0.0]
     done = run(tmp_path, *words, "--resume", short_run / "lit_data/latest.pdparams", "--force")
     assert "Epoch [3/3], avg_Loss" in done.stdout and "Epoch [1/3]" not in done.stdout
@@ -172,11 +172,11 @@ def test_wrong_states_are_named(short_run, tmp_path, change, message):
 
 
 @pytest.mark.parametrize("choice", ["absent.pdparams", str(ROOT)])
-def test_state_that_is_no_file_is_named(tmp_path, choice):
+def test_missing_state_is_named(tmp_path, choice):
     line = the_only_error(run(tmp_path, "--resume", choice, status=1))
     assert line == f"error: --resume {choice}: no such file; give a latest.pdparams, auto or none"
 
 
-def test_weights_are_no_state(short_run, tmp_path):
+def test_weights_are_not_a_state(short_run, tmp_path):
     line = the_only_error(run(tmp_path, "--resume", short_run / "lit_data/best.pdparams", status=1))
     assert "is not a training state" in line

@@ -1,4 +1,4 @@
-"""Where a run may write: into a run's folder or a new one, and nowhere else."""
+"""A run writes only to a run folder or a new folder."""
 
 import os
 
@@ -16,7 +16,7 @@ CONFIG = load_config(ROOT / "configs/lit_data.yaml").dump()
 
 
 def place(folder, *pairs):
-    """A `RunFolder` of lit_data in `folder`, whose place has been checked."""
+    """A `RunFolder` of lit_data in `folder` that passed `check_place`."""
     pairs = [("OUTPUT", str(folder)), ("LOG", str(folder)), *pairs]
     cfg = load_config(ROOT / "configs/lit_data.yaml", pairs)
     run = RunFolder(cfg)
@@ -69,7 +69,7 @@ def test_folder_of_other_files_is_refused(tmp_path, files):
 
 
 @pytest.mark.parametrize("name", ["lit_data", "lit_data.log", "lit_data.visualdl"])
-def test_file_in_the_place_of_a_run_is_refused(tmp_path, name):
+def test_file_in_place_of_a_run_folder_is_refused(tmp_path, name):
     message = f"{name} is not (of a run|a folder); give this run another NAME"
     (tmp_path / name).write_text("my diary\n")
     with pytest.raises(UserError, match=message):
@@ -118,12 +118,12 @@ def test_run_without_results_is_continued(tmp_path):
     assert (tmp_path / "lit_data.log").read_text() == SUMMARY
 
 
-def test_log_of_a_run_whose_folder_was_removed_is_moved_aside(tmp_path):
+def test_log_of_a_removed_run_is_moved_aside(tmp_path):
     (tmp_path / "lit_data.log").write_text("warning: slow\n" + SUMMARY)
     assert started(tmp_path) == ["lit_data", "lit_data.1.log"]
 
 
-def test_run_that_reads_what_it_would_move_aside_is_refused(tmp_path):
+def test_run_that_would_move_its_own_input_is_refused(tmp_path):
     fill(tmp_path / "lit_data", config_yaml=CONFIG, best_pdparams="")
     words = ["--resume", "none", "--pretrained", tmp_path / "lit_data/best.pdparams"]
     line = error_line("train", "--config", ROOT / "configs/lit_data.yaml", "--output", tmp_path, *words)
@@ -134,7 +134,7 @@ def test_run_that_reads_what_it_would_move_aside_is_refused(tmp_path):
         check_move(run, [backup])
 
 
-def test_an_earlier_state_is_found_again_if_the_run_dies_before_its_next_save(tmp_path):
+def test_earlier_state_survives_a_death_before_the_next_save(tmp_path):
     cfg, run = load_config(ROOT / "configs/lit_data.yaml"), place(tmp_path, ("TRAIN.KEEP", "3"))
     started(tmp_path)
     for epoch in (1, 2, 3):

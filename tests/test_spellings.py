@@ -1,4 +1,4 @@
-"""Options and config keys of other programs: which are rewritten, which are refused, and that ours stay."""
+"""Options and config keys of other programs are rewritten or refused; ours stay as they are."""
 
 import argparse
 import json
@@ -84,7 +84,7 @@ def test_options_of_other_programs_are_rewritten(theirs, ours, capsys):
         "predict -eval",
     ],
 )
-def test_our_own_and_unknown_words_stay(line, capsys):
+def test_our_own_and_unknown_words_are_unchanged(line, capsys):
     assert translated(line) == " ".join(line.split()[1:])
     assert not capsys.readouterr().err
 
@@ -106,7 +106,7 @@ def test_only_the_main_process_prints_the_new_command(rank, notes, monkeypatch, 
     assert capsys.readouterr().err.count("note: read as") == notes
 
 
-def test_every_right_hand_side_exists():
+def test_every_equivalent_exists():
     ours = set(all_keys())
     known = {option for module in COMMANDS.values() for option in module.parser()._option_string_actions}
     for name, new in [*OPTIONS.items(), *KEYS.items()]:

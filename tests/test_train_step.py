@@ -190,9 +190,9 @@ def test_too_many_unreadable_images_end_the_run():
 
 
 def test_a_step_never_waits_for_the_device(monkeypatch):
-    """Whatever brings a number from the device to the host may happen only where a line is logged.
+    """Reading a number from the device is allowed only when a line is logged.
 
-    Nothing is brought to the device either, which waits too: it comes with the batch.
+    Copies to the device wait too, so everything must arrive with the batch.
     """
     monkeypatch.setattr(cpu_ops, "_enabled", False)  # forms for a CPU, which may look at the weights
     recipe = [("AUG.ERASE_PROB", "1.0"), ("AUG.MIXUP", "0.8"), ("AUG.CUTMIX", "1.0"), ("AUG.MIX_MODE", "elem")]
@@ -270,7 +270,7 @@ def test_times_are_read():
         lit_config(("TRAIN.TIME_LIMIT", "72"))
 
 
-def test_room_for_the_save_is_measured(monkeypatch):
+def test_time_for_the_save_is_measured(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(interruption, "_EXIT_SECONDS", 0.0)
@@ -300,7 +300,7 @@ def test_settings_of_the_state_are_all_config_keys():
 # --- Curves ---
 
 
-def test_visualdl_curves_hold_each_step_once(tmp_path):
+def test_visualdl_curves_contain_each_step_once(tmp_path):
     visualdl = pytest.importorskip("visualdl")
     words = ["--output", tmp_path, *few_digits(tmp_path), "MODEL.T2T.DEPTH", 1, "TRAIN.EPOCHS", 2]
     words += ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LOG_EVERY", 5, "TRAIN.BATCH_SIZE", 10]
@@ -323,7 +323,7 @@ def test_visualdl_curves_hold_each_step_once(tmp_path):
 
 
 @pytest.mark.parametrize("epochs, advice", [(1, "0.8"), (40, None)])
-def test_short_run_is_warned_of_its_average(epochs, advice, tmp_path, caplog):
+def test_short_run_gets_a_warning_about_its_average(epochs, advice, tmp_path, caplog):
     pairs = [("TRAIN.EPOCHS", str(epochs)), ("TRAIN.WARMUP_EPOCHS", "0"), ("TRAIN.COOLDOWN_EPOCHS", "0")]
     cfg = lit_config(("TRAIN.BATCH_SIZE", "64"), ("TRAIN.EMA_DECAY", "0.99"), ("OUTPUT", str(tmp_path)), *pairs)
     log_summary(make_trainer(cfg))
@@ -336,7 +336,7 @@ def test_short_run_is_warned_of_its_average(epochs, advice, tmp_path, caplog):
 
 
 def whole_step(*pairs):
-    """A `TrainStep` that takes each batch as a whole."""
+    """A `TrainStep` that does not split batches."""
     return make_step(lit_config(("CPU.MICRO_BATCH", "0"), *pairs))
 
 
@@ -386,7 +386,7 @@ def test_micro_batches_pass_through_the_model_in_parts():
 
 
 @pytest.mark.parametrize("best", ["raw", "ema"])
-def test_best_weights_are_those_that_val_best_names(tmp_path, best):
+def test_val_best_chooses_the_best_weights(tmp_path, best):
     words = ["--output", tmp_path, *few_digits(tmp_path), "MODEL.T2T.DEPTH", 1, "TRAIN.EPOCHS", 1]
     words += ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.BATCH_SIZE", 20]
     tool("train", *words, "VAL.BEST", best, fresh=False)
@@ -414,7 +414,7 @@ def test_global_batch_is_the_same_on_any_number_of_cards(processes, batch, passe
         accumulation(cfg, 16)
 
 
-def test_passes_of_the_command_line_win_over_the_files_global_batch():
+def test_accum_steps_on_the_command_line_override_global_batch_in_the_file():
     recipe = ROOT / "configs/t2t_vit_7.yaml"
     assert accumulation(load_config(recipe, [("TRAIN.ACCUM_STEPS", "3")]), 1) == 3
     both = [("TRAIN.ACCUM_STEPS", "3"), ("TRAIN.GLOBAL_BATCH", "128")]

@@ -46,7 +46,7 @@ def tar_bytes(files):
 
 
 def train_archive(folder, images=5, content=lambda i: DIGITS[i]):
-    """ILSVRC2012_img_train.tar of two classes, and the tree that it must become."""
+    """ILSVRC2012_img_train.tar with two classes, and the tree that it must unpack to."""
     classes = {wnid: {f"{wnid}_{i}.JPEG": content(i) for i in range(images)} for wnid in (CATS, DOGS)}
     path = make_tar(folder / "ILSVRC2012_img_train.tar", {f"{w}.tar": tar_bytes(f) for w, f in classes.items()})
     return path, {f"train/{wnid}/{name}": data for wnid, files in classes.items() for name, data in files.items()}
@@ -202,7 +202,7 @@ def test_image_of_another_size_is_replaced_and_no_other_is_touched(tmp_path):
     assert changed == [f"train/{CATS}/{CATS}_1.JPEG"]
 
 
-def test_two_at_a_time_are_refused(tmp_path):
+def test_two_processes_at_a_time_are_refused(tmp_path):
     archive, _ = train_archive(tmp_path)
     (tmp_path / "out").mkdir()
     descriptor = os.open(tmp_path / "out", os.O_RDONLY)
@@ -238,7 +238,7 @@ def no_checksum(data):
         (no_checksum, 5),
     ],
 )
-def test_damaged_archive_keeps_what_was_whole(tmp_path, change, kept):
+def test_damaged_archive_keeps_complete_images(tmp_path, change, kept):
     archive, expected = train_archive(tmp_path, content=lambda i: bytes([i]) * 20_000)
     whole = archive.read_bytes()
     damaged(archive, change)
@@ -252,7 +252,7 @@ def test_damaged_archive_keeps_what_was_whole(tmp_path, change, kept):
     assert tree(tmp_path / "out") == expected
 
 
-def test_gzip_archive_that_is_cut_off_keeps_what_was_whole(tmp_path):
+def test_truncated_gzip_archive_keeps_complete_images(tmp_path):
     expected = {f"train/{CATS}/{i}.JPEG": os.urandom(20_000) for i in range(10)}
     archive = damaged(make_tar(tmp_path / "w.tar.gz", expected, "w:gz"), lambda data: data[:100_000])
     assert f"{archive} is damaged" in error_line("unpack", archive, "--output", tmp_path / "out")
@@ -260,7 +260,7 @@ def test_gzip_archive_that_is_cut_off_keeps_what_was_whole(tmp_path):
     assert 3 <= len(there) < 10 and there.items() <= expected.items()
 
 
-def test_gzip_archive_with_a_wrong_checksum_is_not_trusted_for_what_it_left(tmp_path):
+def test_files_of_a_gzip_archive_with_a_wrong_checksum_are_not_trusted(tmp_path):
     expected = {f"train/{CATS}/{i}.JPEG": os.urandom(20_000) for i in range(10)}
     archive = make_tar(tmp_path / "w.tar.gz", expected, "w:gz")
     whole = archive.read_bytes()
@@ -333,7 +333,7 @@ def test_full_disk_is_one_line(tmp_path):
     assert tree(tmp_path / "out") == expected
 
 
-def test_archive_that_the_disk_cannot_read_is_named(tmp_path, monkeypatch):
+def test_unreadable_archive_is_named(tmp_path, monkeypatch):
     def read(_):
         raise OSError(errno.EIO, "Input/output error")
 

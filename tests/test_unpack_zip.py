@@ -47,7 +47,7 @@ def test_kaggle_imagenet_with_its_own_list(tmp_path):
     assert f"val/{CATS}/{VAL[0]}" in unpacked(archive, "--val-list", listed)[0]
 
 
-def test_tar_with_the_list_of_its_validation_behind_the_images(tmp_path):
+def test_tar_with_its_validation_list_after_the_images(tmp_path):
     archive = make_tar(tmp_path / "ILSVRC2012_w.tar", {
         f"ILSVRC2012_w/train/{CATS}/a.JPEG": DIGITS[0], **{f"ILSVRC2012_w/val/{VAL[i]}": DIGITS[i] for i in (0, 1)},
         "ILSVRC2012_w/val_list.txt": f"val/{VAL[0]} 1\nval/{VAL[1]} 0\n".encode(),
@@ -102,7 +102,7 @@ def test_nothing_of_a_zip_is_written_outside_the_folder(tmp_path):
     assert line.isprintable()
 
 
-def test_two_files_with_one_place_are_a_warning(tmp_path):
+def test_two_files_with_one_target_are_a_warning(tmp_path):
     archive = make_zip(tmp_path / "x.zip", {"a/train/cat/1.jpg": b"one", "b/train/cat/1.jpg": b"two"})
     files, done = unpacked(archive)
     assert files == {"train/cat/1.jpg": b"one"}

@@ -1,4 +1,4 @@
-"""Weights inside wrappers of other programs are found, or refused in one line that describes them."""
+"""Weights inside wrappers of other programs are found, or refused in one line that describes the file."""
 
 import argparse
 import copy
@@ -56,7 +56,7 @@ def under(prefix, tensors):
     lambda good: {name if name.startswith("head") else f"backbone.{name}": value for name, value in good.items()},
     lambda good: {name.replace("blocks.0.", "blocks.0._orig_mod."): value for name, value in good.items()},
 ])  # fmt: skip
-def test_one_rule_unwraps_them_all(tmp_path, tensors, wrap):
+def test_all_wrappers_are_removed(tmp_path, tensors, wrap):
     need_torch()
     peers.save_torch(tmp_path / "w.pth", wrap(tensors))
     load(tmp_path / "w.pth")
@@ -77,7 +77,7 @@ def test_tensors_that_are_left_out_are_logged(tmp_path, tensors, caplog, monkeyp
     (lambda good: under("_orig_mod.", good) | good, "contains .* twice: keep one"),
     (lambda good: {"linear_0.w_0_moment1_0": np.ones(2), "LR_Scheduler": {"last_lr": 0.1}}, "is an optimizer state"),
 ])  # fmt: skip
-def test_what_is_not_clear_is_refused(tmp_path, tensors, tree, message):
+def test_ambiguous_files_are_refused(tmp_path, tensors, tree, message):
     peers.save_paddle(tmp_path / "w.pdparams", tree(tensors))
     with pytest.raises(UserError, match=f"w.pdparams .*{message}"):
         read_weights(tmp_path / "w.pdparams")

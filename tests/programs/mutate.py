@@ -1,4 +1,4 @@
-"""Change a source file in one place at a time and list the changes that its tests do not notice.
+"""Mutation testing: change a source file in one place at a time, and list the changes that its tests do not detect.
 
 python tests/programs/mutate.py tools/t2t_vit/training/losses.py tests/test_losses.py [option of pytest ...]
 
