@@ -59,7 +59,7 @@ def main(args):
     archives = find_archives(folders["JOB_MOUNTS"]) if cfg.DATA.PATH == default_config().DATA.PATH else []
     gpus = pick_gpus(cfg)
     own += ["--device", "gpu"] if gpus and not cfg.DEVICE else []  # so that it is an error if Paddle cannot use them
-    accumulation(cfg, machines * max(1, len(gpus.split(","))))  # an impossible batch is reported before the unpacking
+    accumulation(cfg, machines * max(1, len(gpus.split(","))))  # reports an impossible batch size before unpacking
     kept = Path(folders["JOB_BEST"], cfg.NAME) if folders["JOB_BEST"] else None
     if kept:
         check_writable(kept / KEPT_FILES[0])

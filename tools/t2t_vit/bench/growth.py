@@ -86,7 +86,7 @@ def draw_speed(axes, rows, key):
 
 
 def lines_of(rows):
-    """Group the rows: {(model, part): rows}."""
+    """Group the rows by model and part: {(model, part): rows}."""
     lines = {}
     for row in rows:
         lines.setdefault((row["model"], row["part"]), []).append(row)

@@ -42,7 +42,7 @@ def timed(function, count):
 
 
 def our_tasks(cfg, split):
-    """Return {task: function of a sample (epoch, index, copy)} that reads one image as in training or evaluation."""
+    """Return {task: function that reads a sample (epoch, index, copy)}, as in training or evaluation."""
     plain = with_keys(cfg, {"AUG.AUTO_AUGMENT": "", "AUG.COLOR_JITTER": 0.0, "AUG.ERASE_PROB": 0.0})
     crop, full, evaluation = TrainDataset(split, plain), TrainDataset(split, cfg), EvalDataset(split, cfg)
     return {

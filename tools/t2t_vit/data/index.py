@@ -31,7 +31,7 @@ def is_ignored_folder(name):
 def class_folders(folder):
     """List the class folders in a folder, sorted as text.
 
-    Images of a data set are in this order. Class ids are in the order of `classes.class_order`.
+    The images of a data set follow this order. Class ids follow `classes.class_order`.
     """
     return sorted(name for name, is_folder in _listed(folder) if is_folder and not is_ignored_folder(name))
 

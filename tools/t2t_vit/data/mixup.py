@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), as timm/data/mixup.py: image i is mixed with image B - 1 - i.
+"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), as in timm: image i is mixed with image B - 1 - i.
 
 `lam` is the weight of an image's own pixels in its mix, and of its own label in its target.
 """

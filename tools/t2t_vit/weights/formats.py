@@ -170,7 +170,7 @@ def _variant_of(tree):
 
 
 def _variant_of_run(path):
-    """Return the variant of a run from the config beside its weights; "" if unknown or with other heads."""
+    """Return the variant of a run from the config beside its weights; "" if unknown or if it sets the heads."""
     beside = path.with_name("config.yaml")
     is_of_run = re.fullmatch(r"(best|latest(\.\d+)?)\.pdparams", path.name)
     if not is_of_run or not checkpoint.is_own(path) or not beside.is_file():
@@ -184,7 +184,7 @@ def _variant_of_run(path):
 
 
 def _official_names(tensors):
-    """Return ({official name: array}, the program whose names they had)."""
+    """Rename tensors to official names. Returns ({official name: array}, program that used the old names)."""
     if any(name.startswith("patch_embed.attn1.") for name in tensors):
         names = {name: re.sub(r"^patch_embed\.attn", "tokens_to_token.attention", name) for name in tensors}
         names = {name: re.sub(r"^patch_embed\.proj", "tokens_to_token.project", new) for name, new in names.items()}

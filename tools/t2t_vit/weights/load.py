@@ -82,7 +82,7 @@ def check_variant(model, weights):
 
 
 def _with_own_head(own, tensors, path, always):
-    """Return `tensors` with the model's own head, `always` or only if their number of classes differs."""
+    """Return `tensors` with the model's own head: if `always` is set, or if the numbers of classes differ."""
     heads = [name for name in own if in_head(name)]
     if not always and all(np.shape(tensors.get(name)) == tuple(own[name].shape) for name in heads):
         return tensors
