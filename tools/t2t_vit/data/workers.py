@@ -32,7 +32,7 @@ def end_with_parent(number):
     """Send this process a signal when its parent dies (Linux). The signal must end the process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-        # The parent may have died already. `is_alive` does not notice, if a process forked later keeps its pipe open.
+        # The parent may have died already. `is_alive` misses that if a process forked later keeps its pipe open.
         if os.getppid() != multiprocessing.parent_process().pid:
             signal.raise_signal(number)
 
