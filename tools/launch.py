@@ -90,8 +90,9 @@ def nodes(environment):
 def addresses(host, node_rank):
     """Return the IPv4 addresses at which the first machine and this one can reach each other.
 
-    Paddle's launcher resolves the name of this machine, which Debian maps to 127.0.1.1. It acts as the master only if
-    the result equals the text of MASTER (launch/context/node.py and controllers/master.py, paddle 2.6.2 and 3.3.1).
+    By default, Paddle's launcher resolves the name of this machine, which Debian maps to 127.0.1.1. The launcher is the
+    master only if this address equals the text of MASTER (launch/context/node.py and controllers/master.py, paddle
+    2.6.2 and 3.3.1).
     """
     try:
         first = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]

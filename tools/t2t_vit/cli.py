@@ -152,7 +152,7 @@ def _check_launcher(processes):
         if processes != "one":
             ranks.check()
             return
-    except UserError:  # the variables are left over from something else
+    except UserError:  # the variables come from another program
         if processes == "checked":
             raise
     ranks.forget()

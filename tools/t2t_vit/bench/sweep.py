@@ -55,7 +55,7 @@ def measure(args, cfgs, passes, subjects_of):
 
 
 def settings(args, cfgs):
-    """Return each config with each image size and batch size of the command line."""
+    """Combine the configs with all image sizes and batch sizes of the command line. Returns a list of configs."""
     is_set = args.batch_size or "TRAIN.BATCH_SIZE" in args.opts[::2]
     return [
         with_keys(cfg, {"DATA.IMAGE_SIZE": image_size or cfg.DATA.IMAGE_SIZE, "TRAIN.BATCH_SIZE": batch_size})

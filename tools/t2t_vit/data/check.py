@@ -75,7 +75,7 @@ def suggest_fraction(cfg, findings, demanded):
 def find_splits(cfg, findings):
     """Return (list of `SplitReport`, "train" or "val": the command that can use the data).
 
-    The splits are the same as in `load_data`, even if it would reject their classes.
+    Unlike `load_data`, this also returns splits whose classes do not fit the class list.
     """
     layout, splits = Layout(cfg), []
     for name, list_file in layout.lists.items():

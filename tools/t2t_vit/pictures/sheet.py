@@ -17,7 +17,7 @@ from t2t_vit.data.images import to_image
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".pdf": "PDF"}
 TILE = 128  # pixels: side of a picture, unless the sheet sets another
 GAP, MARGIN, LINE = 12, 20, 20  # pixels: between pictures, around the sheet, per line of text
-LONGEST_ROW = 11  # most cells per row in `lines_of`
+LONGEST_ROW = 11  # maximum number of cells per row in `lines_of`
 MAX_HEIGHT = 65_500  # pixels; JPEG allows no more
 PAPER, SHADE, INK, FAINT = "white", (233, 236, 240), (25, 25, 25), (110, 110, 110)
 CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")

@@ -79,7 +79,7 @@ class Optimizer:
         paddle.assign(rate * ok.astype("float32"), rate)
 
     def take_weights(self):
-        """Call this after setting the model's weights, because that may move them out of the flat tensor."""
+        """Move the model's weights back to the flat tensor. Call this after setting them, which may move them out."""
         self.weights.adopt(self.model, self.weights.values)
         self._refresh_copy()
 

@@ -89,7 +89,7 @@ def classes_of(cfg, weights):
 
 
 def first_other_class(classes, weights):
-    """Return `first_difference` from the classes.txt beside the weights; None without that file."""
+    """Return `first_difference` of `classes` and the classes.txt beside the weights; None without that file."""
     theirs = classes_beside(weights)
     return first_difference(classes, theirs) if theirs else None
 
