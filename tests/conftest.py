@@ -18,7 +18,7 @@ SEARCHED = list(sys.path)  # before libraries add to it, as onnxruntime does
 sys.path.insert(0, str(ROOT / "tools"))
 from t2t_vit import cli  # noqa: E402
 
-if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests at a time: none takes all cores, unless it says so
+if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests run at a time: limit threads, unless a test sets them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts its background jobs
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items):
     session.longest_first(items)
 
 
-if importlib.util.find_spec("hypothesis"):  # the environment with PaddlePaddle 2.6.2 does without
+if importlib.util.find_spec("hypothesis"):  # not installed beside PaddlePaddle 2.6.2
     from hypothesis import settings
 
     settings.register_profile("t2t", deadline=None, derandomize=True, max_examples=50)
@@ -158,7 +158,7 @@ class Page:
         return self
 
     def __exit__(self, *_):
-        self.process.kill()  # which a failed test has left
+        self.process.kill()  # left running by a failed test
 
     @property
     def port(self):

@@ -17,7 +17,7 @@ from conftest import ENVIRONMENT, ROOT, few_digits
 from t2t_vit.training.train_log import TrainLog
 from t2t_vit.weights import checkpoint
 
-# All that could make a difference is on: augmentation, dropout, drop path, accumulation, clipping.
+# Everything that could make a difference is on: augmentation, dropout, drop path, accumulation, clipping.
 SMALL = [
     "MODEL.T2T.DEPTH", 1, "MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.TOKEN_DIM", 16,
     "MODEL.DROP_RATE", 0.1, "MODEL.ATTN_DROP_RATE", 0.1, "MODEL.DROP_PATH_RATE", 0.1,

@@ -58,7 +58,7 @@ def test_maps_rebuild_the_output_of_every_block(kind, monkeypatch):
         assert found.shape == [2, place.block.attn.num_heads, tokens, tokens] and found.stop_gradient
         close(found.sum(axis=-1), np.ones(found.shape[:3]))
         rebuilt = np.einsum("bhmn,bnhc->bmhc", found.numpy(), v)
-        close(rebuilt[:, : y.shape[1]], y)  # of the last block the model computes the class tokens alone
+        close(rebuilt[:, : y.shape[1]], y)  # the last block computes only the class tokens
     logits, _, tokens = attention.trace(model, images)
     close(logits.detach(), expected)
     assert len(tokens) == len(maps) + 1
@@ -259,7 +259,7 @@ def test_gradients_are_the_finite_differences_of_the_logit(kind, monkeypatch):
         slope = (ends[0] - ends[1]).numpy()[[0, 1], [3, 1]] / (2 * step)
         close((found * direction).sum([1, 2, 3]), slope, 4e-3 * max(1, np.abs(slope).max()))
         assert np.abs(slope).max() > 1e-2
-    row, column = 0, 2  # one entry: what the class token of the last block takes from a patch
+    row, column = 0, 2  # one entry: attention of the class token of the last block to a patch
     change = np.zeros(gradients[-1].shape, np.float32)
     change[:, 1, row, column] = 1e-2
     bent = bent_logits(model, images, {len(maps) - 1: paddle.to_tensor(change)}, monkeypatch)

@@ -78,7 +78,7 @@ def test_enhancements_blend_with_a_dull_image(name):
         ("rand-m9", 0, 1, 0.1), ("rand-m9", 5, -1, 1.0), ("rand-m9", 9, 1, 1.72), ("v0", 10, -1, 1.9),
     ]:  # fmt: skip
         expected = np.clip(dull + factor * (x - dull), 0, 255)
-        # Pillow cuts decimals off; its grey and its smoothing may round the other way.
+        # Pillow truncates; its grey and its smoothing may round the other way.
         assert np.abs(apply(name, picture(), level, sign, text) - expected).max() <= 2.1, (text, level, sign)
     assert (apply(name, picture(), 0) == picture()).all()
 

@@ -116,7 +116,7 @@ def test_baseline_does_the_same_work(cfg, split):
     assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
     plain = one_core.baseline_tasks(with_keys(cfg, {"AUG.ERASE_PROB": 1.0, "AUG.AUTO_AUGMENT": ""}), split)
     images = [plain["full recipe"]((0, 0, 0)).numpy() for _ in range(12)]
-    assert any(np.abs(image).max() > 2.7 for image in images)  # noise, outside of what pixels give; rare in small boxes
+    assert any(np.abs(image).max() > 2.7 for image in images)  # noise outside the range of pixels; rare in small boxes
 
 
 def test_rounds_read_the_images_of_the_next_epoch():

@@ -72,7 +72,7 @@ def test_figures_follow_from_seconds_and_multiplications(cfg):
 
 def test_the_matmul_limit_counts_two_operations_each(monkeypatch):
     monkeypatch.setattr(subject, "SIDE", 64)
-    subject.build(lambda: sleeping)  # its MB are of this process, which has run other tests
+    subject.build(lambda: sleeping)  # its MB are those of this process, which has run other tests
     monkeypatch.setattr(subject._product, "seconds", lambda: 0.001)
     found = subject.time_round()
     assert found == {"seconds": pytest.approx(BUSY, rel=0.5), "gflops": pytest.approx(2 * 64**3 / 0.001 / 1e9)}

@@ -256,7 +256,7 @@ def test_folder_of_class_folders_is_split(tmp_path):
     for name in ("train", "val"):
         assert report["splits"][name]["files"] == len(splits[name])
         assert sum(report["splits"][name]["classes"].values()) == len(splits[name])
-    # The config for it needs no other key, and holds no fault.
+    # The config for it needs no other key and gives no fault.
     done, report = check("--config", "configs/finetune.yaml", "--data-path", root)
     assert report["faults"] == [] and settings_of(done)[1].MODEL.NUM_CLASSES == 0
     assert set(report["settings"]) == {"TRAIN.BATCH_SIZE"}  # 20 images are less than a step of 32

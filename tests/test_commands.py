@@ -75,7 +75,7 @@ def test_training_starts_from_pretrained_weights(quick_run):
     assert f"with {output}/again/best.pdparams on" in tool("val", "--config", output / "again/config.yaml").stdout
 
 
-# --- The shipped model ---
+# --- The published model ---
 
 
 def test_shipped_model_agrees_with_its_log():

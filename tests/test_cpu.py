@@ -257,7 +257,7 @@ def test_parts_of_a_batch_give_the_gradients_of_the_batch():
     for size in ("1", "3", "10", "64"):
         parts = losses(*no_dropout, "CPU.MICRO_BATCH", size)
         assert close(parts[0], whole[0])
-        # AdamW divides by the gradient's own size, and makes much of the rounding of a gradient near 0.
+        # AdamW divides by the size of the gradient, which amplifies rounding of gradients near 0.
         assert all(close(parts[1][name], value, 1e-3) for name, value in whole[1].items())
 
 
@@ -305,7 +305,7 @@ def test_frozen_parameters_do_not_change(monkeypatch):
 
 
 def test_every_part_draws_its_own_numbers():
-    # With one image eight times, only what is drawn tells the parts apart; the same step draws the same again.
+    # The batch is one image eight times, so parts differ only in their random draws. The same step draws the same.
     model, batches = train_step(settings("MODEL.DROP_RATE", "0.3")).model, MicroBatches(1, 2)
     image, logits = paddle.randn([1, 3, 16, 16]), []
     for numbers in ([42, 0, 0, 1, 0], [42, 0, 0, 1, 0], [42, 0, 0, 2, 0]):

@@ -245,7 +245,7 @@ def test_other_model_answers_about_the_same_picture(visitor):
     visitor.wait(lambda: visitor.top() == right)
     visitor.pick("model", "cifar10_seven")
     visitor.wait(lambda: visitor.top_class() in ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"))
-    visitor.wait(lambda: not visitor.all("#examples img"))  # pictures of CIFAR-10 are not shipped
+    visitor.wait(lambda: not visitor.all("#examples img"))  # CIFAR-10 pictures are not in the repository
 
 
 def test_methods_and_classes_show_other_maps(visitor):
@@ -321,7 +321,7 @@ def test_gradio_file_listens_where_the_environment_says(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
     environment = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "GRADIO_ROOT_PATH": "/below"}
-    command_of_readme("mkdir -p /path/to/page ", tmp_path)  # a folder that holds all it needs
+    command_of_readme("mkdir -p /path/to/page ", tmp_path)  # a folder with everything it needs
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
         page = Page(script=tmp_path / "page/demo.gradio.py", TMPDIR=str(tmp_path), **environment)
@@ -415,7 +415,7 @@ def test_missing_gradio_is_one_line(monkeypatch):
 
 @needs_gradio
 def test_missing_weights_are_an_error_before_the_page_is_up(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADIO_SERVER_PORT", "http")  # which Gradio must not see, nor we ask beside --port
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "http")  # Gradio must not see it, and --port overrides it
     line = error_line("demo", "--port", 0, "--pretrained", tmp_path / "absent.pdparams", fresh=True)
     assert "absent.pdparams" in line
 

@@ -119,7 +119,7 @@ def test_environment_is_created_once_with_its_own_pip_settings(clone):
     assert " install paddlepaddle>=2.6.2,<3.4 | user=0 target= venv=0" in first
     assert f" install -r {clone.root}/.venv/requirements.txt | user=0" in second and "--no-cache-dir" not in second
     assert clone.run().stderr == "" and clone.asked() == []
-    # Its base Python is gone, then other requirements, then another PaddlePaddle.
+    # First its base Python is removed, then the requirements change, then the PaddlePaddle.
     write_script(clone.root / ".venv/bin/python", "exit 127\n")
     clone.run()
     assert len(clone.asked()) == 2
@@ -130,7 +130,7 @@ def test_environment_is_created_once_with_its_own_pip_settings(clone):
     (clone.root / ".venv/old").touch()
     clone.run(PADDLE_PACKAGE="paddlepaddle-gpu==3.0.0 -i mirror")
     assert " install paddlepaddle-gpu==3.0.0 -i mirror |" in clone.asked()[0]
-    assert not (clone.root / ".venv/old").exists()  # another PaddlePaddle does not go beside the first
+    assert not (clone.root / ".venv/old").exists()  # another PaddlePaddle replaces the first
     assert clone.run(PADDLE_PACKAGE="paddlepaddle-gpu==3.0.0 -i mirror").stderr == "" and clone.asked() == []
 
 
@@ -219,7 +219,7 @@ def test_environment_with_paddle_is_used_as_it_is(clone, tmp_path):
     assert " install paddlepaddle==3.0.0 | user=0" in clone.asked()[0]
     with open(clone.root / "requirements.txt", "a") as file:
         file.write("# of a later version\n")
-    clone.run(**path, T2T_ENV=f"{clone.root}/.venv")  # what was chosen once stays
+    clone.run(**path, T2T_ENV=f"{clone.root}/.venv")  # the choice is kept
     assert " install paddlepaddle==3.0.0 | user=0" in clone.asked()[0]
 
 

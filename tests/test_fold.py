@@ -82,7 +82,7 @@ def test_folded_model_computes_the_same_of_flat_colours(kind):
 def test_performer_neither_overflows_nor_underflows():
     model = small_model("performer")
     kqv = model.tokens_to_token.attention1.kqv
-    kqv.weight.set_value(kqv.weight * 60)  # |k|^2 / 2 beyond what exp can take
+    kqv.weight.set_value(kqv.weight * 60)  # |k|^2 / 2 overflows exp
     images = paddle.randn([2, 3, 32, 32])
     with paddle.no_grad():
         assert paddle.isfinite(fold(model)(images)).all()

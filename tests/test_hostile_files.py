@@ -21,7 +21,7 @@ from t2t_vit.weights.formats import read_weights
 
 DIGIT = ROOT / "lit_data/val/3/0045.png"
 # Pickles by their opcodes: a dict of ten shared dicts, in another, and so on; a key of 300,000 nested tuples; a list
-# that holds itself; a number and a bytearray that claim more bytes than there are; a memo of four billion places.
+# that contains itself; a number and a bytearray that claim more bytes than there are; a memo of four billion places.
 _TEN = [b"X\x01\0\0\0" + bytes([97 + number]) + b"h" for number in range(10)]
 MEMO_BOMB = b"\x80\x02}q\x00" + b"".join(
     b"}q" + bytes([i]) + b"(" + b"".join(name + bytes([i - 1]) for name in _TEN) + b"u" for i in range(1, 60)

@@ -103,7 +103,7 @@ def test_a_run_continues_only_with_its_own_order_of_classes(tmp_path):
         (tmp_path / f"set/{i}").mkdir(parents=True)
         for picture in sorted((ROOT / f"lit_data/val/{i % 10}").iterdir())[:3]:
             shutil.copy(picture, tmp_path / f"set/{i}")
-    old = sorted(map(str, range(11)))  # of a version that sorted as text
+    old = sorted(map(str, range(11)))  # from a version that sorted folders as text
     (tmp_path / "set/classes.txt").write_text("".join(f"{name}\n" for name in old))
     words = ["--config", "configs/finetune.yaml", "--data-path", tmp_path / "set", "--output", tmp_path, *TINY]
     tool("train", *words)

@@ -126,7 +126,7 @@ def test_initialisation_is_official():
 
 def test_position_table_is_the_sinusoid():
     table = create_model("t2t_vit_7").pos_embed.numpy()[0]  # (197, 256)
-    position, channel = 100, 37  # odd channels hold cosines of the even channel below
+    position, channel = 100, 37  # odd channels are the cosines of the even channel before
     assert table.shape == (197, 256) and table[0, 0] == 0 and table[0, 1] == 1
     assert table[position, channel] == pytest.approx(np.cos(position / 10000 ** (36 / 256)), abs=1e-6)
 
@@ -260,7 +260,7 @@ def test_performer_works_where_the_plain_form_underflows():
     assert not np.isfinite(plain_performer(k, q, v, w, np.float32, epsilon=0)).all()
     exact = plain_performer(k, q, v, w, np.float64)
     assert np.abs(attend(layer, k, q, v) - exact).max() < 1e-5
-    layer.EPSILON = 1e-300  # as good as none, so that the convex mix itself shows
+    layer.EPSILON = 1e-300  # practically zero, to test the convex combination itself
     exact = plain_performer(k, q, v, w, np.float64, epsilon=0)
     assert np.abs(exact).max() > 0.1
     assert np.abs(attend(layer, k, q, v) - exact).max() < 1e-3

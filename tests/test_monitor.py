@@ -44,7 +44,7 @@ class Job:
 
 
 def test_normal_exit_of_all_processes_is_not_a_failure(tmp_path):
-    job = Job(tmp_path, "end", "slow")  # takes longer than a process may be silent
+    job = Job(tmp_path, "end", "slow")  # takes longer than the silence limit
     assert job.ended() == [(0, ""), (0, "")] and not job.log.exists()
 
 

@@ -225,7 +225,7 @@ def test_the_last_pattern_that_matches_decides():
     last = trained(create_model("t2t_vit_7"), ["blocks.*", "!blocks.6.*", "blocks.6.mlp.*"])
     assert {name for name in last if name.startswith("blocks.")} == {
         name for name in everything if name.startswith("blocks.6.") and ".mlp." not in name}  # fmt: skip
-    # What the model never trains is not trained by an exception.
+    # An exception does not unfreeze parameters that the model never trains.
     assert trained(create_model("t2t_vit_7"), ["*", "!*"]) == everything and "pos_embed" not in everything
     assert "pos_embed" in trained(create_model("pit_ti"), ["blocks.*", "!*"][1:])
 

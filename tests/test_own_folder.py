@@ -14,7 +14,7 @@ from t2t_vit.data.dataset import load_data
 from t2t_vit.data.holdout import held_out
 from t2t_vit.data.paths import Paths
 
-# One small step of the shipped recipe for one's own pictures.
+# A small step of the fine-tuning recipe for a user's own pictures.
 TINY = ["MODEL.NAME", "t2t_vit_7", "MODEL.T2T.DEPTH", "1", "DATA.IMAGE_SIZE", "16", "DATA.NUM_WORKERS", "0",
         "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.BATCH_SIZE", "4"]  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_pictures_added_later_do_not_move_others(tmp_path):
         assert before[name] < after[name]
     shutil.copytree(tmp_path, tmp_path / "elsewhere/pictures")
     moved = divided(tmp_path / "elsewhere/pictures")
-    assert moved == after  # wherever the folder lies
+    assert moved == after  # independent of the folder
     assert divided(tmp_path / "elsewhere/pictures", SEED="43") != after
 
 
@@ -130,7 +130,7 @@ def test_list_files_are_left_alone(tmp_path):
 
 
 def test_training_list_alone_has_no_validation_split(tmp_path):
-    # Else the whole folder, with the images of the list, would validate.
+    # Otherwise the whole folder, with the images of the list, would be used for validation.
     make_folders(tmp_path, {"ant": 4, "bee": 4})
     (tmp_path / "t.txt").write_text("ant/0.png 0\nbee/0.png 1\n")
     with pytest.raises(UserError, match="DATA.VAL_FRACTION is 0.2 but must be 0.0 if DATA.TRAIN_LIST"):

@@ -264,7 +264,7 @@ def test_old_format_is_always_little_endian(tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
-    # Paddle's softmax on a CPU makes plausible probabilities of NaN.
+    # Paddle's softmax on a CPU turns NaN into plausible probabilities.
     tensors = peers.peer_tensors(PIT)
     tensors["norm.bias"][3] = np.nan
     peers.save_paddle(tmp_path / "w.pdparams", tensors)

@@ -170,7 +170,7 @@ def test_accumulated_steps_train_like_whole_ones(ten_steps, tmp_path):
     words, one = ten_steps
     train(tmp_path / "one", "--batch-size", 16, *words, "TRAIN.ACCUM_STEPS", 4)
     assert_close(tmp_path / "one/lit_data", one)
-    # Activations computed again, too: DataParallel's hooks may meet a parameter once only.
+    # Also with recomputed activations: DataParallel's hooks allow a parameter only once.
     words = ["--output", tmp_path / "two", "--batch-size", 16, *words, "TRAIN.ACCUM_STEPS", 2, "TRAIN.RECOMPUTE", True]
     launched(tmp_path / "launch", "train", *words)
     assert_close(tmp_path / "two/lit_data", one)
@@ -248,7 +248,7 @@ def test_killed_process_stops_all_and_the_run_resumes(tmp_path):
     os.kill(rank_of(launcher, 1), signal.SIGKILL)
     assert_all_stopped([launcher], log, "killed")
 
-    # The other way to end: a signal to the launcher, which passes it on; then on one process, which is told apart.
+    # End it another way: signal the launcher, which passes it on. Then resume on one process, which gives a warning.
     launcher = start(tmp_path / "launch", ROOT / "tools/train.py", *words)
     wait_for(lambda: re.search(r"resumed .*Step \[", log.read_text(), flags=re.DOTALL), launcher)
     launcher.send_signal(signal.SIGTERM)

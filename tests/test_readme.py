@@ -196,10 +196,10 @@ def test_command_runs(line, place):
         tiny += " MODEL.PIT.DEPTH '[1, 1, 1]'" if "pit" in line else " MODEL.T2T.DEPTH 1"
         line += f" --output {place}/output {tiny}" if "memorise/" not in line else ""
     elif re.search(r"\btrain\.(sh|py)", line):
-        # The stand-ins of other data have a few images, the digits have all theirs.
+        # The replacements of other data have few images, lit_data is complete.
         tiny = TINY if re.search("data-path|pets", line) else TINY.replace("size 8", "size 128")
         line += f" --output {place}/output {tiny}"
-        fixed = "cifar10_few" in line or "pit" in line  # by the shipped weights, by the family
+        fixed = "cifar10_few" in line or "pit" in line  # fixed by the published weights, or by the family
         line += " DATA.IMAGE_SIZE 16" + ("" if fixed else " MODEL.T2T.DEPTH 1")
     if "demo.py" in line:
         visit_page(line)

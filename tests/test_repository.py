@@ -31,7 +31,7 @@ def test_no_module_shadows_another():
             assert path.stem not in sys.builtin_module_names
 
 
-# Each room imports itself and those before it.
+# Each subpackage may import itself and those before it.
 ROOMS = ["common", "spellings", "config_values", "config", "models", "data", "parallel", "weights", "runs", "training",
          "deploy", "explain", "pictures", "bench", "page"]  # fmt: skip
 

@@ -41,7 +41,7 @@ def left_alone(tmp_path_factory):
 
 # --- Killed ---
 
-# Kinds of writes in the life of a run, in an order in which the run gets further.
+# Kinds of writes of a run, in the order of its progress.
 WRITES = [
     ("replace", "config.yaml", 1),  # the folder is empty
     ("replace", "next.pdparams", 1),  # the first state is written but has no name
@@ -63,7 +63,7 @@ def test_death_at_any_write_and_workers_change_nothing(left_alone, tmp_path):
         "metrics.jsonl", "times.jsonl"]  # fmt: skip
     assert not list(tmp_path.glob("lit_data.[0-9]*"))  # nothing was moved aside
     log = (tmp_path / "lit_data.log").read_text()
-    log = log[log.rindex(": 0 epochs and ") :]  # starts before the first state leave their lines
+    log = log[log.rindex(": 0 epochs and ") :]  # starts before the first state also wrote lines
     steps = re.findall(r"^Epoch \[(\d+)/2\], Step \[(\d+)/6\]", log, flags=re.MULTILINE)
     assert steps[-2:] == [("2", "3"), ("2", "6")] and len(steps) == len(set(steps))
     assert log.count("Epoch [1/2], avg_Loss") == 1
@@ -97,7 +97,7 @@ def test_signals_save_and_print_how_to_continue(left_alone, tmp_path, number):
 
 
 def test_a_lost_terminal_does_not_lose_the_run(left_alone, tmp_path):
-    # Whoever read the output is gone after its first line; then the terminal itself hangs up.
+    # The reader of the output exits after the first line; then the terminal hangs up.
     command = [sys.executable, ROOT / "tools/train.py", "--output", tmp_path, *SMALL, *WORKERS]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env=ENVIRONMENT, start_new_session=True)  # fmt: skip

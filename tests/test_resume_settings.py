@@ -47,7 +47,7 @@ def test_other_settings_are_refused_by_name_unless_forced(copied, tmp_path):
     done = run(copied, *SAME, "MODEL.PRETRAINED", "absent.pdparams")
     assert "absent.pdparams (--pretrained) has no effect, because the run continues from its state" in done.stderr
     assert "absent" not in (copied / "lit_data/config.yaml").read_text()
-    # What decides only where and how fast may change; so may the division of a step.
+    # Settings that affect only location and speed may change, and so may the split of a step.
     run(copied, *SAME, "TRAIN.LOG_EVERY", 2, "TRAIN.KEEP", 4, "TRAIN.BATCH_SIZE", 16, "TRAIN.ACCUM_STEPS", 1)
     done = run(copied, *SAME, "TRAIN.EPOCHS", 2, "--force")
     assert "warning: continuing with other settings (--force): TRAIN.EPOCHS was 1, is 2" in done.stderr

@@ -194,7 +194,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
 
     Copies to the device wait too, so everything must arrive with the batch.
     """
-    monkeypatch.setattr(cpu_ops, "_enabled", False)  # forms for a CPU, which may look at the weights
+    monkeypatch.setattr(cpu_ops, "_enabled", False)  # forms for a CPU, which may read the weights
     recipe = [("AUG.ERASE_PROB", "1.0"), ("AUG.MIXUP", "0.8"), ("AUG.CUTMIX", "1.0"), ("AUG.MIX_MODE", "elem")]
     cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"), *recipe,
                      ("TRAIN.LAYER_DECAY", "0.9"), ("CPU.MICRO_BATCH", "0"))  # fmt: skip
@@ -286,7 +286,7 @@ def test_time_for_the_save_is_measured(monkeypatch):
     assert after(10) == SAVE
     watch.saved(35.0)
     assert after(20) == GO_ON
-    # At 900 + 600 s the process must be gone: less than two saves of 35 s and a step of 31 s before that, it stops.
+    # The process must have exited at 900 + 600 s, so it stops two saves of 35 s and a step of 31 s before that.
     assert [after(30) for _ in range(6)] == [GO_ON] * 5 + [SAVE]
     watch.saved(20.0)
     assert after(31) == STOP_FOR_TIME
@@ -354,7 +354,10 @@ def test_recompute_runs_each_block_but_the_last_twice():
         step = whole_step(("TRAIN.RECOMPUTE", recompute), ("MODEL.T2T.DEPTH", "2"))
         passes = count_passes(step)
         losses.append(step(batch, 1e-3, 0, 0).loss.item())
-        assert passes == {0: times, 1: 1}  # the gradient begins with the last block, so that nothing would be saved
+        assert passes == {
+            0: times,
+            1: 1,
+        }  # the backward pass starts with the last block, so recomputing it would save nothing
     assert losses[0] == losses[1]
 
 

@@ -144,7 +144,7 @@ def test_killed_again_and_again_it_ends_with_the_same_tree(tmp_path):
     for kill in range(4):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 30
-        # Until it writes another image than those that are there.
+        # Until it writes an image that is not there yet.
         while len(list(out.glob("train/*/*"))) < 3 * kill + 1 or not list(out.glob("train/*/.*.part")):
             assert process.poll() is None and time.monotonic() < deadline
         process.send_signal(signal.SIGKILL)

@@ -42,7 +42,7 @@ def test_kaggle_imagenet_with_its_own_list(tmp_path):
     assert f"classes of the validation images: {archive}: LOC_val_solution.csv\n" in done.stdout
     assert "3 images written, 0 already there, 3 other files skipped" in done.stdout
     (tmp_path / "out/.unpacked.json").unlink()
-    listed = tmp_path / "LOC_val_solution.csv"  # which a person gives goes first
+    listed = tmp_path / "LOC_val_solution.csv"  # a list given by the user has priority
     listed.write_text(f"ImageId,PredictionString\n{VAL[0][:-5]},{CATS} 1 2 3 4\n{VAL[1][:-5]},{CATS} 1 2 3 4\n")
     assert f"val/{CATS}/{VAL[0]}" in unpacked(archive, "--val-list", listed)[0]
 

@@ -51,7 +51,7 @@ def run_tests(words):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-        import pytest  # in the child: each has modules of its own
+        import pytest  # in the child, which has its own modules
 
         os._exit(int(pytest.main(["-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "--timeout=60", *words])))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -60,7 +60,7 @@ def run_tests(words):
 def main(source, *words):
     import paddle  # noqa: F401  for the forks
 
-    sys.dont_write_bytecode = True  # Python would take a change within a second for the file before
+    sys.dont_write_bytecode = True  # Python would not notice a change within the same second
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv", ".pytest_cache"))
