@@ -327,7 +327,7 @@ def test_momentum_moves_to_another_instance():
     [
         (dict(OPTIMIZER="sgd"), "x.pdparams has no SGD state for the 53 trained tensors of this model "
          ".TRAIN.OPTIMIZER, TRAIN.FREEZE.; to start from its weights only: --resume none MODEL.PRETRAINED x.pdparams"),
-        (dict(FREEZE=["*", "!head*"]), "no AdamW state of the 2 trained tensors of this model"),
+        (dict(FREEZE=["*", "!head*"]), "no AdamW state for the 2 trained tensors of this model"),
     ],
 )  # fmt: skip
 def test_state_of_another_optimizer_is_named(keys, message):

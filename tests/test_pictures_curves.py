@@ -279,7 +279,7 @@ def test_other_forms_of_picture(tmp_path, suffix, start):
         ),
         ("summary.csv", SUMMARY + "-2,1,1,1,1\n", "summary.csv, line 4: an epoch must be a whole number from 1 to "),
         ("x.log", f"Epoch [{10**300}/1], avg_Loss: 1\n", "x.log has no epoch"),
-        ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl has no epoch; a RUN is "),
+        ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl has no epoch; RUN may be "),
         ("summary.csv", SUMMARY + "2,a,1,1,1\n", "summary.csv, line 4: could not convert string to float: 'a'"),
         ("log_eval.txt", "Val Step[0000/1563], Loss: 0.6749 (0.6749)\nval acc is:0.5\n", "log_eval.txt has no "),
         ("empty.log", "", "empty.log has no epoch"),

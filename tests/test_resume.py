@@ -151,7 +151,7 @@ def test_fine_tuning_resumes_exactly_too(tmp_path):
     line = the_only_error(run(tmp_path / "cut", *words, status=1))
     assert "TRAIN.OPTIMIZER was 'sgd', is 'adamw'" in line
     line = the_only_error(run(tmp_path / "cut", *words, "--force", status=1))
-    assert re.search("no AdamW state of the .* tensors of this model .TRAIN.OPTIMIZER, .*MODEL.PRETRAINED", line)
+    assert re.search("no AdamW state for the .* tensors of this model .TRAIN.OPTIMIZER, .*MODEL.PRETRAINED", line)
 
 
 def test_log_every_changes_nothing_but_the_log(left_alone, tmp_path):

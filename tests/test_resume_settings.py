@@ -156,10 +156,10 @@ def test_state_from_another_folder_brings_its_best_weights(short_run, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda state: state.update(epoch="x"), "no training state to resume .no epoch"),
+        (lambda state: state.update(epoch="x"), "is not a training state .no epoch"),
         (lambda state: state.update(model=3), "no model"),
         (lambda state: state.pop("setting"), "no setting"),
-        (lambda state: state["optimizer"].popitem(), "no AdamW state of the 42 trained tensors"),
+        (lambda state: state["optimizer"].popitem(), "no AdamW state for the 42 trained tensors"),
         (lambda state: state["model"].update({"head.bias": 3.0}), "head.bias is not an array"),
     ],
 )

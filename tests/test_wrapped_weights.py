@@ -124,7 +124,7 @@ def test_a_state_of_another_program_is_not_resumed(tmp_path, tensors):
     ):
         resume.find_state(str(tmp_path / "last.pth.tar"), None)
     checkpoint.save(tmp_path / "w.pdparams", {"a": paddle.ones([2])})
-    with pytest.raises(UserError, match="no training state to resume .* start from weights with --pretrained"):
+    with pytest.raises(UserError, match="is not a training state .* start from weights with --pretrained"):
         resume.find_state(str(tmp_path / "w.pdparams"), None)
 
 
