@@ -70,7 +70,7 @@ def test_folder_of_other_files_is_refused(tmp_path, files):
 
 @pytest.mark.parametrize("name", ["lit_data", "lit_data.log", "lit_data.visualdl"])
 def test_file_in_place_of_a_run_folder_is_refused(tmp_path, name):
-    message = f"{name} is not (of a run|a folder); give this run another NAME"
+    message = f"{name} (was not written by a run|is not a folder); give this run another NAME"
     (tmp_path / name).write_text("my diary\n")
     with pytest.raises(UserError, match=message):
         place(tmp_path)

@@ -132,7 +132,7 @@ def test_a_config_of_another_repository_is_refused_with_our_keys(tmp_path):
     with pytest.raises(UserError) as error:
         load_config(path)
     assert (
-        str(error.value).count("(here: TRAIN.EPOCHS; also set TRAIN.COOLDOWN_EPOCHS 0 if this is the total number") == 3
+        str(error.value).count("(here: TRAIN.EPOCHS, and set TRAIN.COOLDOWN_EPOCHS 0 if this is the total number") == 3
     )
     path.write_text("base_lr: 0.001\narch: t2t_vit_19\ndump_graph: False\n")
     named = r"base_lr \(here: TRAIN.BASE_LR\), arch \(here: MODEL.NAME\), dump_graph$"

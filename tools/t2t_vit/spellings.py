@@ -51,7 +51,7 @@ OPTIONS = {
     "log-interval": "TRAIN.LOG_EVERY {}",
 }
 
-_ALL_EPOCHS = "TRAIN.EPOCHS; also set TRAIN.COOLDOWN_EPOCHS 0 if this is the total number of epochs"
+_ALL_EPOCHS = "TRAIN.EPOCHS, and set TRAIN.COOLDOWN_EPOCHS 0 if this is the total number of epochs"
 _ROOT = "DATA.PATH, the folder above train/ and val/"
 # {their config key: our key, or an explanation (a text with spaces)}.
 KEYS = {
