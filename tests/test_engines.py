@@ -11,7 +11,7 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, few_digits, tool
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.deploy.engines import ENGINES, open_predictor
+from t2t_vit.deploy.engines import ENGINES, open_predictor, require
 
 for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
     pytest.importorskip(library, reason="an optional library of the engines")
@@ -243,6 +243,13 @@ def test_missing_library_is_named(alone, tmp_path, library):
                           cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and f"is not installed: pip install {library}" in done.stderr
+
+
+def test_missing_library_whose_error_has_no_name(tmp_path, monkeypatch):
+    (tmp_path / "odd_engine.py").write_text("raise ModuleNotFoundError('gone')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="engine odd needs odd_engine, which is not installed"):
+        require("odd_engine.sub", "engine odd")
 
 
 def test_choices_of_the_commands_are_the_engines():

@@ -4,6 +4,8 @@ The same command continues an interrupted run. Several GPUs:
 python -m paddle.distributed.launch --gpus 0,1,2,3 [--nnodes 2 --master HOST:PORT] tools/train.py --config ...
 """
 
+import argparse
+
 from t2t_vit.cli import common_parser, not_empty, run
 
 
@@ -13,7 +15,7 @@ def main(args, cfg):
     train(args, cfg)
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     parser = common_parser("Train a model.", batch_size_key="TRAIN.BATCH_SIZE")
     parser.add_argument(
         "--resume",

@@ -5,8 +5,12 @@ contains only what differs. Paths in a YAML file are relative to the repository,
 current folder. This module does not import paddle.
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode as CN
 
@@ -146,7 +150,7 @@ _C.VAL.LOG_EVERY = 10  # batches between log lines of val.py
 CLASS_LISTS = {"imagenet1k": Path(__file__).parent / "data/imagenet1k_classes.tsv"}
 
 
-def load_config(path, overrides=()):
+def load_config(path: str | Path, overrides: Sequence[tuple[str, Any]] = ()) -> CN:
     """Merge the defaults, a YAML file and (key, value) pairs into a frozen CfgNode.
 
     Raises UserError naming the file and key: missing or broken file, unknown key, wrong type, impossible value.
@@ -170,14 +174,14 @@ def load_config(path, overrides=()):
     return cfg
 
 
-def default_config():
+def default_config() -> CN:
     """A frozen copy of the defaults."""
     cfg = _C.clone()
     cfg.freeze()
     return cfg
 
 
-def stored_values(text):
+def stored_values(text: str) -> dict[str, Any]:
     """Read {key: value} from the YAML text of an earlier run's config. Missing keys get their defaults.
 
     Raises ValueError if the text is not YAML.
@@ -186,7 +190,7 @@ def stored_values(text):
     return {key: stored.get(key, value_of(_C, key)) for key in all_keys()}
 
 
-def with_keys(cfg, values):
+def with_keys(cfg: CN, values: dict[str, Any]) -> CN:
     """Return a frozen copy with {key: value} set. Raises ValueError for a wrong type, UserError for a wrong value."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -197,14 +201,14 @@ def with_keys(cfg, values):
     return cfg
 
 
-def with_classes(cfg, number):
+def with_classes(cfg: CN, number: int) -> CN:
     """If MODEL.NUM_CLASSES is 0, return the config with `number` instead. Raises UserError for fewer than 2."""
     if not cfg.MODEL.NUM_CLASSES and number < 2:
         raise UserError(f"there is only {number} class, but a classifier needs 2 or more")
     return cfg if cfg.MODEL.NUM_CLASSES else with_keys(cfg, {"MODEL.NUM_CLASSES": number})
 
 
-def accumulation(cfg, processes):
+def accumulation(cfg: CN, processes: int) -> int:
     """Return the forward passes per training step: ACCUM_STEPS, or as many as GLOBAL_BATCH requires.
 
     Raises UserError if GLOBAL_BATCH is not a multiple of BATCH_SIZE * `processes`. The message names values that work.
@@ -223,12 +227,12 @@ def accumulation(cfg, processes):
     return total // images
 
 
-def all_keys():
+def all_keys() -> list[str]:
     """List all keys with their sections, such as "TRAIN.EPOCHS"."""
     return [key for key, _ in leaves(_C)]
 
 
-def starts_like_a_key(word):
+def starts_like_a_key(word: str) -> bool:
     """True for a word like TRAIN.EPOCH whose first part is a section or key, even if the rest is unknown."""
     return word.split(".")[0] in _C
 
@@ -236,7 +240,7 @@ def starts_like_a_key(word):
 # --- Files ---
 
 
-def find_config(path):
+def find_config(path: str | Path) -> Path:
     """Path of a config file, which may be relative to the current folder or the repository. Raises UserError."""
     for candidate in (Path(path), ROOT / path):
         if candidate.is_file():
@@ -247,18 +251,18 @@ def find_config(path):
     raise UserError(f"config {path} not found; configs/ contains {available or 'nothing'}")
 
 
-def resolve(path):
+def resolve(path: str | Path) -> Path:
     """Make a path from a config absolute. Relative paths start at the repository."""
     return (ROOT / os.path.expanduser(path)).absolute()
 
 
-def class_list(cfg):
+def class_list(cfg: CN) -> Path | None:
     """Path of the class list that DATA.CLASSES names, or None if it is empty."""
     name = cfg.DATA.CLASSES
     return CLASS_LISTS.get(name) or resolve(name) if name else None
 
 
-def best_weights(cfg):
+def best_weights(cfg: CN) -> Path:
     """Return the path of the run's best.pdparams: in OUTPUT if it exists, else the published one (may be missing)."""
     own, published = (resolve(cfg.OUTPUT) / place / cfg.NAME / "best.pdparams" for place in ("", "pretrained"))
     return published if published.is_file() and not own.is_file() else own

@@ -1,10 +1,17 @@
 """Set and check config values, and accept keys that were renamed. Does not import paddle."""
 
+from __future__ import annotations
+
 import difflib
 import functools
 import os
 import re
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
 
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError
@@ -65,7 +72,7 @@ _CHOICES = {
 }
 
 
-def leaves(tree, prefix=""):
+def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the (key, value) pairs of nested mappings, such as ("TRAIN.EPOCHS", 300)."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
@@ -74,14 +81,14 @@ def leaves(tree, prefix=""):
             yield f"{prefix}{key}", value
 
 
-def value_of(tree, key):
+def value_of(tree: Any, key: str) -> Any:
     """Return the value of a key such as TRAIN.EPOCHS in nested mappings; None if it is missing."""
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
 
 
-def set_value(cfg, key, value, source):
+def set_value(cfg: CfgNode, key: str, value: Any, source: str | Path) -> None:
     """Set a key to a value from `source` (for messages). Raises UserError for an unknown key or a wrong type."""
     if key in RENAMED:
         _note(f"note: {key} is now called {RENAMED[key]}")
@@ -108,7 +115,7 @@ def set_value(cfg, key, value, source):
         raise UserError(f"{source}: {key} must be of type {kind}{hint}, not {value!r:.200}") from None
 
 
-def put(cfg, key, value):
+def put(cfg: CfgNode, key: str, value: Any) -> None:
     """Set a key. Raises ValueError if the value has the wrong type."""
     *sections, leaf = key.split(".")
     node = functools.reduce(getattr, sections, cfg)
@@ -135,7 +142,7 @@ def _unknown(key, known, source):
 # --- Allowed values ---
 
 
-def check(cfg):
+def check(cfg: CfgNode) -> None:
     """Raise UserError for the first key whose value is not allowed."""
     for key, holds, allowed in _rules(cfg):
         if not holds:
@@ -155,7 +162,7 @@ def _rules(cfg):
     yield from _other_rules(cfg)
 
 
-def to_seconds(text):
+def to_seconds(text: str) -> int:
     """Convert a time such as 71h30m, 90m or 30s to seconds; any other text gives 0."""
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1))) if match else 0

@@ -23,7 +23,7 @@ class Product(NamedTuple):
     rows: int
     inner: int
     columns: int
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count
     is_attention: bool = False  # a product between tokens, in a block of the backbone
 
 

@@ -63,7 +63,7 @@ def subjects_of(cfg, pairs, folder):
     """Return what `measure` times for (engine, precision) pairs. Exports the model with fresh weights to a folder."""
     model = build_model(cfg)
     model.eval()
-    subjects = []
+    subjects: list[tuple] = []
     for engine, precision in pairs:
         labels = {"engine": engine, "precision": precision}
         if engine == EAGER:

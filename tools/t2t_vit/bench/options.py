@@ -18,7 +18,7 @@ PRECISIONS = ("fp32", "bf16", "int8")
 GROWTH_BATCHES, GROWTH_PIXELS = [1, 2, 4, 8, 16], [224, 288, 384, 448, 512]
 
 
-def benchmark_parser(kind):
+def benchmark_parser(kind: str) -> argparse.ArgumentParser:
     """The options of one of `BENCHMARKS`."""
     parser = common_parser(f"Measure {BENCHMARKS[kind]}.", "TRAIN.BATCH_SIZE")
     parser.prog = f"benchmark.py {kind}"
@@ -49,7 +49,7 @@ def benchmark_parser(kind):
     return parser
 
 
-def split_models(words):
+def split_models(words: list[str]) -> tuple[list[str], list[str]]:
     """Split positional words into (model names, KEY VALUE words)."""
     names = list(itertools.takewhile(lambda word: not starts_like_a_key(word), words))
     return names, words[len(names) :]

@@ -1,6 +1,7 @@
 """Read YAML files from untrusted sources: plain data only, and no aliases that multiply it."""
 
 import collections
+from typing import Any
 
 import yaml
 
@@ -31,7 +32,7 @@ class _FastLoader(_Limits, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """A loader that is ten times faster, for files written by programs. It cannot read `{KEY:}`."""
 
 
-def load_yaml(text, fast=False):
+def load_yaml(text: str, fast: bool = False) -> Any:
     """Parse a YAML text. Raises ValueError with a message of one line."""
     try:
         tree = yaml.load(text, Loader=_FastLoader if fast else _Loader)

@@ -46,7 +46,7 @@ class Card(NamedTuple):
     name: str
     capability: Optional[tuple]  # compute capability (major, minor); None: unknown
 
-    def __str__(self):
+    def __str__(self) -> str:
         known = f" (compute capability {'.'.join(map(str, self.capability))})" if self.capability else ""
         return f"{self.name}{known}"
 
@@ -59,7 +59,7 @@ class Machine(NamedTuple):
     trouble: str = ""  # why nvidia-smi exists but lists no card
 
 
-def look():
+def look() -> Machine:
     """Return the `Machine` that this runs on."""
     if not shutil.which("nvidia-smi"):
         return Machine([], None)
@@ -83,7 +83,7 @@ def _numbers(text):
     return (int(found[1]), int(found[2])) if found else None
 
 
-def runs_on(archs, capability):
+def runs_on(archs: tuple, capability: Optional[tuple]) -> bool:
     """True if machine code for `archs` runs on a card: code for 8.6 runs on 8.9, but not on 8.0 or 9.0."""
     return capability is None or any(major == capability[0] and minor <= capability[1] for major, minor in archs)
 
@@ -114,7 +114,7 @@ def words(build):
     return f"paddlepaddle-gpu=={VERSION} -i {INDEX}/{build.name}/"
 
 
-def advice(machine=None):
+def advice(machine: Optional[Machine] = None) -> str:
     """Return a clause for a message: what to install for the cards of a `Machine` (default: this one)."""
     build, note = choose(machine or look())
     if build is None:

@@ -1,13 +1,16 @@
 """Check a data set: read every image, find problems that would stop or harm training, and suggest settings that fit."""
 
+import argparse
 import itertools
 import json
 import os
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_outputs, write_text
@@ -24,7 +27,7 @@ from t2t_vit.data.report import Findings, SplitReport, print_report, spread, to_
 CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "configs/lit_data.yaml"))
 
 
-def check(args, cfg, overrides):
+def check(args: argparse.Namespace, cfg: CfgNode, overrides: Sequence[tuple[str, str]]) -> int:
     """Check the data set of a config and print the report. Returns the exit status: 1 if there is a fault, else 0.
 
     `args` are the options of tools/check_data.py, `overrides` the (key, value) pairs of the command line.

@@ -1,15 +1,19 @@
 """ImageNet-style data sets: class folders or list files, with one class list for both splits."""
 
+from __future__ import annotations
+
 import logging
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.data.classes import composed, load_classes, some
+from t2t_vit.data.classes import ClassList, composed, load_classes, some
 from t2t_vit.data.holdout import held_out
 from t2t_vit.data.index import EXTENSIONS, class_folders, scan
 from t2t_vit.data.layout import Layout, innermost, split_folders
@@ -30,15 +34,15 @@ class Split:
     paths: Paths
     labels: np.ndarray  # int32 (N,)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths)
 
-    def checksum(self):
+    def checksum(self) -> str:
         """CRC-32 of the file names and labels. Does not depend on the folder of the data set."""
         names = b"".join(os.path.basename(name) for name in self.paths.names)
         return f"{zlib.crc32(self.labels.tobytes(), zlib.crc32(names)):08x}"
 
-    def sizes_checksum(self):
+    def sizes_checksum(self) -> str:
         """CRC-32 of the sizes of up to 1000 evenly spaced files. Reading all would take minutes on a network disk."""
         sizes = [_size(self.paths[i]) for i in range(0, len(self), max(1, -(-len(self) // _SIZES)))]
         return f"{zlib.crc32(np.array(sizes, '<i8').tobytes()):08x}"
@@ -51,12 +55,14 @@ def _size(path):
         return -1
 
 
-def most_skipped(images):
+def most_skipped(images: int) -> int:
     """Return how many images DATA.ON_ERROR skip may replace in an epoch of `images`."""
     return max(3, images // 100)
 
 
-def load_data(cfg, splits=("train", "val"), model_file=None):
+def load_data(
+    cfg: CfgNode, splits: Sequence[str] = ("train", "val"), model_file: str | Path | None = None
+) -> tuple[ClassList, dict[str, Split]]:
     """Find the classes and images of the data set that the config names.
 
     Args:

@@ -1,5 +1,7 @@
 """Find the image files below a folder."""
 
+from __future__ import annotations
+
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +30,7 @@ def is_ignored_folder(name):
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 
-def class_folders(folder):
+def class_folders(folder: str | Path) -> list[str]:
     """List the class folders in a folder, sorted as text.
 
     The images of a data set follow this order. Class ids follow `classes.class_order`.
@@ -36,7 +38,7 @@ def class_folders(folder):
     return sorted(name for name, is_folder in _listed(folder) if is_folder and not is_ignored_folder(name))
 
 
-def image_files(folder):
+def image_files(folder: str | Path) -> list[str]:
     """List the paths (str) of all images below a folder, sorted. Links are followed, hidden files are skipped."""
     images, waiting = [], [os.fspath(folder)]
     # Do not follow a link to a parent folder: it would give this class the images of all classes.

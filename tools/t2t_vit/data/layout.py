@@ -1,5 +1,11 @@
 """Find the splits of a data set below the folder DATA.PATH."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import resolve, with_keys
 from t2t_vit.data.index import class_folders
@@ -28,7 +34,7 @@ def split_folders(root, split):
     return found
 
 
-def split_folder(root, split):
+def split_folder(root: Path, split: str) -> Path | None:
     """Find the folder below `root` with the class folders of a split, or None. Skips a test folder without classes."""
     for folder in split_folders(root, split):
         inner = innermost(folder)
@@ -45,7 +51,7 @@ def innermost(folder):
     return inner if is_double else folder
 
 
-def above_train(cfg):
+def above_train(cfg: CfgNode) -> CfgNode:
     """Move DATA.PATH one folder up if it is a train/ folder with a val/ folder beside it, and return the config."""
     path = resolve(cfg.DATA.PATH)
     path = path.parent if innermost(path.parent) == path else path

@@ -4,8 +4,11 @@ All random numbers come from the NumPy generator that the caller passes.
 """
 
 import math
+from typing import Any
 
 import numpy as np
+from PIL import Image
+from yacs.config import CfgNode
 
 from t2t_vit.data.augment import build_augment
 from t2t_vit.data.images import RESAMPLING, to_array, to_image
@@ -116,13 +119,13 @@ class EvalTransform:
     PIL image -> uint8 (S, S, channels). VAL.CROP_MODE squash resizes any shape to (S, S), as zhl98/T2T_paddle does.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode) -> None:
         self.size = cfg.DATA.IMAGE_SIZE
         self.resize = math.floor(self.size / cfg.VAL.CROP_PCT)
         self.resampling = RESAMPLING[cfg.VAL.INTERPOLATION]
         self.squash = cfg.VAL.CROP_MODE == "squash"
 
-    def __call__(self, image):
+    def __call__(self, image: Image.Image) -> np.ndarray:
         if self.squash:
             return to_array(image.resize((self.size, self.size), self.resampling))
         box = _middle(image.size, _LONGEST)
@@ -135,6 +138,6 @@ class EvalTransform:
         return to_array(image.crop((left, top, left + self.size, top + self.size)))
 
 
-def normalized(images, mean, std):
+def normalized(images: Any, mean: Any, std: Any) -> Any:
     """Normalise uint8 (B, H, W, C) to float32, (x / 255 - mean) / std. Takes Paddle tensors or NumPy arrays."""
     return (images.astype("float32") / 255.0 - mean) / std

@@ -3,11 +3,14 @@
 An interrupted command leaves no half-written images. Repeat it to continue.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
 import shlex
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from t2t_vit.common.errors import UserError
@@ -19,7 +22,7 @@ from t2t_vit.data.val_classes import ValClasses
 MARKS = ".unpacked.json"  # in DIR: {archive name: [size, mtime in ns, "begun", "doubtful" or "done"]}
 
 
-def unpack(paths, output, val_list=None):
+def unpack(paths: Iterable[str | Path], output: str | Path, val_list: str | Path | None = None) -> None:
     """Unpack archives to the folder `output`, and print the number of images and classes.
 
     `val_list`: file with the classes of ImageNet's validation images, see `val_classes.ValClasses`.

@@ -103,16 +103,16 @@ class Unpacker:
         *parents, file = name.split("/")
         if any(map(is_ignored_folder, parents)) or not is_image_name(file):
             return None
-        at, split = next(((i, split) for i, part in enumerate(parents) if (split := _split_of(part))), (None, None))
+        at, split = next(((i, split) for i, part in enumerate(parents) if (split := _split_of(part))), (0, ""))
         below = parents[at + 1 :] if split else []
         below = below[1:] if split and below[:1] == [parents[at]] else below  # seg_train/seg_train/cat
         if below:
             return "/".join([split, *below, file])
         if _VAL_IMAGE.fullmatch(file) or split == "val":
             return f"val/{self.val_classes.class_of(name)}/{file}"
-        if split is None and self.depth is None:
+        if not split and self.depth is None:
             self.unplaced.add(tuple(parents))
-        elif split is None and parents[self.depth :]:
+        elif not split and parents[self.depth :]:
             return "/".join([*parents[self.depth :], file])
         return None
 

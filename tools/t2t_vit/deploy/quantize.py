@@ -22,7 +22,7 @@ def quantize(model, target, batches):
 
     feeds = ({model.graph.input[0].name: batch} for batch in batches)
 
-    class Reader(quantization.CalibrationDataReader):
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def get_next(self):
             return next(feeds, None)
 

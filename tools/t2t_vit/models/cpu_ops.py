@@ -25,7 +25,7 @@ _MAX_SHIFT = 16  # see _LayerNorm
 _enabled = not paddle.is_compiled_with_cuda()
 
 
-def enable(flag):
+def enable(flag: bool) -> None:
     """Use the fast forms of this module (True) or Paddle's own kernels (False)."""
     global _enabled
     _enabled = flag

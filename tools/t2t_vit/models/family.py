@@ -6,9 +6,12 @@ only the interface of its model class, a `VisionTransformer`.
 Sizes: B images, T class tokens, N patches, C channels.
 """
 
-from dataclasses import dataclass
-from typing import Callable, NamedTuple, Optional
+from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Callable, NamedTuple
+
+import paddle
 from paddle import nn
 
 from t2t_vit.models.recording import all_tokens, outputs_of
@@ -59,7 +62,7 @@ class BlockPlace(NamedTuple):
     block: nn.Layer
     grid: tuple  # (rows, columns)
     windows: list  # (kernel, stride, padding) of every step from the pixels to this grid
-    pool: Optional[nn.Layer] = None  # pooling just before the block
+    pool: nn.Layer | None = None  # pooling just before the block
 
 
 class VisionTransformer(nn.Layer):
@@ -69,29 +72,29 @@ class VisionTransformer(nn.Layer):
     `forward`, `forward_features`, `backbone`, and `stages` if layers precede its blocks.
     """
 
-    def backbone(self):
+    def backbone(self) -> list[BlockPlace]:
         """Return a list of `BlockPlace`, from the first block to the last."""
         raise NotImplementedError
 
-    def stages(self):
+    def stages(self) -> list[Stage]:
         """Return a list of `Stage`, in the order of the forward pass."""
         return []
 
-    def fit_pos_embed(self, table, recompute=False):  # noqa: ARG002
+    def fit_pos_embed(self, table: paddle.Tensor, recompute: bool = False) -> tuple[paddle.Tensor, str]:  # noqa: ARG002
         """Resize a position embedding of another image size for this model. Returns (embedding, description).
 
         Raises ValueError if it cannot be resized.
         """
         raise ValueError(f"the position embedding of a {type(self).__name__} cannot be resized")
 
-    def forward_intermediates(self, x):
+    def forward_intermediates(self, x: paddle.Tensor) -> list[paddle.Tensor]:
         """Return the tokens after each block, class tokens first: (B, Cin, H, W) -> list of (B, T + N, C)."""
         blocks = [place.block for place in self.backbone()]
         with all_tokens(blocks), outputs_of(blocks) as outputs:
             self(x)
         return outputs
 
-    def layer_index(self, name):
+    def layer_index(self, name: str) -> int:
         """Return the depth of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last.
 
         A pooling layer has the depth of the block after it.

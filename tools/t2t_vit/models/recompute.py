@@ -6,7 +6,7 @@ from paddle.distributed.fleet.utils import recompute
 from t2t_vit.models.dropout import draw_state, is_drawing, set_draw_state
 
 
-def recompute_activations(model):
+def recompute_activations(model: paddle.nn.Layer) -> None:
     """Make a model keep only the inputs of its blocks and token layers for the backward pass."""
     for layer in model.sublayers(include_self=True):
         if hasattr(layer, "recompute"):

@@ -4,10 +4,13 @@ Gradio and its dependencies are optional, and Gradio reads the environment when 
 imported inside the functions.
 """
 
+import argparse
 import contextlib
 import os
 import signal
 import tempfile
+
+from yacs.config import CfgNode
 
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.deploy.engines import require
@@ -24,7 +27,7 @@ HEADERS = [
 ]
 
 
-def serve_page(args, cfg):
+def serve_page(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Serve the page for the options of demo.py until Ctrl-C, SIGTERM or SIGHUP. Raises UserError."""
     setup_logging()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the uploads are deleted

@@ -15,7 +15,7 @@ def count():
     return paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
 
 
-def require(action):
+def require(action: str) -> int:
     """Return `count()`. If it is 0, raises UserError with a message that starts with `action`."""
     found = count()
     if not found:

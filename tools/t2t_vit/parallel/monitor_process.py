@@ -83,7 +83,7 @@ class Monitor:
         try:  # listen everywhere: this machine may not have that address (NAT, a published port)
             return socket.create_server(("", self.address[1]))
         except OSError as error:
-            self._fail(0, "{}:{}: {}".format(*self.address, os.strerror(error.errno)))
+            self._fail(0, "{}:{}: {}".format(*self.address, os.strerror(error.errno or 0)))
 
     def _accept(self, server):
         while True:

@@ -1,10 +1,12 @@
 """The picture `augment`: augmented training images of the first 15 epochs, and mixed images with their targets."""
 
+import argparse
 import dataclasses
 from collections import Counter
 
 import numpy as np
 import paddle.nn.functional as F
+from yacs.config import CfgNode
 
 from t2t_vit.common.files import check_outputs
 from t2t_vit.common.logger import progress_bar, setup_logging
@@ -25,7 +27,7 @@ AUGMENT_KEYS = ("AUTO_AUGMENT", "COLOR_JITTER", "SCALE", "PADDED_CROP", "HFLIP",
 MIXING_KEYS = ("MIXUP", "CUTMIX", "MIX_PROB", "MIX_MODE")
 
 
-def draw_augment(args, cfg):
+def draw_augment(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Write the sheet that the options describe. Raises UserError."""
     check_sheet(args.sheet, args.inputs)
     processes.setup(cfg)
@@ -99,7 +101,7 @@ def mixed_row(dataset, epoch, indices, names, cfg):
     for i in range(PAIRS):
         own, partner = labels[i], labels[-1 - i]
         one, other, shaded = short_name(names[own]), short_name(names[partner]), i % 2 == 0
-        target = [f"= {targets[i][own]:.2f} {one}", f"+ {targets[i][partner]:.2f} {other}"]
+        target = (f"= {targets[i][own]:.2f} {one}", f"+ {targets[i][partner]:.2f} {other}")
         row.append(Cell(sources[i], ((one, FAINT),), shaded))
         row.append(Cell(sources[-1 - i], ((f"+ {other}", FAINT),), shaded))
         row.append(Cell(mixed[i], target if own != partner else target[:1], shaded))

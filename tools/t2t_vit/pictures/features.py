@@ -1,6 +1,9 @@
 """The picture `features`: the features of an image after each layer of a model."""
 
+import argparse
+
 import numpy as np
+from yacs.config import CfgNode
 
 from t2t_vit.explain.features import features
 from t2t_vit.explain.overlay import enlarged
@@ -14,7 +17,7 @@ NOTES = (
 )
 
 
-def draw_features(args, cfg):
+def draw_features(args: argparse.Namespace, cfg: CfgNode) -> int:
     """Write the sheet. Returns the exit status: 1 if an image cannot be read.
 
     Raises UserError for options that do not fit the model.

@@ -1,6 +1,6 @@
 """Select and compute the maps of the picture `attention`."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import paddle
@@ -26,7 +26,7 @@ class Map(NamedTuple):
 
     values: np.ndarray  # (rows, columns)
     box: tuple  # (left, top, right, bottom) of the map, in pixels of the picture
-    mark: tuple  # box of the token whose attention is shown, or None
+    mark: Optional[tuple]  # box of the token whose attention is shown, or None
     lines: tuple  # lines of the caption
 
 
@@ -36,7 +36,7 @@ def chosen_methods(args):
     candidates = ["stage"] if args.stage else [args.method] if args.method else METHODS
     methods = [method for method in candidates if given <= OPTIONS[method]]
     if not methods:
-        wrong = sorted(given - set.intersection(*(OPTIONS[method] for method in candidates)))
+        wrong = sorted(given - OPTIONS[candidates[0]].intersection(*(OPTIONS[method] for method in candidates)))
         wrong += ["stage"] if args.stage else [f"method {args.method}"] if args.method else []
         raise UserError(f"{' and '.join(f'--{name}' for name in wrong)} cannot be combined".replace("_", "-"))
     return methods

@@ -10,12 +10,12 @@ ORDERS = {"worst": "the largest loss first", "best": "the smallest loss first", 
 IMAGES = "[IMAGE|FOLDER|GLOB ...] "
 
 
-def augment_parser():
+def augment_parser() -> argparse.ArgumentParser:
     title = "Draw training images after augmentation and mixing."
     return _parser("augment", title, count=4, batch_size_key="TRAIN.BATCH_SIZE")
 
 
-def attention_parser():
+def attention_parser() -> argparse.ArgumentParser:
     parser = _parser("attention", "Draw where a model looks.", count=8, words=IMAGES)
     parser.set_defaults(opens_run=True)
     add = parser.add_argument
@@ -35,7 +35,7 @@ def attention_parser():
     return parser
 
 
-def features_parser():
+def features_parser() -> argparse.ArgumentParser:
     parser = _parser("features", "Draw the features of images after each layer of a model.", count=8, words=IMAGES)
     parser.set_defaults(opens_run=True)
     parser.add_argument(
@@ -44,7 +44,7 @@ def features_parser():
     return parser
 
 
-def predictions_parser():
+def predictions_parser() -> argparse.ArgumentParser:
     parser = _parser("predictions", "Draw images with their predictions, and which classes are confused.", count=32)
     add_evaluation_options(parser)
     add = parser.add_argument
@@ -61,7 +61,7 @@ def predictions_parser():
     return parser
 
 
-def curves_parser():
+def curves_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="visualize.py curves",
         description="Draw loss, top-1, learning rate and throughput of training runs.",

@@ -1,16 +1,23 @@
 """Check where a run writes: only to a new folder or to the folder of a run."""
 
+from __future__ import annotations
+
 import os
 import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_not_shipped, display_path, holds
 from t2t_vit.config import ROOT, resolve
+from t2t_vit.runs.run_folder import RunFolder
 
 _OTHER_PLACE = "give this run another NAME or --output"
 
 
-def check_place(run, cfg):
+def check_place(run: RunFolder, cfg: CfgNode) -> None:
     """Raise UserError if `run`, a `RunFolder`, would overwrite or move files that were not written by a run."""
     for key, parent in (("OUTPUT", run.folder.parent), ("LOG", run.log.parent)):
         if os.path.lexists(parent) and not parent.is_dir():
@@ -36,7 +43,7 @@ def _check_folder(run):
         raise UserError(f"{display_path(run.folder)} is not a run folder, it contains {names}; {_OTHER_PLACE}")
 
 
-def check_move(run, files):
+def check_move(run: RunFolder, files: Iterable[str | Path]) -> None:
     """Raise UserError if a new run reads one of `files` from an earlier run that it would move aside."""
     for path in files:
         if is_run(run) and holds(run.folder, path):

@@ -1,11 +1,16 @@
 """The files of one training run: output/<name>/, log/<name>.log and log/<name>.visualdl/."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import math
 import os
 import shutil
 from pathlib import Path
+from typing import IO
+
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import (
@@ -20,6 +25,7 @@ from t2t_vit.common.files import (
 )
 from t2t_vit.common.logger import log
 from t2t_vit.config import resolve
+from t2t_vit.data.classes import ClassList
 from t2t_vit.runs import visualdl
 from t2t_vit.weights import checkpoint
 
@@ -35,7 +41,7 @@ class RunFolder:
     repeated. times.jsonl: seconds and memory of each epoch.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode) -> None:
         self.folder = resolve(cfg.OUTPUT) / cfg.NAME
         self.log = resolve(cfg.LOG) / f"{cfg.NAME}.log"
         self.scalars = resolve(cfg.LOG) / f"{cfg.NAME}.visualdl"
@@ -45,9 +51,9 @@ class RunFolder:
         self.times = self.folder / "times.jsonl"
         self.config = self.folder / "config.yaml"
         self.keep = cfg.TRAIN.KEEP
-        self._lock = None
+        self._lock: IO | None = None
 
-    def lock(self):
+    def lock(self) -> None:
         """Lock this run against other processes until this process ends. Call it after `check_place`.
 
         Raises UserError if another process holds the lock, OSError if the folder is not writable.
@@ -68,7 +74,7 @@ class RunFolder:
 
     # --- Begin ---
 
-    def start(self, cfg, classes):
+    def start(self, cfg: CfgNode, classes: ClassList) -> None:
         """Make the folder of a new run, with its config and class list.
 
         An earlier run of this name is renamed with the next free number. If it failed before it saved anything, its
@@ -94,7 +100,7 @@ class RunFolder:
         remove_temporary_files(self.folder)
         write_text(self.folder / "classes.txt", classes.to_text())
 
-    def continue_from(self, path, sizes, cfg, classes):
+    def continue_from(self, path: Path, sizes: dict[str, int], cfg: CfgNode, classes: ClassList) -> None:
         """Prepare the folder to continue from the state in `path`.
 
         If the state is in another folder, an earlier run of this name is renamed, and the state, the best weights and
@@ -118,14 +124,14 @@ class RunFolder:
 
     # --- States ---
 
-    def states(self):
+    def states(self) -> list[Path]:
         """List the files with states to resume from, the newest first. They may be damaged."""
         return [path for path in map(self._kept, range(1000)) if path.is_file()]
 
     def _kept(self, number):
         return self.folder / f"latest.{number}.pdparams" if number else self.latest
 
-    def save_state(self, state):
+    def save_state(self, state: dict) -> None:
         """Save `state` as the latest, and keep the TRAIN.KEEP - 1 states before it."""
         new = self.folder / "next.pdparams"
         checkpoint.save(new, state)
@@ -149,15 +155,15 @@ class RunFolder:
 
     # --- Files that grow ---
 
-    def append_rows(self, metrics, times):
+    def append_rows(self, metrics: dict[str, float], times: dict[str, float]) -> None:
         """Add one epoch's lines to metrics.jsonl and times.jsonl; numbers that are not finite become null."""
         for path, row in ((self.metrics, metrics), (self.times, times)):
-            row = {key: value if math.isfinite(value) else None for key, value in row.items()}
+            finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
             with naming(path), open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(finite) + "\n")
                 flush_to_disk(file)
 
-    def sizes(self):
+    def sizes(self) -> dict[str, int]:
         """Return the sizes in bytes of the files that grow with the run, by name."""
         return {name: _size(path) for name, path in self._growing().items()}
 

@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 
 def prediction(outputs):
     """Return the logits that determine the class, float32 (B, K). For two heads this is the mean, as in evaluation."""
-    return sum(outputs).astype("float32") / 2 if isinstance(outputs, tuple) else outputs.astype("float32")
+    return (outputs[0] + outputs[1]).astype("float32") / 2 if isinstance(outputs, tuple) else outputs.astype("float32")
 
 
 def _cross_entropy(logits, targets, **options):

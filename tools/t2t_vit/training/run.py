@@ -1,9 +1,12 @@
 """A training run from the command line to its end: check everything, prepare the run folder, train."""
 
+import argparse
 import os
 import shlex
 import sys
 from pathlib import Path
+
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.files import display_path, is_url
@@ -28,7 +31,7 @@ from t2t_vit.training.trainer import Stopped, Trainer
 from t2t_vit.weights.download import local_file
 
 
-def train(args, cfg):
+def train(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Train the model of `cfg`, from the state that `args.resume` asks for or from the start.
 
     Raises UserError or OSError. The message says how to continue the run.

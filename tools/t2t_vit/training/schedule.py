@@ -68,7 +68,7 @@ class LayerRates:
         if train.BACKBONE_LR:
             parts.append(f"backbone {over_epochs(train.BACKBONE_LR)}")
         if train.LAYER_DECAY < 1:
-            low, high = (pick(self.layers, key=self.layers.get) for pick in (min, max))
+            low, high = (pick(self.layers, key=self.layers.__getitem__) for pick in (min, max))
             ends = " to ".join(f"{self.decays[name]:.3g} x in layer {self.layers[name]}" for name in (low, high))
             parts.append(f"layer decay {train.LAYER_DECAY:g}: {ends}")
         return "; ".join(parts)

@@ -146,7 +146,7 @@ def epoch_rows(epoch, lr, images, means, lap):
     return metrics, times
 
 
-def memory_mb():
+def memory_mb() -> float:
     """Return the peak memory of this process in MB: GPU memory if it uses a GPU, else main memory."""
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.max_memory_allocated() / 2**20

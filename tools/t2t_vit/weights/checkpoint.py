@@ -4,6 +4,8 @@ A file has the format of `paddle.save`, followed by a checksum, which `paddle.lo
 It is read without `paddle.load`, because that would run any code in the file: see common/unpickle.py.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import hashlib
@@ -22,7 +24,7 @@ from t2t_vit.models.layers import in_head
 _SEAL = b"\nsha256:"  # marks the checksum (32 bytes) at the end of a file
 
 
-def save(path, tree):
+def save(path: str | Path, tree: dict) -> None:
     """Write nested dicts of tensors, arrays, numbers and strings. `paddle.load` can read the file."""
     buffer = io.BytesIO()
     paddle.save(_to_numpy(tree), buffer)
@@ -80,7 +82,7 @@ def is_own(path):
         return file.read().startswith(_SEAL)
 
 
-def load_state(model, weights, path):
+def load_state(model: paddle.nn.Layer, weights: dict[str, np.ndarray], path: Path) -> None:
     """Copy `weights`, {name: array}, into `model`. Raises UserError if tensors are missing, unknown or do not fit."""
     own = model.state_dict()
     wrong = [f"no {name}" for name in own if name not in weights]
@@ -120,7 +122,7 @@ def _to_numpy(tree):
     return to_array(tree) if isinstance(tree, paddle.Tensor) else tree
 
 
-def to_array(tensor):
+def to_array(tensor: paddle.Tensor) -> np.ndarray:
     """Copy a tensor to an array."""
     # Without clone(), numpy() of a slice (flat.py) copies the whole tensor (Paddle 2.6.2 and 3.3.1).
     return tensor.clone().numpy()

@@ -1,5 +1,6 @@
 """The command convert.py: convert weights of known programs for this repository or the official PyTorch code."""
 
+import argparse
 import contextlib
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from t2t_vit.weights.load import check_variant
 _SUFFIXES = {"paddle": (".pdparams",), "torch": (".pth", ".pt", ".bin", ".tar")}
 
 
-def convert(args):
+def convert(args: argparse.Namespace) -> None:
     """Convert the file of a command line. Print what it contains and statistics of the model's output."""
     setup_logging()
     source = local_file(args.source, "give a weights file or a URL")

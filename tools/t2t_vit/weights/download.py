@@ -4,6 +4,8 @@ Paddle's own downloader (paddle.utils.download) mixes up files of the same name,
 between processes. Paddle also depends on httpx.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re
@@ -24,7 +26,7 @@ _TIMEOUT = 30  # seconds without a response
 _BLOCK = 2**20  # bytes per read
 
 
-def local_file(choice, advice="train first, or give a file with --pretrained FILE"):
+def local_file(choice: str | Path, advice: str = "train first, or give a file with --pretrained FILE") -> Path:
     """Return the path of the weights that a setting names: a file, with or without .pdparams, or a URL.
 
     Raises UserError with `advice` if there is no such file, or if it cannot be downloaded.

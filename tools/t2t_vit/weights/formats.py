@@ -63,7 +63,7 @@ def read_weights(path):
 # --- Containers ---
 
 
-def read_tree(path):
+def read_tree(path: Path) -> tuple[str, dict]:
     """Return ("PyTorch", "safetensors" or "Paddle", the dict in the file). Raises UserError like `read_weights`."""
     try:
         with open(path, "rb") as file:

@@ -1,5 +1,9 @@
 """Load any known weights file into a model, also one with other classes or another image size."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import paddle
 
@@ -12,7 +16,7 @@ from t2t_vit.weights.formats import in_paddle_layout, read_weights
 from t2t_vit.weights.identify import has_heads_of, identify
 
 
-def load_pretrained(model, path, head="same", pos_resize="bicubic"):
+def load_pretrained(model: paddle.nn.Layer, path: str | Path, head: str = "same", pos_resize: str = "bicubic") -> None:
     """Load the weights of a file into `model`; see `load_weights`."""
     load_weights(model, read_weights(path), head, pos_resize)
 
