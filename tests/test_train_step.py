@@ -196,6 +196,7 @@ def test_sums_continue_on_another_number_of_processes(monkeypatch, number):
     monkeypatch.setattr(processes, "world_size", lambda: number)
     for rank in range(number):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(processes, "is_main", lambda rank=rank: rank == 0)
         ranks.append(EpochSums())
         ranks[-1].load_state(state)
     monkeypatch.setattr(processes, "sum_over_processes", lambda _: sum(sums.own for sums in ranks))

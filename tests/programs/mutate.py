@@ -1,6 +1,6 @@
 """Change a source file in one place at a time and list the changes that its tests do not notice.
 
-python tests/programs/mutate.py tools/t2t_vit/training/losses.py tests/test_losses.py [option of pytest ...]
+python tests/programs/mutate.py tools/t2t_vit/training/ema.py tests/test_train_step.py -k average [option of pytest ...]
 
 Works on a copy of the repository. Each change runs the tests in a fork of a process that has imported their packages.
 """
