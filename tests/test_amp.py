@@ -93,6 +93,25 @@ def assert_live(step):
         )
 
 
+@pytest.mark.parametrize(
+    ("device", "amp", "dtype", "reason"),
+    [
+        ("cpu", "O1", "float16", "the device is cpu"), ("gpu:1", "O2", "bfloat16", "gpu:1 has no bfloat16"),
+        ("gpu:1", "O1", "float16", None), ("cpu", "", "float16", None),
+    ],
+)  # fmt: skip
+def test_a_device_without_the_type_trains_in_float32_with_a_warning(monkeypatch, warned, device, amp, dtype, reason):
+    monkeypatch.setattr(paddle.amp.grad_scaler, "_dygraph_tracer", Place)
+    monkeypatch.setattr(paddle.device, "get_device", lambda: device)
+    monkeypatch.setattr(paddle.amp, "is_float16_supported", lambda device: True)
+    monkeypatch.setattr(paddle.amp, "is_bfloat16_supported", lambda device: False)
+    mixed = precision.MixedPrecision(config(amp, dtype).TRAIN)
+    assert str(mixed) == ("float32" if reason or not amp else f"{amp} {dtype}")
+    warning = f"warning: TRAIN.AMP {amp} {dtype} has no effect here ({reason}): training in float32"
+    assert warned.messages == ([warning] if reason else [])
+    assert bool(mixed.scaler.state_dict()) == (str(mixed) == "O1 float16")  # whether it scales
+
+
 def test_weights_average_and_state_match_float32(dtype):
     """With LAYER_DECAY, accumulated passes and frozen tensors: those of the same gradients in float32."""
     keys = dict(LAYER_DECAY=0.5, ACCUM_STEPS=2, OPTIMIZER="adamw")

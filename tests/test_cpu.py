@@ -371,11 +371,34 @@ def test_impossible_threads_are_an_error(value, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "batch", "size"), [(224, 64, 4), (512, 64, 4), (112, 64, 16), (16, 64, 16), (16, 8, 4)]
+    ("pixels", "batch", "size"), [(224, 64, 4), (512, 64, 4), (112, 64, 16), (120, 64, 13), (16, 64, 16), (16, 8, 4)]
 )
 def test_parts_of_small_images_have_more_images(pixels, batch, size):
     cfg = settings("DATA.IMAGE_SIZE", str(pixels))
     assert microbatch.micro_batches(cfg, batch).size == size
+
+
+def test_every_thread_has_a_part_and_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    parts, cores, sizes = microbatch.micro_batches(settings("DATA.IMAGE_SIZE", "224"), 64), [], []
+    monkeypatch.setattr(microbatch.core, "set_num_threads", cores.append)
+
+    def model(images):
+        sizes.append(len(images))
+        return images
+
+    for count in (2, 6, 40):
+        parts.forward(model, paddle.zeros([count, 3, 2, 2]))
+    assert sizes == [1, 1] + [2, 2, 2] + [4] * 10  # at most CPU.MICRO_BATCH images
+    assert cores == [2, 2, 4] + [1, 1, 1, 4] + [1] * 10 + [4]
+
+
+def test_parts_keep_the_mode_of_each_layer():
+    model = paddle.nn.Sequential(paddle.nn.Dropout(0.9), paddle.nn.Linear(4, 4))
+    model[0].eval()  # as a frozen layer
+    images = paddle.ones([4, 4])
+    parts = MicroBatches(2, 1).backward(model, lambda model, part, _: model(part[0]), [images], [1])
+    assert (paddle.concat(parts).numpy() == model(images).numpy()).all()
 
 
 def test_error_in_a_part_is_raised():

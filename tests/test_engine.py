@@ -1,9 +1,11 @@
 """Schedule, optimizer, losses, evaluation and checkpoints."""
 
+import logging
 import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import official
@@ -21,6 +23,7 @@ from t2t_vit.data.loader import EvalLoader
 from t2t_vit.models.t2t import T2TViT
 from t2t_vit.models.zoo import create_model
 from t2t_vit.runs.run_folder import RunFolder
+from t2t_vit.training import evaluator
 from t2t_vit.training.evaluator import evaluate, evaluate_all
 from t2t_vit.training.losses import CrossEntropy
 from t2t_vit.training.optimizer import Optimizer
@@ -187,6 +190,34 @@ def test_several_models_are_evaluated_in_one_pass_with_the_same_scores():
 
     assert evaluate_all(models, Counted(), cfg) == alone and len(passes) == 1
     assert evaluate_all(models, loader, cfg, must_stop=lambda: True) is None
+
+
+def test_lines_of_an_evaluation(monkeypatch, warned):
+    """The accuracy so far, and the seconds of reading since the last line, after every third batch and the last."""
+    now, labels = [100.0], [0, 0, 1, 1, 2, 2, 0, 1]
+    monkeypatch.setattr(evaluator, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    warned.set_level(logging.INFO, "t2t")
+
+    class Loader:
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            for number in range(4):
+                now[0] += 0.5
+                yield paddle.zeros([2, 16, 16, 3], "uint8"), paddle.to_tensor(labels[2 * number : 2 * number + 2])
+
+    def always_first(images):
+        now[0] += 3
+        return paddle.to_tensor([[1.0, 0.0, 0.0]] * len(images))
+
+    seen = []
+    scores = evaluate(always_first, Loader(), lit_config(), 3, lambda logits, labels: seen.extend(labels.tolist()))
+    assert warned.messages == [
+        "Step [3/4], acc: 0.3333, read_time: 1.5000",
+        "Step [4/4], acc: 0.3750, read_time: 0.5000",
+    ]
+    assert scores.line() == "images: 8, loss: 1.1764, top-1: 0.3750, top-5: 1.0000" and seen == labels
 
 
 # --- Checkpoints ---

@@ -12,7 +12,8 @@ from t2t_vit.config import load_config
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.models.zoo import create_model
-from t2t_vit.training.parameters import freeze
+from t2t_vit.training.optimizer import Optimizer
+from t2t_vit.training.parameters import freeze, parameter_groups
 from t2t_vit.training.schedule import LayerRates, learning_rate
 from t2t_vit.training.train_step import TrainStep
 
@@ -130,6 +131,21 @@ def test_summary_states_the_rates():
         "0.05 in epoch 1, 0.000234125 in epoch 60; backbone 0.0005 in epoch 1, 0.000200206 in epoch 60; "
         "layer decay 0.75: 0.1 x in layer 0 to 1 x in layer 8"
     )
+    plain = LayerRates(model, lit_config(BASE_LR=0.05, MIN_LR=2e-4, **keys).TRAIN)
+    assert plain.summary([0, 59]) == "0.05 in epoch 1, 0.000234125 in epoch 60"
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"BACKBONE_LR": 1e-4}, {"LAYER_DECAY": 0.5}, {"BACKBONE_LR": 1e-4, "LAYER_DECAY": 0.5}]
+)
+def test_parameters_are_updated_together_if_their_rates_are_the_same(keys):
+    model = create_model("t2t_vit_7")
+    optimizer, decayed = Optimizer(model, lit_config(**keys).TRAIN), parameter_groups(model)["decayed"]
+    rates = [optimizer.rates.factors(epoch) for epoch in (0, 5, 20)]
+    kinds = [
+        {(name in decayed, *(rate[name] for rate in rates)) for name in names} for names in optimizer.weights.groups
+    ]
+    assert all(len(kind) == 1 for kind in kinds) and len(set.union(*kinds)) == len(kinds)
 
 
 # --- Steps, against NumPy ---

@@ -28,6 +28,7 @@ from resuming import (
 )
 
 from t2t_vit.runs import interruption
+from t2t_vit.training import evaluator, trainer
 from t2t_vit.weights import checkpoint
 
 
@@ -96,6 +97,25 @@ def test_signals_save_and_print_how_to_continue(left_alone, tmp_path, number):
     assert (tmp_path / "lit_data.log").read_text().count("avg_Loss") == 2
 
 
+def test_a_signal_ends_a_validation_which_is_repeated_later(tmp_path, monkeypatch):
+    totals, batches = evaluator._batch_totals, []
+
+    def signalled(logits, labels):
+        batches.append(len(labels))
+        if len(batches) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return totals(logits, labels)
+
+    monkeypatch.setattr(evaluator, "_batch_totals", signalled)
+    words = ["VAL.BATCH_SIZE", 20]
+    stopped = run(tmp_path, *words).stdout.splitlines()[-2]
+    assert stopped.startswith("stopped by SIGTERM after 0 epochs and 6 steps, saved in ")
+    assert batches == [20, 20]  # the first batch, in both models
+    run(tmp_path, *words)
+    assert batches == [20] * 22
+    assert [row["epoch"] for row in rows(tmp_path / "lit_data") if "val_ema_top1" in row] == [1, 2]
+
+
 def test_a_lost_terminal_does_not_lose_the_run(left_alone, tmp_path):
     # The reader of the output exits after the first line; then the terminal hangs up.
     command = [sys.executable, ROOT / "tools/train.py", "--output", tmp_path, *SMALL, *WORKERS]
@@ -152,6 +172,21 @@ def test_fine_tuning_resumes_exactly_too(tmp_path):
     assert "TRAIN.OPTIMIZER was 'sgd', is 'adamw'" in line
     line = the_only_error(run(tmp_path / "cut", *words, "--force", status=1))
     assert re.search("no AdamW state for the .* tensors of this model .TRAIN.OPTIMIZER, .*MODEL.PRETRAINED", line)
+
+
+def test_val_every_leaves_out_validations_but_the_last(tmp_path, monkeypatch):
+    bars = []
+
+    def bar(steps, **options):
+        bars.append((options["desc"], options["initial"], options["total"]))
+        return steps
+
+    monkeypatch.setattr(trainer, "progress_bar", bar)
+    words = ["TRAIN.EPOCHS", 3, "VAL.EVERY", 2]
+    terminate(tmp_path, 2, 3, *words)
+    run(tmp_path, *words)
+    assert [row["epoch"] for row in rows(tmp_path / "lit_data") if "val_top1" in row] == [2, 3]
+    assert bars == [("epoch 1", 0, 6), ("epoch 2", 0, 6), ("epoch 2", 3, 6), ("epoch 3", 0, 6)]
 
 
 def test_log_every_changes_nothing_but_the_log(left_alone, tmp_path):

@@ -104,6 +104,8 @@ def test_diverging_run_stops_with_the_last_good_state(left_alone, tmp_path, batc
         flags=re.MULTILINE,
     )
     assert "skipped steps: " in done.stdout
+    last = re.findall(r"^Epoch \[(\d+)/40\], Step \[(\d+)/", done.stdout, flags=re.MULTILINE)[-1]
+    assert "up to epoch {}, step {};".format(*last) in done.stderr
     states = [checkpoint.read(path) for path in (tmp_path / "lit_data").glob("latest*.pdparams")]
     assert any(state["epoch"] == 2 for state in states)
     for weights in [*(state["model"] for state in states), checkpoint.read(tmp_path / "lit_data/best.pdparams")]:

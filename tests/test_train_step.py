@@ -1,6 +1,8 @@
 """What one step does: moving average, skipped steps, clipping, and no waiting for the device."""
 
+import contextlib
 import json
+import logging
 import math
 from collections import Counter
 
@@ -15,17 +17,19 @@ from t2t_vit.config_values import to_seconds
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.models import cpu_ops
+from t2t_vit.parallel import processes
 from t2t_vit.runs import interruption
 from t2t_vit.runs.interruption import GO_ON, SAVE, STOP_FOR_TIME, InterruptHandler
 from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.training.ema import ModelEma
-from t2t_vit.training.epoch_sums import EpochSums
+from t2t_vit.training.epoch_sums import EpochSums, Means
+from t2t_vit.training.evaluator import Scores
 from t2t_vit.training.flat import FlatWeights
 from t2t_vit.training.resume import FREE_KEYS, setting
 from t2t_vit.training.stop_rules import BadSteps, check_skipped
 from t2t_vit.training.stopwatch import Lap, Stopwatch
 from t2t_vit.training.train_log import TrainLog, log_summary
-from t2t_vit.training.train_step import TrainStep
+from t2t_vit.training.train_step import StepResult, TrainStep
 from t2t_vit.training.trainer import Trainer
 from t2t_vit.weights import checkpoint
 
@@ -149,6 +153,57 @@ def test_skipped_steps_are_counted_and_leave_the_means_alone():
     rule.check(1, 6)  # two in a row are allowed
 
 
+def in_two_processes(monkeypatch):
+    """`EpochSums` of two processes, which are summed and gathered as by Paddle."""
+    both = []
+    for is_main in (True, False):
+        monkeypatch.setattr(processes, "is_main", lambda is_main=is_main: is_main)
+        both.append(EpochSums())
+    monkeypatch.setattr(processes, "sum_over_processes", lambda _: both[0].own + both[1].own)
+    monkeypatch.setattr(processes, "gather", lambda _: np.stack([sums.own.numpy() for sums in both]))
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    return both
+
+
+def add_steps(both, numbers):
+    """Add steps of 8 images in each process, one of them unreadable in the second. Step 3 is skipped."""
+    for number in numbers:
+        for rank, sums in enumerate(both):
+            figures = (paddle.to_tensor(float(value)) for value in (number + rank, 4 * rank))
+            sums.add(
+                StepResult(
+                    *figures, 8, ("broken",) * rank, paddle.to_tensor(2.0 * number), paddle.to_tensor(number != 3)
+                )
+            )
+
+
+def test_means_are_those_of_all_processes_and_of_the_steps_since_the_last_line(monkeypatch):
+    both = in_two_processes(monkeypatch)
+    add_steps(both, [1, 2])
+    assert both[0].lap() == Means(2.0, 0.25, 3.0, 0, 2)
+    add_steps(both, [3, 4])
+    assert both[0].lap() == Means(4.5, 0.25, 8.0, 1, 2)
+    assert both[0].means() == Means(pytest.approx(17 / 6), 0.25, pytest.approx(14 / 3), 1, 4)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_sums_continue_on_another_number_of_processes(monkeypatch, number):
+    both = in_two_processes(monkeypatch)
+    add_steps(both, [1, 3])
+    both[0].lap()
+    add_steps(both, [4])
+    state, ranks = both[0].state(), []
+    monkeypatch.setattr(processes, "world_size", lambda: number)
+    for rank in range(number):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(processes, "is_main", lambda rank=rank: rank == 0)
+        ranks.append(EpochSums())
+        ranks[-1].load_state(state)
+    monkeypatch.setattr(processes, "sum_over_processes", lambda _: sum(sums.own for sums in ranks))
+    assert ranks[-1].means() == Means(1.5, 0.25, 2.0, 1, 2)  # of the last line
+    assert ranks[-1].lap() == Means(4.5, 0.25, 8.0, 0, 1)
+
+
 def test_bad_steps_in_a_row_end_the_run_at_the_next_check():
     rule = BadSteps(3)
     for ok in (False, False, True, False, False, False, True):
@@ -178,6 +233,48 @@ def test_bad_steps_in_a_row_are_saved(tmp_path):
     del state["meter"]["worst_streak"]  # as in a state of a version that did not save it
     trainer.resume(trainer.run.latest, state)
     trainer.bad_steps.check(1, 3)
+
+
+def test_two_bad_steps_in_a_row_are_not_saved(tmp_path, warned):
+    trainer = make_trainer(lit_config(("OUTPUT", str(tmp_path))))
+    trainer.run.start(trainer.cfg, trainer.classes)
+    for bad, is_saved in ((1, True), (2, False)):
+        trainer.run.latest.unlink(missing_ok=True)
+        trainer.bad_steps.add(paddle.to_tensor(False))
+        trainer._save()
+        assert trainer.run.latest.is_file() == is_saved, bad
+    assert warned.text.count("not saved: the last 2 steps were not finite") == 1
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    trainer = make_trainer(lit_config(("OUTPUT", str(tmp_path))))
+    trainer.run.start(trainer.cfg, trainer.classes)
+    bias = trainer.train_step.model.head.bias
+    bias.set_value(paddle.full_like(bias, float("inf")))
+    with pytest.raises(UserError, match=r"weights are not finite any more \(head.bias\); a lower TRAIN.BASE_LR"):
+        trainer._save()
+    assert not trainer.run.latest.exists()
+
+
+def test_the_first_of_the_best_epochs_is_kept(tmp_path):
+    trainer, infinite = make_trainer(lit_config(("OUTPUT", str(tmp_path)), ("VAL.BEST", "raw"))), float("inf")
+    trainer.run.start(trainer.cfg, trainer.classes)
+    found = []
+    for trainer.epoch, (loss, top1) in enumerate(
+        [(infinite, 0.5), (2.0, 0.0), (2.0, 0.3), (1.0, 0.3), (infinite, 0.4)]
+    ):
+        trainer._keep_best({"raw": Scores(loss, top1, 1.0, 8)})
+        found.append((trainer.best_epoch, trainer.best_top1, trainer.run.best.exists()))
+    assert found == [(0, -1.0, False), (1, 0.0, True), (2, 0.3, True), (2, 0.3, True), (2, 0.3, True)]
+
+
+def test_a_run_without_a_best_epoch_says_so(tmp_path, warned):
+    warned.set_level(logging.INFO, "t2t")
+    trainer = make_trainer(lit_config(("OUTPUT", str(tmp_path))))
+    trainer.epoch, trainer.scores = trainer.total_epochs, {"raw": 0.1, "ema": 0.25}
+    trainer.fit()
+    done = f"done: no validation had a finite loss; latest raw 0.1000, ema 0.2500 in {trainer.run.latest}"
+    assert warned.messages == [f"all {trainer.epoch} epochs are done; --resume none starts a new run", done]
 
 
 def test_too_many_unreadable_images_end_the_run():
@@ -346,6 +443,31 @@ def count_passes(step):
     for number, block in enumerate(step.live_model.blocks):
         block.register_forward_pre_hook(lambda layer, inputs, number=number: passes.update([number]))
     return passes
+
+
+@pytest.mark.parametrize("size", ["0", "6"])
+def test_a_step_counts_the_images_whose_label_with_the_larger_weight_is_predicted(size):
+    mixed = ("AUG.MIXUP", "0.8", "AUG.MIX_MODE", "elem", "AUG.ERASE_PROB", "0.0", "MODEL.DROP_PATH_RATE", "0.0")
+    step = make_step(lit_config(("CPU.MICRO_BATCH", size), ("TRAIN.ACCUM_STEPS", "2"), *zip(mixed[::2], mixed[1::2])))
+    batch, right = next(steps(step.cfg)), 0
+    for images, targets in map(step.train_input, batch):
+        right += (step.model(images).numpy().argmax(1) == targets.numpy().argmax(1)).sum()
+    result = step(batch, 1e-3, 0, 0)
+    assert (result.correct.item(), result.images) == (right, 32) and 0 < right < 16
+
+
+@pytest.mark.parametrize("size", ["0", "6"])
+def test_a_batch_that_is_given_twice_has_the_same_mean_gradient(monkeypatch, size):
+    batch, results, events = next(steps(lit_config())), [], []
+    monkeypatch.setattr(processes, "local_gradients", lambda _: contextlib.nullcontext(events.append("local")))
+    for batches in (batch, batch * 3):
+        step = make_step(lit_config(("CPU.MICRO_BATCH", size), ("MODEL.DROP_PATH_RATE", "0.0")))
+        result = step(batches, 1e-3, 0, 0, events.append)
+        results.append((result.loss.item(), result.gradient_norm.item()))
+    assert results[1] == pytest.approx(results[0], rel=1e-5)
+    # Several processes average their gradients in the last pass only.
+    one = ["input", "forward and backward"]
+    assert events == one + ["input", "local", "forward and backward"] * 2 + one
 
 
 def test_recompute_runs_each_block_but_the_last_twice():
