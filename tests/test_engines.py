@@ -1,4 +1,4 @@
-"""val.py and predict.py with inference engines: same answers, no Paddle unless it computes, mistakes in one line."""
+"""val.py and predict.py with inference engines: same results, Paddle only if needed, errors in one line."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def results_of(folder, *words):
 
 
 @pytest.mark.parametrize("engine", FILES)
-def test_engines_predict_what_the_model_does(run_folder, tmp_path, engine):
+def test_engines_predict_the_same_as_the_model(run_folder, tmp_path, engine):
     expected = results_of(tmp_path)
     found = results_of(tmp_path, "--engine", engine, "--output", run_folder)
     assert list(found) == list(expected)
@@ -69,7 +69,7 @@ def test_val_prints_the_same_lines(run_folder, tmp_path, engine):
 
 
 def without_paddle(folder, *words):
-    """predict.py, finished, where PaddlePaddle is not installed."""
+    """Run predict.py without PaddlePaddle installed."""
     (folder / "sitecustomize.py").write_text("import sys\nsys.modules['paddle'] = None\n")
     command = [sys.executable, ROOT / "tools/predict.py", *words]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(folder)}
@@ -192,7 +192,7 @@ def test_a_renamed_or_linked_file_finds_its_parts(alone, tmp_path, engine):
 
 
 @pytest.mark.parametrize("engine", FILES)
-def test_a_missing_class_is_an_error(alone, tmp_path, engine):
+def test_missing_class_is_an_error(alone, tmp_path, engine):
     import onnx
 
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)

@@ -10,7 +10,7 @@ from t2t_vit.cli import common_parser, not_empty, run
 
 
 def main(args, cfg):
-    from t2t_vit.training.run import train  # here: it imports Paddle, which `run` does after the options
+    from t2t_vit.training.run import train  # imports Paddle, which `run` prepares
 
     train(args, cfg)
 
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         help="auto (default): continue from the latest state in the run folder, if there is one; none: start a new run "
         "and move an earlier run of this name aside; FILE: continue from a latest.pdparams",
     )
-    parser.add_argument("--force", action="store_true", help="continue even if settings that matter differ")
+    parser.add_argument("--force", action="store_true", help="continue even if settings that change the result differ")
     return parser
 
 

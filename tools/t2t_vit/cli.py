@@ -60,7 +60,7 @@ def common_parser(description: str, batch_size_key: str) -> argparse.ArgumentPar
         metavar="DIR",
         help="data folder: train/ and val/, or class folders and DATA.VAL_FRACTION (sets DATA.PATH)",
     )
-    parser.add_argument("--batch-size", metavar="N", help=f"images per process and step ({batch_size_key})")
+    parser.add_argument("--batch-size", metavar="N", help=f"images per process and forward pass ({batch_size_key})")
     parser.add_argument(
         "--output", type=not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)"
     )
@@ -83,8 +83,8 @@ def add_engine_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         choices=("paddle", "inference", "onnxruntime", "openvino"),
-        help="paddle: the model itself; inference (Paddle Inference), onnxruntime, openvino: an exported file, by "
-        "default the one of the run; default: the engine that reads the file of --pretrained",
+        help="paddle runs weights; inference (Paddle Inference), onnxruntime and openvino run an exported file, by "
+        "default that of the run; default: the engine that reads the --pretrained file",
     )
 
 
@@ -114,7 +114,7 @@ def json_file(value: str) -> str:
 
 
 def split_images(words: list[str]) -> tuple[list[str], list[str]]:
-    """`split_words` for `run` that separates images from KEY VALUE pairs. A KEY starts like a config key."""
+    """`split_words` for `run` that separates images from KEY VALUE pairs. A KEY starts with a section of the config."""
     images, pairs = [], []
     rest = iter(words)
     for word in rest:
@@ -166,7 +166,7 @@ def _check_launcher(processes):
         if processes != "one":
             ranks.check()
             return
-    except UserError:  # the variables are left over from something else
+    except UserError:  # the variables come from another program
         if processes == "checked":
             raise
     ranks.forget()
@@ -205,7 +205,7 @@ def check_pairs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         if re.match(r"[A-Z0-9_.]+=", key):
             parser.error(f"write {key.replace('=', ' ', 1)}: KEY and VALUE are separated by a space")
     if len(args.opts) % 2:
-        parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
+        parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (config files end in .yaml)")
 
 
 def exit_with(parse: Callable[[], argparse.Namespace], work: Callable[[argparse.Namespace], int | None]) -> NoReturn:

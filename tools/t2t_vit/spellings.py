@@ -55,7 +55,7 @@ OPTIONS = {
     "log-interval": "TRAIN.LOG_EVERY {}",
 }
 
-_ALL_EPOCHS = "TRAIN.EPOCHS, with TRAIN.COOLDOWN_EPOCHS 0 if this is the number of all epochs"
+_ALL_EPOCHS = "TRAIN.EPOCHS, and set TRAIN.COOLDOWN_EPOCHS 0 if this is the total number of epochs"
 _ROOT = "DATA.PATH, the folder above train/ and val/"
 # {their config key: our key, or an explanation (a text with spaces)}.
 KEYS = {
@@ -131,9 +131,9 @@ def translate(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _rewritten(word, rest, parser, words):
-    """Return our words for one option. If its value is the next word, that is removed from `rest`."""
+    """Return our spelling of one option. If the next word is its value, it is removed from `rest`."""
     option, equals, value = word.partition("=")
-    name, known = option.lstrip("-").replace("_", "-"), parser._option_string_actions  # there is no public list
+    name, known = option.lstrip("-").replace("_", "-"), parser._option_string_actions  # argparse has no public list
     if option in known:
         return [word]
     if f"--{name}" in known:
@@ -157,7 +157,7 @@ def _rewritten(word, rest, parser, words):
 
 
 def take_data_folder(args: argparse.Namespace) -> None:
-    """Read a folder before the KEY VALUE words as --data-path, because the official commands have it there."""
+    """Accept a folder before the KEY VALUE words as --data-path, as in the official commands."""
     if len(args.opts) % 2 and not args.data_path and (os.sep in args.opts[0] or os.path.isdir(args.opts[0])):
         args.data_path, *args.opts = args.opts
         _note(f"--data-path {shlex.quote(args.data_path)}")

@@ -55,7 +55,7 @@ def offered(engines, precisions):
             check_offered(FORMATS[engine], precision)
         pairs.append((engine, precision))
     if not pairs:
-        raise UserError(f"{', '.join(missing)} does not exist: choose other --engines or --precisions")
+        raise UserError(f"{', '.join(missing)} is not supported: choose other --engines or --precisions")
     return pairs, missing
 
 
@@ -82,5 +82,5 @@ def benchmark_infer(args, cfgs):
         rows = measure(args, cfgs, 1, lambda cfg: subjects_of(cfg, pairs, folder))
     print_rows(rows, TITLES, args.markdown)
     if missing:
-        log.info("not offered: %s", ", ".join(missing))
+        log.info("not supported: %s", ", ".join(missing))
     return {"infer": rows}

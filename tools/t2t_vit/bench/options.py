@@ -42,7 +42,7 @@ def benchmark_parser(kind: str) -> argparse.ArgumentParser:
     if kind == "infer":
         for option, choices in (("--engines", ENGINES), ("--precisions", PRECISIONS)):
             add(option, type=_list(_choice(choices)), default=[choices[0]], metavar="X,X",
-                help=f"any of {','.join(choices)}; default {choices[0]}")  # fmt: skip
+                help=f"some of {','.join(choices)}; default {choices[0]}")  # fmt: skip
     if kind == "growth":
         add("--plot", default="growth.png", metavar="FILE",
             help="plot to write (.png, .pdf or .svg); default growth.png")  # fmt: skip
@@ -50,7 +50,7 @@ def benchmark_parser(kind: str) -> argparse.ArgumentParser:
 
 
 def split_models(words: list[str]) -> tuple[list[str], list[str]]:
-    """(model names, KEY VALUE words)"""
+    """Split positional words into (model names, KEY VALUE words)."""
     names = list(itertools.takewhile(lambda word: not starts_like_a_key(word), words))
     return names, words[len(names) :]
 

@@ -34,7 +34,7 @@ def require_matplotlib() -> type[Figure]:
     try:
         from matplotlib.figure import Figure  # not pyplot, which would look for a display
     except ImportError:
-        raise UserError("the plot is drawn by matplotlib, which is not installed: pip install matplotlib") from None
+        raise UserError("the plot needs matplotlib, which is not installed: pip install matplotlib") from None
     return Figure
 
 

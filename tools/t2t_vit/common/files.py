@@ -54,7 +54,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Re-raise an OSError with the name `path`, if it names a temporary file or no file (disk full)."""
+    """Re-raise an OSError with `path` as its file name, because it may name a temporary file or none (disk full)."""
     try:
         yield
     except OSError as error:
@@ -125,13 +125,13 @@ def check_outputs(
     Args:
         paths: output files; None is ignored.
         inputs: files that the command reads; they may be missing.
-        pictures: more inputs. There may be very many, so only those named like an output are compared.
+        pictures: more input files, possibly millions. To save time, only files with the name of an output are compared.
     """
     outputs = [path for path in paths if path]
     for number, path in enumerate(outputs):
         check_writable(path)
         if os.path.realpath(path) in [os.path.realpath(other) for other in outputs[:number]]:
-            raise UserError(f"{path} is given for two files; give each its own name")
+            raise UserError(f"{path} is given for two outputs; give each its own name")
     existing = [path for path in outputs if os.path.exists(path)]
     names = {os.path.basename(os.path.realpath(path)).casefold() for path in existing}
     same_name = (path for path in pictures if os.path.basename(path).casefold() in names) if existing else ()
@@ -148,12 +148,12 @@ def check_not_shipped(path: str | Path) -> None:
     for folder in _PUBLISHED:
         if holds(folder, path):
             raise UserError(
-                f"{display_path(path)} is in {display_path(folder)}, which no command changes; give another place"
+                f"{display_path(path)} is in {display_path(folder)}, which no command changes; choose another path"
             )
 
 
 def holds(folder: str | Path, path: str | Path) -> bool:
-    """True if `folder` exists and `path` is it or lies inside it. Resolves links and differences in letter case."""
+    """True if `path` is an existing `folder` or is inside it. Resolves links and differences in letter case."""
     if not os.path.isdir(folder):
         return False
     real = Path(os.path.realpath(path))

@@ -54,7 +54,7 @@ class _FileHandler(logging.FileHandler):
         if not getattr(self, "failed", False):
             self.failed = True
             error = sys.exc_info()[1] or OSError()
-            print(f"warning: {one_line(error)}: {self.baseFilename} lacks log lines", file=sys.stderr)
+            print(f"warning: {one_line(error)}: {self.baseFilename} is missing log lines", file=sys.stderr)
 
 
 def setup_logging(main: bool = True, aside: bool = False) -> None:

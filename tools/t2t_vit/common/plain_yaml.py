@@ -43,13 +43,13 @@ def load_yaml(text: str, fast: bool = False) -> Any:
 
 
 def _check(tree):
-    """Refuse aliases that repeat each other or themselves, and huge numbers."""
+    """Refuse aliases that refer to themselves or expand to very many values, and huge numbers."""
     rest, count = [tree], 0
     while rest:
         value = rest.pop()
         count += 1
         if count > _MAX_VALUES:
-            raise ValueError(f"it refers to itself, or stands for more than {_MAX_VALUES:,} values")
+            raise ValueError(f"it refers to itself, or expands to more than {_MAX_VALUES:,} values")
         if isinstance(value, dict):
             rest.extend(value.values())
         elif isinstance(value, (list, tuple, set)):

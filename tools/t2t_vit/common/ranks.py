@@ -60,6 +60,6 @@ def check() -> None:
     if not fit:
         values = ", ".join(f"{name} is {os.environ.get(name, 'not set')}" for name in NAMES)
         raise UserError(
-            f"the environment has variables of Paddle's launcher that do not fit together: {values}; start several "
+            f"the variables of Paddle's launcher in the environment are inconsistent: {values}; start several "
             "processes with python -m paddle.distributed.launch, or unset the PADDLE_* variables"
         )

@@ -40,7 +40,7 @@ def not_installed(names: list[str]) -> UserError:
     """Return a UserError that names the missing packages and says how to install them."""
     return UserError(
         f"{', '.join(names)} not installed in {sys.executable}; "
-        "`source scripts/env.sh` makes and enters an environment that has everything"
+        "`source scripts/env.sh` creates and activates an environment with all packages"
     )
 
 

@@ -83,20 +83,20 @@ class Unpickler(pickle._Unpickler):
         super().__init__(self.file, encoding="latin1")
         self.allowed = ALLOWED if allowed is None else allowed
         self.steps_left = _MOST_STEPS
-        # Letters, bytes and entries that calls may still take and return, and BUILD may set: three times each.
+        # Limit for the characters, bytes and entries that calls take and return and BUILD sets: 3 x the file size.
         self.items_left = 3 * len(data)
         if persistent_load:
             self.persistent_load = persistent_load
 
     def find_class(self, module: str, name: str) -> Any:
-        # numpy._core is NumPy 2's name of numpy.core; __builtin__ is Python 2's of builtins.
+        # NumPy 2 calls numpy.core numpy._core; Python 2 called builtins __builtin__.
         title = f"{module}.{name}".replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
         if title not in self.allowed:
             raise Refused(title[:200])
         return self.allowed[title] or Name(title)
 
     def count(self, values: Collection) -> None:
-        """Refuse a file in which a few bytes each copy a large object many times."""
+        """Count the data in `values`. Refuses a file whose calls produce far more data than the file contains."""
         sizes = (len(value) for value in values if type(value) in (str, bytes, list, tuple, dict))
         self.items_left -= len(values) + sum(sizes)
         if self.items_left < 0:

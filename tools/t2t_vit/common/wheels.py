@@ -89,7 +89,7 @@ def runs_on(archs: tuple, capability: Optional[tuple]) -> bool:
 
 
 def choose(machine):
-    """Return (`Build`, or None for the CPU build; note for the user)."""
+    """Return (the `Build` to install, note for the user). None stands for the CPU build."""
     cards, driver = machine.cards, machine.driver
     if machine.trouble:
         return None, f"{machine.trouble}; the CPU build is used"
@@ -106,7 +106,7 @@ def choose(machine):
     names = ", ".join(map(str, left))
     if len(left) == len(cards):
         return None, f"no wheel of PaddlePaddle runs on {names} with this NVIDIA driver; the CPU build is used"
-    return best, f"the {best.name} build does not run on {names}; choose others with GPUS" if left else ""
+    return best, f"the {best.name} build does not run on {names}; choose the other cards with GPUS" if left else ""
 
 
 def words(build):

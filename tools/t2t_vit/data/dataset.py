@@ -43,7 +43,7 @@ class Split:
         return f"{zlib.crc32(self.labels.tobytes(), zlib.crc32(names)):08x}"
 
     def sizes_checksum(self) -> str:
-        """CRC-32 of the sizes of up to 1000 evenly spread files. All sizes would take minutes on a network disk."""
+        """CRC-32 of the sizes of up to 1000 evenly spaced files. Reading all would take minutes on a network disk."""
         sizes = [_size(self.paths[i]) for i in range(0, len(self), max(1, -(-len(self) // _SIZES)))]
         return f"{zlib.crc32(np.array(sizes, '<i8').tobytes()):08x}"
 
@@ -68,7 +68,7 @@ def load_data(
     Args:
         cfg: config.
         splits: names of the splits to load.
-        model_file: the weights file, if they determine MODEL.NUM_CLASSES and the user cannot set it.
+        model_file: weights file to name in errors, if it determines MODEL.NUM_CLASSES and the user cannot set that.
 
     Returns:
         (ClassList, {split name: Split}).
@@ -98,7 +98,7 @@ def _check_number(classes, cfg, model_file):
         is_nested = below.is_dir() and class_folders(below)  # the only class folder is in fact the data set
         raise UserError(
             f"{classes.source} has a single class, {classes.folders[0]}; training needs two or more"
-            + (f"; perhaps --data-path {below} is meant" if is_nested else "")
+            + (f"; did you mean --data-path {below}?" if is_nested else "")
         )
     if cfg.MODEL.NUM_CLASSES and len(classes) != cfg.MODEL.NUM_CLASSES:
         if model_file:
@@ -133,7 +133,7 @@ def scan_splits(layout, name, classes, cfg):
     if unknown:
         raise UserError(f"{folder} has class folders that are not in {classes.source}: {some(unknown)}")
     if not len(paths):
-        raise UserError(f"the class folders of {folder} hold no images ({', '.join(sorted(EXTENSIONS))})")
+        raise UserError(f"the class folders of {folder} contain no images ({', '.join(sorted(EXTENSIONS))})")
     labels = np.array([ids[composed(class_folder)] for class_folder in found], np.int32)[class_of]
     if not layout.shared:
         return {name: Split(name, str(folder), paths, labels)}
@@ -197,4 +197,4 @@ def _warn_of_repeated(paths, labels, list_file):
     for path, label in zip(paths, labels):
         if label_of.setdefault(path, label) != label:
             raise UserError(f"{list_file} gives {path} two labels, {label_of[path]} and {label}")
-    log.warning("warning: %d lines of %s repeat an earlier line; such images count more than once", number, list_file)
+    log.warning("warning: %d lines of %s repeat an earlier line; these images count more than once", number, list_file)

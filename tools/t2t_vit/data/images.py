@@ -36,7 +36,7 @@ warnings.filterwarnings("ignore", module="PIL")  # warnings about palettes, larg
 # The only formats that are opened. Pillow supports more, but EPS, for one, starts Ghostscript. AVIF: Pillow >= 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MOST_BYTES = 512 << 20  # limit for a decoded image and its conversion; EXIF rotation takes twice as much
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # one text may be as long as all together, 64 MB
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # allow a text of 64 MB, the limit for all texts
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PIL_MODES = {1: "L", 3: "RGB"}
 _ORIENTATION = 0x0112  # EXIF tag
@@ -50,7 +50,7 @@ _warned = []  # holds the first image that looks too dark
 # Extra bytes per pixel that a decoder allocates: whole canvases (WEBP, AVIF) or coefficients (progressive JPEG).
 _DECODER_BYTES = {"WEBP": 8, "AVIF": 8, "progressive": 6}
 # A crop is decoded at a reduced scale if its shorter side is then still 1.5 times the output's and at least 240 pixels.
-# The result is above 40 dB PSNR of full decoding. Half the scale at exactly the output's size would give 28 dB.
+# Compared with full decoding, the PSNR is above 40 dB. At half scale and exactly the output's size, it would be 28 dB.
 _REDUCED_MARGIN, _SMALLEST_REDUCED = 1.5, 240
 
 
@@ -222,7 +222,7 @@ def _is_rotated(data):
 
 
 class PillowPicture:
-    """A picture that Pillow has read."""
+    """A picture that Pillow has decoded."""
 
     def __init__(self, image):
         self.image = image
@@ -240,7 +240,7 @@ class JpegPicture:
         self.path, self.data, self.size = path, data, size
 
     def crop(self, box, size, interpolation):
-        """Like `PillowPicture.crop`: values within 2 if bilinear, PSNR above 40 dB if bicubic or reduced."""
+        """Like `PillowPicture.crop`: values differ by up to 2 if bilinear; PSNR above 40 dB if bicubic or reduced."""
         width, height = self.size
         reduction = _reduction(box, min(size))
         try:

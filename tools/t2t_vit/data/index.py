@@ -33,7 +33,7 @@ def is_ignored_folder(name):
 def class_folders(folder: str | Path) -> list[str]:
     """List the class folders in a folder, sorted as text.
 
-    Images of a data set are in this order. Class ids are in the order of `classes.class_order`.
+    The images of a data set follow this order. Class ids follow `classes.class_order`.
     """
     return sorted(name for name, is_folder in _listed(folder) if is_folder and not is_ignored_folder(name))
 
@@ -74,10 +74,10 @@ def scan(folder):
 
 
 def _listed(folder):
-    """[(name, whether it is a folder), ...] of what is in a folder.
+    """List the entries of a folder: [(name, whether it is a folder), ...].
 
     Raises:
-        UserError: if that cannot be found out. os.walk would drop a linked class folder without a warning.
+        UserError: the folder or a link in it cannot be read. os.walk would skip a linked class folder silently.
     """
     try:
         with os.scandir(folder) as entries:

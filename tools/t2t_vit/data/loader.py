@@ -29,7 +29,7 @@ _REPLACEMENTS = 10  # stop after this many unreadable images in a row, even with
 class TrainDataset(paddle.io.Dataset):
     """Reads one image: sample (epoch, index, copy) -> (uint8 (S, S, channels), label, boxes, sample, skipped).
 
-    `skipped` is "", or why DATA.ON_ERROR skip has replaced the image.
+    `skipped` is "", or the reason why DATA.ON_ERROR skip has replaced the image.
     """
 
     def __init__(self, split: Split, cfg: CfgNode) -> None:
@@ -53,7 +53,7 @@ class TrainDataset(paddle.io.Dataset):
                 attempt += 1
                 if attempt == self.tries:
                     raise
-                # Report the first reason only: an unreadable replacement is reported as a sample of its own.
+                # Report only the first reason. An unreadable replacement is reported when its own turn comes.
                 skipped = skipped or one_line(error)
                 continue
             return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, skipped
@@ -134,7 +134,7 @@ class EvalLoader:
     """Iterates over the batches of a split: uint8 (B, S, S, channels) and int64 (B,) tensors.
 
     Raises:
-        UserError: naming an image that cannot be read.
+        UserError: an image cannot be read. The message names it.
     """
 
     def __init__(self, split: Split, cfg: CfgNode, rank: int = 0, world_size: int = 1) -> None:
@@ -156,7 +156,7 @@ class TrainLoader:
     Args:
         split: `Split` to train on.
         cfg: config.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
         epochs: number of epochs of the run; nothing is read ahead after the last one.
     """
@@ -180,10 +180,12 @@ class TrainLoader:
         return self.order.steps(start)
 
     def epoch_steps(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
-        """Yield a list of TRAIN.ACCUM_STEPS `Batch`es for each step of an epoch after its first `start` images.
+        """Yield the batches of each training step of an epoch: a list of TRAIN.ACCUM_STEPS `Batch`es.
+
+        The first `start` images of the epoch are skipped.
 
         Raises:
-            UserError: naming an image that cannot be read.
+            UserError: an image cannot be read. The message names it.
         """
         if self._next != (epoch, start):
             self.order.epoch, self.order.start = epoch, start

@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), as timm/data/mixup.py: image i is mixed with image B - 1 - i.
+"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), as in timm: image i is mixed with image B - 1 - i.
 
 `lam` is the weight of an image's own pixels in its mix, and of its own label in its target.
 """
@@ -72,7 +72,7 @@ class Mixup:
         draws = {"batch": 1, "pair": (batch + 1) // 2, "elem": batch}[self.mode]
         mixes = rng.random(draws) < self.probability
         cuts = rng.random(draws) < (self.switch_probability if self.mixup and self.cutmix else float(not self.mixup))
-        # If an alpha is 0, that method is never chosen. Any valid value will do.
+        # If an alpha is 0, its method is never chosen, so any valid alpha will do.
         lam_mixup, lam_cutmix = (rng.beta(alpha or 1.0, alpha or 1.0, draws) for alpha in (self.mixup, self.cutmix))
         lam = np.where(mixes, np.where(cuts, lam_cutmix, lam_mixup), 1.0)
         boxes = np.zeros((draws, 4), np.int64)

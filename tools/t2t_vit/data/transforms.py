@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from t2t_vit.data.augment import build_augment
 from t2t_vit.data.images import RESAMPLING, to_array, to_image
 
-_LONGEST = 50  # largest aspect ratio; longer images are cropped first, since resizing them takes gigabytes
+_LONGEST = 50  # largest aspect ratio; longer images are cropped first, because resizing them takes gigabytes
 
 
 class TrainTransform:
@@ -28,7 +28,7 @@ class TrainTransform:
         self.interpolation = cfg.AUG.INTERPOLATION
         self.hflip = cfg.AUG.HFLIP
         self.augmentations = build_augment(cfg)
-        # (stage, function of a picture or pixels and a generator) in this order; the benchmark times them.
+        # (name, function of (picture or pixels, generator)), in the order of the calls. The benchmark times each step.
         self.steps = [("crop and resize", self.crop), ("flip", self.flip), ("augment", self.augment)]
 
     def __call__(self, picture, rng):

@@ -48,7 +48,7 @@ def _unpack_all(stamps, folder, val_classes):
     for path, stamp in stamps.items():
         before = marks.get(path.name, [*stamp, "begun"])
         if before == [*stamp, "done"]:
-            print(f"{path}: already unpacked ({display_path(folder / MARKS)} says so)")
+            print(f"{path}: already unpacked (recorded in {display_path(folder / MARKS)})")
             continue
         # Do not trust files from a damaged archive or another archive of this name, even if their size is right.
         is_trusted = before == [*stamp, "begun"]
@@ -84,7 +84,7 @@ def claim(folder):
         lock(descriptor)  # does nothing on a file system without locks
         yield
     except BlockingIOError:
-        raise UserError(f"another process unpacks to {folder}") from None
+        raise UserError(f"another process is unpacking to {folder}") from None
     finally:
         os.close(descriptor)
 
@@ -106,7 +106,7 @@ def _check_space(folder, needed):
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder} has {free / 1e6:,.0f} MB free but the archives need {needed / 1e6:,.0f} MB; free some, or name "
+            f"{folder} has {free / 1e6:,.0f} MB free but the archives need {needed / 1e6:,.0f} MB; free some, or give "
             "a folder on another disk with --output"
         )
 

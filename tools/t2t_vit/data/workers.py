@@ -32,7 +32,7 @@ def end_with_parent(number: int) -> None:
     """Send this process a signal when its parent dies (Linux). The signal must end the process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-        # The parent may have died before. Do not ask `is_alive`: a process that was forked later keeps its pipe open.
+        # The parent may have died already. `is_alive` misses that if a process forked later keeps its pipe open.
         parent = multiprocessing.parent_process()
         if parent and os.getppid() != parent.pid:
             signal.raise_signal(number)
@@ -54,7 +54,7 @@ def _end_workers():
     threading.excepthook = lambda _: None
     workers = multiprocessing.active_children()
     for worker in workers:
-        # The process may be gone already. multiprocessing does not notice if a signal handler interrupted its wait.
+        # The process may already have ended: multiprocessing misses that if a signal handler interrupted its wait.
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGUSR1)  # type: ignore[arg-type]  # None only before the start
     for worker in workers:

@@ -42,8 +42,8 @@ class Comparison:
             )
         if self.agreement < LEAST_AGREEMENT[precision]:
             raise UserError(
-                f"the exported model gives the model's class for {self.agreement:.2%} of {self.count} images, but "
-                f"{precision} needs {LEAST_AGREEMENT[precision]:.0%}; nothing was written"
+                f"the exported model predicts the model's class for {self.agreement:.2%} of {self.count} images, but "
+                f"{precision} requires {LEAST_AGREEMENT[precision]:.0%}; nothing was written"
             )
 
 

@@ -46,7 +46,7 @@ def is_paddle_2(paddle):
 
 
 def checksum(path):
-    """What an exported model stores about its other files."""
+    """Return the checksum of a file, as an exported model stores it for its other files."""
     return sha256(path)[:16]
 
 
@@ -124,7 +124,7 @@ def to_input(pixels: np.ndarray, metadata: Metadata) -> np.ndarray:
 
 
 class Predictor:
-    """Maps normalised images (B, C, H, W) to logits (B, K), float32 arrays, for any B >= 1. `run` does one batch."""
+    """Maps normalised images (B, C, H, W) to logits (B, K), float32 arrays, for any B >= 1. `run` takes one batch."""
 
     def __init__(self, run: Callable[[np.ndarray], np.ndarray], metadata: Metadata) -> None:
         self.run, self.metadata = run, metadata
@@ -158,7 +158,7 @@ def _paddle_inference(path, threads, device, onednn):
     paddle = require("paddle", "engine inference")
     if path.suffix == ".json" and is_paddle_2(paddle):  # Paddle would crash
         raise UserError(
-            f"{path} was made by PaddlePaddle 3, this is {paddle.__version__}: export the model again with it"
+            f"{path} was exported by PaddlePaddle 3, but this is {paddle.__version__}: export the model again here"
         )
     parameters = path.with_suffix(".pdiparams")
     if not parameters.is_file():  # otherwise Paddle would run without them

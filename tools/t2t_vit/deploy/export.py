@@ -1,6 +1,6 @@
 """The command export.py: write a trained model as a file for an inference engine.
 
-The file is kept only if its engine gives the results of the model.
+The file is kept only if its engine gives the same results as the model.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _SUFFIXES = {"paddle": (_PROGRAM, ".pdiparams", ".yml"), "onnx": (".onnx",), "op
 
 
 def export(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Export the model of a command line, and log how much the results of the exported file differ."""
+    """Export the model of a command line, and log how much the outputs of the exported file differ from the model's."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     setup_logging()
     for option in ("images", "calibration"):
@@ -94,7 +94,7 @@ def read_samples(args, cfg, weights):
 
 
 def read_images(split, cfg, count):
-    """Read up to `count` images, evenly spread over a split: uint8 (N, S, S, channels)."""
+    """Read up to `count` evenly spaced images of a split: uint8 (N, S, S, channels)."""
     transform = EvalTransform(cfg)
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
     return np.stack([transform(load_image(split.paths[index], **reading(cfg))) for index in chosen])
@@ -106,12 +106,12 @@ def read_images(split, cfg, count):
 def check_offered(form: str, precision: str) -> None:
     """Raise UserError if a format does not support a precision, or if its libraries are missing."""
     if reason := NOT_OFFERED.get((form, precision)):
-        raise UserError(f"--format {form} has no --precision {precision}: {reason}")
+        raise UserError(f"--format {form} does not support --precision {precision}: {reason}")
     if form == "paddle":
         return
     if is_paddle_2(paddle):
         raise UserError(
-            f"--format {form} needs PaddlePaddle 3; this is {paddle.__version__}, which has --format paddle"
+            f"--format {form} needs PaddlePaddle 3; this is {paddle.__version__}, which supports only --format paddle"
         )
     for module in ("onnx", "paddle2onnx", ENGINE_OF[form], "onnxruntime" if precision == "int8" else "onnx"):
         require(module, f"an {form} file in {precision}")

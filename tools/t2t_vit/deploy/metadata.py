@@ -17,7 +17,7 @@ from t2t_vit.config import default_config, with_keys
 from t2t_vit.data.classes import ClassList
 
 VERSION = 1
-NAMESPACE = "t2t_vit"  # of our entries in OpenVINO's rt_info
+NAMESPACE = "t2t_vit"  # section of our entries in OpenVINO's rt_info
 _KEYS = {  # {entry: config key that it stores}
     "model": "MODEL.NAME",
     "channels": "DATA.CHANNELS",
@@ -120,11 +120,11 @@ class Metadata:
     def settle(self, cfg: CfgNode, given: Sequence[str], path: str | Path) -> CfgNode:
         """Return `cfg` with the values of the file for all keys that it determines.
 
-        Raises UserError if the user has set one of them (in `given`) to another value, or if images are not square.
+        Raises UserError if the user has set one of them (in `given`) to another value, or if the input is not square.
         """
         height, width = self.image_size
         if height != width:
-            raise UserError(f"{path} takes images of {height}x{width} pixels, but the commands make square images")
+            raise UserError(f"{path} takes images of {height}x{width} pixels, but the commands need square images")
         values = self.config_keys()
         for key, value in values.items():
             if key in given and _get(cfg, key) != value:

@@ -14,7 +14,7 @@ _QUANTIZED = re.compile(r"(blocks\.\d+\.(q|k|v|proj|mlp\.fc[12])|stages\.\d+\.(p
 
 
 def quantize(model, target, batches):
-    """Write a quantised ONNX model, with one scale per output channel of a weight and one range per activation.
+    """Write a quantised ONNX model, with one scale per output channel of each weight and one range per activation.
 
     The ranges are calibrated on `batches`, float32 (B, C, H, W).
     """

@@ -40,7 +40,7 @@ def open_evaluation(args: argparse.Namespace, cfg: CfgNode) -> tuple[OpenedModel
     classes, splits = load_data(opened.cfg, [args.split], model_file=display_path(opened.path))
     if other := first_difference(classes, opened.classes):
         refuse_other_order(classes, opened.classes)
-        log.warning("warning: %s; DATA.CLASSES FILE gives the data set the class ids of a class list", other)
+        log.warning("warning: %s; DATA.CLASSES FILE makes the data set use the class ids of a class list", other)
     return opened, classes, splits[args.split]
 
 

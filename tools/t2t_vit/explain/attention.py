@@ -135,12 +135,12 @@ def relevance(maps: list, gradients: list, model: VisionTransformer, token: int 
 def attention_gradients(
     model: VisionTransformer, images: paddle.Tensor, class_ids: Any = None
 ) -> tuple[paddle.Tensor, list, list]:
-    """Return (logits (B, K), attention of each block, gradients of the class logit by it), lists of (B, h, N, N).
+    """Return logits (B, K), the attention of each block, and the gradients of the class logit: lists of (B, h, N, N).
 
     Raises:
         ValueError: a class id is out of range.
     """
-    # paddle.grad fails or is wrong for layers that also expect gradients of their parameters (2.6.2 to 3.3.1).
+    # If parameters need gradients too, paddle.grad fails or is wrong for some layers (2.6.2 to 3.3.1).
     with frozen(model):
         logits, maps, _ = trace(model, images)
     count, num_classes = logits.shape
@@ -156,7 +156,9 @@ def attention_gradients(
 
 
 def _through_blocks(transfers, model, token):
-    """Multiply the matrices (B, N, N) of the blocks and the poolings between them; return row `token`: (B, H', W')."""
+    """Multiply the matrices of all blocks, (B, N, N), and the `pool_weights` between them.
+
+    Returns row `token` of the product, on the grid of the first block: (B, H', W')."""
     backbone, row = model.backbone(), transfers[-1][:, token : token + 1]  # (B, 1, N)
     for i in reversed(range(len(transfers) - 1)):
         pool = backbone[i + 1].pool
@@ -168,7 +170,7 @@ def _through_blocks(transfers, model, token):
 
 @paddle.no_grad()
 def pool_weights(pool, grid, num_tokens):
-    """Return the weight of each token before a `HeadPooling` in each token after it: (T + M, T + N). Rows sum to 1.
+    """Return the weights of a `HeadPooling`, (T + M, T + N): output tokens x input tokens. Rows sum to 1.
 
     Class tokens map to themselves. The weight of a patch in a pooled patch is proportional to the mean magnitude of the
     kernel over the channels. Every second row and column lies in two windows, the others in one. Therefore the weights

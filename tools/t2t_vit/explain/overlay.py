@@ -47,14 +47,14 @@ def overlay(image: Image.Image, values: np.ndarray, box: Box | None = None, mark
 
 
 def enlarged(image: Image.Image) -> Image.Image:
-    """Enlarge an image by a whole factor, without interpolation, if its shorter side is below SIDE / 2. Returns RGB."""
+    """Convert to RGB, and enlarge by an integer factor, without interpolation, if a side is at most SIDE / 2."""
     factor = max(1, SIDE // min(image.size))
     size = tuple(factor * length for length in image.size)
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
 def stretched(values, size, box):
-    """Scale the values in a `box` of a picture to 0..1 and to its `size` (width, height): float (height, width)."""
+    """Scale values to 0..1, and resize them from their `box` to a picture of `size` (width, height): float (H, W)."""
     values = np.asarray(values, np.float64)
     values = values - values.min()
     relative = (values / (values.max() or 1)).astype(np.float32)

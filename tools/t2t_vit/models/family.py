@@ -26,7 +26,8 @@ class Family:
         model: subclass of `VisionTransformer`. Its constructor takes image_size, in_chans, num_classes, drop_rate,
             attn_drop_rate, drop_path_rate, qk_scale, and the arguments of the variants.
         variants: {name: constructor arguments}.
-        traits: function: arguments of a variant -> traits, a dict that distinguishes variants by the shapes of tensors.
+        traits: function from the constructor arguments of a variant to a dict, its traits. Variants whose tensors have
+            different shapes have different traits.
         read_shapes: function: {tensor name: shape} -> (traits, {"num_classes", "in_chans", "image_size"}). Raises
             KeyError, IndexError or ValueError if the tensors do not belong to this family.
         fold: "module:name" of the function that makes a trained model faster for export (see `deploy.fold`); "" if
@@ -51,8 +52,8 @@ class Stage(NamedTuple):
     layer: nn.Layer
     grid: tuple  # (rows, columns) of its output
     windows: list  # (kernel, stride, padding) of every step from the pixels to this grid
-    input_name: str = ""  # name of its input in pictures, "" to draw none
-    output_name: str = ""  # name of its output in pictures, "" to draw none
+    input_name: str = ""  # caption of its input in `visualize.py features`; "" = not drawn
+    output_name: str = ""  # caption of its output; "" = not drawn
 
 
 class BlockPlace(NamedTuple):
@@ -80,9 +81,9 @@ class VisionTransformer(nn.Layer):
         return []
 
     def fit_pos_embed(self, table: paddle.Tensor, recompute: bool = False) -> tuple[paddle.Tensor, str]:  # noqa: ARG002
-        """Fit a position embedding of another image size to this model. Returns (embedding, what was done in words).
+        """Resize a position embedding of another image size for this model. Returns (embedding, description).
 
-        Raises ValueError if that is not possible.
+        Raises ValueError if it cannot be resized.
         """
         raise ValueError(f"the position embedding of a {type(self).__name__} cannot be resized")
 
@@ -96,7 +97,7 @@ class VisionTransformer(nn.Layer):
     def layer_index(self, name: str) -> int:
         """Return the depth of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last.
 
-        A pooling has the depth of the block that follows it.
+        A pooling layer has the depth of the block after it.
         """
         backbone = self.backbone()
         depths = {id(stage.layer): 0 for stage in self.stages()}
@@ -109,5 +110,5 @@ class VisionTransformer(nn.Layer):
 
 
 def count_layers(shapes, prefix):
-    """Return N if there are tensors of layers `prefix`0 to `prefix`(N-1)."""
+    """Count the layers whose tensors are named `prefix`0.*, `prefix`1.* and so on."""
     return len({name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)})

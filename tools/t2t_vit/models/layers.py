@@ -140,7 +140,7 @@ class Attention(nn.Layer):
     def _attend(self, q, k, v):
         """(B, M, h, C/h) and twice (B, N, h, C/h) -> (B, M, h, C/h)."""
         if self.fused and fits_flash_attention(q):
-            # Paddle's own factor is (C/h) ** -0.5.
+            # Paddle itself multiplies q k by (C/h) ** -0.5.
             return F.scaled_dot_product_attention(q * (self.scale * q.shape[-1] ** 0.5), k, v)
         q, k, v = (tensor.transpose([0, 2, 1, 3]) for tensor in (q, k, v))  # (B, h, M, C/h), (B, h, N, C/h)
         attn = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)  # (B, h, M, N)

@@ -83,7 +83,7 @@ class HeadPooling(nn.Layer):
     def __init__(self, dim, out_dim, stride=2):
         super().__init__()
         if out_dim % dim:
-            raise ValueError(f"the width {dim} of a stage does not divide the next one's, {out_dim}")
+            raise ValueError(f"the width {dim} of a stage does not divide {out_dim}, the width of the next stage")
         self.conv = nn.Conv2D(dim, out_dim, stride + 1, stride, stride // 2, groups=dim)
         self.fc = Linear(dim, out_dim)
 
@@ -219,7 +219,7 @@ def _patch_grid(image_size, patch_size, stride):
 
 
 def traits(variant):
-    """Return the traits of a variant, which distinguish it from the others by the shapes of tensors. See `Family`."""
+    """Return the traits of a variant, given its constructor arguments. See `Family`."""
     return {
         "patch_size": variant["patch_size"],
         "widths": [base_dim * heads for base_dim, heads in zip(variant["base_dims"], variant["heads"])],

@@ -204,7 +204,7 @@ class T2TViT(VisionTransformer):
         self.apply(init_linear_and_norm)
 
     def fit_pos_embed(self, table: paddle.Tensor, recompute: bool = False) -> tuple[paddle.Tensor, str]:
-        """Fit a position embedding (1, 1+M, C) of another image size to this model: (1, 1+N, C).
+        """Resize a position embedding (1, 1+M, C) of another image size for this model: (1, 1+N, C).
 
         The position of the class token is kept and the grid is resized, as intended by resize_pos_embed in the official
         utils.py. With `recompute`, a sinusoid table is computed for the new length instead.
@@ -247,7 +247,7 @@ class T2TViT(VisionTransformer):
 
 
 def traits(variant):
-    """Return the traits of a variant, which distinguish it from the others by the shapes of tensors. See `Family`."""
+    """Return the traits of a variant, given its constructor arguments. See `Family`."""
     return {key: variant.get(key, "performer") for key in ("embed_dim", "depth", "mlp_ratio", "tokens_type")}
 
 

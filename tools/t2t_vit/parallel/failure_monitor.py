@@ -73,6 +73,6 @@ class FailureMonitor:
     def send(self, **message: Any) -> None:
         """Send `log` (the file for the error line of the main process) or `hint` (text added to that line)."""
         if self._monitor:
-            with contextlib.suppress(OSError):  # the monitor is dead; the others stop their processes
+            with contextlib.suppress(OSError):  # this monitor is dead; the other monitors stop their processes
                 self._monitor.stdin.write((json.dumps(message) + "\n").encode())
                 self._monitor.stdin.flush()

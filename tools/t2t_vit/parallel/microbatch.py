@@ -1,7 +1,7 @@
 """Split a batch into parts that run on several CPU threads, each on one core.
 
-Only the matrix products among Paddle's CPU kernels use several cores, and each kernel processes whole tensors. With a
-large batch, cores are idle and tensors do not fit the cache. Training t2t_vit_7 with 16 images of 224 pixels on 2 cores
+Of Paddle's CPU kernels, only matrix products use several cores, and each kernel processes whole tensors. With a large
+batch, cores are idle and tensors do not fit the cache. Training t2t_vit_7 with 16 images of 224 pixels on 2 cores
 of a Xeon (Sapphire Rapids): 19.1 images/s in parts of 4, 15.3 as a whole. CPU.MICRO_BATCH 0 turns this off.
 """
 
@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 from t2t_vit.common.runtime import asked_threads
 from t2t_vit.models.dropout import drawing_from
 
-_PIXELS = 224 * 224  # pixels of an image in CPU.MICRO_BATCH; with smaller images, parts have more images
+_PIXELS = 224 * 224  # CPU.MICRO_BATCH counts images of this size; parts of smaller images have more of them
 _PARTS = 4  # a training batch of small images has at least this many parts
 
 

@@ -16,7 +16,7 @@ from t2t_vit.pictures.sheet import Cell, Heading, lines_of, paired, save_sheet, 
 
 
 def draw_attention(args: argparse.Namespace, cfg: CfgNode) -> int:
-    """Write the sheet that the options describe, and the overlays. Returns 1 if an image cannot be read.
+    """Write the sheet and the overlays. Returns the exit status: 1 if an image cannot be read.
 
     Raises UserError for options that do not fit the model or each other.
     """

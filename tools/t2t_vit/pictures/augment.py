@@ -40,19 +40,19 @@ def draw_augment(args: argparse.Namespace, cfg: CfgNode) -> None:
 def augment_rows(split, names, cfg, count):
     """Return the rows of the sheet: `count` images with their augmented versions, then mixed images."""
     dataset = TrainDataset(split, cfg)
-    title = f"{cfg.NAME}: what training sees of an image in epochs 1 to {EPOCHS}"
+    title = f"{cfg.NAME}: training images after augmentation, epochs 1 to {EPOCHS}"
     columns = ("image", *(f"epoch {number}" for number in range(1, EPOCHS + 1)))
     rows = [Heading(title, (settings_line(cfg, AUGMENT_KEYS),)), [Cell(None, ((text, FAINT),)) for text in columns]]
     for index in progress_bar(choose(split.labels, count, cfg.SEED), desc="augment"):
         whole = load_image(split.paths[index], **reading(cfg))
-        # The noise of erased boxes is that of an image that comes first in its batch.
+        # The noise in erased boxes is drawn as if the image came first in its batch.
         batches = [read_batch(dataset, [(epoch, index, 0)], cfg) for epoch in range(EPOCHS)]
         versions = [Cell(unmixed(batch, cfg)[0]) for batch in batches]
         rows.append([Cell(whole, (short_name(names[split.labels[index]]),)), *versions])
     if not Mixup(cfg).is_on(0):
         return [*rows, Heading("mixing is off in this config", ("AUG.MIXUP, AUG.CUTMIX or AUG.MIX_PROB is 0",))]
     note = f"{settings_line(cfg, MIXING_KEYS)}; targets with LABEL_SMOOTHING {cfg.TRAIN.LABEL_SMOOTHING}"
-    rows.append(Heading("mixed: an image + another of its batch = what training sees", (note,)))
+    rows.append(Heading("mixing: an image + another image of its batch = the training image", (note,)))
     chosen = choose(split.labels, 2 * PAIRS, cfg.SEED)
     indices = [chosen[place % len(chosen)] for place in range(2 * PAIRS)]
     return rows + [mixed_row(dataset, epoch, indices, names, cfg) for epoch in range(MIXED_EPOCHS)]

@@ -34,7 +34,7 @@ def draw_curves(args: argparse.Namespace) -> None:
 
 
 def panels_of(runs):
-    """Return the panels and lines of `PANELS` for which the runs have numbers."""
+    """Keep the panels and lines of `PANELS` that the runs have numbers for."""
     keys = {key for run in runs for row in run.rows.values() for key in row}
     panels = {title: (scale, [line for line in lines if line[0] in keys]) for title, (scale, lines) in PANELS.items()}
     return {title: panel for title, panel in panels.items() if panel[1]}

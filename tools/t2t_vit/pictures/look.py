@@ -1,4 +1,4 @@
-"""The maps of the picture `attention`: select them by the options, and compute them."""
+"""Select and compute the maps of the picture `attention`."""
 
 from typing import NamedTuple, Optional
 
@@ -31,7 +31,7 @@ class Map(NamedTuple):
 
 
 def chosen_methods(args):
-    """Return the methods to draw: that of --method, or else all that support the given options."""
+    """Return the methods to draw: --method, or else all methods that support the given options."""
     given = {name for name in set().union(*OPTIONS.values()) if getattr(args, name) is not None}
     candidates = ["stage"] if args.stage else [args.method] if args.method else METHODS
     methods = [method for method in candidates if given <= OPTIONS[method]]

@@ -60,10 +60,10 @@ class InterruptHandler:
         if not self.signal:
             self.signal, self.signalled_at = signal.Signals(number).name, time.monotonic()
             if number == signal.SIGINT:
-                how = f"Ctrl-C after {_REPEAT_SECONDS:.0f} seconds or later gives up what is not saved"
+                how = f"Ctrl-C again after {_REPEAT_SECONDS:.0f} seconds quits without saving"
                 write_from_handler(f"\nsaving after this step; {how}\n")
         elif number == signal.SIGINT and time.monotonic() > self.signalled_at + _REPEAT_SECONDS:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough, the process exits
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is exiting
             raise KeyboardInterrupt
 
     def epoch_starts(self) -> None:

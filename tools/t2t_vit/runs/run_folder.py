@@ -30,7 +30,7 @@ from t2t_vit.runs import visualdl
 from t2t_vit.weights import checkpoint
 
 _GIVEN_UP = ".old"  # suffix of newer states after the run went back to an earlier one; the next save removes them
-_KEPT_LINES = (b"error: ", b"warning: ", b"stopped by ")  # of the log, when it is cut back to a state
+_KEPT_LINES = (b"error: ", b"warning: ", b"stopped by ")  # lines that stay when the log is truncated to a state
 
 
 class RunFolder:
@@ -68,9 +68,9 @@ class RunFolder:
         self._lock = open(path, "w")  # noqa: SIM115  stays open until the process ends
         try:
             if not lock(self._lock):
-                log.warning("warning: %s cannot be locked on this file system; do not train this run twice", path)
+                log.warning("warning: %s cannot be locked on this file system; do not start this run twice", path)
         except BlockingIOError:
-            raise UserError(f"{self.folder} is being trained by another process; give this run a NAME") from None
+            raise UserError(f"{self.folder} is being trained by another process; give this run another NAME") from None
 
     # --- Begin ---
 
@@ -91,7 +91,7 @@ class RunFolder:
         self._write_header(cfg, classes)
 
     def _has_results(self):
-        """Whether the folder holds a state, best weights or a line of metrics."""
+        """Whether the folder contains a state, best weights or a line of metrics."""
         return any(self.folder.glob("latest*.pdparams*")) or self.best.is_file() or _size(self.metrics) > 0
 
     def _write_header(self, cfg, classes):
@@ -104,8 +104,8 @@ class RunFolder:
         """Prepare the folder to continue from the state in `path`.
 
         If the state is in another folder, an earlier run of this name is renamed, and the state, the best weights and
-        the metrics are copied here. Files are cut back to `sizes`, because the run repeats what came later. The log
-        keeps its lines about errors, warnings and stops.
+        the metrics are copied here. Files are truncated to `sizes`, because the run repeats what came later. Lines of
+        the log about errors, warnings and stops are kept.
         """
         origin = path.resolve().parent
         if origin == self.folder.resolve():
@@ -132,7 +132,7 @@ class RunFolder:
         return self.folder / f"latest.{number}.pdparams" if number else self.latest
 
     def save_state(self, state: dict) -> None:
-        """Make `state` the latest, and keep TRAIN.KEEP - 1 before it."""
+        """Save `state` as the latest, and keep the TRAIN.KEEP - 1 states before it."""
         new = self.folder / "next.pdparams"
         checkpoint.save(new, state)
         for number in reversed(range(self.keep - 1)):
@@ -149,7 +149,7 @@ class RunFolder:
             return
         names = [state.name for state in self.states()]
         with atomic_path(self.latest) as temporary:
-            shutil.copyfile(path, temporary)  # first, because `path` may be one of the states that are given up next
+            shutil.copyfile(path, temporary)  # first, because the loop may rename `path`
             for newer in names[: names.index(path.name)] if path.name in names else names:
                 os.replace(self.folder / newer, self.folder / f"{newer}{_GIVEN_UP}")
 
@@ -177,7 +177,7 @@ def _size(path):
 
 
 def _cut(path, size, keep):
-    """Cut a file to `size` bytes, but keep later lines that start with one of `keep`."""
+    """Truncate a file to `size` bytes, but keep later lines that start with one of `keep`."""
     data = path.read_bytes()
     lines = data[size:].splitlines(keepends=True)
     kept = [line for line in lines if line.startswith(keep)]

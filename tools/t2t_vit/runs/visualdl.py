@@ -12,7 +12,7 @@ from typing import Any
 from t2t_vit.common.errors import one_line
 from t2t_vit.common.logger import log
 
-FILE_NAME = "vdlrecords.run.log"  # VisualDL appends to a file with such a name instead of beginning another
+FILE_NAME = "vdlrecords.run.log"  # VisualDL appends to a file with such a name instead of starting a new one
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ class Scalars:
             with _private_home():
                 from visualdl import LogWriter  # optional
         except OSError as error:
-            log.warning("warning: VisualDL cannot be imported, so that no curves are written: %s", one_line(error))
+            log.warning("warning: VisualDL cannot be imported, so no curves are written: %s", one_line(error))
             return
         with contextlib.redirect_stdout(io.StringIO()):  # it prints that it continues the file
             self._writer = LogWriter(str(folder), file_name=FILE_NAME)

@@ -54,7 +54,7 @@ def evaluate_all(models, loader, cfg, log_every=None, each_batch=None, must_stop
         models: {name: layer or function (B, C, H, W) -> (B, K)}; layers stay in their current mode.
         loader: an `EvalLoader`.
         cfg: config.
-        log_every: batches between two printed lines; None for no lines.
+        log_every: log a line after this many batches; None: log nothing.
         each_batch: function called with logits (B, K), float32, and labels (B,) for each batch and model.
         must_stop: function called before each batch; if it returns True, the evaluation stops and returns None.
 

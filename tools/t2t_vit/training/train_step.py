@@ -62,7 +62,7 @@ class TrainStep:
         if train.TO_STATIC:
             warnings.filterwarnings("ignore", "Tensor do not have 'place' interface")  # Paddle itself uses it
             paddle.jit.to_static(self.live_model, full_graph=True)
-        # With several processes, each has few cores, and gradients of whole batches are averaged.
+        # Not with several processes: each has few cores, and DataParallel averages the gradients of whole batches.
         self.micro_batches = micro_batches(cfg, train.BATCH_SIZE) if processes.world_size() == 1 else None
         self.criterion = CrossEntropy(train.LABEL_SMOOTHING)
         self.teacher = Teacher(cfg) if cfg.DISTILL.TYPE else None
@@ -130,7 +130,7 @@ class TrainStep:
             loss = self.distillation(outputs, targets, teacher_logits)
         else:
             loss = self.criterion(logits, targets)
-        # If the loss is not finite, make the gradients NaN. After averaging, all processes see that.
+        # If the loss is not finite, make the gradients NaN. Averaging then spreads the NaN to all processes.
         finite = paddle.where(paddle.isfinite(loss), paddle.ones([]), paddle.full([], float("nan")))
         self.precision.scaler.scale(loss * finite * weight).backward()
         return loss.detach(), logits.detach()

@@ -24,9 +24,7 @@ def build_model(cfg: CfgNode) -> VisionTransformer:
     """
     model = cfg.MODEL
     if not model.NUM_CLASSES:
-        raise UserError(
-            "MODEL.NUM_CLASSES is 0 (take it from the data set or the weights), but neither is given; set it"
-        )
+        raise UserError("MODEL.NUM_CLASSES is 0 (as in the data set or the weights), but neither is given; set it")
     try:
         overrides = _family_overrides(model)
         network = create_model(
@@ -77,7 +75,10 @@ def build_trained_model(cfg: CfgNode, chosen: str | Path | None) -> tuple[Vision
 
 
 def classes_of(cfg: CfgNode, weights: Path) -> ClassList:
-    """Return the `ClassList` of a model: from the file beside its weights, else from the data set, else numbers.
+    """Return the `ClassList` of a model.
+
+    It is read from classes.txt beside the weights, else DATA.CLASSES, else classes.txt of the data set. Without
+    any of these, classes are numbers.
 
     Raises UserError if the list and the model differ in the number of classes.
     """
@@ -95,7 +96,7 @@ def classes_of(cfg: CfgNode, weights: Path) -> ClassList:
 
 
 def first_other_class(classes: ClassList, weights: Path) -> str | None:
-    """Return `first_difference` from the classes.txt beside the weights; None without that file."""
+    """Return `first_difference` of `classes` and the classes.txt beside the weights; None without that file."""
     theirs = classes_beside(weights)
     return first_difference(classes, theirs) if theirs else None
 

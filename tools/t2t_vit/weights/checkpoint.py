@@ -44,7 +44,7 @@ def read(path):
         tree = Unpickler(data).load()
         _check(tree)
     if not isinstance(tree, dict):
-        raise UserError(f"{path} holds a {type(tree).__name__}, not a state dict")
+        raise UserError(f"{path} contains a {type(tree).__name__}, not a state dict")
     return tree
 
 
@@ -56,7 +56,9 @@ def naming_faults(path, program):
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
     except Refused as error:
-        raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
+        raise UserError(
+            f"{path} refused: it contains {error}, but weights are only arrays, numbers and names"
+        ) from None
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
@@ -96,7 +98,7 @@ def load_state(model: paddle.nn.Layer, weights: dict[str, np.ndarray], path: Pat
         head, expected = (list(np.shape(tensors.get("head.bias"))) for tensors in (weights, own))
         only_head = all(in_head(line) for line in wrong)  # each line begins with a name
         other = only_head and len(head) == 1 and head != expected
-        classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
+        classes = f"; it was trained for {head[0]} classes: set MODEL.NUM_CLASSES {head[0]}?" if other else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")
     with paddle.no_grad():
         for name, tensor in own.items():
@@ -108,9 +110,9 @@ def to_float32(value, name, path):
     if value.dtype == np.uint16:  # Paddle stores bfloat16 as the upper half of a float32
         value = (value.astype(np.uint32) << 16).view(np.float32)
     if value.dtype.kind != "f":
-        raise UserError(f"{path} does not fit the model: {name} holds {value.dtype}, not floating-point numbers")
+        raise UserError(f"{path} does not fit the model: {name} has type {value.dtype}, not floating-point numbers")
     if not np.isfinite(value).all():
-        raise UserError(f"{path} cannot be used: {name} holds numbers that are not finite (NaN or infinity)")
+        raise UserError(f"{path} cannot be used: {name} contains NaN or infinity")
     return value.astype(np.float32)
 
 

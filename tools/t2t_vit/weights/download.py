@@ -76,7 +76,7 @@ def download(url):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path.parent} cannot be made ({error.strerror}); set T2T_CACHE to a folder") from None
+        raise UserError(f"{path.parent} cannot be created ({error.strerror}); set T2T_CACHE to a folder") from None
     if not _is_complete(path, checksum):
         with open(path.parent / ".lock", "w") as file:
             lock(file, wait=True)  # on a file system without locks, each process downloads for itself
@@ -101,7 +101,7 @@ def _download(address, path, checksum, url):
     except httpx.HTTPStatusError as error:
         status = f"{error.response.status_code} {error.response.reason_phrase}"
         raise UserError(f"{address} answered {status}: check the address, or download the file by hand") from None
-    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # ImportError: a SOCKS proxy
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # ImportError: SOCKS needs socksio
         raise UserError(
             f"{address} cannot be downloaded ({str(error) or type(error).__name__}): check the network and the proxy "
             "variables, or download the file by hand and give it with --pretrained FILE"
