@@ -283,7 +283,7 @@ def test_linear_probe_is_the_same_whatever_the_dropout(tmp_path):
         output = tmp_path / str(rate)
         rates = ["MODEL.DROP_RATE", rate, "MODEL.DROP_PATH_RATE", rate]
         done = tool("train", "--output", output, *words, *rates)
-        assert "1280 decayed in 1 tensors, 10 undecayed in 1 tensors" in done.stdout
+        assert "1,280 decayed in 1 tensor, 10 undecayed in 1 tensor" in done.stdout
         rows.append((output / "lit_data/metrics.jsonl").read_text())
     assert rows[0] == rows[1] and rows[0].count("\n") == 2
 

@@ -253,7 +253,7 @@ def test_killed_process_stops_all_and_the_run_resumes(tmp_path):
     wait_for(lambda: re.search(r"resumed .*Step \[", log.read_text(), flags=re.DOTALL), launcher)
     launcher.send_signal(signal.SIGTERM)
     launcher.wait(60)
-    assert re.search(r"stopped by SIGTERM after \d+ epochs and \d+ steps, saved in", log.read_text())
+    assert re.search(r"stopped by SIGTERM after \d+ epochs? and \d+ steps?, saved in", log.read_text())
     state = checkpoint.read(tmp_path / "lit_data/latest.pdparams")
     assert state["images"] == state["meter"]["step"] * 64
     done = train(tmp_path, *words, "TRAIN.TIME_LIMIT", "3s")

@@ -14,7 +14,15 @@ def main(args, cfg):
 
 
 def parser():
-    parser = cli.common_parser("Check a data set before training.", batch_size_key="VAL.BATCH_SIZE")
+    parser = cli.common_parser(
+        "check_data.py",
+        "Check a data set before training.",
+        batch_size_key="VAL.BATCH_SIZE",
+        examples=[
+            "check_data.py --data-path /path/to/imagenet",
+            "check_data.py --config configs/finetune.yaml --data-path /path/to/pictures --json report.json",
+        ],
+    )
     parser.add_argument("--jobs", type=int, default=cores(), metavar="N", help="reading threads; default: one per core")
     parser.add_argument("--json", type=cli.json_file, metavar="FILE", help="write the whole report as JSON")
     return parser

@@ -12,8 +12,12 @@ def main(args, cfg):
 
 
 def parser():
-    parser = common_parser("Try models on a web page. Needs gradio.", batch_size_key="VAL.BATCH_SIZE")
-    parser.usage = "demo.py [options] [KEY VALUE ...]"
+    parser = common_parser(
+        "demo.py",
+        "Try models on a web page. Needs gradio.",
+        batch_size_key="VAL.BATCH_SIZE",
+        examples=["demo.py", "demo.py --pretrained output/finetune/best.pdparams --port 8000"],
+    )
     parser.add_argument(
         "--host",
         type=not_empty,

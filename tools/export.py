@@ -11,8 +11,13 @@ def main(args, cfg):
 
 def parser():
     parser = common_parser(
+        "export.py",
         "Export a trained model for an inference engine, and compare the exported file with the model.",
         batch_size_key="VAL.BATCH_SIZE",
+        examples=[
+            "export.py --format onnx --pretrained output/finetune/best.pdparams",
+            "export.py --format openvino --precision bf16 --pretrained output/finetune/best.pdparams",
+        ],
     )
     parser.set_defaults(opens_run=True)
     parser.add_argument(

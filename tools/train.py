@@ -14,7 +14,15 @@ def main(args, cfg):
 
 
 def parser():
-    parser = common_parser("Train a model.", batch_size_key="TRAIN.BATCH_SIZE")
+    parser = common_parser(
+        "train.py",
+        "Train a model.",
+        batch_size_key="TRAIN.BATCH_SIZE",
+        examples=[
+            "train.py --config configs/t2t_vit_7.yaml --data-path /path/to/imagenet",
+            "train.py --config configs/finetune.yaml --data-path /path/to/pictures --pretrained weights.pdparams",
+        ],
+    )
     parser.add_argument(
         "--resume",
         type=not_empty,

@@ -10,7 +10,15 @@ def main(args, cfg):
 
 
 def parser():
-    parser = common_parser("Evaluate a model: top-1, top-5 and loss.", batch_size_key="VAL.BATCH_SIZE")
+    parser = common_parser(
+        "val.py",
+        "Evaluate a model: top-1, top-5 and loss.",
+        batch_size_key="VAL.BATCH_SIZE",
+        examples=[
+            "val.py --config configs/t2t_vit_7.yaml --data-path /path/to/imagenet --pretrained weights.pdparams",
+            "val.py --pretrained output/finetune/best.pdparams --split train",
+        ],
+    )
     add_evaluation_options(parser)
     return parser
 

@@ -27,45 +27,59 @@ from t2t_vit.spellings import take_data_folder, translate  # noqa: E402
 
 _NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$|-nan$", re.IGNORECASE)
 _DEFAULT_CONFIG = "configs/lit_data.yaml"
-_EPILOG = """KEY VALUE pairs override any key of the config, e.g. TRAIN.EPOCHS 100; tools/t2t_vit/config.py
-lists all keys with their units and defaults. Exit status: 0 done, 1 failed (one line on stderr), 2 wrong
-options or a KEY without a VALUE."""
+_EPILOG = """KEY VALUE pairs override any key of the config, e.g. TRAIN.EPOCHS 100.
+tools/t2t_vit/config.py lists all keys with their units and defaults.
+Exit status: 0 done, 1 failed (one line on stderr), 2 wrong options or a KEY without a VALUE."""
+IMAGES = (
+    "IMAGE|FOLDER|GLOB",
+    "image files, folders with all images below them, or patterns such as 'val/*.jpg'; default: a digit that comes "
+    "with the repository",
+)
 
 
-def common_parser(description, batch_size_key):
-    """Argument parser with the options that every command has.
+def common_parser(command, description, batch_size_key, examples, words=None):
+    """Argument parser with the options that every command has. --help shows a command's own options before them.
 
     Args:
+        command: name of the command, e.g. "train.py".
         description: first line of --help.
         batch_size_key: config key that --batch-size sets, e.g. "TRAIN.BATCH_SIZE".
+        examples: command lines that --help shows, without "python tools/".
+        words: (name, help) of positional words beside KEY VALUE, such as `IMAGES`.
     """
-    parser = argparse.ArgumentParser(description=description, epilog=_EPILOG)
+    parser = argparse.ArgumentParser(
+        prog=command,
+        usage=f"{command} [options] {f'[{words[0]} ...] ' if words else ''}[KEY VALUE ...]",
+        description=description,
+        epilog="\n  ".join(["examples:", *(f"python tools/{example}" for example in examples)]) + f"\n\n{_EPILOG}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser._negative_number_matcher = _NEGATIVE_NUMBER  # argparse would mistake -1e-3 for an option
-    parser.add_argument(
+    add = parser.add_argument_group("options of all commands").add_argument
+    add(
         "--config",
         type=not_empty,
         metavar="FILE",
         help=f"YAML config; default: config.yaml beside --pretrained, else {_DEFAULT_CONFIG}",
     )
-    parser.add_argument(
+    add(
         "--data-path",
         type=not_empty,
         metavar="DIR",
         help="data folder: train/ and val/, or class folders and DATA.VAL_FRACTION (sets DATA.PATH)",
     )
-    parser.add_argument("--batch-size", metavar="N", help=f"images per process and step ({batch_size_key})")
-    parser.add_argument(
-        "--output", type=not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)"
-    )
-    parser.add_argument(
+    add("--batch-size", metavar="N", help=f"images per process and step ({batch_size_key})")
+    add("--output", type=not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)")
+    add(
         "--pretrained",
         type=not_empty,
         metavar="FILE|URL",
         help="weights: .pdparams, PyTorch's .pth or .safetensors of this or another program (MODEL.PRETRAINED)",
     )
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override config keys")
+    add("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
+    add("--debug", action="store_true", help="show the traceback of a failure")
+    name, described = words or ("KEY VALUE", "override config keys")
+    parser.add_argument("opts", nargs="*", metavar=name, help=described)
     parser.set_defaults(batch_size_key=batch_size_key, opens_run=False, engine=None)
     return parser
 
