@@ -23,7 +23,9 @@ def parser():
             "check_data.py --config configs/finetune.yaml --data-path /path/to/pictures --json report.json",
         ],
     )
-    parser.add_argument("--jobs", type=int, default=cores(), metavar="N", help="reading threads; default: one per core")
+    parser.add_argument(
+        "--jobs", type=int, default=cores(), metavar="N", help="threads that read images; default: one per core"
+    )
     parser.add_argument("--json", type=cli.json_file, metavar="FILE", help="write the whole report as JSON")
     return parser
 

@@ -7,7 +7,7 @@ class UserError(Exception):
     """A user's mistake or an external problem. Its message is one line that names the file, key or value."""
 
 
-def one_line(error):
+def one_line(error: BaseException) -> str:
     """Return the message of an error as one printable line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
@@ -17,13 +17,13 @@ def one_line(error):
     return text if isinstance(error, (UserError, OSError)) else f"{type(error).__name__}: {text}"
 
 
-def counted(number, noun):
+def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 epoch", "1,437 images", "2 processes"."""
     plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{plural}"
 
 
-def printable(text):
+def printable(text: object) -> str:
     """`text` with line breaks and other control characters escaped, such as \\x1b or \\u202e.
 
     File and class names may come from an untrusted source. An escape sequence could control the terminal, and a line
