@@ -26,6 +26,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts its b
 
 cli.import_paddle("cpu", several=True)  # tests/programs/amp_in_ranks.py is one of two processes
 
+import forked  # noqa: E402
+
+forked.start_template()
+
 import in_process  # noqa: E402  imports paddle
 import session  # noqa: E402
 
@@ -93,17 +97,14 @@ def few_digits(folder, count=10):
 def tool(name, *words, status=0, timeout=300, cwd=ROOT, fresh=None):
     """Run tools/NAME.py as a user would; check its exit status and return the finished process.
 
-    Unless it is to be `fresh` or may start processes, a command that must fail, or takes less time than the start of
-    Python and Paddle, runs in this process.
+    It is a process of its own (see forked.py) if it is to be `fresh`, may start processes or takes longer than a second
+    or so; otherwise it runs in this process.
     """
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
     if fresh is None:
         is_quick = status != 0 or name in ("check_data", "convert", "export", "predict", "unpack", "val")
         fresh = not is_quick or name == "demo" or "DATA.NUM_WORKERS" in words
-    if fresh:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
-    else:
-        done = in_process.run(command[1], command[2:], cwd)
+    done = forked.run(command, timeout, cwd=cwd) if fresh else in_process.run(command[1], command[2:], cwd)
     assert done.returncode == status, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -143,7 +144,8 @@ class Page:
         command = [sys.executable, str(ROOT / script), *map(str, words)]
         env = {**os.environ, **environment}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=env)
+        start = forked.Forked if script == "tools/demo.py" else subprocess.Popen
+        self.process = start(command, **pipes, text=True, cwd=ROOT, env=env)
         ready, _, _ = select.select([self.process.stdout], [], [], 120)
         self.lines = []
         for line in self.process.stdout if ready else ():

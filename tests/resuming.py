@@ -5,12 +5,12 @@ import gc
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from unittest import mock
 
+import forked
 import in_process
 from conftest import ENVIRONMENT, ROOT, few_digits
 
@@ -83,7 +83,7 @@ def run_after_deaths(output, deaths, *words):
     """Run the command in processes that die at one write after the other, then to its end; see dying_train.py."""
     command = [sys.executable, ROOT / "tests/programs/dying_train.py", json.dumps(deaths), "--output", output, *SMALL]
     command = [str(word) for word in (*command, *WORKERS, *words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    done = forked.run(command, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

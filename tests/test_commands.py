@@ -10,7 +10,7 @@ import tarfile
 import time
 
 import pytest
-from conftest import ROOT, SAMPLE_DATA, error_line, tool
+from conftest import ROOT, SAMPLE_DATA, error_line, few_digits, tool
 from PIL import Image
 
 # One short epoch of a model that takes a second.
@@ -91,10 +91,10 @@ def test_shipped_model_agrees_with_its_log():
     assert sum(row["seconds"] for row in times) < 300  # trained in 5 minutes
 
 
-def test_val_of_a_split_folder_and_of_the_training_images():
+def test_val_of_a_split_folder_and_of_the_training_images(tmp_path):
     last = tool("val").stdout.splitlines()[-1]
     assert tool("val", "--data-path", ROOT / "lit_data/val").stdout.splitlines()[-1] == last
-    assert "images: 1437" in tool("val", "--split", "train").stdout
+    assert "images: 50," in tool("val", "--split", "train", *few_digits(tmp_path, 5)).stdout
 
 
 def test_predict_without_arguments_names_a_shipped_digit():
@@ -275,9 +275,9 @@ def test_t2t_vit_learns_real_pictures(imagenet_sample, tmp_path):
     model += ["MODEL.T2T.DEPTH", 3]
     words = [*model, "--data-path", imagenet_sample, "DATA.TRAIN_LIST", "train.txt", "DATA.VAL_LIST", "val.txt",
              "DATA.NUM_WORKERS", 0, "--output", tmp_path]  # fmt: skip
-    recipe = ["--batch-size", 16, "TRAIN.GLOBAL_BATCH", 0, "TRAIN.EPOCHS", 60, "TRAIN.WARMUP_EPOCHS", 2]
+    recipe = ["--batch-size", 16, "TRAIN.GLOBAL_BATCH", 0, "TRAIN.EPOCHS", 40, "TRAIN.WARMUP_EPOCHS", 2]
     recipe += ["TRAIN.WARMUP_LR", 1e-4, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LABEL_SMOOTHING", 0.0]
-    recipe += ["MODEL.DROP_PATH_RATE", 0.0, "VAL.EVERY", 60]
+    recipe += ["MODEL.DROP_PATH_RATE", 0.0, "VAL.EVERY", 40]
     recipe += ["AUG.HFLIP", 0.0, "AUG.SCALE", "[0.9, 1.0]", "AUG.RATIO", "[1.0, 1.0]"]
     recipe += ["AUG.AUTO_AUGMENT", "", "AUG.COLOR_JITTER", 0.0, "AUG.ERASE_PROB", 0.0]
     recipe += ["AUG.MIXUP", 0.0, "AUG.CUTMIX", 0.0]
@@ -297,7 +297,8 @@ def test_t2t_vit_learns_real_pictures(imagenet_sample, tmp_path):
 
 
 def test_convolution_model_trains_and_validates(tmp_path):
-    words = ["--output", tmp_path, *QUICK, "TRAIN.EPOCHS", 1, "MODEL.T2T.TOKENS_TYPE", "convolution"]
+    words = ["--output", tmp_path, *QUICK, *few_digits(tmp_path), "TRAIN.EPOCHS", 1]
+    words += ["MODEL.T2T.TOKENS_TYPE", "convolution"]
     assert "frozen in 1 tensors" in tool("train", *words).stdout  # pos_embed
     assert "lit_data final val acc is:" in tool("val", *words).stdout
 
@@ -305,7 +306,7 @@ def test_convolution_model_trains_and_validates(tmp_path):
 def test_grey_model_trains_and_predicts(tmp_path):
     Image.open(DIGIT).convert("RGB").save(tmp_path / "x.png")
     grey = ["DATA.CHANNELS", 1, "DATA.MEAN", "[0.3]", "DATA.STD", "[0.35]"]
-    tool("train", "--output", tmp_path, *QUICK, *grey, "TRAIN.EPOCHS", 1)
+    tool("train", "--output", tmp_path, *QUICK, *grey, *few_digits(tmp_path), "TRAIN.EPOCHS", 1)
     assert "class_id is:" in tool("predict", "--output", tmp_path, *QUICK, *grey, tmp_path / "x.png").stdout
 
 
@@ -314,12 +315,14 @@ def test_published_cifar10_model_has_the_claimed_accuracy(tmp_path):
     if not archive.is_file():
         pytest.skip(f"no CIFAR-10 pictures at {archive}; T2T_TEST_DATA names another folder")
     with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, members=(m for m in tar if m.name.startswith("test/")), filter="data")
+        pictures = [member for member in tar if member.name.startswith("test/") and member.isfile()]
+        tar.extractall(tmp_path, members=pictures[::5], filter="data")
     config = ROOT / "configs/cifar10.yaml"
     done = tool("val", "--config", config, "--data-path", tmp_path)
     final = re.fullmatch(r"CIFAR-10 final val acc is:(0\.\d{4})", done.stdout.splitlines()[-1]).group(1)
     rows = [json.loads(line) for line in (ROOT / "output/pretrained/cifar10/metrics.jsonl").read_text().splitlines()]
-    assert final == f"{max(row['val_top1'] for row in rows):.4f}"
+    claimed = max(row["val_top1"] for row in rows)
+    assert len(pictures) == 10000 and abs(float(final) - claimed) < 0.02  # of every fifth picture
     for text in (config.read_text(), (ROOT / "README.md").read_text(), (ROOT / "README_cn.md").read_text()):
         text = text.replace(" %", "%")
-        assert f"{100 * float(final):.2f}%" in text and f"{100 * rows[-1]['val_top1']:.2f}%" in text
+        assert f"{100 * claimed:.2f}%" in text and f"{100 * rows[-1]['val_top1']:.2f}%" in text

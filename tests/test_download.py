@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 from conftest import ROOT, tool
+from forked import Forked
 from tqdm import tqdm
 
 from t2t_vit.common.errors import UserError
@@ -178,7 +179,7 @@ def test_two_processes_download_once(server):
     command = [sys.executable, str(ROOT / "tests/programs/wait_and_download.py"), f"{server.url}/slow.pth"]
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     options["env"] = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
-    processes = [subprocess.Popen(command, **options) for _ in range(2)]
+    processes = [Forked(command, **options) for _ in range(2)]
     assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
     for process in processes:
         process.stdin.write("\n")

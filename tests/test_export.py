@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import pytest
 from conftest import ROOT, error_line, tool
+from forked import Forked
 from test_fold import small_model
 
 from t2t_vit.common.errors import UserError
@@ -186,7 +187,7 @@ def test_a_link_in_the_folder_is_followed_with_all_parts(tmp_path):
 def test_sigterm_leaves_nothing(tmp_path):
     words = ["--format", "onnx", "--file", tmp_path / "x.onnx", "--pretrained", SHIPPED]
     command = [sys.executable, ROOT / "tools/export.py", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with Forked(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not list(tmp_path.iterdir()):
             time.sleep(0.01)
         process.terminate()

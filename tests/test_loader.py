@@ -1,9 +1,9 @@
 """Order of the images, batches, broken images, loader processes."""
 
 import os
-import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -176,5 +176,5 @@ def test_too_few_images_for_a_batch_are_an_error(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process of its parent's death")
 def test_process_that_starts_after_its_parents_death_ends():
-    done = subprocess.run([sys.executable, ROOT / "tests/programs/orphan.py"], capture_output=True, text=True)
+    done = forked.run([sys.executable, ROOT / "tests/programs/orphan.py"])
     assert (done.returncode, done.stdout) == (0, "")

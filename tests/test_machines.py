@@ -15,8 +15,10 @@ import sys
 import termios
 import time
 
+import forked
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line
+from forked import Forked
 
 from t2t_vit import config
 from t2t_vit.common import runtime
@@ -138,9 +140,7 @@ def test_curves_that_cannot_be_written_do_not_end_a_training(tmp_path, monkeypat
 
 def test_five_interrupts_in_a_notebook_save_once(tmp_path):
     words = [ROOT / "tools/train.py", "--output", tmp_path, "MODEL.T2T.DEPTH", "1", "TRAIN.LOG_EVERY", "2"]
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests/programs/notebook.py", *words], capture_output=True, text=True, env=ENVIRONMENT
-    )
+    done = forked.run([sys.executable, ROOT / "tests/programs/notebook.py", *words], env=ENVIRONMENT)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch("stopped by SIGINT after 0 epochs and .*", done.stdout.splitlines()[-2])
     assert (tmp_path / "lit_data/latest.pdparams").is_file()
@@ -162,7 +162,7 @@ def test_interrupt_again_later_gives_up(capfd):
 def test_answer_is_on_its_own_line_beside_a_progress_bar():
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    process = subprocess.Popen([sys.executable, ROOT / "tools/predict.py"], stdout=child, stderr=child, cwd=ROOT)
+    process = Forked([sys.executable, ROOT / "tools/predict.py"], stdout=child, stderr=child, cwd=ROOT)
     os.close(child)
     data = b""
     while True:

@@ -9,6 +9,7 @@ import types
 
 import pytest
 from conftest import ROOT, few_digits
+from forked import Forked
 
 from t2t_vit.data import reading
 
@@ -16,7 +17,7 @@ from t2t_vit.data import reading
 def start(*words):
     """Start tests/programs/read_batches.py. In this process, Paddle would find dead loader processes in later tests."""
     command = [sys.executable, str(ROOT / "tests/programs/read_batches.py"), *words]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return Forked(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def ended(process, seconds=60):

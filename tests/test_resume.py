@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ENVIRONMENT, ROOT
+from forked import Forked
 from resuming import (
     OFTEN,
     SMALL,
@@ -99,8 +100,8 @@ def test_signals_save_and_tell_how_to_go_on(left_alone, tmp_path, number):
 def test_a_lost_terminal_does_not_lose_the_run(left_alone, tmp_path):
     # Whoever read the output is gone after its first line; then the terminal itself hangs up.
     command = [sys.executable, ROOT / "tools/train.py", "--output", tmp_path, *SMALL, *WORKERS]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=ENVIRONMENT, start_new_session=True)  # fmt: skip
+    process = Forked(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                     env=ENVIRONMENT, start_new_session=True)  # fmt: skip
     process.stdout.readline()
     process.stdout.close()
     log = tmp_path / "lit_data.log"
