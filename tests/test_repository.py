@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ENVIRONMENT, ROOT, SEARCHED, signalled
+from conftest import ENVIRONMENT, ROOT, SEARCHED, few_digits, signalled
 
 from t2t_vit.config import all_keys, load_config
 from t2t_vit.models.pit import PoolingTransformer
@@ -139,8 +139,10 @@ def test_scripts_work_without_arguments_from_anywhere(name):
 
 
 def test_train_script_takes_a_config_and_options(tmp_path):
+    few = map(str, few_digits(tmp_path))
     done = script("train.sh", str(ROOT / "configs/lit_data.yaml"), "--output", str(tmp_path), "MODEL.T2T.DEPTH", "1",
-                  "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0")  # fmt: skip
+                  *few, "TRAIN.BATCH_SIZE", "50", "TRAIN.EPOCHS", "1",
+                  "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "lit_data/best.pdparams").is_file()
     assert script("train.sh", "absent.yaml").returncode == 1
@@ -148,6 +150,7 @@ def test_train_script_takes_a_config_and_options(tmp_path):
 
 def test_signal_to_the_train_script_reaches_the_training(tmp_path):
     words = ["bash", "scripts/train.sh", "configs/lit_data.yaml", "--output", str(tmp_path), "MODEL.T2T.DEPTH", "1"]
+    words += [str(word) for word in few_digits(tmp_path, 20)] + ["TRAIN.BATCH_SIZE", "10"]
     lines = signalled(words, "Epoch [1/", signal.SIGTERM)
     assert lines[-2].startswith("stopped by SIGTERM after ")
     assert lines[-1] == f"continue with: {' '.join(words)} --resume auto"
