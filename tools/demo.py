@@ -2,7 +2,8 @@
 
 import os
 
-from t2t_vit.cli import add_engine_option, common_parser, not_empty, run
+from t2t_vit.cli import run
+from t2t_vit.options import add_engine_option, common_parser, not_empty
 
 
 def main(args, cfg):

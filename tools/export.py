@@ -1,6 +1,7 @@
 """Export a model: python tools/export.py --format paddle|onnx|openvino [--config FILE] [--pretrained FILE]."""
 
-from t2t_vit.cli import common_parser, not_empty, run
+from t2t_vit.cli import run
+from t2t_vit.options import common_parser, not_empty
 
 
 def main(args, cfg):

@@ -1,6 +1,7 @@
 """Classify images: python tools/predict.py [IMAGE|FOLDER|GLOB ...] [--top-k K] [--json FILE] [KEY VALUE ...]."""
 
-from t2t_vit.cli import IMAGES, add_engine_option, common_parser, json_file, run, split_images
+from t2t_vit.cli import run, split_images
+from t2t_vit.options import IMAGES, add_engine_option, common_parser, json_file
 
 
 def main(args, cfg):

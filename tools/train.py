@@ -6,7 +6,8 @@ python -m paddle.distributed.launch --gpus 0,1,2,3 [--nnodes 2 --master HOST:POR
 
 import argparse
 
-from t2t_vit.cli import common_parser, not_empty, run
+from t2t_vit.cli import run
+from t2t_vit.options import common_parser, not_empty
 
 
 def main(args, cfg):

@@ -1,6 +1,7 @@
 """Evaluate a model: python tools/val.py [--config configs/X.yaml] [--data-path DIR] [--pretrained FILE]."""
 
-from t2t_vit.cli import add_evaluation_options, common_parser, run
+from t2t_vit.cli import run
+from t2t_vit.options import add_evaluation_options, common_parser
 
 
 def main(args, cfg):

@@ -3,8 +3,8 @@
 import argparse
 import itertools
 
-from t2t_vit.cli import common_parser, json_file
 from t2t_vit.config import starts_like_a_key
+from t2t_vit.options import common_parser, json_file
 
 BENCHMARKS = {
     "data": "the input pipeline",

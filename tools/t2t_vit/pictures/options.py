@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from t2t_vit.cli import IMAGES, add_evaluation_options, common_parser, json_file, not_empty
+from t2t_vit.options import IMAGES, add_evaluation_options, common_parser, json_file, not_empty
 
 METHODS = ("attention", "rollout", "gradient")
 ORDERS = {"worst": "the largest loss first", "best": "the smallest loss first", "random": "drawn from SEED"}
