@@ -52,7 +52,7 @@ def counted(tmp_path_factory):
     return done.stdout.splitlines(), {row["model"]: row for row in json.loads(file.read_text())["model"]}
 
 
-def test_figures_are_the_official_ones(counted):
+def test_counts_equal_the_official_figures(counted):
     assert list(counted[1]) == list_models() and set(OFFICIAL) == set(counted[1])
     for name, row in counted[1].items():
         figures = (row["parameters"], row["trainable_parameters"], f"{row['gmacs']:.2f}", f"{row['gmacs_without']:.2f}")

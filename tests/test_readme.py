@@ -109,7 +109,7 @@ def make_archives(folder, wnids, pictures):
 
 
 def with_little_to_measure(line):
-    """A command of the benchmark that takes seconds."""
+    """Shorten a benchmark command to a few seconds."""
     kind = line.split()[2]
     if kind == "data":
         return f"{line} --images 8 --rounds 1"
@@ -130,7 +130,7 @@ def as_small_job(line, place):
 
 
 def visit_page(line):
-    """Run a command that serves a page, at any free port: look at the page, and stop it."""
+    """Run a command that serves a page on any free port, load the page, and stop the command."""
     pytest.importorskip("gradio", reason="the page is made with it")
     with Page(*shlex.split(line)[2:], "--port", 0) as page:
         with urllib.request.urlopen(page.url) as answer:
@@ -155,8 +155,8 @@ def as_python(words):
 
 @functools.cache
 def run(line):
-    """Run a command once, if several lines of the README come down to it. The first of each script is typed as there,
-    the others run in this process."""
+    """Run a command, only once if several lines of the README are equivalent. The first command of each script runs as
+    written, the others run in this process."""
     words = as_python(shlex.split(line))
     if words and QUICK.fullmatch(words[0]) and words[0] in _started:
         return in_process.run(ROOT / words[0], words[1:], ROOT)
@@ -191,10 +191,10 @@ def test_command_runs(line, place):
         tiny += " MODEL.PIT.DEPTH '[1, 1, 1]'" if "pit" in line else " MODEL.T2T.DEPTH 1"
         line += f" --output {place}/output {tiny}" if "memorise/" not in line else ""
     elif re.search(r"\btrain\.(sh|py)", line):
-        # The stand-ins of other data have a few images, the digits have all theirs.
+        # The replacements of other data have few images, lit_data is complete.
         tiny = TINY if re.search("data-path|pets", line) else TINY.replace("size 8", "size 128")
         line += f" --output {place}/output {tiny}"
-        fixed = "cifar10_few" in line or "pit" in line  # by the shipped weights, by the family
+        fixed = "cifar10_few" in line or "pit" in line  # fixed by the published weights, or by the family
         line += " DATA.IMAGE_SIZE 16" + ("" if fixed else " MODEL.T2T.DEPTH 1")
     if "demo.py" in line:
         visit_page(line)
