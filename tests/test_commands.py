@@ -344,6 +344,6 @@ def test_published_cifar10_model_has_the_claimed_accuracy(tmp_path):
     final = re.fullmatch(r"CIFAR-10 final val acc is:(0\.\d{4})", done.stdout.splitlines()[-1]).group(1)
     rows = [json.loads(line) for line in (ROOT / "output/pretrained/cifar10/metrics.jsonl").read_text().splitlines()]
     assert final == f"{max(row['val_top1'] for row in rows):.4f}"
-    for text in (config.read_text(), (ROOT / "README.md").read_text(), (ROOT / "README_cn.md").read_text()):
+    for text in (config.read_text(), (ROOT / "docs/benchmarks.md").read_text()):
         text = text.replace(" %", "%")
         assert f"{100 * float(final):.2f}%" in text and f"{100 * rows[-1]['val_top1']:.2f}%" in text
