@@ -15,6 +15,7 @@ def main(args, cfg):
 
 def parser():
     parser = common_parser("Train a model.", batch_size_key="TRAIN.BATCH_SIZE")
+    parser.set_defaults(trains=True)
     parser.add_argument(
         "--resume",
         type=not_empty,

@@ -152,7 +152,8 @@ class RunFolder:
     def append_rows(self, metrics, times):
         """Add one epoch's lines to metrics.jsonl and times.jsonl; numbers that are not finite become null."""
         for path, row in ((self.metrics, metrics), (self.times, times)):
-            row = {key: value if math.isfinite(value) else None for key, value in row.items()}
+            broken = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+            row = {**row, **dict.fromkeys(broken)}
             with naming(path), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
                 flush_to_disk(file)

@@ -19,8 +19,8 @@ _SLOW_READING = 0.1  # fraction of the time
 _JUDGED_SECONDS = 60.0  # judge only after this much of an epoch, when a cold start no longer matters
 
 
-def log_summary(trainer):
-    """Log versions, model, data and learning rates of a `Trainer`. Warn if the moving average is too slow."""
+def log_summary(trainer, notes=()):
+    """Log versions, model, data, learning rates and `notes` of a `Trainer`. Warn if the moving average is too slow."""
     cfg, step, loader = trainer.cfg, trainer.train_step, trainer.train_loader
     log.info(
         "%s, %s: PaddlePaddle %s on %s, %s, %d process(es), Python %s",
@@ -36,6 +36,8 @@ def log_summary(trainer):
         trainer.total_epochs,
     )  # fmt: skip
     last = trainer.total_epochs - 1
+    for note in notes:
+        log.info("%s", note)
     log.info("lr: %s", step.optimizer.rates.summary(sorted({0, min(cfg.TRAIN.WARMUP_EPOCHS, last), last})))
     _warn_of_short_average(cfg, trainer.total_epochs * loader.steps())
     log.info("ready %.1f s after the start", time.monotonic() - trainer.interrupts.started)
@@ -55,7 +57,7 @@ def _warn_of_short_average(cfg, steps):
     if cfg.VAL.BEST == "ema" and decay and decay**steps > 0.05:  # decay**steps: final share of the initial weights
         log.warning(
             "warning: TRAIN.EMA_DECAY %g averages over about %.0f steps and the run has %d: best.pdparams would "
-            "hold much of the initial weights; set TRAIN.EMA_DECAY %g or VAL.BEST raw",
+            "hold much of the initial weights; set TRAIN.EMA_DECAY %g or VAL.BEST better",
             decay, 1 / (1 - decay), steps, 1 - float(f"{min(4 / steps, 0.9):.1g}"),
         )  # fmt: skip
 
