@@ -1,36 +1,45 @@
 """Figures drawn with matplotlib, an optional library."""
 
+from __future__ import annotations
+
 import contextlib
 import warnings
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import atomic_path
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 # Fonts for Chinese names of classes and runs; the installed ones are used.
-_CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "SimHei")
-_CHINESE += ("Microsoft YaHei", "PingFang SC", "Heiti SC")
+_CHINESE = (
+    "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "SimHei", "Microsoft YaHei",
+    "PingFang SC", "Heiti SC",
+)  # fmt: skip
 
 
-def check_suffix(path, option, suffixes=SUFFIXES):
+def check_suffix(path: str | Path, option: str, suffixes: Collection[str] = SUFFIXES) -> None:
     """Raise UserError unless the file that `option` names ends in one of `suffixes`."""
     if Path(path).suffix.lower() not in suffixes:
         *others, last = suffixes
         raise UserError(f"{option} {path} must end in {', '.join(others)} or {last}")
 
 
-def require_matplotlib():
+def require_matplotlib() -> type[Figure]:
     """Return matplotlib's Figure class. Raises UserError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure  # not pyplot, which would look for a display
     except ImportError:
-        raise UserError("the plot is drawn by matplotlib, which is not installed: pip install matplotlib") from None
+        raise UserError("the plot needs matplotlib, which is not installed: pip install matplotlib") from None
     return Figure
 
 
 @contextlib.contextmanager
-def figure_to(path, size):
+def figure_to(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
     """Yield an empty Figure of `size` (width, height) in inches, then write it to a file atomically."""
     figure_class = require_matplotlib()
     import matplotlib  # optional
@@ -46,7 +55,7 @@ def figure_to(path, size):
             figure.savefig(temporary, format=Path(path).suffix[1:].lower(), dpi=120)
 
 
-def plain(text):
+def plain(text: str) -> str:
     """Escape a name, so that matplotlib does not read $...$ as a formula or hide a label that starts with _."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

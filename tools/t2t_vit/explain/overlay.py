@@ -1,5 +1,7 @@
 """Lay a map of values over a picture. Needs only Pillow and NumPy."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -7,6 +9,7 @@ from PIL import Image, ImageDraw
 
 SIDE = 256  # small pictures are enlarged to about this many pixels
 STRENGTH = 0.6  # opacity of the map: 0 shows only the picture, 1 only the map
+Box = tuple[float, float, float, float]  # left, top, right, bottom; in pixels
 
 # Colours from low (dark) to high (light) values, as in matplotlib's inferno.
 _COLOURS = np.array(
@@ -17,7 +20,7 @@ _COLOURS = np.array(
 )  # fmt: skip
 
 
-def overlay(image, values, box=None, mark=None):
+def overlay(image: Image.Image, values: np.ndarray, box: Box | None = None, mark: Box | None = None) -> Image.Image:
     """Lay a map over a picture. Colours run from its smallest value (dark) to its largest (light).
 
     Args:
@@ -32,8 +35,8 @@ def overlay(image, values, box=None, mark=None):
     """
     large = enlarged(image)
     factor = large.width / image.width
-    box = [factor * edge for edge in box or (0, 0, *image.size)]
-    relative = stretched(values, large.size, box)
+    edges = [factor * edge for edge in box or (0, 0, *image.size)]
+    relative = stretched(values, large.size, edges)
     drawn = Image.blend(large, Image.fromarray(coloured(relative)), STRENGTH)
     if mark:
         left, top, right, bottom = (round(factor * edge) for edge in mark)
@@ -43,15 +46,15 @@ def overlay(image, values, box=None, mark=None):
     return drawn
 
 
-def enlarged(image):
-    """Enlarge an image by a whole factor, without interpolation, if its shorter side is below SIDE / 2. Returns RGB."""
+def enlarged(image: Image.Image) -> Image.Image:
+    """Convert to RGB, and enlarge by an integer factor, without interpolation, if a side is at most SIDE / 2."""
     factor = max(1, SIDE // min(image.size))
     size = tuple(factor * length for length in image.size)
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
 def stretched(values, size, box):
-    """Scale the values in a `box` of a picture to 0..1 and to its `size` (width, height): float (height, width)."""
+    """Scale values to 0..1, and resize them from their `box` to a picture of `size` (width, height): float (H, W)."""
     values = np.asarray(values, np.float64)
     values = values - values.min()
     relative = (values / (values.max() or 1)).astype(np.float32)
@@ -72,7 +75,7 @@ def coloured(values):
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
-def cell(box, grid, place):
+def cell(box: Box, grid: tuple[int, int], place: tuple[int, int]) -> Box:
     """Return the box of the cell at `place` (row, column), where a grid (rows, columns) covers `box`."""
     (left, top, right, bottom), (rows, columns), (row, column) = box, grid, place
     width, height = (right - left) / columns, (bottom - top) / rows

@@ -10,7 +10,7 @@ from t2t_vit.explain.overlay import enlarged
 from t2t_vit.page.shelf import METHODS, attention, examples
 
 MAX_PICTURES = 32  # classified at a time
-MAX_WAITING = 64  # queued events of all visitors; further ones are told to try again
+MAX_WAITING = 64  # queued events of all visitors; when the queue is full, the page asks to try again
 LABELS = {"gradient": "gradient 梯度", "rollout": "rollout 逐层累积", "last block": "last block 最后一块"}
 HEADING = """# T2T-ViT and PiT: try a model 在线体验
 Drop pictures and pick a model. The page shows the most likely classes and where the model looks.<br>

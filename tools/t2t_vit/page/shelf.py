@@ -119,7 +119,9 @@ def attention(opened, pixels, method, name):
 def examples(opened):
     """Return {path: pixels as the model sees them}, one validation image per class; {} if the data is missing."""
     folder = split_folder(resolve(opened.cfg.DATA.PATH), "val")
-    names = class_folders(folder) if folder else []
+    if not folder:
+        return {}
+    names = class_folders(folder)
     names = names[:: max(1, len(names) // EXAMPLES)][:EXAMPLES]
     paths = [path for name in names for path in image_files(folder / name)[:1]]
     return read_images(paths, opened.cfg, MAX_BYTES)[0]

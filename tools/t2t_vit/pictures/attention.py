@@ -1,9 +1,11 @@
 """The picture `attention`: maps over images that show where a model looks."""
 
+import argparse
 import re
 from pathlib import Path
 
 import paddle.nn.functional as F
+from yacs.config import CfgNode
 
 from t2t_vit.common.files import atomic_path, check_writable
 from t2t_vit.common.logger import progress_bar
@@ -13,8 +15,8 @@ from t2t_vit.pictures.model import OVERLAY_TILE, open_pictures, short_path
 from t2t_vit.pictures.sheet import Cell, Heading, lines_of, paired, save_sheet, short_name
 
 
-def draw_attention(args, cfg):
-    """Write the sheet that the options describe, and the overlays. Returns 1 if an image cannot be read.
+def draw_attention(args: argparse.Namespace, cfg: CfgNode) -> int:
+    """Write the sheet and the overlays. Returns the exit status: 1 if an image cannot be read.
 
     Raises UserError for options that do not fit the model or each other.
     """
@@ -29,9 +31,8 @@ def draw_attention(args, cfg):
         logits, rows = maps_of(picture)
         rows = [[Cell(overlay(picture.image, *each[:3]), each.lines) for each in row] for row in rows]
         first = Cell(enlarged(picture.image), (short_path(picture.path), answer(logits, names)))
-        for row in rows:
-            lines += lines_of(first, row)
-            first = None
+        for index, row in enumerate(rows):
+            lines += lines_of(None if index else first, row)
         if args.overlays:
             save_overlays(args.overlays, f"{number:03d}-{Path(picture.path).stem}", rows)
     scale = "each map from its smallest value (dark) to its largest (light)"

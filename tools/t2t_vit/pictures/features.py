@@ -1,6 +1,9 @@
 """The picture `features`: the features of an image after each layer of a model."""
 
+import argparse
+
 import numpy as np
+from yacs.config import CfgNode
 
 from t2t_vit.explain.features import features
 from t2t_vit.explain.overlay import enlarged
@@ -8,14 +11,14 @@ from t2t_vit.pictures.model import OVERLAY_TILE, chosen_numbers, open_pictures, 
 from t2t_vit.pictures.sheet import Cell, Heading, lines_of, paired, save_sheet
 
 NOTES = (
-    "each token coloured by the first three principal components of its layer, over all images of the sheet: tokens "
+    "tokens are coloured by the first three principal components of the layer, over all images of the sheet: tokens "
     "with similar features have similar colours",
-    "rows x columns of tokens, width of each, variance explained by the three components",
+    "captions: rows x columns of tokens, width of a token, variance that the three components explain",
 )
 
 
-def draw_features(args, cfg):
-    """Write the sheet that the options describe. Returns 1 if an image cannot be read.
+def draw_features(args: argparse.Namespace, cfg: CfgNode) -> int:
+    """Write the sheet. Returns the exit status: 1 if an image cannot be read.
 
     Raises UserError for options that do not fit the model.
     """
@@ -25,7 +28,7 @@ def draw_features(args, cfg):
     lines = []
     for picture, row in zip(pictures, zip(*columns)):
         lines += lines_of(Cell(enlarged(picture.image), (short_path(picture.path),)), row)
-    heading = Heading(f"{opened.cfg.NAME}: what its layers make of an image", NOTES)
+    heading = Heading(f"{opened.cfg.NAME}: features after each layer", NOTES)
     save_sheet([heading, *paired(lines)], args.sheet, OVERLAY_TILE)
     return status
 
@@ -49,7 +52,7 @@ def column(layer):
     tokens = np.concatenate([tokens.numpy() for _, tokens, _ in layer]).astype(np.float64)  # (images, N, C)
     width = tokens.shape[2]
     colours, explained = principal_colours(tokens.reshape(-1, width))
-    lines = (name, f"{rows}x{columns} of {width}, {100 * explained:.0f} %")
+    lines = (name, f"{rows}x{columns} of {width}, {100 * explained:.0f}%")
     return [Cell(each, lines) for each in colours.reshape(len(layer), rows, columns, 3)]
 
 

@@ -1,5 +1,6 @@
 """The picture `predictions`: images with their predictions, by default the images with the largest loss."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -7,6 +8,7 @@ import os
 
 import numpy as np
 import paddle.nn.functional as F
+from yacs.config import CfgNode
 
 from t2t_vit.common.figures import check_suffix, require_matplotlib
 from t2t_vit.common.files import check_outputs, display_path, write_text
@@ -22,7 +24,7 @@ COLUMNS = 16
 RIGHT, WRONG = (0, 120, 60), (190, 30, 30)
 
 
-def draw_predictions(args, cfg):
+def draw_predictions(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Evaluate a model and write the files that the options name. Raises UserError."""
     check_sheet(args.sheet)
     if args.confusion:

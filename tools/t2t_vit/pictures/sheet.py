@@ -17,7 +17,7 @@ from t2t_vit.data.images import to_image
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".pdf": "PDF"}
 TILE = 128  # pixels: side of a picture, unless the sheet sets another
 GAP, MARGIN, LINE = 12, 20, 20  # pixels: between pictures, around the sheet, per line of text
-LONGEST_ROW = 11  # most cells per row in `lines_of`
+LONGEST_ROW = 11  # maximum number of cells per row in `lines_of`
 MAX_HEIGHT = 65_500  # pixels; JPEG allows no more
 PAPER, SHADE, INK, FAINT = "white", (233, 236, 240), (25, 25, 25), (110, 110, 110)
 CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")
@@ -67,7 +67,7 @@ def draw_sheet(rows, tile=TILE, columns=4):
     heights = [_height(row, tile) for row in rows]
     height = sum(heights) + 2 * MARGIN
     if height > MAX_HEIGHT:
-        raise UserError(f"the sheet would be {height} pixels high, at most {MAX_HEIGHT}: lower --count")
+        raise UserError(f"the sheet would be {height} pixels high, but {MAX_HEIGHT} is the limit: lower --count")
     sheet = Image.new("RGB", (width, height), PAPER)
     draw, top = ImageDraw.Draw(sheet), MARGIN
     for row, height in zip(rows, heights):
@@ -115,7 +115,7 @@ def fitted(image, tile=TILE):
 
 
 def lines_of(picture, row):
-    """Return the rows for one picture: its cell, then the cells of `row`. A row that is too long is split evenly."""
+    """Return sheet rows for one picture: the cell `picture`, then those of `row`, split evenly if there are many."""
     length = math.ceil(len(row) / math.ceil(len(row) / (LONGEST_ROW - 1)))
     starts = range(0, len(row), length)
     return [[None if start else picture, *row[start : start + length]] for start in starts]

@@ -1,5 +1,11 @@
 """Complete a config that leaves the model and its input to the weights (`config.OPEN_KEYS`)."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log
@@ -10,7 +16,7 @@ from t2t_vit.weights.formats import read_weights
 from t2t_vit.weights.identify import closest, identify
 
 
-def with_model_of(cfg, path):
+def with_model_of(cfg: CfgNode, path: Path) -> CfgNode:
     """Return the config with the keys that it leaves open as the weights in `path` have them. Logs where they are from.
 
     They come from the config.yaml beside the weights, or else from the shapes of the tensors. Raises UserError if no
