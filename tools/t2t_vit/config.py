@@ -143,7 +143,7 @@ _C.VAL.BATCH_SIZE = 128  # images per process and step
 _C.VAL.CROP_PCT = 0.9  # resize the shorter side to floor(IMAGE_SIZE / CROP_PCT), then crop the centre
 _C.VAL.INTERPOLATION = "bicubic"
 _C.VAL.CROP_MODE = "center"  # center, or squash: resize to IMAGE_SIZE x IMAGE_SIZE without CROP_PCT
-# Weights that are compared and saved as best.pdparams: ema (as the official T2T-ViT does), raw (DeiT, PiT) or the better.
+# Weights that are compared and saved as best.pdparams: ema (like the official T2T-ViT), raw (DeiT, PiT), or the better.
 _C.VAL.BEST = "better"
 _C.VAL.EVERY = 1  # epochs between validations; the last epoch is always validated
 _C.VAL.LOG_EVERY = 10  # batches between log lines of val.py
