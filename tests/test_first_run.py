@@ -12,6 +12,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
 from t2t_vit.data.layout import with_data_name
 from t2t_vit.models.zoo import create_model
+from t2t_vit.training.schedule import learning_rate
 from t2t_vit.weights import checkpoint
 from t2t_vit.weights.model_of import with_model_of
 
@@ -25,6 +26,12 @@ def schedule(name, *pairs, notes=None):
     return train.EPOCHS, train.WARMUP_EPOCHS, train.COOLDOWN_EPOCHS
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_augment", "finetune"])
+def test_small_recipes_learn_from_the_first_step(name):
+    train = load_config(ROOT / f"configs/{name}.yaml").TRAIN
+    assert learning_rate(0, train) >= train.BASE_LR / 5
+
+
 # --- Short runs ---
 
 
@@ -35,7 +42,7 @@ def test_one_epoch_is_one_epoch_in_all(tmp_path):
     note = "short run, TRAIN.EPOCHS 1: TRAIN.WARMUP_EPOCHS 0 instead of 3, TRAIN.COOLDOWN_EPOCHS 0 instead of 2"
     assert note in (tmp_path / "lit_data.log").read_text().splitlines()
     assert schedule(tmp_path / "lit_data/config.yaml") == (1, 0, 0)
-    assert "all 1 epochs are done" in tool("train", *words, fresh=False).stdout
+    assert "--resume none starts a new run" in tool("train", *words, fresh=False).stdout
 
 
 @pytest.mark.parametrize(
@@ -134,14 +141,14 @@ def test_finetuning_takes_the_model_from_beside_the_weights(pets, tmp_path):
     )
     assert not list(tmp_path.iterdir())
     log = tool("train", *words, "--pretrained", SEVEN, "TRAIN.EPOCHS", 1, fresh=False).stdout
-    assert "model t2t_vit_7 for 3 channel(s) of 32x32 pixels, as in output/pretrained/cifar10_seven/config.yaml" in log
+    assert "model t2t_vit_7 for 3 channels of 32x32 pixels, as in output/pretrained/cifar10_seven/config.yaml" in log
     assert "pets val acc is:" in log
     own, theirs = (load_config(path) for path in (tmp_path / "finetune/config.yaml", SEVEN.with_name("config.yaml")))
     assert own.MODEL.T2T == theirs.MODEL.T2T and own.MODEL.NUM_CLASSES == 3
     for key in ("IMAGE_SIZE", "CHANNELS", "MEAN", "STD"):
         assert own.DATA[key] == theirs.DATA[key]
     # The run itself knows its model: to continue, and to be used.
-    assert "all 1 epochs are done" in tool("train", *words, fresh=False).stdout
+    assert "--resume none starts a new run" in tool("train", *words, fresh=False).stdout
     best = tmp_path / "finetune/best.pdparams"
     for words in (["--pretrained", best], ["--config", "configs/finetune.yaml", "--output", tmp_path]):
         out = tool("val", *words, "--data-path", pets).stdout

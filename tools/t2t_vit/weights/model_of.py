@@ -6,7 +6,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from t2t_vit.common.errors import UserError
+from t2t_vit.common.errors import UserError, counted
 from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log
 from t2t_vit.config import OPEN_KEYS, load_config, with_open_keys
@@ -31,8 +31,8 @@ def with_model_of(cfg: CfgNode, path: Path) -> CfgNode:
     settled = with_open_keys(cfg, values)
     data = settled.DATA
     log.info(
-        "model %s for %d channel(s) of %dx%d pixels, as in %s",
-        settled.MODEL.NAME, data.CHANNELS, data.IMAGE_SIZE, data.IMAGE_SIZE, display_path(source),
+        "model %s for %s of %dx%d pixels, as in %s",
+        settled.MODEL.NAME, counted(data.CHANNELS, "channel"), data.IMAGE_SIZE, data.IMAGE_SIZE, display_path(source),
     )  # fmt: skip
     return settled
 
