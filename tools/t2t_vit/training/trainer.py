@@ -186,7 +186,7 @@ class Trainer:
         self.best_top1, self.best_epoch, self.best_weights = scores[which].top1, self.epoch, which
         if processes.is_main():
             checkpoint.save(self.run.best, self.train_step.weights(which))
-            log.info("avg_acc: %.4f model saved!%s", self.best_top1, _ema_mark(which))
+            log.info("best so far, saved as %s%s", self.run.best.name, _ema_mark(which))
         return True
 
     # --- Save and stop ---
