@@ -35,7 +35,7 @@ def attention_parser():
 
 
 def features_parser():
-    parser = _parser("features", "Draw what the layers of a model make of images.", count=8, words=IMAGES)
+    parser = _parser("features", "Draw what the layers of a model make of images.", count=2, words=IMAGES)
     parser.set_defaults(opens_run=True)
     parser.add_argument(
         "--block", type=number_or("all"), metavar="N|all", help="block, from 1; default: the first, middle and last"
@@ -44,7 +44,7 @@ def features_parser():
 
 
 def predictions_parser():
-    parser = _parser("predictions", "Draw images with their predictions, and the confusion of the classes.", count=32)
+    parser = _parser("predictions", "Draw images with their predictions, and the confusion of the classes.", count=24)
     add_evaluation_options(parser)
     add = parser.add_argument
     add("--order", choices=ORDERS, default="worst", help="images with the largest loss (worst, the default) or the "

@@ -38,6 +38,11 @@ class Run:
         found = {epoch: row[key] for epoch, row in sorted(self.rows.items()) if key in row}
         return list(found), [math.nan if number is None else number for number in found.values()]
 
+    def best(self, key):
+        """Return (largest number, its first epoch) of `key`, or None if there is no number."""
+        found = [(row[key], -epoch) for epoch, row in self.rows.items() if row.get(key) is not None]
+        return (max(found)[0], -max(found)[1]) if found else None
+
 
 def read_runs(paths):
     """Read files and run folders as `Run`s with distinct names, each file once. Raises UserError, see `read_run`."""
