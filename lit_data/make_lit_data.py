@@ -1,4 +1,4 @@
-"""Remake lit_data's images and lists byte for byte: python lit_data/make_lit_data.py (needs scikit-learn)."""
+"""Recreate lit_data's images and lists byte for byte: python lit_data/make_lit_data.py (needs scikit-learn)."""
 
 import argparse
 from pathlib import Path

@@ -11,7 +11,7 @@
 # T2T_ENV=FOLDER        folder of the environment
 # PADDLE_PACKAGE=WORDS  what pip installs: "paddlepaddle-gpu==3.3.1 -i https://www.paddlepaddle.org.cn/packages/stable/cu126/"
 
-if [ -n "${ZSH_VERSION:-}" ]; then # bash creates the environment, zsh enters it
+if [ -n "${ZSH_VERSION:-}" ]; then # bash creates the environment, zsh activates it
   eval 'T2T_PATH=$(bash "${(%):-%x}" --path)' && export PATH="$T2T_PATH"
   return
 elif [ -z "${BASH_VERSION:-}" ]; then
@@ -50,7 +50,7 @@ PY
 _t2t_add() { # _t2t_add PYTHON NAME...: install missing packages into an environment with PaddlePaddle
   local python=$1 user=${PIP_USER:-} log
   log=$(mktemp) || return
-  echo "adding ${*:2} to $python ..." >&2
+  echo "installing ${*:2} into $python ..." >&2
   # Keep the installed Paddle and its NumPy.
   "$python" -c 'import importlib.metadata as m; print("numpy==" + m.version("numpy"))' >"$log.numpy" 2>/dev/null
   (
@@ -59,7 +59,7 @@ _t2t_add() { # _t2t_add PYTHON NAME...: install missing packages into an environ
     grep -v '^paddlepaddle\|^numpy' "$T2T_ROOT/requirements.txt" |
       PIP_USER=$user "$python" -m pip --disable-pip-version-check install --quiet -r /dev/stdin -c "$log.numpy"
   ) 2>"$log" >&2 && rm -f "$log" "$log.numpy" && return
-  echo "error: ${*:2} cannot be added to $python: $(_t2t_why "$log"). Install requirements.txt there," \
+  echo "error: ${*:2} cannot be installed into $python: $(_t2t_why "$log"). Install requirements.txt there," \
     "or set T2T_ENV=FOLDER for a separate environment" >&2
   rm -f "$log" "$log.numpy"
   return 1
@@ -69,7 +69,7 @@ _t2t_found() { # _t2t_found PYTHON: use it if it has PaddlePaddle; else status 1
   local found missing
   found=$(_t2t_look "$1")
   case $found in
-    complete) [[ -z $_t2t_dry ]] || echo "python: $(command -v "$1"), as it is" ;;
+    complete) [[ -z $_t2t_dry ]] || echo "python: $(command -v "$1"), used as it is" ;;
     missing*)
       read -r -a missing <<<"${found#missing }"
       if [[ -n $_t2t_dry ]]; then
@@ -107,11 +107,11 @@ _t2t_folder() { # prints its folder
   fi
 }
 
-_t2t_safe() { # _t2t_safe FOLDER: not a folder of another user in /tmp
+_t2t_safe() { # _t2t_safe FOLDER: status 1 for a folder of another user in /tmp
   [[ $1 != "${TMPDIR:-/tmp}"/* || ! -e $1 || -O $1 ]]
 }
 
-_t2t_ready() { # _t2t_ready FOLDER: is it complete and up to date, with the PaddlePaddle of PADDLE_PACKAGE?
+_t2t_ready() { # _t2t_ready FOLDER: status 0 if it is complete and up to date, with the PaddlePaddle of PADDLE_PACKAGE
   _t2t_safe "$1" && cmp -s "$T2T_ROOT/requirements.txt" "$1/installed.txt" || return
   [[ -z ${PADDLE_PACKAGE:-} || $PADDLE_PACKAGE == "$(cat "$1/package.txt" 2>/dev/null)" ]] || return
   "$1/bin/python" -c '' 2>/dev/null # its base Python may have been removed
@@ -129,10 +129,10 @@ _t2t_base_python() { # prints a Python for which Paddle has wheels
   return 1
 }
 
-_t2t_room() { # _t2t_room FOLDER MB: is there enough free space?
+_t2t_room() { # _t2t_room FOLDER MB: checks the free space
   local free
   free=$(df -Pk "$1" 2>/dev/null | awk 'NR == 2 { print int($4 / 1024) }')
-  [[ -z $free || $free -ge $2 ]] || { _t2t_no "$1 has $free MB free of the $2 MB that the environment needs"; return 1; }
+  [[ -z $free || $free -ge $2 ]] || { _t2t_no "$1 has $free MB free, but the environment needs $2 MB"; return 1; }
 }
 
 _t2t_why() { # _t2t_why LOG: short reason why pip failed
@@ -162,7 +162,7 @@ _t2t_fill() { # _t2t_fill FOLDER PYTHON WORDS: create the environment with the P
   : >"$env/install.log"
   printf '%s\n' "$3" >"$env/package.txt"
   [[ -z ${PADDLE_PACKAGE:-} ]] || printf '%s\n' "$3" >"$env/chosen.txt"
-  # Unquoted: the words may be pip options.
+  # Not quoted, because the words may include pip options.
   # shellcheck disable=SC2086
   _t2t_pip "$env" $3 || return
   grep -v '^paddlepaddle' "$T2T_ROOT/requirements.txt" >"$env/requirements.txt"
@@ -180,7 +180,7 @@ _t2t_make() { # _t2t_make FOLDER PYTHON WORDS MB SIZE: the part of _t2t_install 
   local hint=""
   ! _t2t_ready "$1" || return 0
   _t2t_room "$1" "$4" || return
-  echo "making $1 with $3 (a download of about $5, once) ..." >&2
+  echo "creating $1 with $3 (downloads about $5 once) ..." >&2
   _t2t_fill "$1" "$2" "$3" && return
   [[ $3 != *paddlepaddle.org.cn* ]] || hint=' README.md names a last resort from PyPI ("Install on a GPU").'
   echo "error: $1 is not complete: $(_t2t_why "$1/install.log"). Repeat the command to try again; the output of pip is in" \
@@ -200,16 +200,16 @@ _t2t_install() { # _t2t_install FOLDER
     return
   fi
   mkdir -p "$env" 2>/dev/null || true
-  _t2t_safe "$env" && [[ -w $env ]] || { _t2t_no "$env cannot be written or is another user's"; return 1; }
-  [[ -f $env/pyvenv.cfg || -f $env/.lock || -z $(ls -A "$env") ]] || { _t2t_no "$env has other files in it"; return 1; }
-  ( # one process at a time: several machines may share a home folder
+  _t2t_safe "$env" && [[ -w $env ]] || { _t2t_no "$env is not writable or belongs to another user"; return 1; }
+  [[ -f $env/pyvenv.cfg || -f $env/.lock || -z $(ls -A "$env") ]] || { _t2t_no "$env contains other files"; return 1; }
+  ( # one process at a time, because several machines may share a home folder
     ! command -v flock >/dev/null || flock 9 || true
     _t2t_make "$env" "$base" "$words" "$room" "$size"
   ) 9>"$env/.lock"
 }
 
 _t2t_no() { # _t2t_no REASON: the folder of the environment cannot be used
-  echo "error: $1; set T2T_ENV=FOLDER for another place of the environment" >&2
+  echo "error: $1; set T2T_ENV=FOLDER to put the environment elsewhere" >&2
 }
 
 _t2t_env() {
@@ -264,6 +264,6 @@ else
   _t2t_env || exit
   case ${1:-} in
     --path) printf '%s\n' "$PATH" ;;
-    "") echo "python: $(command -v python); enter its environment with: source scripts/env.sh" ;;
+    "") echo "python: $(command -v python); activate its environment with: source scripts/env.sh" ;;
   esac
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Split CIFAR-10 for a transfer to new classes: bash scripts/split_cifar10.sh /path/to/cifar10 /path/to/parts
+# Split CIFAR-10 for transfer learning to new classes: bash scripts/split_cifar10.sh /path/to/cifar10 /path/to/parts
 # parts/seven/{train,test}/ gets all images of seven classes, for pretraining. parts/three/{train,test}/ gets the other
-# three classes, with 50 training images each (the first by name) and all test images. The script makes only links, so it
+# three classes, with 50 training images each (the first by name) and all test images. The script only creates links, so it
 # is safe to repeat.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by sh
 set -euo pipefail

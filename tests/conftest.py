@@ -1,4 +1,4 @@
-"""Shared by all tests: the environment of the commands, the repository, real pictures."""
+"""Fixtures and helpers for all tests: run commands, real pictures, pages in a browser."""
 
 import importlib.util
 import logging
@@ -18,7 +18,7 @@ SEARCHED = list(sys.path)  # before libraries add to it, as onnxruntime does
 sys.path.insert(0, str(ROOT / "tools"))
 from t2t_vit import cli  # noqa: E402
 
-if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests at a time: none takes all cores, unless it says so
+if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests run at a time: limit threads, unless a test sets them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts its background jobs
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items):
     session.longest_first(items)
 
 
-if importlib.util.find_spec("hypothesis"):  # the environment with PaddlePaddle 2.6.2 does without
+if importlib.util.find_spec("hypothesis"):  # not installed beside PaddlePaddle 2.6.2
     from hypothesis import settings
 
     settings.register_profile("t2t", deadline=None, derandomize=True, max_examples=50)
@@ -60,7 +60,7 @@ if importlib.util.find_spec("hypothesis"):  # the environment with PaddlePaddle 
 
 @pytest.fixture
 def warned(caplog, monkeypatch):
-    """`caplog` of the program's warnings, whatever handlers earlier tests have left."""
+    """`caplog` for the warnings of the program, regardless of handlers that earlier tests installed."""
     log = logging.getLogger("t2t")
     monkeypatch.setattr(log, "propagate", True)
     monkeypatch.setattr(log, "handlers", [])
@@ -78,7 +78,7 @@ def imagenet_sample():
 
 
 def few_digits(folder, count=10):
-    """Options that train and validate on the first `count` pictures of each digit only, listed in `folder`."""
+    """Options to train and validate on only the first `count` pictures of each digit. Writes the lists to `folder`."""
     words = []
     for split in ("train", "val"):
         lines = {digit: [] for digit in "0123456789"}
@@ -93,8 +93,8 @@ def few_digits(folder, count=10):
 def tool(name, *words, status=0, timeout=300, cwd=ROOT, fresh=None):
     """Run tools/NAME.py as a user would; check its exit status and return the finished process.
 
-    Unless it is to be `fresh` or may start processes, a command that must fail, or takes less time than the start of
-    Python and Paddle, runs in this process.
+    A command that must fail, or that is faster than starting Python and Paddle, runs in this process, unless it is
+    `fresh` or may start processes.
     """
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
     if fresh is None:
@@ -109,7 +109,7 @@ def tool(name, *words, status=0, timeout=300, cwd=ROOT, fresh=None):
 
 
 def error_line(name, *words, **options):
-    """The one line on stderr of a command that must fail with status 1."""
+    """Run a command that must fail with status 1, and return its only line on stderr."""
     done = tool(name, *words, status=1, **options)
     lines = [line for line in done.stderr.splitlines() if not line.startswith(("warning: ", "note: "))]
     assert len(lines) == 1, done.stderr
@@ -118,14 +118,14 @@ def error_line(name, *words, **options):
 
 
 def command_of_readme(start, folder):
-    """Run the command of the README that begins so, in `folder`."""
+    """Run the README command that starts with the given text, in `folder`."""
     (line,) = re.findall(rf"^{re.escape(start)}.*$", (ROOT / "README.md").read_text("utf-8"), flags=re.MULTILINE)
     done = subprocess.run(line.replace("/path/to", str(folder)), shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def signalled(words, start, number, cwd=ROOT):
-    """Lines that a command prints which gets the signal `number` at its first line that begins with `start`."""
+    """Return the output lines of a command that gets signal `number` at its first line starting with `start`."""
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=cwd, env=ENVIRONMENT)
     for line in process.stdout:
         if line.startswith(start):
@@ -158,7 +158,7 @@ class Page:
         return self
 
     def __exit__(self, *_):
-        self.process.kill()  # which a failed test has left
+        self.process.kill()  # left running by a failed test
 
     @property
     def port(self):

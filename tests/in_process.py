@@ -1,4 +1,4 @@
-"""Run a command of tools/ inside the test process, which saves the seconds that Python and Paddle take to start."""
+"""Run a command of tools/ inside the test process, to save the start of Python and Paddle."""
 
 import contextlib
 import gc
@@ -42,7 +42,7 @@ def run(script, words, cwd):
 
 @contextlib.contextmanager
 def _unchanged_process():
-    """Restore what a command sets for the whole process."""
+    """Context manager: undo the process-wide settings of a command."""
     argv, folder, environment = sys.argv, Path.cwd(), dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     log = logging.getLogger("t2t")

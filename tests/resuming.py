@@ -1,4 +1,4 @@
-"""Small trainings that are cut and continued; most run inside the test process, see in_process.py."""
+"""Short training runs that are interrupted and resumed; most run inside the test process, see in_process.py."""
 
 import contextlib
 import gc
@@ -17,7 +17,7 @@ from conftest import ENVIRONMENT, ROOT, few_digits
 from t2t_vit.training.train_log import TrainLog
 from t2t_vit.weights import checkpoint
 
-# All that could make a difference is on: augmentation, dropout, drop path, accumulation, clipping.
+# Everything that could make a difference is on: augmentation, dropout, drop path, accumulation, clipping.
 SMALL = [
     "MODEL.T2T.DEPTH", 1, "MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.TOKEN_DIM", 16,
     "MODEL.DROP_RATE", 0.1, "MODEL.ATTN_DROP_RATE", 0.1, "MODEL.DROP_PATH_RATE", 0.1,
@@ -33,7 +33,7 @@ WORKERS = ["DATA.NUM_WORKERS", 2]
 
 
 class Killed(BaseException):
-    """Ends a training where it is, with what is on disk by then."""
+    """Ends a training run at this point, as if it were killed."""
 
 
 def run(output, *words, status=0):
@@ -80,7 +80,7 @@ def terminate(output, epoch, step, *words):
 
 
 def run_after_deaths(output, deaths, *words):
-    """Run the command in processes that die at one write after the other, then to its end; see dying_train.py."""
+    """Run the command so that it dies at one write after the other, then finishes; see dying_train.py."""
     command = [sys.executable, ROOT / "tests/programs/dying_train.py", json.dumps(deaths), "--output", output, *SMALL]
     command = [str(word) for word in (*command, *WORKERS, *words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
@@ -88,7 +88,7 @@ def run_after_deaths(output, deaths, *words):
 
 
 def the_only_error(done):
-    """The error line of a finished command, which wrote nothing else to stderr but warnings."""
+    """Return the error line of a finished command, and check that stderr has only warnings besides."""
     lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     return lines[0]

@@ -1,4 +1,4 @@
-"""What the whole run of the tests is held to: the order of the files, and which tests may be skipped."""
+"""Checks of a whole test run: the order of the files, and which tests may be skipped."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""scripts/aistudio.sh with tiny archives, in stand-ins for the folders of AI Studio."""
+"""scripts/aistudio.sh with tiny archives, in folders that replace those of AI Studio."""
 
 import shutil
 import signal
@@ -63,7 +63,7 @@ def job(folders, *words, cut_at=None, status=0, **variables):
 
 
 def decided(monkeypatch, *words):
-    """What scripts/train.sh would be given by the job: words and variables. Nothing is trained or unpacked."""
+    """Return the words and variables that the job passes to scripts/train.sh. Nothing is trained or unpacked."""
     calls = []
     monkeypatch.setattr(sys, "argv", ["aistudio_job.py", *map(str, words)])
     monkeypatch.setattr(aistudio_job, "unpack", lambda *_: None)
@@ -92,7 +92,7 @@ def test_interrupted_job_continues_and_copies_the_best_model(folders):
 
     (best / "best.pdparams").write_bytes(b"of an earlier copy")
     second = job(folders, *words, cut_at="Epoch [", JOB_STARTED=str(int(time.time()) - 3600))
-    assert second[0].endswith("ILSVRC2012_w.tar: already unpacked (" + f"{folders}/data/.unpacked.json says so)")
+    assert second[0].endswith("ILSVRC2012_w.tar: already unpacked (recorded in " + f"{folders}/data/.unpacked.json)")
     assert any(line.startswith(f"resumed {run}/latest.pdparams: ") for line in second)
     assert 69 * 3600 < to_seconds(load_config(run / "config.yaml").TRAIN.TIME_LIMIT) <= 70 * 3600
     assert (best / "best.pdparams").read_bytes() == (run / "best.pdparams").read_bytes()
@@ -157,7 +157,7 @@ def test_exit_status_of_a_killed_training(script, line, number):
     assert aistudio_job.train([], None) == 128 + number
 
 
-def test_a_signal_while_the_training_starts_reaches_it(script, monkeypatch):
+def test_signal_during_the_start_reaches_the_training(script, monkeypatch):
     def start(*args, start=subprocess.Popen, **options):
         child = start(*args, **options)
         signal.raise_signal(signal.SIGTERM)
@@ -221,7 +221,7 @@ def test_notebook_and_submitted_job_keep_different_folders(platform, monkeypatch
     assert platform("home/aistudio/work/runs")[2:] == [f"{home}/work/runs", f"{home}/work/best"]
 
 
-def test_other_machines_are_not_taken_for_the_platform(platform):
+def test_other_machines_are_not_mistaken_for_the_platform(platform):
     assert platform() == ["", str(ROOT / "datasets/imagenet"), "", ""]
 
 
@@ -245,7 +245,7 @@ def test_two_machines_need_nnodes(folders, monkeypatch):
     words = ["--data-path", folders, *STEP]
     monkeypatch.setenv("PADDLE_TRAINERS", "10.0.0.1,10.0.0.2")
     monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-    line = "this job has 2 machines: .* NNODES=2 MASTER=10.0.0.1:8090 NODE_RANK=1 before it; with NNODES=1 each"
+    line = "this job has 2 machines: .* NNODES=2 MASTER=10.0.0.1:8090 NODE_RANK=1 before the command on each machine"
     with pytest.raises(UserError, match=line):
         decided(monkeypatch, *words)
     for count in "21":
@@ -294,7 +294,7 @@ def test_job_uses_all_cards(folders, monkeypatch, cards):
 
 
 @pytest.mark.usefixtures("folders")
-def test_user_decides_about_cards_and_batch(monkeypatch):
+def test_user_chooses_gpus_and_batch(monkeypatch):
     monkeypatch.setenv("GPUS", "1,3")
     assert decided(monkeypatch, "configs/pit_ti.yaml")[1]["GPUS"] == "1,3"
     monkeypatch.delenv("GPUS")
@@ -317,14 +317,14 @@ def test_time_limit_includes_unpacking(monkeypatch):
     monkeypatch.setenv("JOB_STARTED", str(int(time.time()) - 3600))
     assert 251_990 <= to_seconds(decided(monkeypatch)[0][-1]) <= 252_000
     assert 3_590 <= to_seconds(decided(monkeypatch, "TRAIN.TIME_LIMIT", "2h")[0][-1]) <= 3_600
-    with pytest.raises(UserError, match="the time of this job, TRAIN.TIME_LIMIT 1h, is over"):
+    with pytest.raises(UserError, match="the time limit of this job, 1h, has passed"):
         decided(monkeypatch, "TRAIN.TIME_LIMIT", "1h")
     monkeypatch.setenv("JOB_STARTED", "yesterday")
     with pytest.raises(UserError, match="JOB_STARTED is 'yesterday' but must be a whole number"):
         decided(monkeypatch)
 
 
-def test_old_spellings_are_read(folders, monkeypatch, capsys):
+def test_old_spellings_are_accepted(folders, monkeypatch, capsys):
     words, _ = decided(monkeypatch, folders, "-cfg=configs/lit_data.yaml", "-batch_size", 8)
     assert words[:4] == [str(folders), "-cfg=configs/lit_data.yaml", "-batch_size", "8"]  # train.py reads them too
     read = f"{folders} --config configs/lit_data.yaml --batch-size 8"

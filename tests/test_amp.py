@@ -1,6 +1,6 @@
 """AMP O2 without a GPU: Paddle's own conversion of the weights to 16 bits, real backward passes, updates and resumes.
 
-A CPU has no 16-bit matrix products, so that a sum over all weights stands in for the model's forward pass.
+A CPU has no 16-bit matrix products, so a sum over all weights replaces the forward pass of the model.
 """
 
 import types
@@ -20,7 +20,7 @@ from t2t_vit.weights import checkpoint
 
 
 class Place:
-    """Of a tracer on a GPU, as far as Paddle's loss scaler asks."""
+    """A fake GPU place with the methods that Paddle's loss scaler calls."""
 
     _expected_place = types.SimpleNamespace(is_gpu_place=lambda: True)
 
@@ -32,7 +32,7 @@ def dtype(request, monkeypatch):
 
 
 def stand_in(monkeypatch):
-    """Let TRAIN.AMP O2 do on a CPU what it does on a GPU."""
+    """Make TRAIN.AMP O2 work on a CPU as on a GPU."""
     from paddle.amp import grad_scaler
     from paddle.amp.auto_cast import amp_initialize
 
@@ -93,7 +93,26 @@ def assert_live(step):
         )
 
 
-def test_weights_average_and_state_are_those_after_the_last_step(dtype):
+@pytest.mark.parametrize(
+    ("device", "amp", "dtype", "reason"),
+    [
+        ("cpu", "O1", "float16", "the device is cpu"), ("gpu:1", "O2", "bfloat16", "gpu:1 has no bfloat16"),
+        ("gpu:1", "O1", "float16", None), ("cpu", "", "float16", None),
+    ],
+)  # fmt: skip
+def test_a_device_without_the_type_trains_in_float32_with_a_warning(monkeypatch, warned, device, amp, dtype, reason):
+    monkeypatch.setattr(paddle.amp.grad_scaler, "_dygraph_tracer", Place)
+    monkeypatch.setattr(paddle.device, "get_device", lambda: device)
+    monkeypatch.setattr(paddle.amp, "is_float16_supported", lambda device: True)
+    monkeypatch.setattr(paddle.amp, "is_bfloat16_supported", lambda device: False)
+    mixed = precision.MixedPrecision(config(amp, dtype).TRAIN)
+    assert str(mixed) == ("float32" if reason or not amp else f"{amp} {dtype}")
+    warning = f"warning: TRAIN.AMP {amp} {dtype} has no effect here ({reason}): training in float32"
+    assert warned.messages == ([warning] if reason else [])
+    assert bool(mixed.scaler.state_dict()) == (str(mixed) == "O1 float16")  # whether it scales
+
+
+def test_weights_average_and_state_match_float32(dtype):
     """With LAYER_DECAY, accumulated passes and frozen tensors: those of the same gradients in float32."""
     keys = dict(LAYER_DECAY=0.5, ACCUM_STEPS=2, OPTIMIZER="adamw")
     cfg = config("O2", dtype, **keys)
@@ -135,7 +154,7 @@ def test_resume_reaches_every_copy_of_the_weights(dtype):
     assert_live(second)
 
 
-def test_a_start_from_a_file_reaches_every_copy(dtype, tmp_path):
+def test_pretrained_weights_reach_every_copy(dtype, tmp_path):
     path = tmp_path / "start.pdparams"
     other = make_step(config("", dtype))
     for tensor in other.model.state_dict().values():
@@ -159,7 +178,7 @@ def loss_scale(step):
     return float(scaler["scale"][0]) if scaler else None
 
 
-def test_an_overflow_is_skipped_and_halves_the_loss_scale_which_a_state_keeps(dtype, tmp_path):
+def test_overflow_skips_the_step_and_halves_the_loss_scale_and_states_keep_it(dtype, tmp_path):
     cfg = config("O2", dtype)
     step, steps = make_step(cfg), batches(cfg)
     scales = [65536.0, 32768.0, 16384.0] if dtype == "float16" else [None] * 3

@@ -1,4 +1,4 @@
-"""The maps are those that the model computes; rollout, relevance and gradients are what their definitions say."""
+"""Attention maps are those that the model computes; rollout, relevance and gradients follow their definitions."""
 
 import numpy as np
 import paddle
@@ -58,7 +58,7 @@ def test_maps_rebuild_the_output_of_every_block(kind, monkeypatch):
         assert found.shape == [2, place.block.attn.num_heads, tokens, tokens] and found.stop_gradient
         close(found.sum(axis=-1), np.ones(found.shape[:3]))
         rebuilt = np.einsum("bhmn,bnhc->bmhc", found.numpy(), v)
-        close(rebuilt[:, : y.shape[1]], y)  # of the last block the model computes the class tokens alone
+        close(rebuilt[:, : y.shape[1]], y)  # the last block computes only the class tokens
     logits, _, tokens = attention.trace(model, images)
     close(logits.detach(), expected)
     assert len(tokens) == len(maps) + 1
@@ -175,7 +175,7 @@ def test_rollout_by_hand():
     close(rollout(maps[:1], model, token=2), [[[0.0, 0.75]]], 1e-6)
 
 
-def test_rollout_of_a_model_that_looks_everywhere_alike():
+def test_rollout_of_uniform_attention():
     model = flat_model((2, 3), depth=2)
     for block in model.blocks:
         block.attn.qkv.weight.set_value(paddle.zeros_like(block.attn.qkv.weight))  # q.k = 0
@@ -259,7 +259,7 @@ def test_gradients_are_the_finite_differences_of_the_logit(kind, monkeypatch):
         slope = (ends[0] - ends[1]).numpy()[[0, 1], [3, 1]] / (2 * step)
         close((found * direction).sum([1, 2, 3]), slope, 4e-3 * max(1, np.abs(slope).max()))
         assert np.abs(slope).max() > 1e-2
-    row, column = 0, 2  # one entry: what the class token of the last block takes from a patch
+    row, column = 0, 2  # one entry: attention of the class token of the last block to a patch
     change = np.zeros(gradients[-1].shape, np.float32)
     change[:, 1, row, column] = 1e-2
     bent = bent_logits(model, images, {len(maps) - 1: paddle.to_tensor(change)}, monkeypatch)
@@ -369,7 +369,7 @@ def test_performer_rows_are_the_features_products():
     np.testing.assert_allclose(found, expected[:, [5, 60]], rtol=1e-3, atol=1e-7)
 
 
-def test_where_there_is_no_attention_in_the_module():
+def test_module_without_attention():
     assert attention.attending_stages(small_model("convolution")) == []
 
 

@@ -1,4 +1,4 @@
-"""Augmentation: every operation by its formula, every policy by its law."""
+"""Augmentation: every operation against its formula, every policy against its distribution."""
 
 import math
 from collections import Counter
@@ -78,7 +78,7 @@ def test_enhancements_blend_with_a_dull_image(name):
         ("rand-m9", 0, 1, 0.1), ("rand-m9", 5, -1, 1.0), ("rand-m9", 9, 1, 1.72), ("v0", 10, -1, 1.9),
     ]:  # fmt: skip
         expected = np.clip(dull + factor * (x - dull), 0, 255)
-        # Pillow cuts decimals off; its grey and its smoothing may round the other way.
+        # Pillow truncates; its grey and its smoothing may round the other way.
         assert np.abs(apply(name, picture(), level, sign, text) - expected).max() <= 2.1, (text, level, sign)
     assert (apply(name, picture(), 0) == picture()).all()
 
@@ -113,7 +113,7 @@ def sampled(x, source):
 
 
 @pytest.mark.parametrize("level, sign", [(0, 1), (3.3, -1), (9, 1), (10, 1), (10, -1)])
-def test_geometry_is_where_the_coordinates_say(level, sign):
+def test_geometric_operations_follow_their_coordinates(level, sign):
     x, share = picture(20, 40), sign * level / 10
     cos, sin = np.cos(np.radians(30 * share)), np.sin(np.radians(30 * share))  # counter-clockwise, about the centre
     sources = {
@@ -178,7 +178,7 @@ def record(transform, monkeypatch, draws):
     return done
 
 
-def test_randaugment_laws(monkeypatch):
+def test_randaugment_distribution(monkeypatch):
     images = record(policy("rand-m9-mstd0.5-inc1", "random"), monkeypatch, 30000)
     names, levels, signs, resampling = (np.array(column) for column in zip(*sum(images, [])))
     assert set(names) == set(NAMES) and fair(names, 15)
@@ -218,7 +218,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_autoaugment_tables_and_laws(monkeypatch, name):
+def test_autoaugment_tables_and_distribution(monkeypatch, name):
     transform = policy(name)
     number = {digit: 10 if digit == "t" else int(digit) for digit in "0123456789t"}
     initials = {**dict(zip("PRSAECTIHXYDM", INITIALS)), **({"P": "Posterize"} if name == "v0" else {})}
@@ -237,7 +237,7 @@ def test_autoaugment_tables_and_laws(monkeypatch, name):
     assert near(np.mean([not image for image in images]), none, 20000)
 
 
-def test_autoaugment_pairs_are_equally_likely_in_order_and_may_spread(monkeypatch):
+def test_autoaugment_pairs_are_equally_likely_and_levels_may_vary(monkeypatch):
     transform = AutoAugment(policy("v0").operations, [f"Invert 1 {i / 4}, Rotate 1 9" for i in range(25)])
     images = record(transform, monkeypatch, 10000)
     assert {tuple(row[0] for row in image) for image in images} == {("Invert", "Rotate")}
@@ -247,7 +247,7 @@ def test_autoaugment_pairs_are_equally_likely_in_order_and_may_spread(monkeypatc
     assert stats.kstest(levels[levels < 10], stats.truncnorm(-18, 2, 9, 0.5).cdf).pvalue > 0.001
 
 
-def test_three_augment_draws_thirds(monkeypatch):
+def test_three_augment_operations_are_equally_likely(monkeypatch):
     image, radii, rng, transform = Image.fromarray(picture()), [], np.random.default_rng(0), policy("3a")
     blur = augment.ImageFilter.GaussianBlur
     monkeypatch.setattr(augment.ImageFilter, "GaussianBlur", lambda radius: radii.append(radius) or blur(radius))
@@ -275,7 +275,7 @@ def test_colour_jitter(monkeypatch, strength, low, high):
         assert stats.kstest(mine, stats.uniform(low, high - low).cdf).pvalue > 0.001
 
 
-def test_what_a_string_builds_and_that_jitter_is_inert_beside_a_policy():
+def test_policies_by_name_and_no_jitter_with_a_policy():
     kinds = {"": [ColorJitter], "3a": [ThreeAugment, ColorJitter], "original": [AutoAugment], "v0-mstd1": [AutoAugment]}
     rand = ("rand", "rand-m9-mstd0.5-inc1", "rand-inc1-mstd0.5-m9", "rand-inc0-p0-n1-m0-mstdinf", "rand-m7.5")
     for text, kind in {**kinds, **dict.fromkeys(rand, [RandAugment])}.items():

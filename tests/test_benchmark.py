@@ -1,4 +1,4 @@
-"""`benchmark.py data`: its figures are consistent, it times the work of training, and mistakes are one line."""
+"""`benchmark.py data`: figures are consistent, it measures what training does, and errors are one line."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_rates_and_ratios_are_printed_as_in_the_json(measured):
 
 def test_device_and_loaders(measured):
     lines, report = measured
-    assert f"device's part (normalise, erase, mix): {check_summary(report['device'])} images/s" in lines
+    assert f"on the device (normalise, erase, mix): {check_summary(report['device'])} images/s" in lines
     assert f"all loader processes (1): {check_summary(report['loaders'])} images/s" in lines
     assert lines[-1] == "Both in batches of 4."
 
@@ -116,7 +116,7 @@ def test_baseline_does_the_same_work(cfg, split):
     assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
     plain = one_core.baseline_tasks(with_keys(cfg, {"AUG.ERASE_PROB": 1.0, "AUG.AUTO_AUGMENT": ""}), split)
     images = [plain["full recipe"]((0, 0, 0)).numpy() for _ in range(12)]
-    assert any(np.abs(image).max() > 2.7 for image in images)  # noise, outside of what pixels give; rare in small boxes
+    assert any(np.abs(image).max() > 2.7 for image in images)  # noise outside the range of pixels; rare in small boxes
 
 
 def test_rounds_read_the_images_of_the_next_epoch():
@@ -166,7 +166,7 @@ def test_wrong_options_are_usage_errors(words, message, capsys):
     assert end.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_number_of_classes_may_be_that_of_the_data():
+def test_number_of_classes_may_come_from_the_data():
     words = ["MODEL.NUM_CLASSES", "0", "AUG.MIXUP", "0.8", "DATA.NUM_WORKERS", "0", "--images", "8", "--rounds", "1"]
     assert "images/s" in tool("benchmark", "data", *words).stdout
 
@@ -176,6 +176,6 @@ def test_folder_without_images_and_broken_image(tmp_path):
         for name in "ab":
             (tmp_path / split / name).mkdir(parents=True)
     words = ["benchmark", "data", "--config", "configs/t2t_vit_7.yaml", *keys(tmp_path)]
-    assert f"the class folders of {tmp_path}/train hold no images" in error_line(*words)
+    assert f"the class folders of {tmp_path}/train contain no images" in error_line(*words)
     (tmp_path / "train/a/x.jpg").write_bytes(b"")
     assert error_line(*words) == f"error: image {tmp_path}/train/a/x.jpg cannot be read: not an image"

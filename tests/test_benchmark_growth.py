@@ -1,4 +1,4 @@
-"""`benchmark.py growth` and the engines of `infer`: their figures and the picture."""
+"""`benchmark.py growth` and the engines of `infer`: figures and plot."""
 
 import contextlib
 import itertools
@@ -91,13 +91,13 @@ def test_engines_are_timed_on_exported_files(tmp_path):
         rate = row["images_per_second"]["median"]
         assert rate == pytest.approx(4000 / row["milliseconds"]["median"])
         assert f"| lit_data | 16 | 4 | 1 | {row['engine']} | fp32 | {rate:.1f} (" in done.stdout
-    assert done.stdout.endswith("not offered: inference bf16, onnxruntime bf16\n")
+    assert done.stdout.endswith("not supported: inference bf16, onnxruntime bf16\n")
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["growth", "pit_ti"], "error: MODEL.NAME pit_ti: growth needs a T2T module, and a PiT has none"),
+        (["growth", "pit_ti"], "error: MODEL.NAME pit_ti: growth needs a T2T module, which a PiT does not have"),
         (
             ["growth", "--threads", 1, "--plot", "x.txt"],
             "error: --plot x.txt must end in .png, .pdf, .svg, .jpg or .jpeg",
@@ -105,7 +105,7 @@ def test_engines_are_timed_on_exported_files(tmp_path):
         (["growth", "--plot", "LICENSE/x.png"], "error: LICENSE/x.png: cannot be written: "),
         (
             ["infer", "--precisions", "int8"],
-            "error: paddle int8 does not exist: choose other --engines or --precisions",
+            "error: paddle int8 is not supported: choose other --engines or --precisions",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""`benchmark.py model`: its counts are the official figures, at any size, and the README's table."""
+"""`benchmark.py model`: its counts equal the official figures and the table in the README, at any size."""
 
 import json
 
@@ -50,7 +50,7 @@ def counted(tmp_path_factory):
     return done.stdout.splitlines(), {row["model"]: row for row in json.loads(file.read_text())["model"]}
 
 
-def test_figures_are_the_official_ones(counted):
+def test_counts_equal_the_official_figures(counted):
     assert list(counted[1]) == list_models() and set(OFFICIAL) == set(counted[1])
     for name, row in counted[1].items():
         figures = (row["parameters"], row["trainable_parameters"], f"{row['gmacs']:.2f}", f"{row['gmacs_without']:.2f}")
@@ -77,7 +77,7 @@ def test_the_table_shows_the_counts(counted):
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README_cn.md"])
-def test_the_table_of_the_readme_is_the_printed_one(counted, readme):
+def test_table_in_the_readme_equals_the_printed_one(counted, readme):
     shown = (ROOT / readme).read_text(encoding="utf-8").splitlines()
     for line in counted[0]:
         if line.startswith(("| t2t", "| pit")):

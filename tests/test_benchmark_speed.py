@@ -36,7 +36,7 @@ def sleeping(*_):
 # --- Time ---
 
 
-def test_a_round_is_as_many_calls_as_it_takes():
+def test_a_round_repeats_the_call_until_it_is_long_enough():
     calls = []
 
     def work():
@@ -72,7 +72,7 @@ def test_figures_follow_from_seconds_and_multiplications(cfg):
 
 def test_the_matmul_limit_counts_two_operations_each(monkeypatch):
     monkeypatch.setattr(subject, "SIDE", 64)
-    subject.build(lambda: sleeping)  # its MB are of this process, which has run other tests
+    subject.build(lambda: sleeping)  # its MB are those of this process, which has run other tests
     monkeypatch.setattr(subject._product, "seconds", lambda: 0.001)
     found = subject.time_round()
     assert found == {"seconds": pytest.approx(BUSY, rel=0.5), "gflops": pytest.approx(2 * 64**3 / 0.001 / 1e9)}
@@ -110,7 +110,7 @@ def test_parts_of_a_step_add_up_to_the_step(cfg, monkeypatch):
     assert subject.time_round()["update"] > BUSY
 
 
-def test_inference_is_of_the_model_or_its_token_module(cfg):
+def test_inference_runs_the_model_or_its_token_module(cfg):
     samples, cfg = training_samples(cfg, True, 8)
     for token_module, shape in ((False, [8, 10]), (True, [8, 16, 128])):
         output = eager(cfg, samples, token_module)()
@@ -118,7 +118,7 @@ def test_inference_is_of_the_model_or_its_token_module(cfg):
     assert eval_images(cfg, samples).shape == [8, 3, 16, 16]
 
 
-def test_images_are_those_of_the_config_or_the_digits():
+def test_images_come_from_the_config_or_the_digits():
     cfg = load_config(ROOT / "configs/t2t_vit_7.yaml", [("DATA.PATH", "absent"), ("MODEL.NUM_CLASSES", 3)])
     samples, same = training_samples(cfg, False, 2000)
     assert len(samples) == 2000 and same == cfg

@@ -1,4 +1,4 @@
-"""tools/check_data.py: what it finds, what it suggests, and that no file ends it."""
+"""tools/check_data.py: what it finds and suggests, and that no file stops it."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_unreadable_files_are_listed_with_their_reasons(spoilt):
     assert "DATA.ON_ERROR" not in done.stdout
 
 
-def test_what_the_readable_files_are(spoilt):
+def test_readable_files_are_described(spoilt):
     done, report, root = spoilt
     train = report["splits"]["train"]
     assert train["files"] == 13 and report["splits"]["val"]["files"] == 2
@@ -146,7 +146,7 @@ def test_data_that_training_refuses_is_explained(tmp_path):
     assert done.stdout.splitlines()[-1] == f"python tools/train.py {shlex.join(words)}".replace("''", '""')
 
 
-def test_wrong_number_of_classes_is_a_fault_only_of_a_given_config(tmp_path):
+def test_wrong_number_of_classes_is_a_fault_only_with_a_config(tmp_path):
     root = make(tmp_path / "set", {"train/ant": 1, "train/bee": 1, "val/ant": 1})
     assert check("--data-path", root)[1]["faults"] == []
     fault = f"MODEL.NUM_CLASSES is 10 but {root}/train has 2 classes"
@@ -204,7 +204,7 @@ def test_list_files_with_relative_and_absolute_paths(tmp_path):
     assert "DATA.TRAIN_LIST 'train list.txt'" in report["command"]
 
 
-def test_the_other_split_is_checked_in_spite_of_a_bad_list_file(tmp_path):
+def test_other_split_is_checked_despite_a_bad_list_file(tmp_path):
     root = make(tmp_path / "set", {"train/ant": 2, "train/bee": 1, "val/ant": 2})
     for text, fault in (
         (None, "not found"),
@@ -232,7 +232,7 @@ def test_labels_of_a_list_file_against_the_class_list(tmp_path):
     assert misfit.endswith("v.txt, line 3: label 2 is out of range, the last of 2 classes is 1 (MODEL.NUM_CLASSES)")
 
 
-def test_bare_folder_of_class_folders_and_one_split_serve_validation(tmp_path):
+def test_folder_of_class_folders_or_one_split_can_be_validated(tmp_path):
     root = make(tmp_path / "pictures", {"ant": 2, "bee": 1})
     done, report = check("--data-path", root)
     assert report["splits"].keys() == {"val"} and report["splits"]["val"]["classes"] == {"ant": 2, "bee": 1}
@@ -243,25 +243,27 @@ def test_bare_folder_of_class_folders_and_one_split_serve_validation(tmp_path):
     assert report["splits"].keys() == {"val"} and report["settings"]["MODEL.NUM_CLASSES"] == 2
 
 
-def test_own_folder_of_class_folders_is_divided(tmp_path):
+def test_folder_of_class_folders_is_split(tmp_path):
     root = make(tmp_path / "my pictures", {"ant": 12, "bee": 8})
     done, report = check("--data-path", root)
     overrides, cfg = settings_of(done)
-    assert f"{root} has no validation folder: DATA.VAL_FRACTION 0.2 validates on a part of it" in report["notes"]
+    assert (
+        f"{root} has no validation folder: DATA.VAL_FRACTION 0.2 holds out a part of it for validation"
+        in report["notes"]
+    )
     assert done.stdout.splitlines()[-1].startswith("python tools/train.py ") and overrides["DATA.VAL_FRACTION"] == "0.2"
     splits = load_data(cfg)[1]
     for name in ("train", "val"):
         assert report["splits"][name]["files"] == len(splits[name])
         assert sum(report["splits"][name]["classes"].values()) == len(splits[name])
-    # The config for it needs no other key, and holds no fault.
+    # The config for it needs no other key and gives no fault.
     done, report = check("--config", "configs/finetune.yaml", "--data-path", root)
     assert report["faults"] == [] and settings_of(done)[1].MODEL.NUM_CLASSES == 0
     assert set(report["settings"]) == {"TRAIN.BATCH_SIZE"}  # 20 images are less than a step of 32
     make(root, {"fly": 1})
     report = check("--config", "configs/finetune.yaml", "--data-path", root, status=1)[1]
     assert (
-        "fewer than the 2 images that DATA.VAL_FRACTION needs" in report["faults"][0]
-        and "fly (1)" in report["faults"][0]
+        "fewer than 2 images, but DATA.VAL_FRACTION needs" in report["faults"][0] and "fly (1)" in report["faults"][0]
     )
     assert report["splits"]["train"]["files"] == 21
 
@@ -271,7 +273,7 @@ def test_training_folder_without_validation(tmp_path):
     done, report = check("--data-path", root)
     overrides, cfg = settings_of(done)
     assert overrides["DATA.VAL_FRACTION"] == "0.2" and len(load_data(cfg)[1]["val"]) == report["splits"]["val"]["files"]
-    line = f"{root}/train has no validation folder: DATA.VAL_FRACTION 0.2 validates on a part of it"
+    line = f"{root}/train has no validation folder: DATA.VAL_FRACTION 0.2 holds out a part of it for validation"
     assert line in report["notes"]
     words = ["--config", "configs/lit_data.yaml", "--data-path", root, "MODEL.NUM_CLASSES", 2]
     assert check(*words, status=1)[1]["faults"] == [line]
@@ -282,7 +284,7 @@ def test_flat_splits_and_empty_folders(tmp_path):
     done, report = check("--data-path", root, status=1)
     assert report["faults"] == [f"{root}/val has no class folders"]
     root = make(tmp_path / "empty", {"train/ant": 0, "train/bee": 0, "val/ant": 1})
-    assert f"the class folders of {root}/train hold no images" in check("--data-path", root, status=1)[1]["faults"]
+    assert f"the class folders of {root}/train contain no images" in check("--data-path", root, status=1)[1]["faults"]
     root = make(tmp_path / "half", {"train/ant": 1, "train/bee": 1})
     (fault,) = check("--data-path", root, status=1)[1]["faults"]
     assert fault.startswith(f"data folder {root} has no val/ folder")
@@ -298,7 +300,7 @@ def test_nothing_to_check_is_one_line(tmp_path):
     assert "unknown key DATA.PAHT" in error_line("check_data", "DATA.PAHT", "x")
 
 
-def test_files_without_the_right_to_read_them(tmp_path_factory):
+def test_files_without_read_permission(tmp_path_factory):
     root = make(tmp_path_factory.mktemp("rights") / "set", {"train/ant": 2, "train/bee": 1, "val/ant": 1, "val/bee": 1})
     (root / "train/ant/1.jpg").chmod(0)
     if os.access(root / "train/ant/1.jpg", os.R_OK):

@@ -47,11 +47,11 @@ def test_composed_and_decomposed_names_are_one_class(odd):
     assert [fault for fault in report["faults"] if "class" in fault] == []
 
 
-def test_the_same_content_twice_is_a_note(odd):
+def test_duplicate_content_is_a_note(odd):
     done, report, root = odd
     notes = "\n".join(report["notes"])
-    assert "images of train repeat the content of another one: " in notes
-    assert "images of val repeat an image of train, which makes the accuracy too high: " in notes
+    assert "images of train are copies of another image: " in notes
+    assert "images of val are copies of images of train, which makes the accuracy too high: " in notes
     assert f"{root}/train/ant/exif0.jpg and {root}/valid/ant/exif0.jpg" in notes or "0.jpg and" in notes
 
 
@@ -62,7 +62,7 @@ def test_control_characters_in_names_are_escaped(odd):
     assert "cannot be read: not an image" in line
 
 
-def test_doubles_are_counted(tmp_path):
+def test_duplicates_are_counted(tmp_path):
     for split, number in (("train", 3), ("val", 2)):
         shutil.copytree(ROOT / f"lit_data/val/{number}", tmp_path / f"set/{split}/{number}")
         (tmp_path / f"set/{split}/{5 - number}").mkdir()
@@ -71,8 +71,8 @@ def test_doubles_are_counted(tmp_path):
     shutil.copy(first, tmp_path / "set/val/3")
     shutil.copy(second, tmp_path / "set/val/3")
     lines = tool("check_data", "--jobs", 1, "--data-path", tmp_path / "set", status=1).stdout.splitlines()
-    assert f"note: 1 images of train repeat the content of another one: {first} and {first.with_name('z.png')}" in lines
-    line = "note: 2 images of val repeat an image of train, which makes the accuracy too high: "
+    assert f"note: 1 images of train are copies of another image: {first} and {first.with_name('z.png')}" in lines
+    line = "note: 2 images of val are copies of images of train, which makes the accuracy too high: "
     assert f"{line}{first} and {tmp_path}/set/val/3/{first.name}" in lines
 
 

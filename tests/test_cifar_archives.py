@@ -1,4 +1,4 @@
-"""Unpacking CIFAR-10 and CIFAR-100 from the four archives of their authors, made here of a few images."""
+"""Unpack CIFAR-10 and CIFAR-100 from small versions of the authors' four archives."""
 
 import io
 import pickle
@@ -156,19 +156,19 @@ def test_interrupted_command_continues_and_keeps_whole_pictures(tmp_path):
         ),
         (
             {"cifar-10-batches-py/batches.meta": Python2Pickle().dump({"label_names": ["a"]})},
-            "ValueError: test_batch has 4 images but no label of 1 classes for each",
+            "ValueError: test_batch has 4 images, but not a label from 1 classes for each",
         ),
         (
             {"cifar-10-batches-py/data_batch_2": batch_of([0, -1])},
-            "data_batch_2 has 2 images but no label of 3 classes for each",
+            "data_batch_2 has 2 images, but not a label from 3 classes for each",
         ),
         (
             {"cifar-10-batches-py/data_batch_2": batch_of([0])},
-            "data_batch_2 has 2 images but no label of 3 classes for each",
+            "data_batch_2 has 2 images, but not a label from 3 classes for each",
         ),
         (
             {"cifar-10-batches-py/data_batch_2": batch_of([0, 1, 2])},
-            "data_batch_2 has 2 images but no label of 3 classes for each",
+            "data_batch_2 has 2 images, but not a label from 3 classes for each",
         ),
     ],
 )

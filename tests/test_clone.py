@@ -1,4 +1,4 @@
-"""A fresh clone, used as in the README: tracked files stay unchanged, and a user's own run is preferred."""
+"""A fresh clone used as in the README: tracked files stay unchanged, and a user's own run is preferred."""
 
 import shutil
 import signal

@@ -1,4 +1,4 @@
-"""How the code is written: sizes, imports, and what each room says about itself."""
+"""Code style: sizes of files and functions, imports, docstrings of packages."""
 
 import ast
 import re
@@ -97,7 +97,7 @@ def test_package_imports_no_command():
 
 
 @pytest.mark.parametrize("room", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
-def test_room_states_its_idea_in_one_sentence(room):
+def test_package_docstring_is_one_sentence(room):
     tree = parse(PACKAGE / room / "__init__.py")
     idea = ast.get_docstring(tree)
     assert len(tree.body) == 1 and re.fullmatch(r"[A-Z].*[^.!?]\.", idea, flags=re.DOTALL), idea

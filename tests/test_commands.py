@@ -63,7 +63,7 @@ def test_val_agrees_with_training(quick_run):
     assert other.stdout.splitlines()[-1] == lines[-1]
 
 
-def test_pretrained_weights_are_where_training_starts(quick_run):
+def test_training_starts_from_pretrained_weights(quick_run):
     _, output = quick_run
     weights = output / "lit_data/best.pdparams"
     done = tool("train", "--pretrained", weights, "--output", output, "NAME", "again", "TRAIN.EPOCHS", 1,
@@ -75,7 +75,7 @@ def test_pretrained_weights_are_where_training_starts(quick_run):
     assert f"with {output}/again/best.pdparams on" in tool("val", "--config", output / "again/config.yaml").stdout
 
 
-# --- The shipped model ---
+# --- The published model ---
 
 
 def test_shipped_model_agrees_with_its_log():
@@ -91,7 +91,7 @@ def test_shipped_model_agrees_with_its_log():
     assert sum(row["seconds"] for row in times) < 300  # trained in 5 minutes
 
 
-def test_val_of_a_split_folder_and_of_the_training_images():
+def test_val_on_a_split_folder_and_on_the_training_images():
     last = tool("val").stdout.splitlines()[-1]
     assert tool("val", "--data-path", ROOT / "lit_data/val").stdout.splitlines()[-1] == last
     assert "images: 1437" in tool("val", "--split", "train").stdout
@@ -104,7 +104,7 @@ def test_predict_without_arguments_names_a_shipped_digit():
     assert re.fullmatch(r"  0\.\d{4} +3  three", lines[1])
 
 
-def test_predict_many_ways_and_json(tmp_path):
+def test_predict_files_folders_globs_and_json(tmp_path):
     target = tmp_path / "out.json"
     done = tool("predict", ROOT / "lit_data/val/7", DIGIT, f"{ROOT}/lit_data/val/1/*0.png", "--json", target,
                 "--top-k", 2, "VAL.BATCH_SIZE", 16, fresh=True)  # fmt: skip
@@ -181,7 +181,7 @@ def broken_copy(tmp_path, change):
         (["TRAIN.EPOCHS", "many"], "TRAIN.EPOCHS must be of type int, not 'many'"),
         (["--batch-size", "0"], "BATCH_SIZE is 0 but must be 1 or more"),
         (["--data-path", "/absent"], "data folder /absent not found"),
-        (["--device", "gpu"], "DEVICE is gpu but there is no GPU to use"),
+        (["--device", "gpu"], "DEVICE is gpu but no GPU is available"),
         (["MODEL.NAME", "t2t_vit_8"], "unknown model 't2t_vit_8'; did you mean t2t_vit_7"),
         (["MODEL.T2T.NUM_HEADS", "5"], "128 is not divisible by 5 heads"),
         (["MODEL.NUM_CLASSES", "12"], "MODEL.NUM_CLASSES is 12 but .*classes.txt has 10 classes|MODEL.NUM_CLASSES 10"),
@@ -203,7 +203,7 @@ def test_wrong_weights_are_one_line(tmp_path):
     line = error_line("val", "--pretrained", SHIPPED, "MODEL.T2T.DEPTH", 7)
     assert "does not fit the model" in line
     line = error_line("train", "--resume", SHIPPED, "--output", tmp_path)
-    assert "holds no training state to resume" in line
+    assert "is not a training state" in line
 
 
 def test_folder_that_cannot_be_written_is_one_line(tmp_path):
@@ -221,7 +221,7 @@ def test_broken_training_image_is_one_line(tmp_path):
         line = error_line("train", "--data-path", tmp_path / "data", "--output", tmp_path, *QUICK, "DATA.NUM_WORKERS",
                           workers)  # fmt: skip
         image = f"{tmp_path}/data/train/3/zero.png"
-        assert line == f"error: image {image} cannot be read: not an image; nothing was saved yet"
+        assert line == f"error: image {image} cannot be read: not an image; nothing has been saved yet"
         assert (tmp_path / "lit_data.log").read_text().endswith(line + "\n")
 
 

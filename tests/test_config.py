@@ -59,7 +59,7 @@ def test_dumped_config_loads_to_the_same(tmp_path):
         ("TRAIN: {EPOCHS:}", "TRAIN.EPOCHS must be of type int, not None"),
         ("DATA: {PATH: 3}", r'DATA.PATH must be of type str \(write "3"\), not 3'),
         ("TRAIN: [", "not valid YAML"),
-        ("just words", "must hold KEY: value pairs"),
+        ("just words", "must contain KEY: value pairs"),
         ("!!python/object/apply:os.system ['touch /tmp/hostile']", "not valid YAML"),
         ("TRAIN: {WARMUP_EPOCHS: 300}", "TRAIN.WARMUP_EPOCHS is 300 but must be below TRAIN.EPOCHS 300"),
         ("DATA: {IMAGE_SIZE: 0}", "DATA.IMAGE_SIZE is 0"),
@@ -79,7 +79,7 @@ def test_dumped_config_loads_to_the_same(tmp_path):
         ("DEVICE: tpu", "DEVICE is 'tpu' but must be cpu, gpu or gpu:N"),
         ("TRAIN:\n  EPOCHS: 3\nSEED: 1\nTRAIN:\n  BATCH_SIZE: 2", "TRAIN is given twice"),
         ("DEVICE: '7'", "DEVICE is '7'"),
-        ("TRAIN: &x {A: *x}", "refers to itself, or stands for more than"),
+        ("TRAIN: &x {A: *x}", "refers to itself, or expands to more than"),
         ("DATA: {MEAN: [.inf, 0, 0]}", "DATA.MEAN"),
         ("MODEL: {T2T: {MLP_RATIO: .inf}}", "MODEL.T2T.MLP_RATIO is inf"),
         ("VAL: {CROP_PCT: 1.0e-9}", "VAL.CROP_PCT"),
@@ -106,7 +106,7 @@ def test_mistakes_are_named(tmp_path, text, message):
 
 
 def test_missing_and_executable_configs_are_refused(tmp_path):
-    with pytest.raises(UserError, match="absent.yaml not found; configs/ holds .*lit_data.yaml"):
+    with pytest.raises(UserError, match="absent.yaml not found; configs/ contains .*lit_data.yaml"):
         load_config("absent.yaml")
     marker = tmp_path / "executed"
     hostile = write(tmp_path, f"open({str(marker)!r}, 'w')\ncfg = {{}}\n", "hostile.py")

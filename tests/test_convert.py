@@ -28,7 +28,7 @@ def need_torch():
 
 @pytest.fixture(autouse=True)
 def logger_as_before():
-    """The command in this process sets up the log, which other tests read in their own way."""
+    """Restore the logger after a command in this process has changed it."""
     before = list(log.handlers), log.level, log.propagate
     yield
     log.handlers[:], log.level, log.propagate = before
@@ -46,9 +46,9 @@ def test_an_official_file_is_converted_and_described(tmp_path):
         source, {"state_dict": peers.official_tensors(T2T, 1), "state_dict_ema": peers.official_tensors(T2T)}
     )
     lines = tool("convert", source, "--output", output).stdout.splitlines()
-    assert lines[0] == "--model t2t_vit_7, the one that the file fits"
+    assert lines[0] == "--model t2t_vit_7, which the file fits"
     assert lines[1] == f"{source}: T2T-ViT, official names, entry state_dict_ema, PyTorch file, PyTorch's layout"
-    assert lines[2] == "t2t_vit_7: 111 of 111 tensors placed"
+    assert lines[2] == "t2t_vit_7: 111 of 111 tensors loaded"
     assert lines[-1].endswith(f"SHA-256 {hashlib.sha256(output.read_bytes()).hexdigest()}")
     model = official.set_weights(create_model("t2t_vit_7"))
     written = paddle.load(str(output))
@@ -87,7 +87,7 @@ def test_a_run_is_converted_by_the_config_beside_its_weights(tmp_path, capsys):
     need_torch()
     source = ROOT / "output/pretrained/lit_data/best.pdparams"
     run(source, "--to", "torch", "--output", tmp_path / "lit.pth")
-    assert "t2t_vit_7: 100 of 100 tensors placed" in capsys.readouterr().out
+    assert "t2t_vit_7: 100 of 100 tensors loaded" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"lit.pth .* fits no variant: give its --config"):
         run(tmp_path / "lit.pth", "--output", tmp_path / "lit.pdparams")
     run(tmp_path / "lit.pth", "--config", ROOT / "configs/lit_data.yaml", "--output", tmp_path / "lit.pdparams")
@@ -115,7 +115,7 @@ def test_a_config_of_another_model_beside_the_file_is_ignored(tmp_path, capsys):
     peers.save_paddle(tmp_path / "theirs.pdparams", peers.peer_tensors(PIT))
     for name in ("own", "theirs"):
         run(tmp_path / f"{name}.pdparams", "--output", tmp_path / "out.pdparams")
-        assert "--model pit_ti, the one that the file fits" in capsys.readouterr().out
+        assert "--model pit_ti, which the file fits" in capsys.readouterr().out
 
 
 def test_the_extra_head_is_left_out_or_kept(tmp_path, capsys):
@@ -152,7 +152,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path):
     line = error_line("convert", source, "--output", source)
     assert line == f"error: {source} is read by this command and would be overwritten; give the output another name"
     for words, message in (
-        (("--model", "pit_ti_distilled"), f"{source} holds weights of pit_ti, not of pit_ti_distilled"),
+        (("--model", "pit_ti_distilled"), f"{source} contains weights of pit_ti, not of pit_ti_distilled"),
         (("--model", "pit_tiny"), "--model pit_tiny: unknown model 'pit_tiny'; did you mean pit_ti"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""What makes a CPU fast changes no result: other operations, parts of a batch on threads, recomputing, compiling."""
+"""CPU optimizations do not change results: faster operations, parts of a batch on threads, recomputing, compiling."""
 
 import collections
 import contextlib
@@ -257,7 +257,7 @@ def test_parts_of_a_batch_give_the_gradients_of_the_batch():
     for size in ("1", "3", "10", "64"):
         parts = losses(*no_dropout, "CPU.MICRO_BATCH", size)
         assert close(parts[0], whole[0])
-        # AdamW divides by the gradient's own size, and makes much of the rounding of a gradient near 0.
+        # AdamW divides by the size of the gradient, which amplifies rounding of gradients near 0.
         assert all(close(parts[1][name], value, 1e-3) for name, value in whole[1].items())
 
 
@@ -282,7 +282,7 @@ def test_accumulated_parts_add_up(monkeypatch):
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
-def test_threads_change_nothing_but_the_order_of_sums(monkeypatch):
+def test_threads_change_only_the_order_of_sums(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     one = losses()
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -292,7 +292,7 @@ def test_threads_change_nothing_but_the_order_of_sums(monkeypatch):
     assert close(one[0], three[0])
 
 
-def test_what_is_frozen_stays(monkeypatch):
+def test_frozen_parameters_do_not_change(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     cfg = settings("TRAIN.FREEZE", '["tokens_to_token*", "blocks.0*"]')
     step = train_step(cfg)
@@ -304,8 +304,8 @@ def test_what_is_frozen_stays(monkeypatch):
     assert changed == set(before) - frozen
 
 
-def test_every_part_draws_numbers_of_its_own():
-    # With one image eight times, only what is drawn tells the parts apart; the same step draws the same again.
+def test_every_part_draws_its_own_numbers():
+    # The batch is one image eight times, so parts differ only in their random draws. The same step draws the same.
     model, batches = train_step(settings("MODEL.DROP_RATE", "0.3")).model, MicroBatches(1, 2)
     image, logits = paddle.randn([1, 3, 16, 16]), []
     for numbers in ([42, 0, 0, 1, 0], [42, 0, 0, 1, 0], [42, 0, 0, 2, 0]):
@@ -365,26 +365,49 @@ def test_threads_are_those_that_the_user_set(value, threads, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "many", "99999999", "²"])
-def test_impossible_threads_are_told(value, monkeypatch):
+def test_impossible_threads_are_an_error(value, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert error_line("train").endswith(f"OMP_NUM_THREADS={value}, which must be 1 to 1024")
 
 
 @pytest.mark.parametrize(
-    ("pixels", "batch", "size"), [(224, 64, 4), (512, 64, 4), (112, 64, 16), (16, 64, 16), (16, 8, 4)]
+    ("pixels", "batch", "size"), [(224, 64, 4), (512, 64, 4), (112, 64, 16), (120, 64, 13), (16, 64, 16), (16, 8, 4)]
 )
-def test_a_part_has_more_images_where_they_are_small(pixels, batch, size):
+def test_parts_of_small_images_have_more_images(pixels, batch, size):
     cfg = settings("DATA.IMAGE_SIZE", str(pixels))
     assert microbatch.micro_batches(cfg, batch).size == size
 
 
-def test_an_error_in_a_part_is_told():
+def test_every_thread_has_a_part_and_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    parts, cores, sizes = microbatch.micro_batches(settings("DATA.IMAGE_SIZE", "224"), 64), [], []
+    monkeypatch.setattr(microbatch.core, "set_num_threads", cores.append)
+
+    def model(images):
+        sizes.append(len(images))
+        return images
+
+    for count in (2, 6, 40):
+        parts.forward(model, paddle.zeros([count, 3, 2, 2]))
+    assert sizes == [1, 1] + [2, 2, 2] + [4] * 10  # at most CPU.MICRO_BATCH images
+    assert cores == [2, 2, 4] + [1, 1, 1, 4] + [1] * 10 + [4]
+
+
+def test_parts_keep_the_mode_of_each_layer():
+    model = paddle.nn.Sequential(paddle.nn.Dropout(0.9), paddle.nn.Linear(4, 4))
+    model[0].eval()  # as a frozen layer
+    images = paddle.ones([4, 4])
+    parts = MicroBatches(2, 1).backward(model, lambda model, part, _: model(part[0]), [images], [1])
+    assert (paddle.concat(parts).numpy() == model(images).numpy()).all()
+
+
+def test_error_in_a_part_is_raised():
     parts = MicroBatches(2, 2)
     with pytest.raises(ValueError, match="images of 3 channels"):
         parts.forward(create_model("t2t_vit_7", **T2T), paddle.zeros([5, 1, 32, 32]))
 
 
-def test_wrong_size_of_the_parts_is_told():
+def test_wrong_size_of_the_parts_is_an_error():
     assert "CPU.MICRO_BATCH is -1 but must be 0 to 1024" in error_line("train", "CPU.MICRO_BATCH", "-1")
 
 
@@ -453,7 +476,7 @@ def test_compiled_training_validates(tmp_path):
     assert "UserWarning" not in done.stderr
 
 
-def test_what_changes_the_rounding_alone_may_change_at_a_resume(tmp_path):
+def test_settings_that_only_change_rounding_may_differ_on_resume(tmp_path):
     words = [
         "--output", tmp_path, *few_digits(tmp_path), "TRAIN.BATCH_SIZE", 20, "TRAIN.EPOCHS", 2,
         "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0,
@@ -461,8 +484,8 @@ def test_what_changes_the_rounding_alone_may_change_at_a_resume(tmp_path):
     tool("train", *words, "TRAIN.TIME_LIMIT", "1s")
     others = ("CPU.MICRO_BATCH", 0, "CPU.FAST_OPS", False, "TRAIN.RECOMPUTE", True)
     done = tool("train", *words, *others)
-    assert "warning: CPU.FAST_OPS was True and is now False: no longer bit-exact" in done.stderr
-    assert "warning: CPU.MICRO_BATCH was 4 and is now 0: no longer bit-exact" in done.stderr
+    assert "warning: CPU.FAST_OPS was True and is now False: the run is no longer bit-exact" in done.stderr
+    assert "warning: CPU.MICRO_BATCH was 4 and is now 0: the run is no longer bit-exact" in done.stderr
     assert "RECOMPUTE" not in done.stderr
     assert "Epoch [2/2]" in done.stdout
 
@@ -498,7 +521,7 @@ def test_fused_attention_is_the_same_function(kind, monkeypatch):
         ("float16", 64, "cpu", None, False),
     ],
 )
-def test_flash_attention_is_left_where_it_would_fail(monkeypatch, dtype, width, device, capability, fits):
+def test_flash_attention_is_not_used_where_it_would_fail(monkeypatch, dtype, width, device, capability, fits):
     monkeypatch.setattr(paddle, "get_device", lambda: device)
     monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda: capability)
     q = paddle.ones([1, 2, 1, width]).astype(dtype)

@@ -41,7 +41,7 @@ def folder_config(root, classes=2, **keys):
 # --- Data sets ---
 
 
-def test_lit_data_is_whole():
+def test_lit_data_is_complete():
     classes, splits = load_data(settings())
     assert classes.names == ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     assert (len(splits["train"]), len(splits["val"])) == (1437, 360)
@@ -73,7 +73,7 @@ def test_the_split_folder_itself_may_be_given(tmp_path):
     assert load_data(folder_config(tmp_path / "pictures"), ["val"])[1]["val"].labels.tolist() == [0, 1]
 
 
-def test_a_split_folder_given_is_the_one_used(tmp_path):
+def test_given_split_folder_is_used(tmp_path):
     make_folders(tmp_path, {"train/ant": 1, "train/bee": 1, "val/bee": 3, "test/ant": 4})
     assert load_data(folder_config(tmp_path / "test"), ["val"])[1]["val"].labels.tolist() == [0] * 4
     assert load_data(folder_config(tmp_path / "val"), ["val"])[1]["val"].labels.tolist() == [1] * 3
@@ -116,11 +116,11 @@ def test_class_missing_in_one_split_is_reported(tmp_path, warned):
         ({}, 2, "has no class folders|has no val/ folder"),
         ({"train/ant": 1, "train/bee": 1}, 2, "has no val/ folder"),
         ({"train": 0, "val": 0}, 2, "has no class folders"),
-        ({"train/ant": 0, "train/bee": 0, "val/ant": 1}, 2, "hold no images"),
+        ({"train/ant": 0, "train/bee": 0, "val/ant": 1}, 2, "contain no images"),
         ({"train/ant": 1, "train/bee": 1, "val/ant": 1}, 3, "NUM_CLASSES is 3 but .* has 2 classes; set .*CLASSES 2"),
     ],
 )
-def test_folders_that_cannot_serve_are_named(tmp_path, spec, classes, message):
+def test_unusable_folders_are_named(tmp_path, spec, classes, message):
     make_folders(tmp_path, spec)
     with pytest.raises(UserError, match=message):
         load_data(folder_config(tmp_path, classes))
@@ -145,7 +145,7 @@ def test_list_files_are_checked(tmp_path, text, message):
         load_data(folder_config(tmp_path, DATA__TRAIN_LIST="train.txt", DATA__VAL_LIST="train.txt"))
 
 
-def test_paths_of_a_list_may_hold_blanks_and_count_from_root_or_split(tmp_path):
+def test_list_paths_may_contain_spaces_and_start_at_root_or_split(tmp_path):
     make_folders(tmp_path, {"train": 0})
     Image.new("L", (4, 4)).save(tmp_path / "train" / "a b.png")
     for text in ("a b.png 1\n", "\ufeffa b.png 1\n", "train/a b.png 1\n", f"{tmp_path}/train/a b.png\t1\n"):
@@ -240,7 +240,7 @@ def test_unreadable_images_are_named(tmp_path, content, reason):
         load_image(path)
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_pipes_do_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     for read in (load_image, lambda path: open_picture(path, 3, "turbo")):
         with pytest.raises(ImageError, match="pipe.jpg cannot be read: it is not a file"):

@@ -35,7 +35,7 @@ def test_evaluation_sees_every_image_once(num_images, batch_size, world_size):
     st.integers(0, 20),
 )  # fmt: skip
 def test_training_order(num_images, batch_size, world_size, accum_steps, repeats, seed, done):
-    """Every epoch has each image once, but for the incomplete last step, and continues after any step."""
+    """Every epoch has each image once, except those of the incomplete last step, and can be resumed after any step."""
     keys = {"TRAIN.BATCH_SIZE": batch_size, "TRAIN.ACCUM_STEPS": accum_steps, "AUG.REPEATS": repeats, "SEED": seed}
     cfg = with_keys(CFG, keys)
     orders = [TrainOrder(num_images, cfg, rank, world_size, epochs=2) for rank in range(world_size)]
@@ -63,7 +63,7 @@ def test_training_order(num_images, batch_size, world_size, accum_steps, repeats
     generators,
 )
 def test_division_of_a_data_set(counts, fraction, seed, rng):
-    """Every class trains and validates, and the order of the images does not matter."""
+    """Every class is in both splits, and the order of the images does not matter."""
     names = np.array([f"{number}/{i}.png" for number, count in enumerate(counts) for i in range(count)])
     class_of = np.repeat(np.arange(len(counts)), counts)
     folders = [str(number) for number in range(len(counts))]

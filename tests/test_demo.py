@@ -1,4 +1,4 @@
-"""The page: what a visitor sees in a real browser, where it listens, and its messages."""
+"""The page in a real browser: what a visitor sees, where it listens, and its messages."""
 
 import argparse
 import contextlib
@@ -75,7 +75,7 @@ def recorder():
 
 @pytest.fixture(scope="module")
 def page(recorder, tmp_path_factory):
-    """The page as a user starts it, but at any free port; requests to other machines are recorded."""
+    """The page as a user starts it, but on any free port; requests to other machines are recorded."""
     pytest.importorskip("gradio", reason="the page is made with it: pip install gradio")
     uploads = tmp_path_factory.mktemp("uploads")
     asked = {name: recorder.url for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
@@ -350,7 +350,7 @@ def listening(port):
     return [line[1].split(":")[0] for line in lines if line[3] == "0A" and int(line[1].split(":")[1], 16) == port]
 
 
-def test_listens_on_loopback_alone(page):
+def test_listens_only_on_loopback(page):
     assert page.url.startswith("http://127.0.0.1:")
     assert listening(page.port) == ["0100007F"]
     with urllib.request.urlopen(page.url) as answer:
@@ -362,7 +362,7 @@ def test_gradio_file_listens_where_the_environment_says(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
     environment = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "GRADIO_ROOT_PATH": "/below"}
-    command_of_readme("mkdir -p /path/to/page ", tmp_path)  # a folder that holds all it needs
+    command_of_readme("mkdir -p /path/to/page ", tmp_path)  # a folder with everything it needs
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
         page = Page(script=tmp_path / "page/demo.gradio.py", TMPDIR=str(tmp_path), **environment)
@@ -400,7 +400,7 @@ def test_signals_clean_up_before_the_page_is_up(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_options_win_over_the_environment(monkeypatch):
+def test_options_override_the_environment(monkeypatch):
     def found(*words):
         args = demo.parser().parse_args(list(words))
         return args.host, port_of(args)
@@ -418,7 +418,9 @@ def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
         monkeypatch.setattr("t2t_vit.page.address.PORTS", range(port, port + 100))
         with listen("127.0.0.1") as second:
             assert port < second.getsockname()[1] < port + 100
-        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is taken: give another with --port, or 0 for"):
+        with pytest.raises(
+            UserError, match=f"port {port} of 127.0.0.1 is in use: choose another with --port, or 0 for"
+        ):
             listen("127.0.0.1", port)
 
 
@@ -454,7 +456,7 @@ def test_missing_gradio_is_one_line(monkeypatch):
 
 @needs_gradio
 def test_missing_weights_are_an_error_before_the_page_is_up(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADIO_SERVER_PORT", "http")  # which Gradio must not see, nor we ask beside --port
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "http")  # Gradio must not see it, and --port overrides it
     line = error_line("demo", "--port", 0, "--pretrained", tmp_path / "absent.pdparams", fresh=True)
     assert "absent.pdparams" in line
 

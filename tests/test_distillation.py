@@ -78,7 +78,7 @@ def test_losses_are_those_computed_by_hand(kind, tau, alpha):
     assert two_heads == pytest.approx(by_hand(kind, alpha, tau, CLASS, DISTILLED), rel=1e-5)
 
 
-def test_mixed_targets_and_smoothing_concern_the_truth_only():
+def test_mixed_targets_and_smoothing_do_not_affect_the_distance():
     mixed = np.eye(5, dtype="float32")[LABELS] * 0.7 + 0.06
     truth = -(mixed * log_softmax(CLASS)).sum(-1).mean()
     expected = 0.5 * truth + by_hand("hard", 0.5, 1.0, CLASS, CLASS) + 0.5 * log_softmax(CLASS)[range(4), LABELS].mean()
@@ -174,13 +174,13 @@ SHIPPED_WEIGHTS = ("DISTILL.WEIGHTS", "output/pretrained/lit_data/best.pdparams"
     "words, message",
     [
         (("DISTILL.TEACHER", "resnet51"), "unknown model resnet51; did you mean resnet50"),
-        (("DISTILL.TEACHER", "output/x"), "unknown model output/x; .* A run is named by its config.yaml"),
+        (("DISTILL.TEACHER", "output/x"), "unknown model output/x; .* To use a run, give its config.yaml"),
         (("DISTILL.TEACHER", "output/none/config.yaml"), "config .*output/none/config.yaml not found"),
         (("DISTILL.TEACHER", "resnet50"), "set DISTILL.WEIGHTS to the file"),
         (("DISTILL.TEACHER", "resnet50", "DISTILL.WEIGHTS", "absent.pdparams"), "not found; set DISTILL.WEIGHTS"),
         (("DISTILL.TEACHER", "resnet18", *SHIPPED_WEIGHTS), "TEACHER resnet18, .*does not fit the model"),
         (("DISTILL.TEACHER", SHIPPED, "DATA.MEAN", "[0.5, 0.5, 0.5]"), r"has DATA.MEAN \[0.485"),
-        (("DISTILL.TEACHER", SHIPPED, "MODEL.NUM_CLASSES", "7"), "must be for the student's 7 classes"),
+        (("DISTILL.TEACHER", SHIPPED, "MODEL.NUM_CLASSES", "7"), "must have the student's 7 classes"),
         (("DISTILL.TEACHER", "resnet50", *SHIPPED_WEIGHTS, "DATA.CHANNELS", "1", "DATA.MEAN", "[0.5]",
           "DATA.STD", "[0.5]"), "takes RGB images"),
     ],
@@ -217,10 +217,10 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
 def test_a_teacher_without_a_type_is_an_error(tmp_path):
     for key in ("DISTILL.WEIGHTS", "DISTILL.TEACHER"):
         line = error_line("train", "--output", tmp_path, key, SHIPPED)
-        assert line == f"error: {key} is given, but DISTILL.TYPE '' uses no teacher; set hard or soft"
+        assert line == f"error: {key} is given, but DISTILL.TYPE '' uses no teacher; set DISTILL.TYPE hard or soft"
 
 
-def test_a_teachers_config_and_weights_come_from_one_place(tmp_path):
+def test_teacher_config_and_weights_are_resolved_alike(tmp_path):
     # A relative path of a YAML file counts from the repository, one of the command line from the current folder.
     (tmp_path / "output/pretrained/lit_data").mkdir(parents=True)
     (tmp_path / SHIPPED).write_text("MODEL: {NAME: pit_ti}\n")

@@ -103,7 +103,7 @@ def test_addresses_with_the_same_file_name_do_not_collide(server):
 
 
 @pytest.mark.parametrize("name", ["w.pth#sha256=" + "0" * 64, "name-abcdef00.pth"])
-def test_another_checksum_leaves_nothing_behind(server, tmp_path, name):
+def test_wrong_checksum_leaves_no_file(server, tmp_path, name):
     with pytest.raises(UserError, match=f"has the SHA-256 {SHA256}, not (0{{64}}|abcdef00):"):
         download(f"{server.url}/{name}")
     assert cached(tmp_path) == []

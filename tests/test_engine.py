@@ -1,9 +1,11 @@
 """Schedule, optimizer, losses, evaluation and checkpoints."""
 
+import logging
 import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import official
@@ -21,6 +23,7 @@ from t2t_vit.data.loader import EvalLoader
 from t2t_vit.models.t2t import T2TViT
 from t2t_vit.models.zoo import create_model
 from t2t_vit.runs.run_folder import RunFolder
+from t2t_vit.training import evaluator
 from t2t_vit.training.evaluator import evaluate, evaluate_all
 from t2t_vit.training.losses import CrossEntropy
 from t2t_vit.training.optimizer import Optimizer
@@ -72,7 +75,7 @@ def test_only_weights_decay():
     assert len(groups["decayed"]) == 2 * 4 + 1 + 7 * 4 + 1
 
 
-def test_decay_reaches_just_those_weights():
+def test_decay_applies_only_to_those_weights():
     # A gradient of zero leaves to AdamW nothing but the decay.
     model = create_model("t2t_vit_7", num_classes=3)
     optimizer = Optimizer(model, recipe(WEIGHT_DECAY=0.1).TRAIN)
@@ -148,7 +151,7 @@ def test_label_smoothing_by_definition():
 
 
 @pytest.mark.parametrize("batch_size", [7, 360, 500])
-def test_evaluation_is_exact_whatever_the_batch(batch_size):
+def test_evaluation_is_exact_for_any_batch_size(batch_size):
     cfg = lit_config(("VAL.BATCH_SIZE", str(batch_size)))
     split = load_data(cfg, ["val"])[1]["val"]
     paddle.seed(0)
@@ -187,6 +190,34 @@ def test_several_models_are_evaluated_in_one_pass_with_the_same_scores():
 
     assert evaluate_all(models, Counted(), cfg) == alone and len(passes) == 1
     assert evaluate_all(models, loader, cfg, must_stop=lambda: True) is None
+
+
+def test_lines_of_an_evaluation(monkeypatch, warned):
+    """The accuracy so far, and the seconds of reading since the last line, after every third batch and the last."""
+    now, labels = [100.0], [0, 0, 1, 1, 2, 2, 0, 1]
+    monkeypatch.setattr(evaluator, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    warned.set_level(logging.INFO, "t2t")
+
+    class Loader:
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            for number in range(4):
+                now[0] += 0.5
+                yield paddle.zeros([2, 16, 16, 3], "uint8"), paddle.to_tensor(labels[2 * number : 2 * number + 2])
+
+    def always_first(images):
+        now[0] += 3
+        return paddle.to_tensor([[1.0, 0.0, 0.0]] * len(images))
+
+    seen = []
+    scores = evaluate(always_first, Loader(), lit_config(), 3, lambda logits, labels: seen.extend(labels.tolist()))
+    assert warned.messages == [
+        "Step [3/4], acc: 0.3333, read_time: 1.5000",
+        "Step [4/4], acc: 0.3750, read_time: 0.5000",
+    ]
+    assert scores.line() == "images: 8, loss: 1.1764, top-1: 0.3750, top-5: 1.0000" and seen == labels
 
 
 # --- Checkpoints ---
@@ -295,7 +326,7 @@ def test_damaged_weights_are_named(tmp_path, content):
         path.unlink()
     else:
         path.write_bytes(content)
-    with pytest.raises(UserError, match="w.pdparams (is damaged|not found|refused: it holds a list)"):
+    with pytest.raises(UserError, match="w.pdparams (is damaged|not found|refused: it contains a list)"):
         checkpoint.read(path)
 
 
@@ -320,11 +351,11 @@ def test_low_precision_weights_are_read_by_value(tmp_path):
         for name, tensor in other.state_dict().items():
             assert np.allclose(tensor.numpy(), model.state_dict()[name].numpy(), rtol=error, atol=1e-7), name
     checkpoint.save(path, {name: tensor.astype("int64") for name, tensor in model.state_dict().items()})
-    with pytest.raises(UserError, match="cls_token holds int64"):
+    with pytest.raises(UserError, match="cls_token has type int64"):
         load_pretrained(model, path)
 
 
-def test_links_and_pipes_are_written_as_what_they_are(tmp_path):
+def test_links_and_pipes_are_written_through(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to("target")
     write_text(tmp_path / "link", "new")
@@ -358,7 +389,7 @@ with atomic_path({str(path)!r}) as temporary:
     assert path.read_text() == "old"
 
 
-def test_a_state_that_was_given_up_can_be_taken_up_again(tmp_path):
+def test_superseded_state_can_be_resumed(tmp_path):
     run = RunFolder(lit_config(("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))))
     run.folder.mkdir()
     for name, text in (("latest", "newer"), ("latest.1", "older")):

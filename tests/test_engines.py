@@ -1,4 +1,4 @@
-"""val.py and predict.py with inference engines: same answers, no Paddle unless it computes, mistakes in one line."""
+"""val.py and predict.py with inference engines: same results, Paddle only if needed, errors in one line."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, few_digits, tool
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.deploy.engines import ENGINES, open_predictor
+from t2t_vit.deploy.engines import ENGINES, open_predictor, require
 
 for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
     pytest.importorskip(library, reason="an optional library of the engines")
@@ -49,7 +49,7 @@ def results_of(folder, *words):
 
 
 @pytest.mark.parametrize("engine", FILES)
-def test_engines_predict_what_the_model_does(run_folder, tmp_path, engine):
+def test_engines_predict_the_same_as_the_model(run_folder, tmp_path, engine):
     expected = results_of(tmp_path)
     found = results_of(tmp_path, "--engine", engine, "--output", run_folder)
     assert list(found) == list(expected)
@@ -69,7 +69,7 @@ def test_val_prints_the_same_lines(run_folder, tmp_path, engine):
 
 
 def without_paddle(folder, *words):
-    """predict.py, finished, where PaddlePaddle is not installed."""
+    """Run predict.py without PaddlePaddle installed."""
     (folder / "sitecustomize.py").write_text("import sys\nsys.modules['paddle'] = None\n")
     command = [sys.executable, ROOT / "tools/predict.py", *words]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(folder)}
@@ -192,7 +192,7 @@ def test_a_renamed_or_linked_file_finds_its_parts(alone, tmp_path, engine):
 
 
 @pytest.mark.parametrize("engine", FILES)
-def test_a_missing_class_is_an_error(alone, tmp_path, engine):
+def test_missing_class_is_an_error(alone, tmp_path, engine):
     import onnx
 
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
@@ -243,6 +243,13 @@ def test_missing_library_is_named(alone, tmp_path, library):
                           cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and f"is not installed: pip install {library}" in done.stderr
+
+
+def test_missing_library_whose_error_has_no_name(tmp_path, monkeypatch):
+    (tmp_path / "odd_engine.py").write_text("raise ModuleNotFoundError('gone')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="engine odd needs odd_engine, which is not installed"):
+        require("odd_engine.sub", "engine odd")
 
 
 def test_choices_of_the_commands_are_the_engines():

@@ -1,4 +1,4 @@
-"""scripts/env.sh with stand-ins for pip and nvidia-smi, and what the scripts start."""
+"""scripts/env.sh with fake pip and nvidia-smi, and what the scripts start."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ SYSTEM = "bash dash zsh sh dirname cmp cat mkdir grep df awk tail cut rm id floc
 
 
 class Clone:
-    """A repository in a folder with a blank, on a machine whose python3.11 makes environments with a stand-in pip."""
+    """A repository in a folder with a space, on a machine whose python3.11 creates environments with a fake pip."""
 
     def __init__(self, folder):
         self.root = folder / "a clone"
@@ -76,7 +76,7 @@ class Clone:
             (folder / f"{name}.py").touch()
 
     def python_with(self, bin_folder, version, others="yacs yaml numpy PIL tqdm scipy"):
-        """A Python that has PaddlePaddle `version` and no other packages than those."""
+        """A fake Python with PaddlePaddle `version` and only these packages."""
         stubs = bin_folder.parent / "stubs"
         self.stub(stubs, version, others)
         shown = '*"-m pip"*) exec "$STANDINS/pip-python" "$@";; *)'
@@ -97,7 +97,7 @@ class Clone:
         return done
 
     def asked(self):
-        """What pip was asked since the last time, a line each."""
+        """Return the calls of pip since the last time, one per line."""
         lines = self.log.read_text().splitlines() if self.log.is_file() else []
         self.log.unlink(missing_ok=True)
         return lines
@@ -113,13 +113,13 @@ def test_environment_is_created_once_with_its_own_pip_settings(clone):
     done = clone.run(**hostile)
     assert done.stdout == f"python: {clone.root}/.venv/bin/python\n"
     assert done.stderr == (
-        f"making {clone.root}/.venv with paddlepaddle>=2.6.2,<3.4 (a download of about 250 MB, once) ...\n"
+        f"creating {clone.root}/.venv with paddlepaddle>=2.6.2,<3.4 (downloads about 250 MB once) ...\n"
     )
     first, second = clone.asked()
     assert " install paddlepaddle>=2.6.2,<3.4 | user=0 target= venv=0" in first
     assert f" install -r {clone.root}/.venv/requirements.txt | user=0" in second and "--no-cache-dir" not in second
     assert clone.run().stderr == "" and clone.asked() == []
-    # Its base Python is gone, then other requirements, then another PaddlePaddle.
+    # First its base Python is removed, then the requirements change, then the PaddlePaddle.
     write_script(clone.root / ".venv/bin/python", "exit 127\n")
     clone.run()
     assert len(clone.asked()) == 2
@@ -130,7 +130,7 @@ def test_environment_is_created_once_with_its_own_pip_settings(clone):
     (clone.root / ".venv/old").touch()
     clone.run(PADDLE_PACKAGE="paddlepaddle-gpu==3.0.0 -i mirror")
     assert " install paddlepaddle-gpu==3.0.0 -i mirror |" in clone.asked()[0]
-    assert not (clone.root / ".venv/old").exists()  # another PaddlePaddle does not go beside the first
+    assert not (clone.root / ".venv/old").exists()  # another PaddlePaddle replaces the first
     assert clone.run(PADDLE_PACKAGE="paddlepaddle-gpu==3.0.0 -i mirror").stderr == "" and clone.asked() == []
 
 
@@ -143,7 +143,7 @@ def test_wheel_for_the_cards_of_this_machine(clone):
     assert clone.asked() == [] and not (clone.root / ".venv").exists()
     done = clone.run(PIP_SAYS="ReadTimeoutError", status=1)
     assert f" install paddlepaddle-gpu==3.3.1 -i {INDEX}/cu118/ |" in clone.asked()[0]
-    assert "a download of about 4 GB" in done.stderr
+    assert "downloads about 4 GB" in done.stderr
     assert "the package index cannot be reached" in done.stderr and "README.md names a last resort" in done.stderr
     write_script(clone.standins / "nvidia-smi", 'echo "NVIDIA-SMI has failed"; exit 9\n')
     done = clone.run("bash scripts/env.sh --dry-run")
@@ -171,20 +171,20 @@ def test_failed_installation_is_one_line_and_can_be_repeated(clone, said, why):
     assert clone.run().stdout.startswith("python: ")
 
 
-def test_no_space_and_no_place_for_an_environment(clone, tmp_path):
+def test_full_disk_and_unusable_folder_for_an_environment(clone, tmp_path):
     write_script(clone.standins / "df", "echo; echo '/dev/x 9999999 9000000 500000 95% /'\n")
-    message = f"error: {clone.root}/.venv has 488 MB free of the 1500 MB that the environment needs; set T2T_ENV=FOLDER"
+    message = f"error: {clone.root}/.venv has 488 MB free, but the environment needs 1500 MB; set T2T_ENV=FOLDER"
     assert clone.run(status=1).stderr.startswith(message)
     (clone.standins / "df").unlink()
     (tmp_path / "file").touch()
     done = clone.run(T2T_ENV=f"{tmp_path}/file/env", status=1)
     assert done.stderr.startswith(
-        f"error: {tmp_path}/file/env cannot be written or is another user's; set T2T_ENV=FOLDER"
+        f"error: {tmp_path}/file/env is not writable or belongs to another user; set T2T_ENV=FOLDER"
     )
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").touch()
     done = clone.run(T2T_ENV="../photos", status=1)
-    assert "photos has other files in it; set T2T_ENV=FOLDER" in done.stderr
+    assert "photos contains other files; set T2T_ENV=FOLDER" in done.stderr
     write_script(clone.standins / "python3.11", "exit 1\n")
     for name in ("python3.12", "python3.10", "python3.9", "python3"):
         write_script(clone.standins / name, "exit 1\n")
@@ -201,13 +201,15 @@ def test_environment_with_paddle_is_used_as_it_is(clone, tmp_path):
     shutil.rmtree(tmp_path / "own")
     clone.python_with(tmp_path / "own/bin", "3.3.1", "yaml numpy PIL tqdm")
     done = clone.run(**path)
-    assert done.stderr == f"adding yacs scipy to {tmp_path}/own/bin/python ...\n".replace(f"{tmp_path}/own/bin/", "")
+    assert done.stderr == f"installing yacs scipy into {tmp_path}/own/bin/python ...\n".replace(
+        f"{tmp_path}/own/bin/", ""
+    )
     (asked,) = clone.asked()
     assert " install --quiet -r /dev/stdin -c " in asked
     done = clone.run(**path, PIP_SAYS="error: externally-managed-environment", status=1)
     line = done.stderr.splitlines()[-1]
     assert line.startswith(
-        "error: yacs scipy cannot be added to python: error: externally-managed-environment. Install"
+        "error: yacs scipy cannot be installed into python: error: externally-managed-environment. Install"
     )
     assert "T2T_ENV=FOLDER" in line
     clone.asked()
@@ -217,7 +219,7 @@ def test_environment_with_paddle_is_used_as_it_is(clone, tmp_path):
     assert " install paddlepaddle==3.0.0 | user=0" in clone.asked()[0]
     with open(clone.root / "requirements.txt", "a") as file:
         file.write("# of a later version\n")
-    clone.run(**path, T2T_ENV=f"{clone.root}/.venv")  # what was chosen once stays
+    clone.run(**path, T2T_ENV=f"{clone.root}/.venv")  # the choice is kept
     assert " install paddlepaddle==3.0.0 | user=0" in clone.asked()[0]
 
 
@@ -233,7 +235,7 @@ def test_environments_of_ai_studio(clone, tmp_path):
     if not os.getuid():  # root can put a folder of another user there
         os.chown(ours, 65534, 65534)
         done = clone.run(**home, status=1)
-        assert f"error: {ours} cannot be written or is another user's" in done.stderr and clone.asked() == []
+        assert f"error: {ours} is not writable or belongs to another user" in done.stderr and clone.asked() == []
     shutil.rmtree(ours)
     clone.python_with(clone.conda / "b/bin", "3.0.0")
     assert clone.run(**home).stdout == f"python: {clone.conda}/b/bin/python\n" and clone.asked() == []

@@ -1,4 +1,4 @@
-"""Random erasing: the law of its boxes and what it fills them with."""
+"""Random erasing: the distribution of its boxes and how it fills them."""
 
 import math
 
@@ -14,7 +14,7 @@ from t2t_vit.data.erasing import RandomErasing
 from t2t_vit.data.mixup import Mixup
 from t2t_vit.data.seeding import MIX, generator
 
-# Of the image, where the box's sides are sure to fit: 0.28 * 10 / 3 < 1.
+# Area fraction at which both sides always fit: 0.28 * 10 / 3 < 1.
 SMALLEST, SURE, LARGEST = 0.02, 0.28, 1 / 3
 LOG_ASPECT = math.log(1 / 0.3)
 
@@ -37,7 +37,7 @@ def sides(boxes):
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_share_of_erased_images(probability):
+def test_fraction_of_erased_images(probability):
     boxes = draw(probability=probability, size=224)
     erased = (boxes[:, 0, 2] > 0).mean()
     assert abs(erased - probability) <= 4 * math.sqrt(probability * (1 - probability) / 8000)
@@ -187,7 +187,7 @@ def test_erasing_comes_after_mixing():
     cfg = settings(AUG__ERASE_MODE="const", AUG__MIXUP="0.8")
     untouched = TrainInput(cfg)(batch(cfg, np.zeros(16)))[0].numpy()
     out = TrainInput(cfg)(batch(cfg, [[2, 3, 9, 12], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))[0].numpy()
-    assert (out[0, :, 2:9, 3:12] == 0).all()  # the partner does not shine through
+    assert (out[0, :, 2:9, 3:12] == 0).all()  # the partner is not visible in the box
     assert (out[1:] == untouched[1:]).all()  # the partner's mix is whole
 
 

@@ -1,4 +1,4 @@
-"""Export: the files compute what the model does, and mistakes leave nothing behind."""
+"""Export: the files compute the same as the model, and errors leave no files."""
 
 import subprocess
 import sys
@@ -216,8 +216,8 @@ def test_command_calibrates_on_training_images(tmp_path):
 @pytest.mark.parametrize(
     "words, part",
     [
-        (["--format", "onnx", "--precision", "bf16"], "has no --precision bf16: onnxruntime"),
-        (["--format", "paddle", "--precision", "int8"], "has no --precision int8"),
+        (["--format", "onnx", "--precision", "bf16"], "does not support --precision bf16: onnxruntime"),
+        (["--format", "paddle", "--precision", "int8"], "does not support --precision int8"),
         (["--format", "onnx", "--file", "x.xml", "--pretrained", "absent"], "must end in .onnx"),
         (["--format", "onnx", "--pretrained", "absent.pdparams"], "absent.pdparams"),
         (["--format", "onnx", "--images", "0"], "--images is 0 but must be"),

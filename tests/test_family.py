@@ -1,4 +1,4 @@
-"""A new model family is one module and one entry in the zoo: every command then takes it."""
+"""A new model family is one module and one entry in the zoo; then every command supports it."""
 
 import math
 import sys
@@ -117,7 +117,7 @@ def test_its_attention_and_features_are_drawn(run, tmp_path):
             assert len(sheet.convert("RGB").getcolors(1 << 24)) > 500
 
 
-def test_it_is_counted(config):
+def test_its_operations_are_counted(config):
     model = create_model("toy_small")
     N, T, C = 64, 1, 32  # 8 x 8 patches
     blocks = 2 * (T + N) * (3 * C * C + C * C + 2 * C * 2 * C)  # qkv, proj and the two of the MLP

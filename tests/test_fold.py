@@ -1,4 +1,4 @@
-"""A folded model computes the function of its model, by other operations."""
+"""A folded model computes the same function as its model, with other operations."""
 
 import paddle
 import paddle.nn.functional as F
@@ -29,7 +29,7 @@ KINDS = {
 
 
 def small_model(kind):
-    """A model in eval mode in which every number matters: norms, biases and tokens are as random as the weights."""
+    """A model in eval mode with random values everywhere, also in norms, biases and tokens."""
     name, options = KINDS[kind]
     paddle.seed(7)
     model = create_model(name, **options)
@@ -82,7 +82,7 @@ def test_folded_model_computes_the_same_of_flat_colours(kind):
 def test_performer_neither_overflows_nor_underflows():
     model = small_model("performer")
     kqv = model.tokens_to_token.attention1.kqv
-    kqv.weight.set_value(kqv.weight * 60)  # |k|^2 / 2 beyond what exp can take
+    kqv.weight.set_value(kqv.weight * 60)  # |k|^2 / 2 overflows exp
     images = paddle.randn([2, 3, 32, 32])
     with paddle.no_grad():
         assert paddle.isfinite(fold(model)(images)).all()

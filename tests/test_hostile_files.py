@@ -21,7 +21,7 @@ from t2t_vit.weights.formats import read_weights
 
 DIGIT = ROOT / "lit_data/val/3/0045.png"
 # Pickles by their opcodes: a dict of ten shared dicts, in another, and so on; a key of 300,000 nested tuples; a list
-# that holds itself; a number and a bytearray that claim more bytes than there are; a memo of four billion places.
+# that contains itself; a number and a bytearray that claim more bytes than there are; a memo of four billion places.
 _TEN = [b"X\x01\0\0\0" + bytes([97 + number]) + b"h" for number in range(10)]
 MEMO_BOMB = b"\x80\x02}q\x00" + b"".join(
     b"}q" + bytes([i]) + b"(" + b"".join(name + bytes([i - 1]) for name in _TEN) + b"u" for i in range(1, 60)
@@ -79,7 +79,7 @@ def test_pickles_that_crash_or_hang_python_are_refused(tmp_path, name, form):
     else:
         path.write_bytes(PICKLES[name])
     start = time.monotonic()
-    with pytest.raises(UserError, match="w.p.* (refused|damaged|holds)"):
+    with pytest.raises(UserError, match="w.p.* (refused|damaged|contains)"):
         read_weights(path)
     assert time.monotonic() - start < 30
 
@@ -111,7 +111,7 @@ def test_archives_are_not_unpacked_beyond_their_size(tmp_path):
 @pytest.mark.parametrize("maker", ["_rebuild_qtensor", "_rebuild_meta_tensor_no_storage", "_rebuild_sparse_tensor"])
 def test_tensors_of_other_kinds_are_named(tmp_path, maker):
     torch_zip(tmp_path / "w.pth", small_torch_pickle().replace(b"_rebuild_tensor_v2", maker.encode()), _0=bytes(24))
-    with pytest.raises(UserError, match=f"w.pth refused: it holds torch._utils.{maker}"):
+    with pytest.raises(UserError, match=f"w.pth refused: it contains torch._utils.{maker}"):
         read_weights(tmp_path / "w.pth")
 
 
@@ -191,13 +191,13 @@ def test_big_endian_numbers_are_refused(tmp_path):
     torch_zip(tmp_path / "w.pth", small_torch_pickle(), _0=bytes(24))
     with zipfile.ZipFile(tmp_path / "w.pth", "a") as archive:
         archive.writestr("archive/byteorder", "big")
-    with pytest.raises(UserError, match="w.pth refused: it holds big-endian numbers"):
+    with pytest.raises(UserError, match="w.pth refused: it contains big-endian numbers"):
         read_weights(tmp_path / "w.pth")
 
 
 def test_long_references_to_storages_are_refused(tmp_path):
     torch_zip(tmp_path / "w.pth", small_torch_pickle().replace(b"tQ", b"NNtQ"), _0=bytes(24))
-    with pytest.raises(UserError, match="w.pth refused: it holds a reference to something that is not a storage"):
+    with pytest.raises(UserError, match="w.pth refused: it contains a reference to something that is not a storage"):
         read_weights(tmp_path / "w.pth")
 
 
@@ -305,7 +305,7 @@ def test_names_of_classes_files_and_keys_cannot_forge_lines(tmp_path):
     assert line.isprintable()
 
 
-def test_the_log_is_one_line_a_record(tmp_path, capsys):
+def test_log_has_one_line_per_record(tmp_path, capsys):
     from t2t_vit.common import logger
 
     before = list(logger.log.handlers), logger.log.level, logger.log.propagate
@@ -366,7 +366,7 @@ def test_unknown_and_missing_new_entries_are_allowed():
     assert (metadata.exif, metadata.grey_bits) == ("auto", 16)
 
 
-def test_odd_sidecars_are_one_line(tmp_path):
+def test_odd_files_beside_an_export_are_one_line(tmp_path):
     from t2t_vit.deploy.engines import open_predictor
 
     path = tmp_path / f"x{_PROGRAM}"

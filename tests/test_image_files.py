@@ -32,7 +32,7 @@ def nothing_warned(monkeypatch):
 
 
 def png(width, height, bits, colour, *chunks):
-    """Bytes of a PNG file of zeros, which say little and decode to much."""
+    """Bytes of a PNG file of zeros: a small file with a large decoded size."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -64,7 +64,7 @@ def test_images_are_opened_in_one_place_only():
     assert found == [ROOT / "tools/t2t_vit/data/images.py"]
 
 
-def test_every_ending_has_a_format():
+def test_every_extension_has_a_format():
     registered = Image.registered_extensions()
     assert {registered[ending] for ending in EXTENSIONS if ending in registered} <= set(FORMATS)
     assert {".avif", ".jpg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ppm"} <= EXTENSIONS
@@ -119,7 +119,7 @@ def test_modes_become_what_they_show(tmp_path, mode, clear):
 @pytest.mark.parametrize(
     "bits, colour, chunks", [(16, 0, []), (8, 3, [(b"PLTE", bytes(3)), (b"tRNS", b"\0")]), (8, 2, []), (8, 6, [])]
 )
-def test_bombs_are_refused_by_their_header(tmp_path, monkeypatch, bits, colour, chunks):
+def test_decompression_bombs_are_refused_by_their_header(tmp_path, monkeypatch, bits, colour, chunks):
     path = tmp_path / "bomb.png"
     path.write_bytes(png(13000, 13700, bits, colour, *chunks))
     assert path.stat().st_size < 10_000
@@ -156,7 +156,7 @@ def test_16_bits_are_scaled(tmp_path):
             assert np.array_equal(found, np.rint(values / 257)), name
 
 
-def test_grey_bits_are_a_key(tmp_path, warned):
+def test_grey_bits_can_be_set(tmp_path, warned):
     values = (RAMP % 4001).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png")
     dark = np.asarray(load_image(tmp_path / "x.png", 1))
@@ -181,11 +181,11 @@ def test_grey_bits_are_a_key(tmp_path, warned):
         (RAMP - 1, "its values run from -1 to 5118, but DATA.GREY_BITS 16 allows 0 to 65535"),
         (RAMP * 100, "its values run from 0 to 511900, but"),
         (np.float32(RAMP / RAMP.max()), np.rint(RAMP / RAMP.max() * 255)),
-        (np.float32(RAMP % 256), "its values are floats from 0 to 255, only 0 to 1 can be read"),
+        (np.float32(RAMP % 256), "its values are floats from 0 to 255, but only 0 to 1 is supported"),
         (np.float32([[0.5, np.nan]]), "its values are floats from nan to nan"),
     ],
 )
-def test_32_bits_are_read_where_their_range_is_known(tmp_path, values, expected):
+def test_32_bit_images_with_a_known_range_are_read(tmp_path, values, expected):
     values = values.astype(np.int32) if values.dtype != np.float32 else values
     Image.fromarray(values).save(tmp_path / "x.tif")
     if isinstance(expected, str):
@@ -199,7 +199,7 @@ def test_32_bits_are_read_where_their_range_is_known(tmp_path, values, expected)
 
 
 def rotated(path, number, kind="JPEG", xmp=False):
-    """A picture, saved as a camera does that `number` makes upright."""
+    """Return a picture stored with EXIF orientation `number`."""
     turns = {
         Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
         Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
@@ -257,7 +257,7 @@ def test_damaged_exif_data_rotate_nothing(tmp_path):
         assert open_picture(tmp_path / "x.jpg", 3, reader, upright=True).size == (40, 30)
 
 
-def test_key_decides_which_pictures_are_rotated():
+def test_exif_key_decides_which_pictures_are_rotated():
     imagenet, own = default_config(), load_config("configs/lit_data.yaml")
     found = [
         [reading(cfg if key is None else load_config(path, [("DATA.EXIF", key)]), by_hand)["upright"]

@@ -1,4 +1,4 @@
-"""The fast way of reading JPEG files against Pillow."""
+"""The fast JPEG reader compared with Pillow."""
 
 import functools
 import struct
@@ -259,7 +259,7 @@ def test_without_the_fast_libraries_pillow_reads(tmp_path, monkeypatch):
 
 
 @turbo
-def test_only_the_training_loader_takes_the_fast_way(tmp_path, monkeypatch):
+def test_only_the_training_loader_uses_the_fast_reader(tmp_path, monkeypatch):
     for split in ("train", "val"):
         for name, seed in (("ant", 0), ("bee", 1)):
             (tmp_path / split / name).mkdir(parents=True)

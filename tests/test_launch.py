@@ -71,12 +71,12 @@ def test_command_of_one_process_sees_the_chosen_gpus(monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
-def test_gpus_without_a_gpu_are_an_error():
+def test_gpus_variable_without_a_gpu_is_an_error():
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has cards")
     done = script("val", GPUS="0,1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"error: GPUS is 0,1 but there is no GPU to use: this PaddlePaddle \S+ is a CPU build; .*\n",
+    assert re.fullmatch(r"error: GPUS is 0,1 but no GPU is available: this PaddlePaddle \S+ is a CPU build; .*\n",
                         done.stderr)  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_gpus_without_a_gpu_are_an_error():
 
 
 def named(monkeypatch, address, own=None):
-    """Let every host have an address, and this machine its `own` on every route."""
+    """Patch the resolver: every host has an address, and this machine has `own` on every route."""
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [(socket.AF_INET, 0, 0, "", (address, 0))])
     if own:
         monkeypatch.setattr(launch, "_own_address", lambda _: own)
@@ -200,7 +200,7 @@ def test_inconsistent_launcher_variables_are_an_error(monkeypatch, variables, na
         monkeypatch.delenv(key, raising=False)
     for key, value in variables.items():
         monkeypatch.setenv(f"PADDLE_{key}", value)
-    with pytest.raises(UserError, match=f"^the environment has variables of Paddle's launcher .* {name}[,;]"):
+    with pytest.raises(UserError, match=f"^the variables of Paddle's launcher in the environment .* {name}[,;]"):
         ranks.check()
     ranks.forget()
     ranks.check()

@@ -1,4 +1,4 @@
-"""The models are made of ordinary Paddle layers: hooks fire, Paddle counts right, sublayers can be replaced."""
+"""The models consist of ordinary Paddle layers: hooks fire, Paddle counts correctly, sublayers can be replaced."""
 
 import collections
 import math
@@ -204,7 +204,7 @@ def test_linear_layers_are_built_as_paddles():
 
 
 def test_a_model_can_be_compiled_by_its_user():
-    """By paddle.jit.to_static as it is by default: without full_graph it breaks the graph at what it cannot convert."""
+    """With the defaults of paddle.jit.to_static, which breaks the graph at code that it cannot convert."""
     model, images = create_model("t2t_vit_7", num_classes=10, image_size=64, depth=2), paddle.randn([2, 3, 64, 64])
     model.eval()
     with paddle.no_grad():

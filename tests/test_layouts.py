@@ -1,4 +1,4 @@
-"""Folders as people have them: names of splits and classes, what programs add to them, links."""
+"""Real-world folder layouts: names of splits and classes, folders that programs add, links."""
 
 import os
 import shutil
@@ -47,9 +47,11 @@ def test_valid_comes_before_test(tmp_path):
 
 
 @pytest.mark.parametrize("flat", ["test", "test/test"])
-def test_pictures_without_classes_validate_nothing(tmp_path, flat):
+def test_pictures_without_classes_are_no_validation_split(tmp_path, flat):
     make_folders(tmp_path, {"train/ant": 4, "train/bee": 4, flat: 3})
-    with pytest.raises(UserError, match="has no val/ folder; DATA.VAL_FRACTION 0.2 takes a part of train/ for it"):
+    with pytest.raises(
+        UserError, match="has no val/ folder; DATA.VAL_FRACTION 0.2 holds out a part of train/ for validation"
+    ):
         names(tmp_path)
     for root in (tmp_path, tmp_path / "train"):
         parts = divided(root)
@@ -66,7 +68,7 @@ def test_a_flat_validation_folder_is_named(tmp_path):
 
 def test_the_folder_above_the_data_set_is_named(tmp_path):
     make_folders(tmp_path, {"set/train/ant": 1, "set/train/bee": 1, "set/val/bee": 1})
-    with pytest.raises(UserError, match=f"has a single class, set; .*; perhaps --data-path {tmp_path}/set is meant$"):
+    with pytest.raises(UserError, match=rf"has a single class, set; .*; did you mean --data-path {tmp_path}/set\?$"):
         divided(tmp_path)
 
 
@@ -101,7 +103,7 @@ def test_a_run_continues_only_with_its_own_order_of_classes(tmp_path):
         (tmp_path / f"set/{i}").mkdir(parents=True)
         for picture in sorted((ROOT / f"lit_data/val/{i % 10}").iterdir())[:3]:
             shutil.copy(picture, tmp_path / f"set/{i}")
-    old = sorted(map(str, range(11)))  # of a version that sorted as text
+    old = sorted(map(str, range(11)))  # from a version that sorted folders as text
     (tmp_path / "set/classes.txt").write_text("".join(f"{name}\n" for name in old))
     words = ["--config", "configs/finetune.yaml", "--data-path", tmp_path / "set", "--output", tmp_path, *TINY]
     tool("train", *words)

@@ -77,7 +77,7 @@ def test_kaggle_list_of_the_imagenet_validation(tmp_path):
         ("caf\u00e9/0.png 0\n".encode("latin-1"), "list.txt is not a text file in UTF-8"),
     ],
 )  # fmt: skip
-def test_lines_without_a_meaning_are_named(pictures, content, message):
+def test_invalid_lines_are_named(pictures, content, message):
     with pytest.raises(UserError, match=message):
         listed(pictures, content)
 
@@ -119,7 +119,7 @@ def test_class_lists_of_imagenet(tmp_path, text):
     "text",
     ["1 cat\n2 dog\n", "0 cat\ndog\n", "0\n1\n", "cat 0\ndog 0\n", "{curly\nx\n", "9" * 5000 + " a\nb\n", "[" * 10**5],
 )
-def test_other_lines_are_names_as_they_are(tmp_path, text):
+def test_other_lines_are_used_as_names(tmp_path, text):
     (tmp_path / "classes.txt").write_text(text)
     assert read_classes(tmp_path / "classes.txt").folders == tuple(text.splitlines())
 
@@ -136,13 +136,13 @@ def test_other_lines_are_names_as_they_are(tmp_path, text):
         (b"\x89PNG\r\n\x1a\n\0", "is not a text file in UTF-8"),
     ],
 )
-def test_what_a_class_list_cannot_mean_is_named(tmp_path, text, message):
+def test_invalid_class_lists_are_named(tmp_path, text, message):
     (tmp_path / "classes.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
         read_classes(tmp_path / "classes.txt")
 
 
-def test_pipes_and_devices_are_not_waited_for(tmp_path):
+def test_pipes_and_devices_do_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, fault in (
         (tmp_path / "pipe", "is not a file"),

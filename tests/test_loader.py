@@ -1,4 +1,4 @@
-"""Order of the images, batches, broken images, loader processes."""
+"""The data loader: order of the images, batches, broken images, loader processes."""
 
 import os
 import subprocess
@@ -59,7 +59,7 @@ def test_training_order_depends_on_seed_and_epoch_and_not_on_the_processes():
     assert indices[:4] != [[index for _, index, _ in batch] for batch in global_batches(1, SEED="4")]
 
 
-def test_an_epoch_can_be_entered_in_its_middle():
+def test_epoch_can_start_in_the_middle():
     cfg = settings(TRAIN__BATCH_SIZE="6", TRAIN__ACCUM_STEPS="2")
     whole, rest = TrainOrder(50, cfg, epochs=2), TrainOrder(50, cfg, epochs=2)
     rest.start = 24
@@ -94,7 +94,7 @@ def model_inputs(cfg, split, epochs=(0, 1), start=0):
 
 
 def test_every_batch_has_as_many_tensors(digits):
-    """Paddle brings them to a GPU through buffers for a number that the first batch sets."""
+    """Paddle copies them to a GPU through buffers, whose number the first batch determines."""
     dataset, counts = TrainDataset(digits, settings(**RECIPE)), set()
     for keys in ({}, {"AUG__MIX_PROB": "0.5"}, {"AUG__MIXUP": "0.0", "AUG__CUTMIX": "0.0", "AUG__ERASE_PROB": "0.0"}):
         collate = TrainCollate(settings(**{**RECIPE, **keys}))

@@ -44,7 +44,7 @@ def test_file_system_without_locks_and_folder_flushes(tmp_path, monkeypatch, war
     cfg = load_config(ROOT / "configs/lit_data.yaml", [("OUTPUT", str(tmp_path)), ("LOG", str(tmp_path))])
     run = RunFolder(cfg)
     run.lock()
-    assert "lit_data.lock cannot be locked on this file system; do not train this run twice" in warned.text
+    assert "lit_data.lock cannot be locked on this file system; do not start this run twice" in warned.text
     write_text(tmp_path / "lit_data/config.yaml", cfg.dump())
     run.save_state({"epoch": 1})
     assert run.latest.is_file()
@@ -98,7 +98,9 @@ def test_user_without_a_home_and_a_name(monkeypatch):
     with pytest.raises(UserError, match="no home folder to keep downloads in; set T2T_CACHE"):
         download.cache_folder()
     monkeypatch.setenv("HOME", "/proc/home")
-    with pytest.raises(UserError, match=r"/proc/home/.cache/t2t_vit/\w+ cannot be made .*; set T2T_CACHE to a folder"):
+    with pytest.raises(
+        UserError, match=r"/proc/home/.cache/t2t_vit/\w+ cannot be created .*; set T2T_CACHE to a folder"
+    ):
         download.download("http://127.0.0.1:9/x.pdparams")
 
 
@@ -146,7 +148,7 @@ def test_five_interrupts_in_a_notebook_save_once(tmp_path):
     assert (tmp_path / "lit_data/latest.pdparams").is_file()
 
 
-def test_interrupt_again_later_gives_up(capfd):
+def test_second_interrupt_later_quits(capfd):
     with InterruptHandler(load_config(ROOT / "configs/lit_data.yaml").TRAIN, time.monotonic()) as watch:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
@@ -155,7 +157,7 @@ def test_interrupt_again_later_gives_up(capfd):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
-    assert capfd.readouterr().err.count("Ctrl-C after 2 seconds or later gives up") == 1
+    assert capfd.readouterr().err.count("Ctrl-C again after 2 seconds quits") == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -175,7 +177,7 @@ def test_answer_is_on_its_own_line_beside_a_progress_bar():
     assert answer and "predict: " in before and re.search(r"(\r *\r|\n)$", before), before
 
 
-def test_output_under_a_file_is_one_line(tmp_path):
+def test_output_below_a_file_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     line = error_line("train", "--output", tmp_path / "file/x", "DATA.NUM_WORKERS", 0)
     assert line.startswith(f"error: {tmp_path}/file/x") and line.count("\n") == 0

@@ -1,4 +1,4 @@
-"""Mixup and cutmix by definition and by law, their targets, and the loss on them."""
+"""Mixup and cutmix: definitions, distributions, targets, and the loss on them."""
 
 import math
 from collections import Counter
@@ -56,7 +56,7 @@ def test_lam_of_mixup_is_beta(alpha):
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_box_of_cutmix(alpha):
-    """Sides sqrt(1 - lam) of the image's, centre anywhere in it, clipped at its edge; lam counts what is left."""
+    """Sides sqrt(1 - lam) of the image's, centre anywhere in it, clipped at its edge; lam follows from the rest."""
     lam, boxes = draws(mixup(cutmix=alpha))
     rng, sizes = np.random.default_rng(1), np.array([[224], [160]])
     half = (sizes * np.sqrt(1 - rng.beta(alpha, alpha, 60000))).astype(int) // 2
@@ -102,7 +102,7 @@ def test_switch_and_probability(switch, probability):
     assert near(np.mean([boxes.any() for _, boxes in batches]), switch * probability, 3000)
 
 
-def test_one_kind_alone_ignores_the_switch():
+def test_mixup_or_cutmix_alone_ignores_the_switch():
     for switch in ("0.0", "1.0"):
         only_mixup, only_cutmix = (mixup(*alphas, AUG__MIX_SWITCH_PROB=switch) for alphas in ((0.8, 0.0), (0.0, 1.0)))
         assert not draws(only_mixup)[1].any() and draws(only_cutmix, 6000, 10**6, 10**6)[1].any(1).all()
@@ -230,7 +230,7 @@ def test_mixup_is_of_normalised_images():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 @pytest.mark.parametrize("classes", [2, 10, 1000])
-def test_one_rule_for_labels_and_targets(smoothing, classes):
+def test_loss_of_labels_equals_loss_of_targets(smoothing, classes):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0, 3, (16, classes)).astype(np.float32), rng.integers(classes, size=16)
     targets = np.full((16, classes), smoothing / classes)

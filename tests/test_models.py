@@ -1,4 +1,4 @@
-"""The model family against the figures of the official PyTorch code, and its own promises."""
+"""The models compared with values of the official PyTorch code, and their own interface."""
 
 import numpy as np
 import official
@@ -126,7 +126,7 @@ def test_initialisation_is_official():
 
 def test_position_table_is_the_sinusoid():
     table = create_model("t2t_vit_7").pos_embed.numpy()[0]  # (197, 256)
-    position, channel = 100, 37  # odd channels hold cosines of the even channel below
+    position, channel = 100, 37  # odd channels are the cosines of the even channel before
     assert table.shape == (197, 256) and table[0, 0] == 0 and table[0, 1] == 1
     assert table[position, channel] == pytest.approx(np.cos(position / 10000 ** (36 / 256)), abs=1e-6)
 
@@ -185,7 +185,7 @@ def test_other_image_than_built_for_is_refused(image):
         (dict(tokens_type="lstm"), "unknown token type 'lstm'.*performer, transformer, convolution"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(wrong, message):
+def test_inconsistent_arguments_are_named(wrong, message):
     splits = dict(splits=[(7, 4, 0), (3, 2, 0)])  # without padding, so that an image can be too small
     with pytest.raises(ValueError, match=message):
         T2TViT(**{**SMALL, **splits, **wrong})
@@ -221,7 +221,7 @@ def plain_performer(k, q, v, w, dtype, epsilon=1e-8):
 
 
 def performer_inputs(scale, tokens=50, width=16):
-    """k, q, v (N, E) and w (m, E); q and k point along rows of w, where the features are largest."""
+    """k, q, v (N, E) and w (m, E); q and k are parallel to rows of w, where the features are largest."""
     rng = np.random.default_rng(7)
     layer = TokenPerformer(width, width)
     w = layer.w.numpy()
@@ -242,7 +242,7 @@ def test_performer_is_the_official_formula_on_normal_inputs(scale):
     assert np.abs(attend(layer, k, q, v) - exact).max() < 1e-5
 
 
-def test_performer_holds_where_the_plain_form_fails_in_float16():
+def test_performer_works_where_the_plain_form_fails_in_float16():
     # w scaled so that w.x - |x|^2/2 reaches 15: e^15 is beyond float16's 65504.
     layer, *inputs, w = performer_inputs(5.5, width=64)
     inputs = [array.astype("float16") for array in inputs]
@@ -254,13 +254,13 @@ def test_performer_holds_where_the_plain_form_fails_in_float16():
     assert np.abs(y[0].numpy() - exact).max() < 6e-4 * np.abs(exact).max()
 
 
-def test_performer_holds_where_the_plain_form_underflows():
+def test_performer_works_where_the_plain_form_underflows():
     # |x|^2 / 2 = 200: the plain features are 0 in float32, and without its epsilon the plain form is 0 / 0.
     layer, k, q, v, w = performer_inputs(20.0)
     assert not np.isfinite(plain_performer(k, q, v, w, np.float32, epsilon=0)).all()
     exact = plain_performer(k, q, v, w, np.float64)
     assert np.abs(attend(layer, k, q, v) - exact).max() < 1e-5
-    layer.EPSILON = 1e-300  # as good as none, so that the convex mix itself shows
+    layer.EPSILON = 1e-300  # practically zero, to test the convex combination itself
     exact = plain_performer(k, q, v, w, np.float64, epsilon=0)
     assert np.abs(exact).max() > 0.1
     assert np.abs(attend(layer, k, q, v) - exact).max() < 1e-3

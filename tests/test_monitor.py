@@ -43,16 +43,18 @@ class Job:
         return [(process.returncode, error) for process, error in zip(self.processes, errors)]
 
 
-def test_end_of_all_processes_is_not_a_failure(tmp_path):
-    job = Job(tmp_path, "end", "slow")  # takes longer than a process may be silent
+def test_normal_exit_of_all_processes_is_not_a_failure(tmp_path):
+    job = Job(tmp_path, "end", "slow")  # takes longer than the silence limit
     assert job.ended() == [(0, ""), (0, "")] and not job.log.exists()
 
 
-def test_killed_process_while_the_main_process_holds_pythons_lock(tmp_path):
+def test_killed_process_is_reported_while_the_main_process_holds_the_gil(tmp_path):
     job = Job(tmp_path, "stuck", "stuck")
     job.signal(1, signal.SIGKILL)
     (status, stderr), _ = job.ended()
-    line = "error: rank 1 of 2: killed, by hand or for lack of memory, or crashed; latest.pdparams is there\n"
+    line = (
+        "error: rank 1 of 2: crashed, or was killed (by a user, or because memory ran out); latest.pdparams is there\n"
+    )
     assert (status, stderr, job.log.read_text()) == (-signal.SIGKILL, line, line)
 
 

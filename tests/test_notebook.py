@@ -19,7 +19,7 @@ def notebook():
 
 
 def execute(pages):
-    """Run a notebook from where a user would open it: the texts and the pictures that it shows."""
+    """Run a notebook in the folder where a user opens it. Returns the texts and pictures that it shows."""
     nbclient = pytest.importorskip("nbclient", reason="runs the notebook")
     pytest.importorskip("ipykernel", reason="runs the notebook")
     where = {"metadata": {"path": str(NOTEBOOK.parent)}}

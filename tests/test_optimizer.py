@@ -1,4 +1,4 @@
-"""SGD and AdamW, rates that differ by layer, and parameters that are not trained."""
+"""SGD and AdamW, layer-wise learning rates, and frozen parameters."""
 
 import math
 
@@ -12,7 +12,8 @@ from t2t_vit.config import load_config
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.models.zoo import create_model
-from t2t_vit.training.parameters import freeze
+from t2t_vit.training.optimizer import Optimizer
+from t2t_vit.training.parameters import freeze, parameter_groups
 from t2t_vit.training.schedule import LayerRates, learning_rate
 from t2t_vit.training.train_step import TrainStep
 
@@ -54,7 +55,7 @@ def arrays(model):
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "pit_ti", "pit_xs_distilled"])
-def test_every_parameter_has_a_place(name):
+def test_every_parameter_has_a_layer(name):
     model = create_model(name, num_classes=3)
     layers = [model.layer_index(name) for name, _ in model.named_parameters()]
     depth = len([name for name, _ in model.named_sublayers() if name.split(".")[-2:-1] == ["blocks"]])
@@ -66,7 +67,7 @@ def test_every_parameter_has_a_place(name):
             assert model.layer_index(parameter) == depth + 1
 
 
-def test_places_by_hand():
+def test_layers_by_hand():
     t2t, pit = create_model("t2t_vit_7"), create_model("pit_ti")  # 7 blocks; stages of 2, 6 and 4 blocks
     for name, place in {"blocks.0.attn.qkv.weight": 1, "blocks.6.norm2.bias": 7, "norm.weight": 8}.items():
         assert t2t.layer_index(name) == place
@@ -130,13 +131,28 @@ def test_summary_states_the_rates():
         "0.05 in epoch 1, 0.000234125 in epoch 60; backbone 0.0005 in epoch 1, 0.000200206 in epoch 60; "
         "layer decay 0.75: 0.1 x in layer 0 to 1 x in layer 8"
     )
+    plain = LayerRates(model, lit_config(BASE_LR=0.05, MIN_LR=2e-4, **keys).TRAIN)
+    assert plain.summary([0, 59]) == "0.05 in epoch 1, 0.000234125 in epoch 60"
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"BACKBONE_LR": 1e-4}, {"LAYER_DECAY": 0.5}, {"BACKBONE_LR": 1e-4, "LAYER_DECAY": 0.5}]
+)
+def test_parameters_are_updated_together_if_their_rates_are_the_same(keys):
+    model = create_model("t2t_vit_7")
+    optimizer, decayed = Optimizer(model, lit_config(**keys).TRAIN), parameter_groups(model)["decayed"]
+    rates = [optimizer.rates.factors(epoch) for epoch in (0, 5, 20)]
+    kinds = [
+        {(name in decayed, *(rate[name] for rate in rates)) for name in names} for names in optimizer.weights.groups
+    ]
+    assert all(len(kind) == 1 for kind in kinds) and len(set.union(*kinds)) == len(kinds)
 
 
 # --- Steps, against NumPy ---
 
 
 def sgd(weights, grads, slots, lr, decay):
-    """As torch.optim.SGD: decay joins the gradient, the rate is outside of the momentum."""
+    """As torch.optim.SGD: weight decay is added to the gradient, and the learning rate is not part of the momentum."""
     slots["v"] = 0.8 * slots.get("v", 0.0) + grads + decay * weights
     return weights - lr * slots["v"]
 
@@ -191,7 +207,7 @@ def test_ten_steps_are_those_of_the_definition(optimizer, update, peak):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_skipped_step_moves_nothing(optimizer):
+def test_skipped_step_changes_nothing(optimizer):
     cfg = lit_config(OPTIMIZER=optimizer, BACKBONE_LR=1e-3, LAYER_DECAY=0.7, WEIGHT_DECAY=0.1, FREEZE=["blocks.0.*"])
     step, steps = make_step(cfg), batches(cfg)
     step(next(steps), 1e-2, 20, 0)  # so that there is momentum
@@ -225,7 +241,7 @@ def test_the_last_pattern_that_matches_decides():
     last = trained(create_model("t2t_vit_7"), ["blocks.*", "!blocks.6.*", "blocks.6.mlp.*"])
     assert {name for name in last if name.startswith("blocks.")} == {
         name for name in everything if name.startswith("blocks.6.") and ".mlp." not in name}  # fmt: skip
-    # What the model never trains is not trained by an exception.
+    # An exception does not unfreeze parameters that the model never trains.
     assert trained(create_model("t2t_vit_7"), ["*", "!*"]) == everything and "pos_embed" not in everything
     assert "pos_embed" in trained(create_model("pit_ti"), ["blocks.*", "!*"][1:])
 
@@ -274,7 +290,7 @@ def test_linear_probe_learns_from_the_features_of_evaluation(config):
         assert {name for name in before if (average[name] != before[name]).any()} == heads
 
 
-def test_linear_probe_is_the_same_whatever_the_dropout(tmp_path):
+def test_linear_probe_does_not_depend_on_dropout(tmp_path):
     # In the second epoch too, after a validation has changed the mode.
     words = ["MODEL.T2T.DEPTH", 1, "TRAIN.BATCH_SIZE", 256, "TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0,
              "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.FREEZE", "['*', '!head.*']"]  # fmt: skip
@@ -288,7 +304,7 @@ def test_linear_probe_is_the_same_whatever_the_dropout(tmp_path):
     assert rows[0] == rows[1] and rows[0].count("\n") == 2
 
 
-def test_dropout_stays_on_where_something_learns():
+def test_dropout_stays_on_in_trained_layers():
     model = make_step(lit_config(FREEZE=["tokens_to_token.*", "blocks.0.*", "blocks.1.norm*"])).model
     off = {name for name, layer in model.named_sublayers() if not layer.training}
     assert {"tokens_to_token", "tokens_to_token.attention1.dp", "blocks.0.drop_path", "blocks.1.norm1"} <= off
@@ -325,9 +341,9 @@ def test_momentum_moves_to_another_instance():
 @pytest.mark.parametrize(
     "keys, message",
     [
-        (dict(OPTIMIZER="sgd"), "x.pdparams holds no SGD state of the 53 trained tensors of this model "
-         ".TRAIN.OPTIMIZER, TRAIN.FREEZE.; to start from its weights alone: --resume none MODEL.PRETRAINED x.pdparams"),
-        (dict(FREEZE=["*", "!head*"]), "no AdamW state of the 2 trained tensors of this model"),
+        (dict(OPTIMIZER="sgd"), "x.pdparams has no SGD state for the 53 trained tensors of this model "
+         ".TRAIN.OPTIMIZER, TRAIN.FREEZE.; to start from its weights only: --resume none MODEL.PRETRAINED x.pdparams"),
+        (dict(FREEZE=["*", "!head*"]), "no AdamW state for the 2 trained tensors of this model"),
     ],
 )  # fmt: skip
 def test_state_of_another_optimizer_is_named(keys, message):

@@ -1,4 +1,4 @@
-"""What commands write: never over what they read, nor over what comes with the repository."""
+"""Commands never overwrite their inputs or the published runs."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def test_output_that_is_an_input_by_any_name_is_refused(photo, tmp_path):
     with pytest.raises(UserError, match="soft.png is read by this command"):
         check_outputs([tmp_path / "soft.png"], pictures=[str(photo)])
     check_outputs([tmp_path / "other.png"], [photo, tmp_path / "absent.png"], [photo])
-    with pytest.raises(UserError, match="is given for two files"):
+    with pytest.raises(UserError, match="is given for two outputs"):
         check_outputs([tmp_path / "x.png", tmp_path / "folder/x.png"])
 
 
@@ -39,10 +39,10 @@ def test_pipes_are_outputs_too():
         check_outputs(["/dev/null"])
 
 
-def test_nothing_is_written_among_the_shipped_runs(tmp_path):
+def test_nothing_is_written_to_the_published_runs(tmp_path):
     os.symlink(SHIPPED, tmp_path / "link")
     for path in (SHIPPED / "x.json", ROOT / "log/pretrained/new/x.log", tmp_path / "link/best.pdparams"):
-        with pytest.raises(UserError, match="/pretrained, which no command changes; give another place"):
+        with pytest.raises(UserError, match="/pretrained, which no command changes; choose another path"):
             check_outputs([path])
     assert "no command changes" in error_line("unpack", DIGIT, "--output", ROOT / "output/pretrained/x")
 
@@ -57,7 +57,7 @@ def test_nothing_is_written_among_the_shipped_runs(tmp_path):
         "visualize predictions --json {photo}",
     ],
 )
-def test_json_has_the_name_of_no_other_kind(photo, tmp_path, line):
+def test_json_output_must_end_in_json(photo, tmp_path, line):
     words = line.format(photo=photo, folder=tmp_path).split()
     assert " must end in .json" in tool(*words, status=2).stderr
     assert photo.read_bytes() == DIGIT.read_bytes()
@@ -74,7 +74,7 @@ def test_json_has_the_name_of_no_other_kind(photo, tmp_path, line):
         "export --config {run}/config.yaml --format openvino --file {run}/x.xml MODEL.PRETRAINED {run}/x.bin",
     ],
 )
-def test_commands_overwrite_none_of_their_inputs(photo, tmp_path, line):
+def test_commands_never_overwrite_their_inputs(photo, tmp_path, line):
     run = shutil.copytree(SHIPPED, tmp_path / "run")
     shutil.copy(run / "best.pdparams", run / "x.bin")
     shutil.copy(DIGIT, tmp_path / "plain")
@@ -89,6 +89,6 @@ def test_commands_overwrite_none_of_their_inputs(photo, tmp_path, line):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_converted_weights_have_the_name_of_their_kind(tmp_path):
+def test_converted_weights_need_a_matching_suffix(tmp_path):
     line = error_line("convert", SHIPPED / "best.pdparams", "--output", tmp_path / "photo.jpg", "--to", "torch")
     assert line == f"error: --output {tmp_path}/photo.jpg must end in .pth or .pt or .bin or .tar, as --to is torch"

@@ -1,4 +1,4 @@
-"""A folder of class folders, without train/ and val/: DATA.VAL_FRACTION divides it, MODEL.NUM_CLASSES 0 counts it."""
+"""A folder of class folders without train/ and val/: DATA.VAL_FRACTION splits it, MODEL.NUM_CLASSES 0 counts it."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from t2t_vit.data.dataset import load_data
 from t2t_vit.data.holdout import held_out
 from t2t_vit.data.paths import Paths
 
-# One small step of the shipped recipe for one's own pictures.
+# A small step of the fine-tuning recipe for a user's own pictures.
 TINY = ["MODEL.NAME", "t2t_vit_7", "MODEL.T2T.DEPTH", "1", "DATA.IMAGE_SIZE", "16", "DATA.NUM_WORKERS", "0",
         "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.BATCH_SIZE", "4"]  # fmt: skip
 
@@ -39,7 +39,7 @@ def grow(root, names):
 # --- The division ---
 
 
-def test_share_of_each_class_validates(tmp_path):
+def test_fraction_of_each_class_is_held_out(tmp_path):
     grow(tmp_path, [f"{name}/{i}.png" for name in ("ant", "bee") for i in range(1000)])
     classes, splits = load_data(own_config(tmp_path))
     assert classes.folders == ("ant", "bee")
@@ -53,7 +53,7 @@ def test_share_of_each_class_validates(tmp_path):
     assert not parts["train"] & parts["val"] and len(parts["train"] | parts["val"]) == 2000
 
 
-def test_division_is_that_of_these_names_for_ever(tmp_path):
+def test_split_of_these_names_never_changes(tmp_path):
     # By hand: blake2b("42:ant/0.png"), 8 bytes, little-endian, over 2^64 is below 0.5 for these.
     grow(tmp_path, [f"{name}/{i}.png" for name in ("ant", "bee") for i in range(6)])
     assert divided(tmp_path, "0.5")["val"] == {
@@ -66,7 +66,7 @@ def test_division_is_that_of_these_names_for_ever(tmp_path):
     }
 
 
-def test_pictures_added_later_move_no_other(tmp_path):
+def test_pictures_added_later_do_not_move_others(tmp_path):
     grow(tmp_path, [f"{name}/{i}.png" for name in ("ant", "bee", "more/deep") for i in range(50)])
     before = divided(tmp_path)
     grow(tmp_path, [f"{name}/x{i}.png" for name in ("ant", "bee", "fly") for i in range(50)])
@@ -75,11 +75,11 @@ def test_pictures_added_later_move_no_other(tmp_path):
         assert before[name] < after[name]
     shutil.copytree(tmp_path, tmp_path / "elsewhere/pictures")
     moved = divided(tmp_path / "elsewhere/pictures")
-    assert moved == after  # wherever the folder lies
+    assert moved == after  # independent of the folder
     assert divided(tmp_path / "elsewhere/pictures", SEED="43") != after
 
 
-def test_every_class_trains_and_validates():
+def test_every_class_is_in_both_splits():
     for seed in range(200):
         names = (f"{name}/{i}.png" for name, count in (("ant", 2), ("bee", 3), ("fly", 9)) for i in range(count))
         paths = Paths.of(names, "/d")
@@ -93,7 +93,7 @@ def test_every_class_trains_and_validates():
 
 def test_class_that_is_too_small_is_named(tmp_path):
     make_folders(tmp_path, {"ant": 2, "bee": 1, "fly": 0})
-    with pytest.raises(UserError, match=r"fewer than the 2 images .* bee \(1\), fly \(0\); add images"):
+    with pytest.raises(UserError, match=r"fewer than 2 images, .* bee \(1\), fly \(0\); add images"):
         load_data(own_config(tmp_path))
 
 
@@ -129,28 +129,32 @@ def test_list_files_are_left_alone(tmp_path):
     assert list(splits["train"].paths) == list(splits["val"].paths) == [f"{tmp_path}/{n}/0.png" for n in ("ant", "bee")]
 
 
-def test_a_list_that_trains_leaves_nothing_to_divide_and_nothing_to_validate_on(tmp_path):
-    # Else the whole folder, with the images of the list, would validate.
+def test_training_list_alone_has_no_validation_split(tmp_path):
+    # Otherwise the whole folder, with the images of the list, would be used for validation.
     make_folders(tmp_path, {"ant": 4, "bee": 4})
     (tmp_path / "t.txt").write_text("ant/0.png 0\nbee/0.png 1\n")
-    with pytest.raises(UserError, match="DATA.VAL_FRACTION is 0.2 but must be 0.0 with DATA.TRAIN_LIST"):
+    with pytest.raises(UserError, match="DATA.VAL_FRACTION is 0.2 but must be 0.0 if DATA.TRAIN_LIST"):
         own_config(tmp_path, DATA__TRAIN_LIST="t.txt")
     with pytest.raises(UserError, match="has no val/ folder$"):
         load_data(settings(DATA__PATH=str(tmp_path), MODEL__NUM_CLASSES="2", DATA__TRAIN_LIST="t.txt"))
 
 
-def test_what_would_help_is_suggested(tmp_path):
+def test_fixes_are_suggested(tmp_path):
     make_folders(tmp_path / "a", {"ant": 2, "bee": 2})
-    with pytest.raises(UserError, match=r"a has no train/ folder; DATA.VAL_FRACTION 0.2 takes a part of each class"):
+    with pytest.raises(
+        UserError, match=r"a has no train/ folder; DATA.VAL_FRACTION 0.2 holds out a part of each class"
+    ):
         load_data(own_config(tmp_path / "a", "0.0"))
     make_folders(tmp_path / "b", {"train/ant": 2, "train/bee": 2})
-    with pytest.raises(UserError, match=r"b has no val/ folder; DATA.VAL_FRACTION 0.2 takes a part of train/ for it"):
+    with pytest.raises(
+        UserError, match=r"b has no val/ folder; DATA.VAL_FRACTION 0.2 holds out a part of train/ for validation"
+    ):
         load_data(own_config(tmp_path / "b", "0.0"))
     make_folders(tmp_path / "c", {"val/ant": 2, "val/bee": 2})
     with pytest.raises(UserError, match=r"c has no train/ folder$"):
         load_data(own_config(tmp_path / "c"))
     make_folders(tmp_path / "e", {"": 2})
-    with pytest.raises(UserError, match="e has no folders with pictures; make one for each class"):
+    with pytest.raises(UserError, match="e has no folders with pictures; make a folder for each class"):
         load_data(own_config(tmp_path / "e"))
     make_folders(tmp_path / "d", {"ant": 2})
     with pytest.raises(UserError, match="d has a single class, ant; training needs two or more"):
@@ -172,7 +176,7 @@ def run(tmp_path_factory):
     return place / "pictures", place / "finetune", tool("train", *words).stdout, words
 
 
-def test_training_needs_the_path_alone(run):
+def test_training_needs_only_the_path(run):
     pictures, folder, output, words = run
     parts = divided(pictures)
     number = len(parts["val"])
@@ -189,12 +193,15 @@ def test_a_head_for_other_classes_of_the_same_number_is_new(run, tmp_path):
         shutil.copytree(pictures / str(number), tmp_path / f"own/{9 - number}")  # 1, 4, 6
     best = folder / "best.pdparams"
     log = tool("train", *words, "--data-path", tmp_path / "own", "--output", tmp_path, "--pretrained", best).stdout
-    assert "best.pdparams: loaded without the head, which starts fresh: the file has other classes, the model 3" in log
+    assert (
+        "best.pdparams: loaded without the head, which is newly initialised: the file has other classes, the model 3"
+        in log
+    )
     log = tool("train", *words, "--output", tmp_path / "same", "--pretrained", best).stdout
     assert "without the head" not in log
 
 
-def test_run_validates_and_predicts_with_nothing_but_itself(run, tmp_path):
+def test_run_folder_alone_is_enough_to_validate_and_predict(run, tmp_path):
     pictures, folder, output, words = run
     best = next(line.split()[-1] for line in output.splitlines() if line.startswith("pictures val acc is:")).split(":")[
         1
@@ -208,7 +215,7 @@ def test_run_validates_and_predicts_with_nothing_but_itself(run, tmp_path):
     assert {line.split()[2] for line in out[1:-1]} == {"3", "5", "8"}
 
 
-def test_number_of_classes_is_that_of_the_weights_where_no_data_is_read(run, tmp_path):
+def test_number_of_classes_comes_from_the_weights_without_data(run, tmp_path):
     weights = tmp_path / "weights.pdparams"  # with no class list beside it
     shutil.copy(run[1] / "best.pdparams", weights)
     words = ["--config", "configs/finetune.yaml", "--pretrained", weights, *TINY]

@@ -1,4 +1,4 @@
-"""What strangers cannot do to the page: read other files, use other names or sites, send too much."""
+"""Attacks on the page fail: reading other files, other host names or sites, too large requests."""
 
 import asyncio
 import http.client
@@ -170,7 +170,7 @@ def test_uploads_stay_in_their_folder(stranger):
             assert answer.headers["content-disposition"].startswith("attachment") or path.endswith("png")
 
 
-def test_what_the_page_does_not_use_is_closed(stranger):
+def test_unused_routes_are_closed(stranger):
     for prefix in ("", "/gradio_api"):
         for path in ("/run/predict", "/api/answer", "/call/answer", "/call/v2/answer", "/component_server",
                      "/stream/x", "/login", "/vibe-edit", "/process_recording", "/run-history/connect"):  # fmt: skip
@@ -182,7 +182,7 @@ def test_what_the_page_does_not_use_is_closed(stranger):
 
 
 def test_gradio_itself_keeps_files_to_the_uploads(secret, tmp_path, monkeypatch):
-    """Without the gate: each of the two must protect alone."""
+    """Without our gate: Gradio and the gate must each protect on their own."""
     from gradio.context import LocalContext
 
     from t2t_vit.page.layout import build_page
@@ -322,7 +322,7 @@ def test_events_must_be_small_json(tmp_path, body, status):
     assert found == status and b"passwd" not in answer
 
 
-def test_events_that_are_broken_off_are_refused(tmp_path):
+def test_incomplete_events_are_refused(tmp_path):
     assert through(Gate(stub, tmp_path, None), "POST", "/queue/join", {"content-length": "2"})[0] == 400
     for headers in ({}, {"content-length": "2", "transfer-encoding": "chunked"}):
         assert through(Gate(stub, tmp_path, None), "POST", "/queue/join", headers, b"{}")[0] == 411
@@ -348,7 +348,7 @@ def test_uploads_have_a_limit(tmp_path):
     assert status(500) == 200
 
 
-def test_uploads_under_way_are_counted(tmp_path):
+def test_uploads_in_progress_are_counted(tmp_path):
     async def slow(*_):
         assert app.coming == 600 and through_second()[0] == 413
         raise ConnectionError

@@ -1,4 +1,4 @@
-"""The sheets of `visualize.py attention` and `features`: what they show, the options, and mistakes in one line."""
+"""The sheets of `visualize.py attention` and `features`: contents, options, and errors in one line."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ PICTURES = ("attention", "features")
 
 
 def visualize(picture, *words, status=0):
-    """What the command prints, run in this process, which has imported what it needs."""
+    """Run the command in this process and return what it prints."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit:
         for stream in (out, err):
@@ -103,7 +103,7 @@ def test_overlays_are_written_too(tmp_path):
         assert (image.format, image.size, image.mode) == ("PNG", (SIDE, SIDE), "RGB")
 
 
-def test_unreadable_images_are_told_and_the_others_drawn(tmp_path):
+def test_unreadable_images_are_reported_and_the_others_drawn(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     for picture in PICTURES:
         said = visualize(picture, tmp_path / "broken.png", *few_digits(1), "--sheet", tmp_path / "x.png", status=1)
@@ -113,13 +113,13 @@ def test_unreadable_images_are_told_and_the_others_drawn(tmp_path):
         assert not (tmp_path / "x.png").exists()
 
 
-def test_folders_and_globs_and_how_many(tmp_path):
+def test_folders_globs_and_count(tmp_path):
     words = ["--sheet", tmp_path / "x.png", "--overlays", tmp_path / "maps", "--method", "attention"]
     assert "drawn" not in visualize("attention", f"{DIGITS}/*1.png", *few_digits(1), *words)
     assert len(list((tmp_path / "maps").iterdir())) == len(list(DIGITS.glob("*1.png"))) == 4
     words[3] = tmp_path / "more"
     said = visualize("attention", DIGITS, "--count", 9, *words)
-    assert "9 of 36 images are drawn, evenly spread from first to last; a larger --count draws more\n" in said
+    assert "drawing 9 of 36 images, evenly spaced; raise --count to draw more\n" in said
     names = [path.stem.split("-")[1] for path in sorted((tmp_path / "more").iterdir())]
     assert names == [path.stem for path in sorted(DIGITS.iterdir())[::4]]
     assert "2 of 36 images" in visualize("features", DIGITS, "--count", 2, *words[:2])
@@ -252,7 +252,7 @@ def test_other_kinds_of_models(tokens_type, sheet, tmp_path):
 # --- Overlay ---
 
 
-def test_overlay_is_dark_at_the_least_and_light_at_the_largest():
+def test_overlay_is_dark_at_the_smallest_and_light_at_the_largest_value():
     image = Image.new("RGB", (200, 300), (100, 100, 100))
     values = np.zeros((3, 2))
     values[2, 1] = 7
@@ -391,12 +391,12 @@ def test_mistakes_of_features_are_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("words", ["--block 0", "--count 0", "--head some", "--query 3", "--query 0,1"])
-def test_what_is_no_number_is_a_matter_of_usage(words):
+def test_invalid_numbers_are_usage_errors(words):
     option, value = words.split()
     assert f"argument {option}: '{value}' must be" in visualize("attention", option, value, status=2)
 
 
-def test_an_exported_model_cannot_be_looked_into(tmp_path):
+def test_exported_model_has_no_attention(tmp_path):
     for name in ("x.onnx", "x.json"):
         said = mistake("attention", "--pretrained", tmp_path / name, "--sheet", tmp_path / "x.png")
         assert said.startswith(f"error: {tmp_path / name} is an exported model: give the weights")

@@ -1,4 +1,4 @@
-"""The sheet of `augment`: its pictures are the pixels of the training data set, its texts the targets."""
+"""The sheet of `augment`: it shows the pixels and the targets that training uses."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def training_images(cfg):
 
 @pytest.fixture(scope="module")
 def sheet(tmp_path_factory):
-    """Pixels of the sheet that the command writes with everything on."""
+    """Pixels of the sheet with all kinds of augmentation on."""
     folder = tmp_path_factory.mktemp("sheet")
     done = tool("visualize", "augment", "--data-path", ROOT / "lit_data", "--count", 3, *FULL, cwd=folder, fresh=False)
     assert (done.stdout, done.stderr) == ("augment.png written\n", "")
@@ -70,7 +70,7 @@ def test_rows_show_the_images_as_they_are(sheet):
         assert (name < 128).any(), "no class name below the image"
 
 
-def test_augmented_tiles_are_what_training_sees(sheet):
+def test_augmented_tiles_equal_training_images(sheet):
     cfg = config(*FULL)
     _, split, dataset = training_images(cfg)
     erased = 0

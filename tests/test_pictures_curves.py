@@ -114,7 +114,7 @@ def test_log_of_t2t_paddle(tmp_path):
 
 
 def test_starts_of_t2t_paddle_follow_each_other(tmp_path):
-    """Each counts from 0: one with 3 epochs and the beginning of a fourth, one with a single epoch, one with two."""
+    """Each start counts from 0: the first has 3 epochs and part of a fourth, the second one epoch, the third two."""
     step = "Epoch [{}/200], Step [100/2500], Loss: 1.0000, read_time: 0.1, train_time: 0.1, lr: 0.0001\n"
     end = "Epoch [{}/200], avg_Loss: {}, avg_acc: 0.5\n"
     again = step.format(0) + end.format(0, 0.9) + "ImageNet val acc is:0.7100\n"
@@ -141,7 +141,7 @@ def test_log_of_paddle_pit(tmp_path):
     assert read_run(written(tmp_path / "tail.txt", headless)).rows == expected
 
 
-def test_of_an_epoch_trained_twice_the_last_counts(tmp_path):
+def test_last_row_of_a_repeated_epoch_counts(tmp_path):
     """Parts of a resumed run, joined; the second repeats the validated epoch 76 without validating it."""
     line = "2022-01-07 23:38:31,792 ----- Epoch[0{}/310], Train Loss: {}, Train Acc: 0.5, time: 10.00\n"
     again = line.format(75, 4.0) + line.format(76, 3.0)
@@ -234,7 +234,7 @@ def test_lines_are_the_numbers_of_each_run(figure, tmp_path):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [r" _first\$", "other"]
 
 
-def test_command_draws_and_tells_the_best(tmp_path):
+def test_command_draws_and_prints_the_best(tmp_path):
     pytest.importorskip("matplotlib")
     log, sheet = written(tmp_path / "log.txt", PADDLE_PIT), tmp_path / "x.png"
     done = tool("visualize", "curves", ROOT / "output/pretrained/lit_data", log, "--sheet", sheet, fresh=False)
@@ -279,7 +279,7 @@ def test_other_forms_of_picture(tmp_path, suffix, start):
         ),
         ("summary.csv", SUMMARY + "-2,1,1,1,1\n", "summary.csv, line 4: an epoch must be a whole number from 1 to "),
         ("x.log", f"Epoch [{10**300}/1], avg_Loss: 1\n", "x.log has no epoch"),
-        ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl has no epoch; a RUN is "),
+        ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl has no epoch; RUN may be "),
         ("summary.csv", SUMMARY + "2,a,1,1,1\n", "summary.csv, line 4: could not convert string to float: 'a'"),
         ("log_eval.txt", "Val Step[0000/1563], Loss: 0.6749 (0.6749)\nval acc is:0.5\n", "log_eval.txt has no "),
         ("empty.log", "", "empty.log has no epoch"),
@@ -327,13 +327,13 @@ def test_nothing_to_draw_is_an_error(tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
-def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch):
+def test_missing_matplotlib_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="pip install matplotlib"):
         curves.draw_curves(curves_parser().parse_args(["absent"]))
 
 
-def test_no_run_is_a_usage_error(capsys):
+def test_missing_run_is_a_usage_error(capsys):
     with pytest.raises(SystemExit):
         curves_parser().parse_args([])
     assert "the following arguments are required: RUN" in capsys.readouterr().err

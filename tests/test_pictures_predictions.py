@@ -227,7 +227,7 @@ def test_sheet_needs_no_matplotlib_and_confusion_names_it(tmp_path, monkeypatch,
     result(tmp_path, *few_digits(tmp_path, count=1))
     capsys.readouterr()
     assert started("--confusion", tmp_path / "x.png") == 1
-    message = "error: the plot is drawn by matplotlib, which is not installed: pip install matplotlib\n"
+    message = "error: the plot needs matplotlib, which is not installed: pip install matplotlib\n"
     assert capsys.readouterr() == ("", message)
 
 
@@ -238,7 +238,7 @@ def test_sheet_needs_no_matplotlib_and_confusion_names_it(tmp_path, monkeypatch,
         (["--confusion", "x.gif"], "--confusion x.gif must end in .png, .pdf, .svg, .jpg or .jpeg"),
         (["--confusion", ROOT / "LICENSE/x.png"], f"{ROOT}/LICENSE/x.png: cannot be written: "),
         (["--json", ROOT / "lit_data"], f"{ROOT}/lit_data: is a folder"),
-        (["--sheet", ROOT / "q.png", "--confusion", ROOT / "q.png"], f"{ROOT}/q.png is given for two files"),
+        (["--sheet", ROOT / "q.png", "--confusion", ROOT / "q.png"], f"{ROOT}/q.png is given for two outputs"),
         (["--sheet", ROOT / "q.png", "--confusion", f"{ROOT}/log/../q.png"], f"{ROOT}/log/../q.png is given for two"),
         (["--data-path", "/absent"], "data folder /absent not found"),
         (["--pretrained", "/absent.pdparams"], "weights /absent.pdparams not found"),

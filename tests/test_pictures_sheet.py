@@ -15,7 +15,7 @@ GOLDEN = ROOT / "tests/golden/sheet.png"
 
 
 def example():
-    """A small sheet with everything that a sheet can hold."""
+    """A small sheet with everything that a sheet can contain."""
     ramp = np.linspace(0, 255, 8 * 8).astype(np.uint8).reshape(8, 8, 1)
     colours = np.stack(np.broadcast_arrays(ramp[..., 0], 255 - ramp[..., 0], 90), axis=-1).astype(np.uint8)
     wide = Image.new("RGB", (300, 150), (200, 10, 10))
@@ -31,7 +31,7 @@ def example():
 
 
 def blocks(image):
-    """Mean colours of blocks of 6 x 6 pixels, in which the smoothing of letters makes no difference."""
+    """Mean colours of blocks of 6 x 6 pixels, so that font smoothing makes no difference."""
     pixels = np.asarray(image, np.float32)
     height, width = (length // 6 for length in pixels.shape[:2])
     return pixels[: 6 * height, : 6 * width].reshape(height, 6, width, 6, 3).mean((1, 3))
@@ -43,7 +43,7 @@ def difference(image):
 
 
 @pytest.mark.skipif(not hasattr(load_font(15), "font"), reason="this Pillow has another font")
-def test_drawing_is_the_stored_one():
+def test_drawing_equals_the_stored_one():
     assert difference(example()) < 30
 
 
@@ -110,14 +110,14 @@ def test_paths_are_shortened_to_their_folder_and_number():
     assert sheet.short_path("/data/n01440764/n01440764_10026.JPEG") == "n01440...10026.JPEG"
 
 
-def test_too_long_a_sheet_is_refused(tmp_path):
+def test_too_high_sheet_is_refused(tmp_path):
     rows = [[Cell(Image.new("RGB", (8, 8)))]] * 500
-    with pytest.raises(UserError, match="the sheet would be 71040 pixels high, at most 65500: lower --count"):
+    with pytest.raises(UserError, match="the sheet would be 71040 pixels high, but 65500 is the limit: lower --count"):
         sheet.save_sheet(rows, tmp_path / "x.png")
     assert not list(tmp_path.iterdir())
 
 
-def test_chinese_names_have_their_font_where_there_is_one():
+def test_chinese_names_use_an_installed_font():
     if not chinese_font():
         pytest.skip(f"none of the fonts {', '.join(CHINESE_FONTS)}")
     one, other = (np.asarray(draw_sheet([[Cell(None, (text,))]])) for text in "\u732b\u72d7")

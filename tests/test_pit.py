@@ -1,4 +1,4 @@
-"""PiT's own promises; its figures against the official code are in test_models.py."""
+"""What is specific to PiT; test_models.py compares it with the official code."""
 
 import json
 
@@ -114,11 +114,11 @@ def test_layers_are_counted_through_the_stages():
     "wrong, message",
     [
         (dict(image_size=3), "3x3 pixels is smaller than a patch of 4"),
-        (dict(heads=(2, 3)), "width 8 of a stage does not divide the next one's, 12"),
+        (dict(heads=(2, 3)), "width 8 of a stage does not divide 12, the width of the next stage"),
         (dict(depth=(1, 2, 3)), "one number per stage"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(wrong, message):
+def test_inconsistent_arguments_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         PoolingTransformer(**{**SMALL, **wrong})
 
@@ -131,7 +131,7 @@ def test_keys_of_the_other_family_are_refused():
         load_config("configs/pit_ti.yaml", [("MODEL.PIT.DEPTH", "[1, 0]")])
 
 
-def test_commands_serve_a_pit_as_they_serve_a_t2t_vit(tmp_path):
+def test_commands_support_a_pit(tmp_path):
     few = ["TRAIN.EPOCHS", "2", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0", *few_digits(tmp_path)]
 
     def words(folder, *more):

@@ -171,14 +171,18 @@ def test_the_shapes_decide_the_layout_not_the_kind_of_file(tmp_path):
         load_pretrained(model, path)
 
 
-def test_extra_head_of_token_labeling_is_left_out_and_logged(tmp_path, lines):
+def test_auxiliary_head_of_token_labeling_is_left_out_and_logged(tmp_path, lines):
     path = tmp_path / "w.pdparams"
     peers.save_paddle(path, {**peers.peer_tensors(T2T), "aux_head.weight": np.ones([256, 1000], "float32"),
                              "aux_head.bias": np.ones([1000], "float32")})  # fmt: skip
     model = create_model("t2t_vit_7")
     load_pretrained(model, path)
     assert is_official(model)
-    assert [line for line in lines if line.endswith("left out aux_head.weight, aux_head.bias, which no model here has")]
+    assert [
+        line
+        for line in lines
+        if line.endswith("left out aux_head.weight, aux_head.bias, which the models here do not have")
+    ]
 
 
 @pytest.mark.parametrize("name, also", [
@@ -198,7 +202,7 @@ def test_variants_are_recognised_by_their_shapes(name, also):
                                         ("pit_ti", "t2t_vit_7")])  # fmt: skip
 def test_the_right_model_is_named(tmp_path, file, name):
     checkpoint.save(tmp_path / "w.pdparams", create_model(file).state_dict())
-    with pytest.raises(UserError, match=f"holds weights of {file}, not of {name}: change the model"):
+    with pytest.raises(UserError, match=f"contains weights of {file}, not of {name}: change the model"):
         load_pretrained(create_model(name), tmp_path / "w.pdparams", head="fit")
 
 
@@ -218,7 +222,7 @@ def test_code_in_a_file_is_not_run(tmp_path, kind):
         path.write_bytes(pickle.dumps(tree, protocol=2))
     else:
         need_torch().save(tree, path, _use_new_zipfile_serialization=kind == "zip")
-    with pytest.raises(UserError, match=r"w.pth refused: it holds \w+\.system, and weights are only arrays"):
+    with pytest.raises(UserError, match=r"w.pth refused: it contains \w+\.system, but weights are only arrays"):
         load_pretrained(create_model("pit_ti"), path)
     assert not proof.exists()
 
@@ -231,7 +235,7 @@ def test_damaged_and_empty_pytorch_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"w.pth is damaged or not a PyTorch weights file \("):
         load_pretrained(create_model("pit_ti"), path)
     torch.save({"epoch": 3}, path)
-    with pytest.raises(UserError, match="w.pth holds no weights: no tensors, only epoch"):
+    with pytest.raises(UserError, match="w.pth contains no weights: no tensors, only epoch"):
         load_pretrained(create_model("pit_ti"), path)
 
 
@@ -246,7 +250,7 @@ def test_pytorch_files_are_read_without_pytorch(tmp_path, monkeypatch):
         assert is_official(model)
 
 
-def test_the_old_form_is_little_endian_whatever_machine_it_names(tmp_path):
+def test_old_format_is_always_little_endian(tmp_path):
     torch = need_torch()
     path = tmp_path / "w.pth"
     tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
@@ -260,11 +264,11 @@ def test_the_old_form_is_little_endian_whatever_machine_it_names(tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
-    # Paddle's softmax on a CPU makes plausible probabilities of NaN.
+    # Paddle's softmax on a CPU turns NaN into plausible probabilities.
     tensors = peers.peer_tensors(PIT)
     tensors["norm.bias"][3] = np.nan
     peers.save_paddle(tmp_path / "w.pdparams", tensors)
-    with pytest.raises(UserError, match="w.pdparams cannot be used: norm.bias holds numbers that are not finite"):
+    with pytest.raises(UserError, match="w.pdparams cannot be used: norm.bias contains NaN or infinity"):
         load_pretrained(create_model("pit_ti"), tmp_path / "w.pdparams")
 
 
@@ -297,8 +301,10 @@ def test_training_keeps_a_new_head_and_logs_it(tmp_path, lines):
     for model in step.models().values():
         for name, value in model.state_dict().items():
             assert np.array_equal(value.numpy(), heads[name] if name in heads else expected[name].numpy()), name
-    assert f"{path}: loaded without the head, which starts fresh: the file has 1000 classes, the model 7" in lines
-    with pytest.raises(UserError, match="it was trained for 1000 classes: MODEL.NUM_CLASSES 1000?"):
+    assert (
+        f"{path}: loaded without the head, which is newly initialised: the file has 1000 classes, the model 7" in lines
+    )
+    with pytest.raises(UserError, match="it was trained for 1000 classes: set MODEL.NUM_CLASSES 1000?"):
         load_pretrained(create_model("pit_ti_distilled", num_classes=7), path)
 
 

@@ -1,4 +1,4 @@
-"""Several processes on the CPU with gloo: the same results as one process, one writer, and a failure stops all."""
+"""Several processes on the CPU with gloo: same results as one process, one writer, a failure stops all."""
 
 import json
 import os
@@ -170,7 +170,7 @@ def test_accumulated_steps_train_like_whole_ones(ten_steps, tmp_path):
     words, one = ten_steps
     train(tmp_path / "one", "--batch-size", 16, *words, "TRAIN.ACCUM_STEPS", 4)
     assert_close(tmp_path / "one/lit_data", one)
-    # Activations computed again, too: DataParallel's hooks may meet a parameter once only.
+    # Also with recomputed activations: DataParallel's hooks allow a parameter only once.
     words = ["--output", tmp_path / "two", "--batch-size", 16, *words, "TRAIN.ACCUM_STEPS", 2, "TRAIN.RECOMPUTE", True]
     launched(tmp_path / "launch", "train", *words)
     assert_close(tmp_path / "two/lit_data", one)
@@ -200,7 +200,7 @@ def free_port():
 
 
 def start_nodes(tmp_path, *words, own=((), ())):
-    """Two launchers that stand for two machines without a common disk; each has its `own` words and --output."""
+    """Start two launchers as two machines without a shared disk; each has its `own` words and --output."""
     master = f"127.0.0.1:{free_port()}"
     launch = ["--nnodes", 2, "--master", master, "--nproc_per_node", 1, "--rank"]
     words = [ROOT / "tools/train.py", "--device", "cpu", *words]
@@ -234,7 +234,7 @@ def test_all_processes_skip_a_step_that_diverges_in_one(tmp_path, monkeypatch):
 
 
 def assert_all_stopped(launchers, log, reason):
-    """Within a minute, not with status 0, and the main log says which process and why."""
+    """All stop within a minute with a status other than 0, and the main log says which process failed and why."""
     for launcher in launchers:
         assert launcher.wait(60) != 0
     assert re.search(rf"error: rank 1 of 2: .*{reason}.*--resume auto continues", log.read_text()), log.read_text()
@@ -248,7 +248,7 @@ def test_killed_process_stops_all_and_the_run_resumes(tmp_path):
     os.kill(rank_of(launcher, 1), signal.SIGKILL)
     assert_all_stopped([launcher], log, "killed")
 
-    # The other way to end: a signal to the launcher, which passes it on; then on one process, which is told apart.
+    # End it another way: signal the launcher, which passes it on. Then resume on one process, which gives a warning.
     launcher = start(tmp_path / "launch", ROOT / "tools/train.py", *words)
     wait_for(lambda: re.search(r"resumed .*Step \[", log.read_text(), flags=re.DOTALL), launcher)
     launcher.send_signal(signal.SIGTERM)
@@ -257,8 +257,8 @@ def test_killed_process_stops_all_and_the_run_resumes(tmp_path):
     state = checkpoint.read(tmp_path / "lit_data/latest.pdparams")
     assert state["images"] == state["meter"]["step"] * 64
     done = train(tmp_path, *words, "TRAIN.TIME_LIMIT", "3s")
-    assert "warning: process(es) was 2 and is now 1: no longer bit-exact" in done.stderr
-    assert "warning: a step had 64 images and has now 32: set TRAIN.GLOBAL_BATCH 64 to keep them" in done.stderr
+    assert "warning: process(es) was 2 and is now 1: the run is no longer bit-exact" in done.stderr
+    assert "warning: a step had 64 images and now has 32; TRAIN.GLOBAL_BATCH 64 keeps the old number" in done.stderr
     first = re.search(r"Epoch \[(\d+)/500\], Step \[(\d+)/(\d+)\]", done.stdout)
     epoch, step, left = state["epoch"], state["meter"]["step"], (1437 - state["images"]) // 32
     if left == 0:  # cut after the last step of an epoch

@@ -1,4 +1,4 @@
-"""Properties that hold for every legal input, tried on generated ones."""
+"""Property-based tests: what holds for every valid input, tested on generated inputs."""
 
 from types import SimpleNamespace
 
@@ -31,7 +31,7 @@ SPLIT = st.integers(1, 9).flatmap(lambda k: st.tuples(st.just(k), st.integers(1,
 PAIR = st.tuples(numbers(0.01, 1), numbers(0.01, 1)).map(sorted)
 NORMALIZATION = lists(numbers(0.01, 2), 3)
 
-# Legal values of every key. Those that exclude one another are left to load_config.
+# Valid values of every key. load_config rejects those that exclude each other.
 VALUES = {
     "NAME": NAMES, "SEED": st.integers(0, 2**31 - 1), "DEVICE": st.sampled_from(["", "cpu", "gpu", "gpu:3"]),
     "OUTPUT": NAMES, "LOG": NAMES, "CPU.MICRO_BATCH": st.integers(0, 1024), "CPU.FAST_OPS": SWITCH,
@@ -99,7 +99,7 @@ def folder(tmp_path_factory):
 
 @given(values=SOME_KEYS)
 def test_config_survives_its_own_file(folder, values):
-    """What a run writes beside its weights, `cfg.dump()`, loads to an equal config."""
+    """The config that a run writes (`cfg.dump()`) loads to an equal config."""
     (folder / "empty.yaml").write_text("{}")
     try:
         cfg = load_config(folder / "empty.yaml", list(values.items()))

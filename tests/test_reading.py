@@ -1,4 +1,4 @@
-"""Loader processes that fail, die or run out of memory: each ends the run with one line, and none makes it wait."""
+"""Loader processes that fail, die or run out of memory end the run with one line and never block it."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from t2t_vit.data import reading
 
 
 def start(*words):
-    """Start tests/programs/read_batches.py. In this process, Paddle would find dead loader processes in later tests."""
+    """Start tests/programs/read_batches.py in its own process, so that later tests do not see dead loader processes."""
     command = [sys.executable, str(ROOT / "tests/programs/read_batches.py"), *words]
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -38,10 +38,10 @@ def test_every_failure_reaches_the_main_thread(count):
 
 
 @pytest.mark.parametrize("number, advice", [
-    ("SIGKILL", "if the memory ran out, lower DATA.NUM_WORKERS"),
+    ("SIGKILL", "if the machine ran out of memory, lower DATA.NUM_WORKERS"),
     ("SIGBUS", "/dev/shm is full: in Docker, start the container with a larger --shm-size"),
 ])  # fmt: skip
-def test_a_killed_loader_process_is_one_line(number, advice):
+def test_killed_loader_process_is_one_line(number, advice):
     _, out, _ = ended(start("killed", number))
     assert re.fullmatch(rf"a data loader process ended \(by {number}\); {advice}\n", out)
 
@@ -54,10 +54,10 @@ def test_loader_process_that_dies_while_it_sends_a_batch_ends_the_reading():
     subprocess.run(["kill", "-KILL", str(worker)], check=True)
     process.send_signal(signal.SIGCONT)
     _, out, _ = ended(process, seconds=30)
-    assert out == "a data loader process ended (by SIGKILL); if the memory ran out, lower DATA.NUM_WORKERS\n"
+    assert out == "a data loader process ended (by SIGKILL); if the machine ran out of memory, lower DATA.NUM_WORKERS\n"
 
 
-def test_a_command_ends_although_multiprocessing_lost_a_loader_process():
+def test_command_exits_although_multiprocessing_lost_a_loader_process():
     status, out, error = ended(start("lost"))
     assert (status, out) == (0, "end\n"), error
 
@@ -75,7 +75,7 @@ def test_small_shared_memory_is_not_used(tmp_path):
         pytest.skip("a mount of its own needs unshare and user namespaces")
     done = subprocess.run([*apart, *map(str, command)], capture_output=True, text=True, cwd=ROOT, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"warning: /dev/shm has 1 MB and the loader processes may need 2: they send the images "
+    assert re.fullmatch(r"warning: /dev/shm has 1 MB, but the loader processes may need 2: images are sent "
                         r"through pipes, .* --shm-size 1g\n", done.stderr)  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_shared_memory_must_hold_all_batches_that_are_read_ahead(monkeypatch, wa
         reading._warn.cache_clear()
         assert reading.shared_memory_fits(cfg) is fits
     assert [record.getMessage() for record in warned.records] == [
-        "warning: /dev/shm has 64 MB and the loader processes may need 591: they send the images through pipes, which "
+        "warning: /dev/shm has 64 MB, but the loader processes may need 591: images are sent through pipes, which "
         "is slower; in Docker, start the container with --shm-size 2g"
     ]
     monkeypatch.setenv("PADDLE_LOCAL_SIZE", "2")

@@ -1,4 +1,4 @@
-"""Every command of both READMEs runs, the ImageNet-sized ones on a tiny stand-in."""
+"""Every command in both READMEs runs, those for ImageNet on a tiny replacement."""
 
 import functools
 import re
@@ -114,7 +114,7 @@ def make_archives(folder, wnids, pictures):
 
 
 def with_little_to_measure(line):
-    """A command of the benchmark that takes seconds."""
+    """Shorten a benchmark command to a few seconds."""
     kind = line.split()[2]
     if kind == "data":
         return f"{line} --images 8 --rounds 1"
@@ -135,7 +135,7 @@ def as_small_job(line, place):
 
 
 def visit_page(line):
-    """Run a command that serves a page, at any free port: look at the page, and stop it."""
+    """Run a command that serves a page on any free port, load the page, and stop the command."""
     pytest.importorskip("gradio", reason="the page is made with it")
     with Page(*shlex.split(line)[2:], "--port", 0) as page:
         with urllib.request.urlopen(page.url) as answer:
@@ -160,8 +160,8 @@ def as_python(words):
 
 @functools.cache
 def run(line):
-    """Run a command once, if several lines of the README come down to it. The first of each script is typed as there,
-    the others run in this process."""
+    """Run a command, only once if several lines of the README are equivalent. The first command of each script runs as
+    written, the others run in this process."""
     words = as_python(shlex.split(line))
     if words and QUICK.fullmatch(words[0]) and words[0] in _started:
         return in_process.run(ROOT / words[0], words[1:], ROOT)
@@ -196,10 +196,10 @@ def test_command_runs(line, place):
         tiny += " MODEL.PIT.DEPTH '[1, 1, 1]'" if "pit" in line else " MODEL.T2T.DEPTH 1"
         line += f" --output {place}/output {tiny}" if "memorise/" not in line else ""
     elif re.search(r"\btrain\.(sh|py)", line):
-        # The stand-ins of other data have a few images, the digits have all theirs.
+        # The replacements of other data have few images, lit_data is complete.
         tiny = TINY if re.search("data-path|pets", line) else TINY.replace("size 8", "size 128")
         line += f" --output {place}/output {tiny}"
-        fixed = "cifar10_few" in line or "pit" in line  # by the shipped weights, by the family
+        fixed = "cifar10_few" in line or "pit" in line  # fixed by the published weights, or by the family
         line += " DATA.IMAGE_SIZE 16" + ("" if fixed else " MODEL.T2T.DEPTH 1")
     if "demo.py" in line:
         visit_page(line)
@@ -213,7 +213,7 @@ def test_command_runs(line, place):
         assert "class_id is: " in done.stdout.splitlines()[-1]
 
 
-def test_python_of_the_readme_runs(place, tmp_path):
+def test_python_code_in_the_readme_runs(place, tmp_path):
     checkpoint.save(tmp_path / "t2t_vit_7.pdparams", create_model("t2t_vit_7", image_size=32).state_dict())
     code = "\n".join(blocks("README.md", "python")).replace("/path/to/t2t_vit_7", f"{tmp_path}/t2t_vit_7")
     code = code.replace("/path/to", str(place))
@@ -263,7 +263,7 @@ COMING_FROM = {"README.md": ("## Coming from", "## Layout"), "README_cn.md": ("#
 
 
 @pytest.mark.parametrize("name", COMING_FROM)
-def test_right_hand_sides_of_coming_from_exist(name):
+def test_equivalents_in_coming_from_exist(name):
     options = {option for module in COMMANDS.values() for option in module.parser()._option_string_actions}
     text = section(name, *COMING_FROM[name])
     lefts = []
@@ -305,7 +305,7 @@ def test_both_languages_have_the_same_code_in_their_tables():
 
 @pytest.mark.parametrize("name, start, end", [("README.md", "## Troubleshooting", "## Extend"),
                                               ("README_cn.md", "## 常见问题", "## 扩展")])  # fmt: skip
-def test_settings_of_troubleshooting_are_read(name, start, end):
+def test_settings_in_troubleshooting_exist(name, start, end):
     spans = re.findall(r"`([^`]+)`", section(name, start, end))
     settings = [re.sub(r"^--batch-size \d+ ", "", span) for span in spans if re.search(r"[A-Z]\.[A-Z]", span)]
     assert {setting.split()[0] for setting in settings} <= set(all_keys())
@@ -317,7 +317,7 @@ def test_settings_of_troubleshooting_are_read(name, start, end):
 
 
 @pytest.mark.parametrize("name", ["README.md", "README_cn.md"])
-def test_the_zoo_has_the_figures_of_the_benchmark(name):
+def test_model_table_has_the_figures_of_the_benchmark(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     measured = {row[0]: row for row in rows(text) if row[0] in list_models() and len(row) == 8}
     zoo = {
@@ -330,7 +330,7 @@ def test_the_zoo_has_the_figures_of_the_benchmark(name):
         assert row[3] == f"{gmacs} ({without})"
 
 
-def test_contents_lead_somewhere():
+def test_links_of_the_contents_exist():
     for name in ("README.md", "README_cn.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         headings = {re.sub(r"[ ]", "-", line.lstrip("# ").lower()) for line in re.findall(r"^##.*", text, flags=re.M)}

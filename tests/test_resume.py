@@ -1,4 +1,4 @@
-"""A run that is cut, anywhere and in any way, and resumed ends as the run that was left alone."""
+"""A run that is interrupted anywhere, in any way, and resumed gives the same result as an undisturbed run."""
 
 import os
 import random
@@ -28,6 +28,7 @@ from resuming import (
 )
 
 from t2t_vit.runs import interruption
+from t2t_vit.training import evaluator, trainer
 from t2t_vit.weights import checkpoint
 
 
@@ -41,7 +42,7 @@ def left_alone(tmp_path_factory):
 
 # --- Killed ---
 
-# Kinds of writes in the life of a run, in an order in which the run gets further.
+# Kinds of writes of a run, in the order of its progress.
 WRITES = [
     ("replace", "config.yaml", 1),  # the folder is empty
     ("replace", "next.pdparams", 1),  # the first state is written but has no name
@@ -55,7 +56,7 @@ WRITES = [
 WRITES += [("fsync", "lit_data", count) for count in random.Random(3).sample(range(3, 8), 2)]
 
 
-def test_death_at_any_write_and_data_workers_change_nothing(left_alone, tmp_path):
+def test_death_at_any_write_and_workers_change_nothing(left_alone, tmp_path):
     run_after_deaths(tmp_path, WRITES, *OFTEN)
     assert_same_run(tmp_path / "lit_data", left_alone)
     assert sorted(path.name for path in (tmp_path / "lit_data").iterdir()) == [
@@ -63,13 +64,13 @@ def test_death_at_any_write_and_data_workers_change_nothing(left_alone, tmp_path
         "metrics.jsonl", "times.jsonl"]  # fmt: skip
     assert not list(tmp_path.glob("lit_data.[0-9]*"))  # nothing was moved aside
     log = (tmp_path / "lit_data.log").read_text()
-    log = log[log.rindex(": 0 epochs and ") :]  # starts before the first state leave their lines
+    log = log[log.rindex(": 0 epochs and ") :]  # starts before the first state also wrote lines
     steps = re.findall(r"^Epoch \[(\d+)/2\], Step \[(\d+)/6\]", log, flags=re.MULTILINE)
     assert steps[-2:] == [("2", "3"), ("2", "6")] and len(steps) == len(set(steps))
     assert log.count("Epoch [1/2], avg_Loss") == 1
 
 
-def test_cut_before_the_validation_and_killed_after_it(left_alone, tmp_path):
+def test_interrupted_before_validation_and_killed_after_it(left_alone, tmp_path):
     # The save after that validation holds an optimizer that was loaded and has made no step.
     words = ["TRAIN.SAVE_MINUTES", 0.0]
     assert "0 epochs and 6 steps" in terminate(tmp_path, 1, 6, *words).stdout
@@ -82,7 +83,7 @@ def test_cut_before_the_validation_and_killed_after_it(left_alone, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_tell_how_to_go_on(left_alone, tmp_path, number):
+def test_signals_save_and_print_how_to_continue(left_alone, tmp_path, number):
     for epoch, step in ((1, 3), (1, 6), (2, 3)):
         # After the last step of an epoch the signal meets the validation.
         done = run_until(tmp_path, epoch, step, send(number))
@@ -96,8 +97,27 @@ def test_signals_save_and_tell_how_to_go_on(left_alone, tmp_path, number):
     assert (tmp_path / "lit_data.log").read_text().count("avg_Loss") == 2
 
 
+def test_a_signal_ends_a_validation_which_is_repeated_later(tmp_path, monkeypatch):
+    totals, batches = evaluator._batch_totals, []
+
+    def signalled(logits, labels):
+        batches.append(len(labels))
+        if len(batches) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return totals(logits, labels)
+
+    monkeypatch.setattr(evaluator, "_batch_totals", signalled)
+    words = ["VAL.BATCH_SIZE", 20]
+    stopped = run(tmp_path, *words).stdout.splitlines()[-2]
+    assert stopped.startswith("stopped by SIGTERM after 0 epochs and 6 steps, saved in ")
+    assert batches == [20, 20]  # the first batch, in both models
+    run(tmp_path, *words)
+    assert batches == [20] * 22
+    assert [row["epoch"] for row in rows(tmp_path / "lit_data") if "val_ema_top1" in row] == [1, 2]
+
+
 def test_a_lost_terminal_does_not_lose_the_run(left_alone, tmp_path):
-    # Whoever read the output is gone after its first line; then the terminal itself hangs up.
+    # The reader of the output exits after the first line; then the terminal hangs up.
     command = [sys.executable, ROOT / "tools/train.py", "--output", tmp_path, *SMALL, *WORKERS]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env=ENVIRONMENT, start_new_session=True)  # fmt: skip
@@ -151,7 +171,22 @@ def test_fine_tuning_resumes_exactly_too(tmp_path):
     line = the_only_error(run(tmp_path / "cut", *words, status=1))
     assert "TRAIN.OPTIMIZER was 'sgd', is 'adamw'" in line
     line = the_only_error(run(tmp_path / "cut", *words, "--force", status=1))
-    assert re.search("no AdamW state of the .* tensors of this model .TRAIN.OPTIMIZER, .*MODEL.PRETRAINED", line)
+    assert re.search("no AdamW state for the .* tensors of this model .TRAIN.OPTIMIZER, .*MODEL.PRETRAINED", line)
+
+
+def test_val_every_leaves_out_validations_but_the_last(tmp_path, monkeypatch):
+    bars = []
+
+    def bar(steps, **options):
+        bars.append((options["desc"], options["initial"], options["total"]))
+        return steps
+
+    monkeypatch.setattr(trainer, "progress_bar", bar)
+    words = ["TRAIN.EPOCHS", 3, "VAL.EVERY", 2]
+    terminate(tmp_path, 2, 3, *words)
+    run(tmp_path, *words)
+    assert [row["epoch"] for row in rows(tmp_path / "lit_data") if "val_top1" in row] == [2, 3]
+    assert bars == [("epoch 1", 0, 6), ("epoch 2", 0, 6), ("epoch 2", 3, 6), ("epoch 3", 0, 6)]
 
 
 def test_log_every_changes_nothing_but_the_log(left_alone, tmp_path):

@@ -1,4 +1,4 @@
-"""Damaged states, full disks, lost data and diverging weights: the last good state stays and the run goes on."""
+"""Damaged states, full disks, lost data and divergence: the last good state is kept, and the run can continue."""
 
 import contextlib
 import re
@@ -39,7 +39,7 @@ def test_damaged_state_is_noticed_and_the_one_before_used(left_alone, tmp_path):
                      the_only_error(run(tmp_path, status=1)))  # fmt: skip
 
 
-def test_a_lost_best_file_is_told(left_alone, tmp_path):
+def test_lost_best_file_is_a_warning(left_alone, tmp_path):
     shutil.copytree(left_alone, tmp_path / "lit_data")
     (tmp_path / "lit_data/best.pdparams").unlink()
     assert f"warning: {tmp_path}/lit_data/best.pdparams is missing" in run(tmp_path).stderr
@@ -66,7 +66,7 @@ def test_full_and_read_only_disks_keep_the_last_state(left_alone, small_disk):
 
     line = the_only_error(run_until(small_disk, 2, 3, fill, *words, status=1))
     assert re.search(
-        r"cannot be written: No space left on device; .*latest.pdparams holds 1 epochs and \d+ steps, --resume", line
+        r"cannot be written: No space left on device; .*latest.pdparams contains 1 epochs and \d+ steps, --resume", line
     )
     assert not list(small_disk.rglob("*.tmp*"))
     (small_disk / "filler").unlink()
@@ -77,12 +77,12 @@ def test_full_and_read_only_disks_keep_the_last_state(left_alone, small_disk):
     assert_same_run(small_disk / "lit_data", left_alone)
 
 
-def test_vanished_data_keep_the_last_state(left_alone, tmp_path):
+def test_deleted_data_keeps_the_last_state(left_alone, tmp_path):
     data, away = tmp_path / "data", tmp_path / "away"
     shutil.copytree(ROOT / "lit_data", data)
     words = ["--data-path", data, *OFTEN]
     line = the_only_error(run_until(tmp_path, 2, 3, lambda: data.rename(away), *words, status=1))
-    assert re.fullmatch(r"error: image \S+ not found; \S+latest.pdparams holds \d epochs.*, --resume auto .*", line)
+    assert re.fullmatch(r"error: image \S+ not found; \S+latest.pdparams contains \d epochs.*, --resume auto .*", line)
     assert "data folder" in the_only_error(run(tmp_path, *words, status=1))
     away.rename(data)
     run(tmp_path, *words)
@@ -99,11 +99,13 @@ def test_diverging_run_stops_with_the_last_good_state(left_alone, tmp_path, batc
     done = run(tmp_path, *words, status=1)
     assert re.search(
         r"^error: the loss or its gradient was not finite in 1\d steps in a row \(TRAIN.MAX_BAD_STEPS\), up to epoch "
-        r"\d+, step \d+; .*latest.pdparams holds \d+ epochs, --resume auto",
+        r"\d+, step \d+; .*latest.pdparams contains \d+ epochs, --resume auto",
         done.stderr,
         flags=re.MULTILINE,
     )
     assert "skipped steps: " in done.stdout
+    last = re.findall(r"^Epoch \[(\d+)/40\], Step \[(\d+)/", done.stdout, flags=re.MULTILINE)[-1]
+    assert "up to epoch {}, step {};".format(*last) in done.stderr
     states = [checkpoint.read(path) for path in (tmp_path / "lit_data").glob("latest*.pdparams")]
     assert any(state["epoch"] == 2 for state in states)
     for weights in [*(state["model"] for state in states), checkpoint.read(tmp_path / "lit_data/best.pdparams")]:
@@ -115,5 +117,5 @@ def test_signal_while_steps_fail_does_not_replace_the_state(left_alone, tmp_path
     words = ["TRAIN.EPOCHS", 40, "TRAIN.BASE_LR", 1e38, "TRAIN.MAX_BAD_STEPS", 1000, "--force"]
     done = run_until(tmp_path, 3, 6, send(signal.SIGTERM), *words)
     assert "warning: not saved: the last " in done.stderr
-    assert done.stdout.splitlines()[-2].endswith("latest.pdparams holds 2 epochs")
+    assert done.stdout.splitlines()[-2].endswith("latest.pdparams contains 2 epochs")
     assert checkpoint.read(tmp_path / "lit_data/latest.pdparams")["epoch"] == 2

@@ -1,4 +1,4 @@
-"""What a state may be continued with: other settings, another folder, a state that is none."""
+"""Resuming with other settings, in another folder, or from a file that is not a state."""
 
 import re
 import shutil
@@ -45,9 +45,9 @@ def test_other_settings_are_refused_by_name_unless_forced(copied, tmp_path):
     assert "number of val images was 100, is 60" in the_only_error(run(copied, *SAME, *lists, status=1))
     assert before == {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     done = run(copied, *SAME, "MODEL.PRETRAINED", "absent.pdparams")
-    assert "absent.pdparams (--pretrained) has no effect, as the run continues from its state" in done.stderr
+    assert "absent.pdparams (--pretrained) has no effect, because the run continues from its state" in done.stderr
     assert "absent" not in (copied / "lit_data/config.yaml").read_text()
-    # What decides only where and how fast may change; so may the division of a step.
+    # Settings that affect only location and speed may change, and so may the split of a step.
     run(copied, *SAME, "TRAIN.LOG_EVERY", 2, "TRAIN.KEEP", 4, "TRAIN.BATCH_SIZE", 16, "TRAIN.ACCUM_STEPS", 1)
     done = run(copied, *SAME, "TRAIN.EPOCHS", 2, "--force")
     assert "warning: continuing with other settings (--force): TRAIN.EPOCHS was 1, is 2" in done.stderr
@@ -65,12 +65,12 @@ def setting_of(processes, *pairs):
 def test_global_batch_keeps_the_step_on_another_number_of_processes(warned):
     total = ("TRAIN.GLOBAL_BATCH", "64")
     check_setting(setting_of(2, total), setting_of(1, total), "latest.pdparams")  # is not refused
-    assert "TRAIN.ACCUM_STEPS was 1 and is now 2: no longer bit-exact" in warned.text
+    assert "TRAIN.ACCUM_STEPS was 1 and is now 2: the run is no longer bit-exact" in warned.text
     assert "a step had" not in warned.text
 
 
 def test_another_global_batch_names_the_one_that_keeps_the_steps():
-    with pytest.raises(UserError, match="TRAIN.GLOBAL_BATCH 32 keeps its steps"):
+    with pytest.raises(UserError, match="TRAIN.GLOBAL_BATCH 32 keeps its images per step"):
         check_setting(setting_of(1), setting_of(1, ("TRAIN.GLOBAL_BATCH", "64")), "latest.pdparams")
     check_setting(setting_of(1), setting_of(1, ("TRAIN.GLOBAL_BATCH", "32")), "latest.pdparams")
 
@@ -80,7 +80,7 @@ def test_another_version_is_a_warning(warned):
     then = {**now, "code": "1c05819", "reader": ""}
     then.pop("threads")  # of an earlier version
     check_setting(then, {**now, "code": "", "reader": "pillow"}, "latest.pdparams")
-    assert "code version was 1c05819 and is now unknown: no longer bit-exact" in warned.text
+    assert "code version was 1c05819 and is now unknown: the run is no longer bit-exact" in warned.text
     assert "image reader was unknown and is now pillow" in warned.text and "thread" not in warned.text
 
 
@@ -90,7 +90,7 @@ def test_an_installed_package_has_no_version_of_the_current_folder(monkeypatch):
     assert _code_version() == ""
 
 
-def test_a_key_that_is_younger_than_the_state_had_its_default(copied):
+def test_key_newer_than_the_state_gets_its_default(copied):
     latest = copied / "lit_data/latest.pdparams"
     state = checkpoint.read(latest)
     lines = [line for line in state["setting"]["config"].splitlines() if "MIX_SWITCH_PROB" not in line]
@@ -121,7 +121,7 @@ def test_new_run_that_fails_at_once_keeps_the_earlier_one_in_one_place(short_run
     words = ["TRAIN.EPOCHS", 2, "TRAIN.BASE_LR", 1e38, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.MAX_BAD_STEPS", 5]
     done = run(copied, *words, "--resume", "none", status=1)
     assert f"an earlier run was moved to {copied}/lit_data.1\n" in done.stdout
-    assert done.stderr.rstrip().endswith("nothing was saved yet")
+    assert done.stderr.rstrip().endswith("nothing has been saved yet")
     for choice in ("none", "auto"):
         assert "was moved" not in run(copied, *words, "--resume", choice, status=1).stdout
         assert_moved(copied, short_run)
@@ -138,7 +138,7 @@ def test_new_run_that_dies_while_it_moves_the_earlier_one_loses_nothing(short_ru
     assert (copied / "lit_data/metrics.jsonl").read_bytes() == (short_run / "lit_data/metrics.jsonl").read_bytes()
 
 
-def test_state_of_another_folder_brings_its_best_along(short_run, tmp_path):
+def test_state_from_another_folder_brings_its_best_weights(short_run, tmp_path):
     words = ["TRAIN.EPOCHS", 3, "TRAIN.BASE_LR", 1e-9, "TRAIN.MIN_LR", 0.0, "TRAIN.WARMUP_LR", 0.0]
     done = run(tmp_path, *words, "--resume", short_run / "lit_data/latest.pdparams", "--force")
     assert "Epoch [3/3], avg_Loss" in done.stdout and "Epoch [1/3]" not in done.stdout
@@ -156,10 +156,10 @@ def test_state_of_another_folder_brings_its_best_along(short_run, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda state: state.update(epoch="x"), "no training state to resume .no epoch"),
+        (lambda state: state.update(epoch="x"), "is not a training state .no epoch"),
         (lambda state: state.update(model=3), "no model"),
         (lambda state: state.pop("setting"), "no setting"),
-        (lambda state: state["optimizer"].popitem(), "no AdamW state of the 42 trained tensors"),
+        (lambda state: state["optimizer"].popitem(), "no AdamW state for the 42 trained tensors"),
         (lambda state: state["model"].update({"head.bias": 3.0}), "head.bias is not an array"),
     ],
 )
@@ -172,11 +172,11 @@ def test_wrong_states_are_named(short_run, tmp_path, change, message):
 
 
 @pytest.mark.parametrize("choice", ["absent.pdparams", str(ROOT)])
-def test_state_that_is_no_file_is_named(tmp_path, choice):
+def test_missing_state_is_named(tmp_path, choice):
     line = the_only_error(run(tmp_path, "--resume", choice, status=1))
     assert line == f"error: --resume {choice}: no such file; give a latest.pdparams, auto or none"
 
 
-def test_weights_are_no_state(short_run, tmp_path):
+def test_weights_are_not_a_state(short_run, tmp_path):
     line = the_only_error(run(tmp_path, "--resume", short_run / "lit_data/best.pdparams", status=1))
-    assert "holds no training state to resume" in line
+    assert "is not a training state" in line

@@ -1,4 +1,4 @@
-"""Where a run may write: into a run's folder or a new one, and nowhere else."""
+"""A run writes only to a run folder or a new folder."""
 
 import os
 
@@ -16,7 +16,7 @@ CONFIG = load_config(ROOT / "configs/lit_data.yaml").dump()
 
 
 def place(folder, *pairs):
-    """A `RunFolder` of lit_data in `folder`, whose place has been checked."""
+    """A `RunFolder` of lit_data in `folder` that passed `check_place`."""
     pairs = [("OUTPUT", str(folder)), ("LOG", str(folder)), *pairs]
     cfg = load_config(ROOT / "configs/lit_data.yaml", pairs)
     run = RunFolder(cfg)
@@ -50,10 +50,11 @@ def test_training_never_moves_a_folder_that_is_not_a_run(tmp_path):
     before = sorted(os.listdir(ROOT / "lit_data"))
     line = error_line("train", "--output", tmp_path)
     assert (
-        line == f"error: the run folder {tmp_path}/lit_data would hold the data; give this run another NAME or --output"
+        line
+        == f"error: the run folder {tmp_path}/lit_data would contain the data; give this run another NAME or --output"
     )
     line = error_line("train", "--output", tmp_path, "NAME", "x", "OUTPUT", ROOT.parent, "NAME", ROOT.name)
-    assert "would hold the repository" in line
+    assert "would contain the repository" in line
     line = error_line("train", "--output", ROOT / "output/pretrained")
     assert "output/pretrained, which no command changes" in line
     assert "NAME is 'pretrained' but must be another name" in error_line("train", "NAME", "pretrained")
@@ -63,13 +64,13 @@ def test_training_never_moves_a_folder_that_is_not_a_run(tmp_path):
 @pytest.mark.parametrize("files", [{"photo_jpg": ""}, {"best_pdparams": ""}, {"config_yaml": "NAME: app\n"}])
 def test_folder_of_other_files_is_refused(tmp_path, files):
     fill(tmp_path / "lit_data", **files)
-    with pytest.raises(UserError, match="lit_data is not the folder of a run, it holds"):
+    with pytest.raises(UserError, match="lit_data is not a run folder, it contains"):
         place(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["lit_data", "lit_data.log", "lit_data.visualdl"])
-def test_file_in_the_place_of_a_run_is_refused(tmp_path, name):
-    message = f"{name} is not (of a run|a folder); give this run another NAME"
+def test_file_in_place_of_a_run_folder_is_refused(tmp_path, name):
+    message = f"{name} (was not written by a run|is not a folder); give this run another NAME"
     (tmp_path / name).write_text("my diary\n")
     with pytest.raises(UserError, match=message):
         place(tmp_path)
@@ -117,23 +118,23 @@ def test_run_without_results_is_continued(tmp_path):
     assert (tmp_path / "lit_data.log").read_text() == SUMMARY
 
 
-def test_log_of_a_run_whose_folder_was_removed_is_moved_aside(tmp_path):
+def test_log_of_a_removed_run_is_moved_aside(tmp_path):
     (tmp_path / "lit_data.log").write_text("warning: slow\n" + SUMMARY)
     assert started(tmp_path) == ["lit_data", "lit_data.1.log"]
 
 
-def test_run_that_reads_what_it_would_move_aside_is_refused(tmp_path):
+def test_run_that_would_move_its_own_input_is_refused(tmp_path):
     fill(tmp_path / "lit_data", config_yaml=CONFIG, best_pdparams="")
     words = ["--resume", "none", "--pretrained", tmp_path / "lit_data/best.pdparams"]
     line = error_line("train", "--config", ROOT / "configs/lit_data.yaml", "--output", tmp_path, *words)
-    assert line.endswith("best.pdparams lies in the run that would be moved aside; give this run a NAME")
+    assert line.endswith("best.pdparams is in the run folder that would be moved aside; give another NAME")
     backup = tmp_path / "lit_data/backup/latest.pdparams"
     run = place(tmp_path)
-    with pytest.raises(UserError, match="latest.pdparams lies in the run that would be moved aside"):
+    with pytest.raises(UserError, match="latest.pdparams is in the run folder that would be moved aside"):
         check_move(run, [backup])
 
 
-def test_an_earlier_state_is_found_again_if_the_run_dies_before_its_next_save(tmp_path):
+def test_earlier_state_survives_a_death_before_the_next_save(tmp_path):
     cfg, run = load_config(ROOT / "configs/lit_data.yaml"), place(tmp_path, ("TRAIN.KEEP", "3"))
     started(tmp_path)
     for epoch in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""Options and config keys of other programs: which are rewritten, which are refused, and that ours stay."""
+"""Options and config keys of other programs are rewritten or refused; ours stay as they are."""
 
 import argparse
 import json
@@ -84,7 +84,7 @@ def test_options_of_other_programs_are_rewritten(theirs, ours, capsys):
         "predict -eval",
     ],
 )
-def test_our_own_and_unknown_words_stay(line, capsys):
+def test_our_own_and_unknown_words_are_unchanged(line, capsys):
     assert translated(line) == " ".join(line.split()[1:])
     assert not capsys.readouterr().err
 
@@ -106,7 +106,7 @@ def test_only_the_main_process_prints_the_new_command(rank, notes, monkeypatch, 
     assert capsys.readouterr().err.count("note: read as") == notes
 
 
-def test_every_right_hand_side_exists():
+def test_every_equivalent_exists():
     ours = set(all_keys())
     known = {option for module in COMMANDS.values() for option in module.parser()._option_string_actions}
     for name, new in [*OPTIONS.items(), *KEYS.items()]:
@@ -131,7 +131,9 @@ def test_a_config_of_another_repository_is_refused_with_our_keys(tmp_path):
     path.write_text("SCHEDULER: {NUM_EPOCHS: 300}\nTRAIN: {NUM_EPOCHS: 300}\nepochs: 310\n")
     with pytest.raises(UserError) as error:
         load_config(path)
-    assert str(error.value).count("(here: TRAIN.EPOCHS, with TRAIN.COOLDOWN_EPOCHS 0 if this is the number") == 3
+    assert (
+        str(error.value).count("(here: TRAIN.EPOCHS, and set TRAIN.COOLDOWN_EPOCHS 0 if this is the total number") == 3
+    )
     path.write_text("base_lr: 0.001\narch: t2t_vit_19\ndump_graph: False\n")
     named = r"base_lr \(here: TRAIN.BASE_LR\), arch \(here: MODEL.NAME\), dump_graph$"
     with pytest.raises(UserError, match=named):

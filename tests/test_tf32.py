@@ -1,4 +1,4 @@
-"""TensorFloat-32 is off but in training with TRAIN.TF32; with switches that stand in for those of a GPU build."""
+"""TensorFloat-32 is off except in training with TRAIN.TF32; tested with fake switches of a GPU build."""
 
 import functools
 import os
@@ -42,7 +42,7 @@ def test_every_command_starts_without_it(switches, wanted, override):
 
 
 @pytest.mark.parametrize("wanted", [False, True])
-def test_training_has_it_where_the_key_says_so_and_validation_never(switches, wanted):
+def test_training_uses_it_only_with_the_key_and_validation_never(switches, wanted):
     step = TrainStep(with_keys(CFG, {"TRAIN.TF32": wanted}))
     step.train()
     assert switches == {"cublas": wanted, "cudnn": wanted}
@@ -58,7 +58,7 @@ def test_training_has_it_where_the_key_says_so_and_validation_never(switches, wa
     assert seen == [{"cublas": False, "cudnn": False}] and switches == {"cublas": wanted, "cudnn": wanted}
 
 
-def test_the_performers_exponents_never_have_it(switches, monkeypatch):
+def test_performer_exponents_never_use_it(switches, monkeypatch):
     matmul, seen = paddle.matmul, []
     model = small_model("performer")
     weights = {id(layer.w) for layer in model.tokens_to_token.token_layers}
@@ -73,6 +73,6 @@ def test_the_performers_exponents_never_have_it(switches, monkeypatch):
     assert {allowed for is_exponent, allowed in seen if not is_exponent} == {True}
 
 
-def test_a_compiled_graph_cannot_have_it():
-    with pytest.raises(UserError, match="TRAIN.TF32 .* must be False with TRAIN.TO_STATIC"):
+def test_compiled_graph_cannot_use_it():
+    with pytest.raises(UserError, match="TRAIN.TF32 .* must be False if TRAIN.TO_STATIC"):
         load_config("configs/lit_data.yaml", [("TRAIN.TF32", "True"), ("TRAIN.TO_STATIC", "True")])

@@ -1,6 +1,8 @@
 """What one step does: moving average, skipped steps, clipping, and no waiting for the device."""
 
+import contextlib
 import json
+import logging
 import math
 from collections import Counter
 
@@ -15,17 +17,19 @@ from t2t_vit.config_values import to_seconds
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.models import cpu_ops
+from t2t_vit.parallel import processes
 from t2t_vit.runs import interruption
 from t2t_vit.runs.interruption import GO_ON, SAVE, STOP_FOR_TIME, InterruptHandler
 from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.training.ema import ModelEma
-from t2t_vit.training.epoch_sums import EpochSums
+from t2t_vit.training.epoch_sums import EpochSums, Means
+from t2t_vit.training.evaluator import Scores
 from t2t_vit.training.flat import FlatWeights
 from t2t_vit.training.resume import FREE_KEYS, setting
 from t2t_vit.training.stop_rules import BadSteps, check_skipped
 from t2t_vit.training.stopwatch import Lap, Stopwatch
 from t2t_vit.training.train_log import TrainLog, log_summary
-from t2t_vit.training.train_step import TrainStep
+from t2t_vit.training.train_step import StepResult, TrainStep
 from t2t_vit.training.trainer import Trainer
 from t2t_vit.weights import checkpoint
 
@@ -149,6 +153,57 @@ def test_skipped_steps_are_counted_and_leave_the_means_alone():
     rule.check(1, 6)  # two in a row are allowed
 
 
+def in_two_processes(monkeypatch):
+    """`EpochSums` of two processes, which are summed and gathered as by Paddle."""
+    both = []
+    for is_main in (True, False):
+        monkeypatch.setattr(processes, "is_main", lambda is_main=is_main: is_main)
+        both.append(EpochSums())
+    monkeypatch.setattr(processes, "sum_over_processes", lambda _: both[0].own + both[1].own)
+    monkeypatch.setattr(processes, "gather", lambda _: np.stack([sums.own.numpy() for sums in both]))
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    return both
+
+
+def add_steps(both, numbers):
+    """Add steps of 8 images in each process, one of them unreadable in the second. Step 3 is skipped."""
+    for number in numbers:
+        for rank, sums in enumerate(both):
+            figures = (paddle.to_tensor(float(value)) for value in (number + rank, 4 * rank))
+            sums.add(
+                StepResult(
+                    *figures, 8, ("broken",) * rank, paddle.to_tensor(2.0 * number), paddle.to_tensor(number != 3)
+                )
+            )
+
+
+def test_means_are_those_of_all_processes_and_of_the_steps_since_the_last_line(monkeypatch):
+    both = in_two_processes(monkeypatch)
+    add_steps(both, [1, 2])
+    assert both[0].lap() == Means(2.0, 0.25, 3.0, 0, 2)
+    add_steps(both, [3, 4])
+    assert both[0].lap() == Means(4.5, 0.25, 8.0, 1, 2)
+    assert both[0].means() == Means(pytest.approx(17 / 6), 0.25, pytest.approx(14 / 3), 1, 4)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_sums_continue_on_another_number_of_processes(monkeypatch, number):
+    both = in_two_processes(monkeypatch)
+    add_steps(both, [1, 3])
+    both[0].lap()
+    add_steps(both, [4])
+    state, ranks = both[0].state(), []
+    monkeypatch.setattr(processes, "world_size", lambda: number)
+    for rank in range(number):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(processes, "is_main", lambda rank=rank: rank == 0)
+        ranks.append(EpochSums())
+        ranks[-1].load_state(state)
+    monkeypatch.setattr(processes, "sum_over_processes", lambda _: sum(sums.own for sums in ranks))
+    assert ranks[-1].means() == Means(1.5, 0.25, 2.0, 1, 2)  # of the last line
+    assert ranks[-1].lap() == Means(4.5, 0.25, 8.0, 0, 1)
+
+
 def test_bad_steps_in_a_row_end_the_run_at_the_next_check():
     rule = BadSteps(3)
     for ok in (False, False, True, False, False, False, True):
@@ -180,19 +235,63 @@ def test_bad_steps_in_a_row_are_saved(tmp_path):
     trainer.bad_steps.check(1, 3)
 
 
+def test_two_bad_steps_in_a_row_are_not_saved(tmp_path, warned):
+    trainer = make_trainer(lit_config(("OUTPUT", str(tmp_path))))
+    trainer.run.start(trainer.cfg, trainer.classes)
+    for bad, is_saved in ((1, True), (2, False)):
+        trainer.run.latest.unlink(missing_ok=True)
+        trainer.bad_steps.add(paddle.to_tensor(False))
+        trainer._save()
+        assert trainer.run.latest.is_file() == is_saved, bad
+    assert warned.text.count("not saved: the last 2 steps were not finite") == 1
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    trainer = make_trainer(lit_config(("OUTPUT", str(tmp_path))))
+    trainer.run.start(trainer.cfg, trainer.classes)
+    bias = trainer.train_step.model.head.bias
+    bias.set_value(paddle.full_like(bias, float("inf")))
+    with pytest.raises(UserError, match=r"weights are not finite any more \(head.bias\); a lower TRAIN.BASE_LR"):
+        trainer._save()
+    assert not trainer.run.latest.exists()
+
+
+def test_the_first_of_the_best_epochs_is_kept(tmp_path):
+    trainer, infinite = make_trainer(lit_config(("OUTPUT", str(tmp_path)), ("VAL.BEST", "raw"))), float("inf")
+    trainer.run.start(trainer.cfg, trainer.classes)
+    found = []
+    for trainer.epoch, (loss, top1) in enumerate(
+        [(infinite, 0.5), (2.0, 0.0), (2.0, 0.3), (1.0, 0.3), (infinite, 0.4)]
+    ):
+        trainer._keep_best({"raw": Scores(loss, top1, 1.0, 8)})
+        found.append((trainer.best_epoch, trainer.best_top1, trainer.run.best.exists()))
+    assert found == [(0, -1.0, False), (1, 0.0, True), (2, 0.3, True), (2, 0.3, True), (2, 0.3, True)]
+
+
+def test_a_run_without_a_best_epoch_says_so(tmp_path, warned):
+    warned.set_level(logging.INFO, "t2t")
+    trainer = make_trainer(lit_config(("OUTPUT", str(tmp_path))))
+    trainer.epoch, trainer.scores = trainer.total_epochs, {"raw": 0.1, "ema": 0.25}
+    trainer.fit()
+    done = f"done: no validation had a finite loss; latest raw 0.1000, ema 0.2500 in {trainer.run.latest}"
+    assert warned.messages == [f"all {trainer.epoch} epochs are done; --resume none starts a new run", done]
+
+
 def test_too_many_unreadable_images_end_the_run():
     log = TrainLog(1, 16)
     check_skipped(5, 500, log)
-    with pytest.raises(UserError, match="6 images could not be read, more than 5 of the 500 of an epoch"):
+    with pytest.raises(
+        UserError, match="6 images could not be read, but DATA.ON_ERROR skip allows only 5 of the 500 in an epoch"
+    ):
         check_skipped(6, 500, log)
 
 
 def test_a_step_never_waits_for_the_device(monkeypatch):
-    """Whatever brings a number from the device to the host may happen only where a line is logged.
+    """Reading a number from the device is allowed only when a line is logged.
 
-    Nothing is brought to the device either, which waits too: it comes with the batch.
+    Copies to the device wait too, so everything must arrive with the batch.
     """
-    monkeypatch.setattr(cpu_ops, "_enabled", False)  # forms for a CPU, which may look at the weights
+    monkeypatch.setattr(cpu_ops, "_enabled", False)  # forms for a CPU, which may read the weights
     recipe = [("AUG.ERASE_PROB", "1.0"), ("AUG.MIXUP", "0.8"), ("AUG.CUTMIX", "1.0"), ("AUG.MIX_MODE", "elem")]
     cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"), *recipe,
                      ("TRAIN.LAYER_DECAY", "0.9"), ("CPU.MICRO_BATCH", "0"))  # fmt: skip
@@ -268,7 +367,7 @@ def test_times_are_read():
         lit_config(("TRAIN.TIME_LIMIT", "72"))
 
 
-def test_room_for_the_save_is_measured(monkeypatch):
+def test_time_for_the_save_is_measured(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(interruption, "_EXIT_SECONDS", 0.0)
@@ -284,7 +383,7 @@ def test_room_for_the_save_is_measured(monkeypatch):
     assert after(10) == SAVE
     watch.saved(35.0)
     assert after(20) == GO_ON
-    # At 900 + 600 s the process must be gone: less than two saves of 35 s and a step of 31 s before that, it stops.
+    # The process must have exited at 900 + 600 s, so it stops two saves of 35 s and a step of 31 s before that.
     assert [after(30) for _ in range(6)] == [GO_ON] * 5 + [SAVE]
     watch.saved(20.0)
     assert after(31) == STOP_FOR_TIME
@@ -298,7 +397,7 @@ def test_settings_of_the_state_are_all_config_keys():
 # --- Curves ---
 
 
-def test_visualdl_curves_hold_each_step_once(tmp_path):
+def test_visualdl_curves_contain_each_step_once(tmp_path):
     visualdl = pytest.importorskip("visualdl")
     words = ["--output", tmp_path, *few_digits(tmp_path), "MODEL.T2T.DEPTH", 1, "TRAIN.EPOCHS", 2]
     words += ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LOG_EVERY", 5, "TRAIN.BATCH_SIZE", 10]
@@ -321,7 +420,7 @@ def test_visualdl_curves_hold_each_step_once(tmp_path):
 
 
 @pytest.mark.parametrize("epochs, advice", [(1, "0.8"), (40, None)])
-def test_short_run_is_warned_of_its_average(epochs, advice, tmp_path, caplog):
+def test_short_run_gets_a_warning_about_its_average(epochs, advice, tmp_path, caplog):
     pairs = [("TRAIN.EPOCHS", str(epochs)), ("TRAIN.WARMUP_EPOCHS", "0"), ("TRAIN.COOLDOWN_EPOCHS", "0")]
     cfg = lit_config(("TRAIN.BATCH_SIZE", "64"), ("TRAIN.EMA_DECAY", "0.99"), ("OUTPUT", str(tmp_path)), *pairs)
     log_summary(make_trainer(cfg))
@@ -334,7 +433,7 @@ def test_short_run_is_warned_of_its_average(epochs, advice, tmp_path, caplog):
 
 
 def whole_step(*pairs):
-    """A `TrainStep` that takes each batch as a whole."""
+    """A `TrainStep` that does not split batches."""
     return make_step(lit_config(("CPU.MICRO_BATCH", "0"), *pairs))
 
 
@@ -346,13 +445,41 @@ def count_passes(step):
     return passes
 
 
+@pytest.mark.parametrize("size", ["0", "6"])
+def test_a_step_counts_the_images_whose_label_with_the_larger_weight_is_predicted(size):
+    mixed = ("AUG.MIXUP", "0.8", "AUG.MIX_MODE", "elem", "AUG.ERASE_PROB", "0.0", "MODEL.DROP_PATH_RATE", "0.0")
+    step = make_step(lit_config(("CPU.MICRO_BATCH", size), ("TRAIN.ACCUM_STEPS", "2"), *zip(mixed[::2], mixed[1::2])))
+    batch, right = next(steps(step.cfg)), 0
+    for images, targets in map(step.train_input, batch):
+        right += (step.model(images).numpy().argmax(1) == targets.numpy().argmax(1)).sum()
+    result = step(batch, 1e-3, 0, 0)
+    assert (result.correct.item(), result.images) == (right, 32) and 0 < right < 16
+
+
+@pytest.mark.parametrize("size", ["0", "6"])
+def test_a_batch_that_is_given_twice_has_the_same_mean_gradient(monkeypatch, size):
+    batch, results, events = next(steps(lit_config())), [], []
+    monkeypatch.setattr(processes, "local_gradients", lambda _: contextlib.nullcontext(events.append("local")))
+    for batches in (batch, batch * 3):
+        step = make_step(lit_config(("CPU.MICRO_BATCH", size), ("MODEL.DROP_PATH_RATE", "0.0")))
+        result = step(batches, 1e-3, 0, 0, events.append)
+        results.append((result.loss.item(), result.gradient_norm.item()))
+    assert results[1] == pytest.approx(results[0], rel=1e-5)
+    # Several processes average their gradients in the last pass only.
+    one = ["input", "forward and backward"]
+    assert events == one + ["input", "local", "forward and backward"] * 2 + one
+
+
 def test_recompute_runs_each_block_but_the_last_twice():
     batch, losses = next(steps(lit_config())), []
     for recompute, times in (("False", 1), ("True", 2)):
         step = whole_step(("TRAIN.RECOMPUTE", recompute), ("MODEL.T2T.DEPTH", "2"))
         passes = count_passes(step)
         losses.append(step(batch, 1e-3, 0, 0).loss.item())
-        assert passes == {0: times, 1: 1}  # the gradient begins with the last block, so that nothing would be saved
+        assert passes == {
+            0: times,
+            1: 1,
+        }  # the backward pass starts with the last block, so recomputing it would save nothing
     assert losses[0] == losses[1]
 
 
@@ -384,7 +511,7 @@ def test_micro_batches_pass_through_the_model_in_parts():
 
 
 @pytest.mark.parametrize("best", ["raw", "ema"])
-def test_best_weights_are_those_that_val_best_names(tmp_path, best):
+def test_val_best_chooses_the_best_weights(tmp_path, best):
     words = ["--output", tmp_path, *few_digits(tmp_path), "MODEL.T2T.DEPTH", 1, "TRAIN.EPOCHS", 1]
     words += ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.BATCH_SIZE", 20]
     tool("train", *words, "VAL.BEST", best, fresh=False)
@@ -412,7 +539,7 @@ def test_global_batch_is_the_same_on_any_number_of_cards(processes, batch, passe
         accumulation(cfg, 16)
 
 
-def test_passes_of_the_command_line_win_over_the_files_global_batch():
+def test_accum_steps_on_the_command_line_override_global_batch_in_the_file():
     recipe = ROOT / "configs/t2t_vit_7.yaml"
     assert accumulation(load_config(recipe, [("TRAIN.ACCUM_STEPS", "3")]), 1) == 3
     both = [("TRAIN.ACCUM_STEPS", "3"), ("TRAIN.GLOBAL_BATCH", "128")]

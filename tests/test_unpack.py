@@ -46,7 +46,7 @@ def tar_bytes(files):
 
 
 def train_archive(folder, images=5, content=lambda i: DIGITS[i]):
-    """ILSVRC2012_img_train.tar of two classes, and the tree that it must become."""
+    """ILSVRC2012_img_train.tar with two classes, and the tree that it must unpack to."""
     classes = {wnid: {f"{wnid}_{i}.JPEG": content(i) for i in range(images)} for wnid in (CATS, DOGS)}
     path = make_tar(folder / "ILSVRC2012_img_train.tar", {f"{w}.tar": tar_bytes(f) for w, f in classes.items()})
     return path, {f"train/{wnid}/{name}": data for wnid, files in classes.items() for name, data in files.items()}
@@ -86,7 +86,7 @@ def test_official_val_archive_needs_the_list_of_its_classes(tmp_path):
     for text, fault in (
         ("490\n361\n", "line 1: expected 'ILSVRC2012_val_00000001.JPEG 65', the class from 0 to 999"),  # the devkit's
         (f"{names[0]} 1000\n", f"but found '{names[0]} 1000'"),
-        (f"{names[0]} 0\n", f"the class of {names[1]} is not known; the list lacks it"),
+        (f"{names[0]} 0\n", f"the class of {names[1]} is not known; it is not in the list"),
     ):
         listed.write_text(text)
         assert fault in error_line("unpack", archive, "--output", tmp_path / "out", "--val-list", listed)
@@ -144,7 +144,7 @@ def test_killed_again_and_again_it_ends_with_the_same_tree(tmp_path):
     for kill in range(4):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 30
-        # Until it writes another image than those that are there.
+        # Until it writes an image that is not there yet.
         while len(list(out.glob("train/*/*"))) < 3 * kill + 1 or not list(out.glob("train/*/.*.part")):
             assert process.poll() is None and time.monotonic() < deadline
         process.send_signal(signal.SIGKILL)
@@ -186,7 +186,7 @@ def test_second_run_reads_no_archive_that_is_done(tmp_path):
     assert f"{archive}: already unpacked" in done.stdout and "train: 10 images in 2 classes" in done.stdout
     assert tree(tmp_path / "out") == expected
     os.utime(archive)  # another archive of that name is read
-    assert "holds no images" in error_line("unpack", archive, "--output", tmp_path / "out")
+    assert "contains no images" in error_line("unpack", archive, "--output", tmp_path / "out")
 
 
 def test_image_of_another_size_is_replaced_and_no_other_is_touched(tmp_path):
@@ -202,14 +202,14 @@ def test_image_of_another_size_is_replaced_and_no_other_is_touched(tmp_path):
     assert changed == [f"train/{CATS}/{CATS}_1.JPEG"]
 
 
-def test_two_at_a_time_are_refused(tmp_path):
+def test_two_processes_at_a_time_are_refused(tmp_path):
     archive, _ = train_archive(tmp_path)
     (tmp_path / "out").mkdir()
     descriptor = os.open(tmp_path / "out", os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     line = error_line("unpack", archive, "--output", tmp_path / "out")
     os.close(descriptor)
-    assert line == f"error: another process unpacks to {tmp_path}/out"
+    assert line == f"error: another process is unpacking to {tmp_path}/out"
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -238,7 +238,7 @@ def no_checksum(data):
         (no_checksum, 5),
     ],
 )
-def test_damaged_archive_keeps_what_was_whole(tmp_path, change, kept):
+def test_damaged_archive_keeps_complete_images(tmp_path, change, kept):
     archive, expected = train_archive(tmp_path, content=lambda i: bytes([i]) * 20_000)
     whole = archive.read_bytes()
     damaged(archive, change)
@@ -252,7 +252,7 @@ def test_damaged_archive_keeps_what_was_whole(tmp_path, change, kept):
     assert tree(tmp_path / "out") == expected
 
 
-def test_gzip_archive_that_is_cut_off_keeps_what_was_whole(tmp_path):
+def test_truncated_gzip_archive_keeps_complete_images(tmp_path):
     expected = {f"train/{CATS}/{i}.JPEG": os.urandom(20_000) for i in range(10)}
     archive = damaged(make_tar(tmp_path / "w.tar.gz", expected, "w:gz"), lambda data: data[:100_000])
     assert f"{archive} is damaged" in error_line("unpack", archive, "--output", tmp_path / "out")
@@ -260,7 +260,7 @@ def test_gzip_archive_that_is_cut_off_keeps_what_was_whole(tmp_path):
     assert 3 <= len(there) < 10 and there.items() <= expected.items()
 
 
-def test_gzip_archive_with_a_wrong_checksum_is_not_trusted_for_what_it_left(tmp_path):
+def test_files_of_a_gzip_archive_with_a_wrong_checksum_are_not_trusted(tmp_path):
     expected = {f"train/{CATS}/{i}.JPEG": os.urandom(20_000) for i in range(10)}
     archive = make_tar(tmp_path / "w.tar.gz", expected, "w:gz")
     whole = archive.read_bytes()
@@ -280,8 +280,8 @@ def test_gzip_archive_with_a_wrong_checksum_is_not_trusted_for_what_it_left(tmp_
             b"PK\3\4 a zip file" * 100,
             "not a tar or zip archive (File is not a zip file); 0 of its images",
         ),
-        (tar_bytes({}), "holds no images in train/ or val/ folders"),
-        (tar_bytes({"cats/a.JPEG": DIGITS[0]}), "holds no images in train/ or val/ folders"),
+        (tar_bytes({}), "contains no images in train/ or val/ folders"),
+        (tar_bytes({"cats/a.JPEG": DIGITS[0]}), "contains no images in train/ or val/ folders"),
     ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path, content, message):
@@ -318,7 +318,7 @@ def test_nothing_is_written_outside_the_folder(tmp_path):
         "evil.tar": archive.read_bytes(),
     }
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"warning: {archive}: left out 6 links, devices and unsafe names: ")
+    assert line.startswith(f"warning: {archive}: skipped 6 links, devices and unsafe names: ")
 
 
 def test_full_disk_is_one_line(tmp_path):
@@ -333,7 +333,7 @@ def test_full_disk_is_one_line(tmp_path):
     assert tree(tmp_path / "out") == expected
 
 
-def test_archive_that_the_disk_cannot_read_is_named(tmp_path, monkeypatch):
+def test_unreadable_archive_is_named(tmp_path, monkeypatch):
     def read(_):
         raise OSError(errno.EIO, "Input/output error")
 

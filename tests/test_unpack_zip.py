@@ -42,12 +42,12 @@ def test_kaggle_imagenet_with_its_own_list(tmp_path):
     assert f"classes of the validation images: {archive}: LOC_val_solution.csv\n" in done.stdout
     assert "3 images written, 0 already there, 3 other files skipped" in done.stdout
     (tmp_path / "out/.unpacked.json").unlink()
-    listed = tmp_path / "LOC_val_solution.csv"  # which a person gives goes first
+    listed = tmp_path / "LOC_val_solution.csv"  # a list given by the user has priority
     listed.write_text(f"ImageId,PredictionString\n{VAL[0][:-5]},{CATS} 1 2 3 4\n{VAL[1][:-5]},{CATS} 1 2 3 4\n")
     assert f"val/{CATS}/{VAL[0]}" in unpacked(archive, "--val-list", listed)[0]
 
 
-def test_tar_with_the_list_of_its_validation_behind_the_images(tmp_path):
+def test_tar_with_its_validation_list_after_the_images(tmp_path):
     archive = make_tar(tmp_path / "ILSVRC2012_w.tar", {
         f"ILSVRC2012_w/train/{CATS}/a.JPEG": DIGITS[0], **{f"ILSVRC2012_w/val/{VAL[i]}": DIGITS[i] for i in (0, 1)},
         "ILSVRC2012_w/val_list.txt": f"val/{VAL[0]} 1\nval/{VAL[1]} 0\n".encode(),
@@ -98,15 +98,15 @@ def test_nothing_of_a_zip_is_written_outside_the_folder(tmp_path):
     done = tool("unpack", archive, "--output", place / "out", cwd=place)
     assert {name for name in tree(tmp_path) if not name.endswith(".zip")} == {"deep/er/out/train/b/1.jpg"}
     (line,) = done.stderr.splitlines()
-    assert "left out 7 links, devices and unsafe names: '/train/a/1.jpg'" in line
+    assert "skipped 7 links, devices and unsafe names: '/train/a/1.jpg'" in line
     assert line.isprintable()
 
 
-def test_two_files_with_one_place_are_a_warning(tmp_path):
+def test_two_files_with_one_target_are_a_warning(tmp_path):
     archive = make_zip(tmp_path / "x.zip", {"a/train/cat/1.jpg": b"one", "b/train/cat/1.jpg": b"two"})
     files, done = unpacked(archive)
     assert files == {"train/cat/1.jpg": b"one"}
-    assert done.stderr == f"warning: {archive}: left out 1 files that would replace an earlier one\n"
+    assert done.stderr == f"warning: {archive}: skipped 1 files that would replace an earlier one\n"
 
 
 def test_the_last_of_two_entries_of_one_name_is_kept(tmp_path):
@@ -129,7 +129,7 @@ def test_the_last_of_two_class_archives_of_one_name_is_kept(tmp_path):
     shutil.rmtree(tmp_path / "out")
     make_tar(archive, {f"a/{CATS}.tar": pair[0], f"b/{CATS}.tar": pair[1]})
     files, done = unpacked(archive)
-    assert files == {f"train/{CATS}/{CATS}_1.JPEG": b"one"} and "left out 1 files that would replace" in done.stderr
+    assert files == {f"train/{CATS}/{CATS}_1.JPEG": b"one"} and "skipped 1 files that would replace" in done.stderr
 
 
 def set_in_headers(archive, local, central, value):
@@ -184,5 +184,5 @@ def test_tar_that_would_take_the_memory_or_the_disk_is_one_line(tmp_path):
     buffer[483:495] = b"%011o\0" % 2**30  # size with its hole
     buffer[148:156] = b"%06o\0 " % (256 + sum(buffer[:148]) + sum(buffer[156:512]))
     archive.write_bytes(bytes(buffer) + bytes(1024))
-    assert "holds no images" in error_line("unpack", archive, "--output", tmp_path / "out")
+    assert "contains no images" in error_line("unpack", archive, "--output", tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.jpg")) and os.path.getsize(archive) < 4096

@@ -1,4 +1,4 @@
-"""What an update costs a GPU: the number of operations that are started, and memory."""
+"""Cost of an update on a GPU: number of operations, and memory."""
 
 import re
 from collections import Counter
@@ -59,8 +59,8 @@ def test_an_update_of_t2t_vit_7_is_a_few_operations(keys, most, monkeypatch):
     assert trained < sum(found.values()) <= most, found
 
 
-def test_weights_with_memory_of_their_own_are_taken_back():
-    """On a CPU `set_value` writes into the memory that a tensor has; a state must train on wherever it does not."""
+def test_weights_outside_the_flat_tensor_are_moved_back():
+    """On a CPU, `set_value` writes to the tensor's own memory; training must continue even if it does not."""
     cfg = load_config(ROOT / "configs/lit_data.yaml", [("MODEL.T2T.DEPTH", "1"), ("TRAIN.BATCH_SIZE", "2")])
     batches = TrainLoader(load_data(cfg, ["train"])[1]["train"], cfg).epoch_steps(0)
     step = TrainStep(cfg)

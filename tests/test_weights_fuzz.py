@@ -1,4 +1,4 @@
-"""Random pickles and random metadata of exported models: read or refused in one line, quickly, in little memory."""
+"""Random pickles and metadata of exported models are read or refused in one line, fast and with little memory."""
 
 import json
 import tracemalloc

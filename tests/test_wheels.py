@@ -81,7 +81,7 @@ def test_requirements_allow_the_wheel():
 
 @pytest.fixture
 def nvidia_smi(tmp_path, monkeypatch):
-    """Function that puts a stand-in nvidia-smi on PATH, which says `text` to a query that names compute_cap."""
+    """Function that puts a fake nvidia-smi on PATH, which prints `text` for a query with compute_cap."""
 
     def put(text, status=0, to_old_query=""):
         query = f'*compute_cap*) printf "{text}"; exit {status};; *) printf "{to_old_query}"; test -n "{to_old_query}"'
@@ -109,7 +109,7 @@ def test_output_of_nvidia_smi(nvidia_smi):
 
 @pytest.fixture
 def card(monkeypatch):
-    """The CPU stands in for a card of compute capability 9.0 and PaddlePaddle for a GPU build."""
+    """Make the CPU look like a GPU of compute capability 9.0, and PaddlePaddle like a GPU build."""
     monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(paddle.device.cuda, "get_device_name", lambda: "NVIDIA H100")
     monkeypatch.setattr(wheels, "look", lambda: wheels.Machine([wheels.Card(*H100)], (550, 90)))

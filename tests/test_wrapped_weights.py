@@ -1,4 +1,4 @@
-"""Weights inside wrappers of other programs are found, or refused in one line that describes them."""
+"""Weights inside wrappers of other programs are found, or refused in one line that describes the file."""
 
 import argparse
 import copy
@@ -56,7 +56,7 @@ def under(prefix, tensors):
     lambda good: {name if name.startswith("head") else f"backbone.{name}": value for name, value in good.items()},
     lambda good: {name.replace("blocks.0.", "blocks.0._orig_mod."): value for name, value in good.items()},
 ])  # fmt: skip
-def test_one_rule_unwraps_them_all(tmp_path, tensors, wrap):
+def test_all_wrappers_are_removed(tmp_path, tensors, wrap):
     need_torch()
     peers.save_torch(tmp_path / "w.pth", wrap(tensors))
     load(tmp_path / "w.pth")
@@ -72,12 +72,12 @@ def test_tensors_that_are_left_out_are_logged(tmp_path, tensors, caplog, monkeyp
 
 
 @pytest.mark.parametrize("tree, message", [
-    (lambda good: {"student": good, "teacher": good}, "holds several models, student, teacher: keep one"),
-    (lambda good: under("a.", good) | under("b.", good), "holds several models, a., b.: keep one"),
-    (lambda good: under("_orig_mod.", good) | good, "holds .* twice: keep one"),
-    (lambda good: {"linear_0.w_0_moment1_0": np.ones(2), "LR_Scheduler": {"last_lr": 0.1}}, "state of an optimizer"),
+    (lambda good: {"student": good, "teacher": good}, "contains several models, student, teacher: keep one"),
+    (lambda good: under("a.", good) | under("b.", good), "contains several models, a., b.: keep one"),
+    (lambda good: under("_orig_mod.", good) | good, "contains .* twice: keep one"),
+    (lambda good: {"linear_0.w_0_moment1_0": np.ones(2), "LR_Scheduler": {"last_lr": 0.1}}, "is an optimizer state"),
 ])  # fmt: skip
-def test_what_is_not_clear_is_refused(tmp_path, tensors, tree, message):
+def test_ambiguous_files_are_refused(tmp_path, tensors, tree, message):
     peers.save_paddle(tmp_path / "w.pdparams", tree(tensors))
     with pytest.raises(UserError, match=f"w.pdparams .*{message}"):
         read_weights(tmp_path / "w.pdparams")
@@ -86,14 +86,14 @@ def test_what_is_not_clear_is_refused(tmp_path, tensors, tree, message):
 def test_models_with_numbers_for_names_are_refused(tmp_path, tensors):
     need_torch()
     peers.save_torch(tmp_path / "w.pth", {0: tensors, 1: tensors})
-    with pytest.raises(UserError, match="w.pth holds several models, 0, 1: keep one"):
+    with pytest.raises(UserError, match="w.pth contains several models, 0, 1: keep one"):
         read_weights(tmp_path / "w.pth")
 
 
 def test_a_pointer_of_git_lfs_is_named(tmp_path):
     (tmp_path / "w.pdparams").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     assert error_line("predict", "--pretrained", tmp_path / "w.pdparams").endswith(
-        "w.pdparams is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository"
+        "w.pdparams is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"
     )
 
 
@@ -113,7 +113,7 @@ def test_the_name_in_a_file_decides_between_equal_shapes(tmp_path, capsys):
     with pytest.raises(UserError, match="is labelled t2t_vit_14_resnext, but .*: set MODEL.NAME t2t_vit_14_res"):
         load_pretrained(other, source)
     convert.main(convert.parser().parse_args([str(source), "--output", str(output)]))
-    assert "--model t2t_vit_14_resnext, the one that the file names" in capsys.readouterr().out
+    assert "--model t2t_vit_14_resnext, which the file names" in capsys.readouterr().out
 
 
 def test_a_state_of_another_program_is_not_resumed(tmp_path, tensors):
@@ -124,7 +124,7 @@ def test_a_state_of_another_program_is_not_resumed(tmp_path, tensors):
     ):
         resume.find_state(str(tmp_path / "last.pth.tar"), None)
     checkpoint.save(tmp_path / "w.pdparams", {"a": paddle.ones([2])})
-    with pytest.raises(UserError, match="no training state to resume .* start from weights with --pretrained"):
+    with pytest.raises(UserError, match="is not a training state .* start from weights with --pretrained"):
         resume.find_state(str(tmp_path / "w.pdparams"), None)
 
 

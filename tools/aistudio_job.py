@@ -58,8 +58,8 @@ def main(args):
     cfg = load_config(args.config, overrides(args))
     archives = find_archives(folders["JOB_MOUNTS"]) if cfg.DATA.PATH == default_config().DATA.PATH else []
     gpus = pick_gpus(cfg)
-    own += ["--device", "gpu"] if gpus and not cfg.DEVICE else []  # an error if Paddle cannot use them
-    accumulation(cfg, machines * max(1, len(gpus.split(","))))  # an impossible batch is reported before the unpacking
+    own += ["--device", "gpu"] if gpus and not cfg.DEVICE else []  # so that it is an error if Paddle cannot use them
+    accumulation(cfg, machines * max(1, len(gpus.split(","))))  # reports an impossible batch size before unpacking
     kept = Path(folders["JOB_BEST"], cfg.NAME) if folders["JOB_BEST"] else None
     if kept:
         check_writable(kept / KEPT_FILES[0])
@@ -69,7 +69,7 @@ def main(args):
     limit = cfg.TRAIN.TIME_LIMIT or TIME_LIMIT
     left = int(to_seconds(limit) - (time.time() - started))
     if left <= 0:
-        raise UserError(f"the time of this job, TRAIN.TIME_LIMIT {limit}, is over; continue with the same command")
+        raise UserError(f"the time limit of this job, {limit}, has passed; repeat the command in a new job to continue")
     environment = {**os.environ, "T2T_COMMAND": this_command(args), **({"GPUS": gpus} if "," in gpus else {})}
     try:
         return train([*args.given, *own, "TRAIN.TIME_LIMIT", f"{left}s"], environment)
@@ -87,7 +87,7 @@ def folders_here():
     if os.path.isdir(SCRIPT_JOB):
         mounts, data, kept = f"{SCRIPT_JOB}/train_data/datasets", f"{SCRIPT_JOB}/imagenet", f"{SCRIPT_JOB}/output"
     elif os.path.isdir(NOTEBOOK):
-        # A notebook may have output/ too. If work/ holds earlier runs, this is a notebook.
+        # A notebook may have output/ too. If work/ has earlier runs, this is a notebook.
         is_submitted = os.path.isdir(f"{NOTEBOOK}/output") and not os.path.isdir(f"{NOTEBOOK}/work/runs")
         mounts, data = f"{NOTEBOOK}/data", f"{NOTEBOOK}/data/imagenet"
         kept = f"{NOTEBOOK}/output" if is_submitted else f"{NOTEBOOK}/work"
@@ -112,9 +112,9 @@ def count_machines():
     hosts = os.environ.get("PADDLE_TRAINERS", "").split(",")
     if len(hosts) > 1 and not os.environ.get("NNODES"):
         raise UserError(
-            f"this job has {len(hosts)} machines: to train on all, run the command on each with NNODES={len(hosts)} "
-            f"MASTER={hosts[0]}:8090 NODE_RANK={os.environ.get('PADDLE_TRAINER_ID', '$PADDLE_TRAINER_ID')} before it; "
-            "with NNODES=1 each trains alone"
+            f"this job has {len(hosts)} machines: to train on all of them, put NNODES={len(hosts)} "
+            f"MASTER={hosts[0]}:8090 NODE_RANK={os.environ.get('PADDLE_TRAINER_ID', '$PADDLE_TRAINER_ID')} before the "
+            "command on each machine; with NNODES=1, each machine trains separately"
         )
     return max(1, number("NNODES", 1))
 
@@ -183,7 +183,7 @@ def train(words, environment):
     # Start it in its own session. Otherwise Ctrl-C would reach it twice: from the terminal and from this process.
     command = ["bash", str(ROOT / "scripts/train.sh"), *words]
     child = subprocess.Popen(command, env=environment, start_new_session=True)
-    for number in arrived:  # before there was a child
+    for number in arrived:  # before the child was started
         child.send_signal(number)
     status = child.wait()
     return status if status >= 0 else 128 - status
@@ -208,7 +208,7 @@ def parser():
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         f"Train on AI Studio: unpack the mounted ImageNet, train {DEFAULT_CONFIG} (or the config named first) on\n"
-        "all GPUs, copy the best model to the folder that is kept. The options are those of scripts/train.sh."
+        "all GPUs, copy the best model to the folder that the platform keeps. Options: those of scripts/train.sh."
     )
     described = "\n".join(f"  {name:<13} {what}" for name, what in VARIABLES.items())
     parser.epilog = (

@@ -15,7 +15,9 @@ def main(args, cfg):
 
 def parser():
     parser = cli.common_parser("Check a data set before training.", batch_size_key="VAL.BATCH_SIZE")
-    parser.add_argument("--jobs", type=int, default=cores(), metavar="N", help="reading threads; default: one per core")
+    parser.add_argument(
+        "--jobs", type=int, default=cores(), metavar="N", help="threads that read images; default: one per core"
+    )
     parser.add_argument("--json", type=cli.json_file, metavar="FILE", help="write the whole report as JSON")
     return parser
 

@@ -31,9 +31,11 @@ def parser():
         default="paddle",
         help="paddle (default): for this repository; torch: for the official PyTorch code",
     )
-    parser.add_argument("--keep-aux-head", action="store_true", help="keep the extra head of Token Labeling")
+    parser.add_argument("--keep-aux-head", action="store_true", help="keep the auxiliary head of Token Labeling")
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", type=not_empty, metavar="NAME", help="t2t_vit_14, pit_s, ...; default: what fits")
+    model.add_argument(
+        "--model", type=not_empty, metavar="NAME", help="t2t_vit_14, pit_s, ...; default: the one that fits"
+    )
     model.add_argument(
         "--config",
         type=not_empty,

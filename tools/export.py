@@ -25,7 +25,7 @@ def parser():
         "--precision",
         default="fp32",
         choices=("fp32", "bf16", "int8"),
-        help="default fp32; bf16: openvino; int8 (calibrated on training images): onnx and openvino",
+        help="fp32 (default); bf16: only openvino; int8 (calibrated on training images): only onnx and openvino",
     )
     parser.add_argument(
         "--dynamic-batch", action="store_true", help="accept any batch size; default: --batch-size, else 1"
@@ -34,10 +34,10 @@ def parser():
         "--file", type=not_empty, metavar="FILE", help="file to write; default output/NAME/export/NAME[-PRECISION].*"
     )
     parser.add_argument(
-        "--calibration", type=int, default=128, metavar="N", help="training images that calibrate int8; default 128"
+        "--calibration", type=int, default=128, metavar="N", help="training images to calibrate int8 on; default 128"
     )
     parser.add_argument(
-        "--images", type=int, default=400, metavar="N", help="validation images to compare on; default 400"
+        "--images", type=int, default=400, metavar="N", help="number of validation images to compare on; default 400"
     )
     return parser
 

@@ -48,7 +48,7 @@ def main(args):
 
 
 def chosen_gpus(text):
-    """Return the GPUs in GPUS ("0,1" or "all") for Paddle's launcher. Raises UserError if Paddle cannot use one."""
+    """Return the GPUs that GPUS names ("0,1" or "all"), for Paddle's launcher. Raises UserError if one is unusable."""
     import_quietly()
     from t2t_vit.parallel import gpu  # imports paddle, whose warnings import_quietly hides
 
@@ -90,8 +90,9 @@ def nodes(environment):
 def addresses(host, node_rank):
     """Return the IPv4 addresses at which the first machine and this one can reach each other.
 
-    Paddle's launcher resolves the name of this machine, which Debian maps to 127.0.1.1. It acts as the master only if
-    the result equals the text of MASTER (launch/context/node.py and controllers/master.py, paddle 2.6.2 and 3.3.1).
+    By default, Paddle's launcher resolves the name of this machine, which Debian maps to 127.0.1.1. The launcher is the
+    master only if this address equals the text of MASTER (launch/context/node.py and controllers/master.py, paddle
+    2.6.2 and 3.3.1).
     """
     try:
         first = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
@@ -109,8 +110,8 @@ def addresses(host, node_rank):
         socket.create_server((first, 0)).close()
     except OSError:
         raise UserError(
-            f"NODE_RANK is 0 here, but MASTER {host} ({first}) is not an address of this machine; NODE_RANK is 0 on "
-            "the machine that MASTER names"
+            f"NODE_RANK is 0 here, but MASTER {host} ({first}) is not an address of this machine; set NODE_RANK=0 "
+            "only on the machine that MASTER names"
         ) from None
     return first, first
 

@@ -14,7 +14,7 @@ def parser():
     parser.usage = "predict.py [options] [IMAGE|FOLDER|GLOB ...] [KEY VALUE ...]"
     words = next(action for action in parser._actions if action.dest == "opts")
     words.metavar = "IMAGE|FOLDER|GLOB or KEY VALUE"
-    words.help = "images (default: a digit that comes with the repository), and config keys to override"
+    words.help = "images (default: a handwritten digit in the repository), and config keys to override"
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes shown per image; default 5")
     add_engine_option(parser)
     parser.add_argument("--json", type=json_file, metavar="FILE", help="write {path: result} as JSON")

@@ -4,16 +4,18 @@ The same command continues an interrupted run. Several GPUs:
 python -m paddle.distributed.launch --gpus 0,1,2,3 [--nnodes 2 --master HOST:PORT] tools/train.py --config ...
 """
 
+import argparse
+
 from t2t_vit.cli import common_parser, not_empty, run
 
 
 def main(args, cfg):
-    from t2t_vit.training.run import train  # here: it imports Paddle, which `run` does after the options
+    from t2t_vit.training.run import train  # imports Paddle, which `run` prepares
 
     train(args, cfg)
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     parser = common_parser("Train a model.", batch_size_key="TRAIN.BATCH_SIZE")
     parser.add_argument(
         "--resume",
@@ -23,7 +25,7 @@ def parser():
         help="auto (default): continue from the latest state in the run folder, if there is one; none: start a new run "
         "and move an earlier run of this name aside; FILE: continue from a latest.pdparams",
     )
-    parser.add_argument("--force", action="store_true", help="continue even if settings that matter differ")
+    parser.add_argument("--force", action="store_true", help="continue even if settings that change the result differ")
     return parser
 
 

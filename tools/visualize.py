@@ -1,4 +1,4 @@
-"""Draw pictures to look at: python tools/visualize.py PICTURE [options] [KEY VALUE ...]."""
+"""Draw sheets of images and plots: python tools/visualize.py PICTURE [options] [KEY VALUE ...]."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from t2t_vit.pictures import options
 PICTURES = {
     "augment": ("training images after augmentation and mixing", options.augment_parser),
     "attention": ("where a model looks", options.attention_parser),
-    "features": ("what the layers of a model make of images", options.features_parser),
+    "features": ("the features of images after each layer of a model", options.features_parser),
     "curves": ("loss and accuracy of training runs by epoch", options.curves_parser),
     "predictions": ("images with their predictions, and which classes are confused", options.predictions_parser),
 }
@@ -35,7 +35,7 @@ def draw_curves(args):
 
 def parser():
     parser = argparse.ArgumentParser(
-        description="Draw pictures to look at.",
+        description="Draw training images, attention maps, features, training curves or predictions.",
         usage="visualize.py PICTURE [options] [KEY VALUE ...]",
         epilog="visualize.py PICTURE --help lists the options of a picture.",
     )

@@ -1,4 +1,4 @@
-"""Steps of AMP O2 with accumulated passes, in one process or in those of a launcher; see test_amp.py."""
+"""Run AMP O2 steps with gradient accumulation, in one process or several; see test_amp.py."""
 
 import itertools
 import sys

@@ -1,4 +1,4 @@
-"""Writes VisualDL curves to ./curves as a user without a name in the system."""
+"""Write VisualDL curves to ./curves as a user without a passwd entry."""
 
 import os
 import pwd

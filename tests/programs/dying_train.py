@@ -1,4 +1,4 @@
-"""tools/train.py that dies again and again, then runs to its end: dying_train.py DEATHS WORDS.
+"""Run tools/train.py, kill it repeatedly, then let it finish: dying_train.py DEATHS WORDS.
 
 DEATHS is a JSON list of [CALL, NAME, COUNT]. For each, a process trains until it ends, as if killed, before the call
 number COUNT of replace (files take their names by it) or fsync (lines are written by then) for a file or folder called
@@ -15,7 +15,7 @@ TRAIN = Path(__file__).resolve().parents[2] / "tools/train.py"
 
 
 def dying(call, name, count):
-    """The function `call` of the module os, which ends the process in place of its call number `count` for `name`."""
+    """Return a replacement of os.`call` that ends the process instead of its call number `count` for `name`."""
     original, calls = getattr(os, call), []
 
     def wrapper(*arguments):

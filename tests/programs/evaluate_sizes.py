@@ -1,4 +1,4 @@
-"""Run by the launcher: evaluate a fixed model on N validation images for several N; the main process prints JSON."""
+"""Run by the launcher: evaluate a fixed model on N validation images for several N; rank 0 prints JSON."""
 
 import json
 import sys

@@ -4,12 +4,14 @@ python -I installed_package.py SITE_PACKAGES, run in that folder.
 """
 
 import sys
+from pathlib import Path
 
 sys.path[:0] = [sys.argv[1], "."]
 import t2t_vit  # noqa: E402
 
 assert "paddle" not in sys.modules, "import t2t_vit imports paddle"
 assert t2t_vit.__file__.startswith(sys.argv[1]), t2t_vit.__file__
+assert Path(t2t_vit.__file__).with_name("py.typed").is_file(), "type checkers would ignore the annotations"
 
 import config  # noqa: E402
 import data  # noqa: E402

@@ -1,4 +1,4 @@
-"""Print how many bytes of memory it takes to load image files: python tests/programs/memory_of_images.py FILE..."""
+"""Print the memory in bytes that loading image files takes: python tests/programs/memory_of_images.py FILE..."""
 
 import resource
 import sys

@@ -1,4 +1,4 @@
-"""Run by the launcher: three steps, in the second of which the loss of the last rank is infinite; prints JSON."""
+"""Run by the launcher: three steps; in the second, the loss of the last rank is infinite. Prints JSON."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Forks a process that calls `end_with_parent` after its parent's death, while another one keeps the parent's pipes."""
+"""Fork a process that calls `end_with_parent` after its parent died, while another process keeps the parent's pipes."""
 
 import multiprocessing
 import os

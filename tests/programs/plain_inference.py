@@ -1,7 +1,7 @@
 """python plain_inference.py MODEL FOLDER [onednn]: print the top-1 accuracy of an exported file.
 
-A user's own program: Paddle Inference with its default Config (or with oneDNN) and the .yml beside the file, nothing
-of this repository. FOLDER holds one folder of images per class.
+It is like a user's own program: Paddle Inference with its default Config (or with oneDNN) and the .yml beside the
+file, without code of this repository. FOLDER contains one folder of images per class.
 """
 
 import sys

@@ -22,7 +22,7 @@ from t2t_vit.data.reading import data_loader, read_all  # noqa: E402
 
 
 def faults(workers):
-    """Print what arrives before an error in the dataset or the collate function, and the error."""
+    """Print the batches before an error in the dataset or the collate function, and the error."""
     for place in ("dataset", "collate"):
         for error in (ValueError("unforeseen"), UserError("a sentence"), MemoryError()):
             seen = []
@@ -81,7 +81,7 @@ def killed(name):
 
 
 def large_batches():
-    """Print the number of a loader process that sends large batches through a pipe, and the error when it is dead."""
+    """Print the pid of a loader process that sends large batches through a pipe, and the error after its death."""
     loader = data_loader(list(range(1000)), [[i] for i in range(1000)], lambda _: [np.zeros(1 << 23)], 2, False)
     try:
         for number, _ in enumerate(read_all(loader)):
@@ -92,7 +92,7 @@ def large_batches():
 
 
 def lost():
-    """End while multiprocessing has missed the end of one loader process and the other one runs."""
+    """Exit after multiprocessing missed the end of one loader process, while the other one still runs."""
     steps = first_steps()
     worker = multiprocessing.active_children()[0]
     os.kill(worker.pid, signal.SIGKILL)

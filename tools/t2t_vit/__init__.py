@@ -1,6 +1,12 @@
 """T2T-ViT and PiT in PaddlePaddle: `import t2t_vit; model = t2t_vit.create_model("t2t_vit_14", num_classes=10)`."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from t2t_vit.config import load_config as load_config
+    from t2t_vit.models.zoo import create_model as create_model
+    from t2t_vit.models.zoo import list_models as list_models
 
 _PUBLIC = {  # name: its module
     "create_model": "models.zoo",

@@ -4,13 +4,17 @@ A command calls `run(main, parser())`. `run` parses the options, loads the confi
 `main(args, cfg)`, which imports one function of the package and calls it. Importing this module does not import Paddle.
 """
 
+from __future__ import annotations
+
 import argparse
 import itertools
 import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError, one_line
@@ -25,6 +29,9 @@ from t2t_vit import config  # noqa: E402
 from t2t_vit.parallel.failure_monitor import FailureMonitor  # noqa: E402
 from t2t_vit.spellings import take_data_folder, translate  # noqa: E402
 
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
 _NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$|-nan$", re.IGNORECASE)
 _DEFAULT_CONFIG = "configs/lit_data.yaml"
 _EPILOG = """KEY VALUE pairs override any key of the config, e.g. TRAIN.EPOCHS 100; tools/t2t_vit/config.py
@@ -32,7 +39,7 @@ lists all keys with their units and defaults. Exit status: 0 done, 1 failed (one
 options or a KEY without a VALUE."""
 
 
-def common_parser(description, batch_size_key):
+def common_parser(description: str, batch_size_key: str) -> argparse.ArgumentParser:
     """Argument parser with the options that every command has.
 
     Args:
@@ -53,7 +60,7 @@ def common_parser(description, batch_size_key):
         metavar="DIR",
         help="data folder: train/ and val/, or class folders and DATA.VAL_FRACTION (sets DATA.PATH)",
     )
-    parser.add_argument("--batch-size", metavar="N", help=f"images per process and step ({batch_size_key})")
+    parser.add_argument("--batch-size", metavar="N", help=f"images per process and forward pass ({batch_size_key})")
     parser.add_argument(
         "--output", type=not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)"
     )
@@ -70,18 +77,18 @@ def common_parser(description, batch_size_key):
     return parser
 
 
-def add_engine_option(parser):
+def add_engine_option(parser: argparse.ArgumentParser) -> None:
     """Add --engine, for the commands that predict."""
     parser.set_defaults(opens_run=True)
     parser.add_argument(
         "--engine",
         choices=("paddle", "inference", "onnxruntime", "openvino"),
-        help="paddle: the model itself; inference (Paddle Inference), onnxruntime, openvino: an exported file, by "
-        "default the one of the run; default: the engine that reads the file of --pretrained",
+        help="paddle runs weights; inference (Paddle Inference), onnxruntime and openvino run an exported file, by "
+        "default that of the run; default: the engine that reads the --pretrained file",
     )
 
 
-def add_evaluation_options(parser):
+def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     """Add --engine and --split, for the commands that evaluate."""
     add_engine_option(parser)
     parser.add_argument(
@@ -92,33 +99,40 @@ def add_evaluation_options(parser):
     )
 
 
-def not_empty(value):
+def not_empty(value: str) -> str:
     """Option type: a string that is not empty."""
     if not value:
         raise argparse.ArgumentTypeError("is empty")
     return value
 
 
-def json_file(value):
+def json_file(value: str) -> str:
     """Option type: a JSON file to write. Other suffixes are refused, so that an image is not overwritten by mistake."""
     if os.path.splitext(not_empty(value))[1].lower() not in ("", ".json"):
         raise argparse.ArgumentTypeError(f"{value} must end in .json")
     return value
 
 
-def split_images(words):
-    """`split_words` for `run` that separates images from KEY VALUE pairs. A KEY starts like a config key."""
+def split_images(words: list[str]) -> tuple[list[str], list[str]]:
+    """`split_words` for `run` that separates images from KEY VALUE pairs. A KEY starts with a section of the config."""
     images, pairs = [], []
-    words = iter(words)
-    for word in words:
+    rest = iter(words)
+    for word in rest:
         if config.starts_like_a_key(word) and not os.path.exists(word):
-            pairs += [word, *itertools.islice(words, 1)]
+            pairs += [word, *itertools.islice(rest, 1)]
         else:
             images.append(word)
     return images, pairs
 
 
-def run(main, parser, argv=None, split_words=None, paddle=True, processes="one"):
+def run(
+    main: Callable[[argparse.Namespace, CfgNode], int | None],
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None = None,
+    split_words: Callable[[list[str]], tuple] | None = None,
+    paddle: bool = True,
+    processes: str = "one",
+) -> NoReturn:
     """Parse the command line, load the config, call `main(args, cfg)` and exit with the status that it returns.
 
     Args:
@@ -152,7 +166,7 @@ def _check_launcher(processes):
         if processes != "one":
             ranks.check()
             return
-    except UserError:  # the variables are left over from something else
+    except UserError:  # the variables come from another program
         if processes == "checked":
             raise
     ranks.forget()
@@ -177,7 +191,7 @@ def _load(args, parser, split_words):
     return cfg
 
 
-def parse_words(words, parser):
+def parse_words(words: list[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse a command line. Words after -- are never options."""
     end = words.index("--") if "--" in words else len(words)
     args = parser.parse_intermixed_args(translate(words[:end], parser))
@@ -185,16 +199,16 @@ def parse_words(words, parser):
     return args
 
 
-def check_pairs(parser, args):
+def check_pairs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exit with status 2 if the last KEY has no VALUE, or a KEY=VALUE is given."""
     for key in args.opts[::2]:
         if re.match(r"[A-Z0-9_.]+=", key):
             parser.error(f"write {key.replace('=', ' ', 1)}: KEY and VALUE are separated by a space")
     if len(args.opts) % 2:
-        parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (configs end in .yaml)")
+        parser.error(f"KEY VALUE pairs expected, but {args.opts[-1]!r} has no value (config files end in .yaml)")
 
 
-def exit_with(parse, work):
+def exit_with(parse: Callable[[], argparse.Namespace], work: Callable[[argparse.Namespace], int | None]) -> NoReturn:
     """Call `work(parse())` and exit with the status that it returns; an error is one line on stderr and status 1."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  closed by >&-
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
@@ -242,7 +256,7 @@ def _files_read(path, cfg):
     return [config.find_config(path), *(config.resolve(name) for name in [*filter(None, named), *lists, *weights])]
 
 
-def overrides(args):
+def overrides(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Return the (key, value) pairs of the command line, with absolute paths."""
     flags = {
         "DATA.PATH": args.data_path and absolute(args.data_path),
@@ -261,7 +275,7 @@ def overrides(args):
     return pairs
 
 
-def absolute(path):
+def absolute(path: str) -> str:
     """Make a path from the command line absolute; URLs stay as they are."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 

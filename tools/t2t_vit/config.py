@@ -5,8 +5,12 @@ contains only what differs. Paths in a YAML file are relative to the repository,
 current folder. This module does not import paddle.
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode as CN
 
@@ -84,7 +88,7 @@ _C.DATA.ON_ERROR = "raise"  # unreadable training image: raise, or skip (up to 3
 _C.AUG = CN()
 _C.AUG.SCALE = [0.08, 1.0]  # random-resized crop: area of the crop / area of the image
 _C.AUG.RATIO = [3 / 4, 4 / 3]  # width / height of the crop
-_C.AUG.PADDED_CROP = 0.0  # instead: pad by this fraction of the side, then crop (CIFAR: 0.125); 0.0 = off
+_C.AUG.PADDED_CROP = 0.0  # padded crop instead: pad by this fraction of the side (CIFAR: 0.125); 0.0 = off
 _C.AUG.INTERPOLATION = "random"  # bilinear, bicubic, or random: one of them for each image
 _C.AUG.HFLIP = 0.5  # probability of a horizontal flip
 _C.AUG.AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"  # rand-... (RandAugment), original or v0 (AutoAugment), 3a, or ""
@@ -95,10 +99,10 @@ _C.AUG.ERASE_COUNT = 1  # largest number of boxes per image
 _C.AUG.ERASE_MIXED = True  # erase after mixing, as T2T-ViT does; False: before, as DeiT does
 _C.AUG.MIXUP = 0.8  # alpha of mixup's Beta distribution; 0.0 = no mixup
 _C.AUG.CUTMIX = 1.0  # alpha of cutmix's Beta distribution; 0.0 = no cutmix
-_C.AUG.CUTMIX_MINMAX = []  # [smallest, largest] side of the cut box / side of the image, instead of the Beta
+_C.AUG.CUTMIX_MINMAX = []  # [smallest, largest] side of the cut box / side of the image; [] = from the Beta
 _C.AUG.MIX_PROB = 1.0  # probability of mixing
 _C.AUG.MIX_SWITCH_PROB = 0.5  # probability of cutmix if both are on
-_C.AUG.MIX_MODE = "batch"  # one draw per batch, per pair (pair) or per image (elem)
+_C.AUG.MIX_MODE = "batch"  # batch: one draw per batch; pair: one per pair of images; elem: one per image
 _C.AUG.MIX_OFF_EPOCH = 0  # stop mixing at this epoch (counted from 0); 0 = never stop
 _C.AUG.REPEATS = 1  # repeated augmentation: copies of each image; an epoch then uses 1/REPEATS of the images
 
@@ -128,7 +132,7 @@ _C.TRAIN.AMP_DTYPE = "float16"  # float16 (with dynamic loss scaling) or bfloat1
 _C.TRAIN.TF32 = False  # TF32 in training, on Ampere or newer GPUs; never in validation
 _C.TRAIN.RECOMPUTE = False  # activation checkpointing: less memory, more time
 _C.TRAIN.TO_STATIC = False  # compile the model by paddle.jit.to_static
-_C.TRAIN.MAX_BAD_STEPS = 10  # stop at the next log line after this many consecutive steps that are not finite
+_C.TRAIN.MAX_BAD_STEPS = 10  # stop at the next log line after this many consecutive non-finite steps
 _C.TRAIN.LOG_EVERY = 50  # steps between log lines
 _C.TRAIN.SAVE_MINUTES = 10.0  # minutes between saves within an epoch; 0.0 = save only after each epoch
 _C.TRAIN.KEEP = 2  # number of states to keep: latest.pdparams and KEEP - 1 older ones
@@ -141,12 +145,12 @@ _C.VAL.INTERPOLATION = "bicubic"
 _C.VAL.CROP_MODE = "center"  # center, or squash: resize to IMAGE_SIZE x IMAGE_SIZE without CROP_PCT
 _C.VAL.BEST = "ema"  # weights that are compared and saved as best.pdparams: ema (raw if EMA_DECAY is 0.0) or raw
 _C.VAL.EVERY = 1  # epochs between validations; the last epoch is always validated
-_C.VAL.LOG_EVERY = 10  # steps between lines of val.py
+_C.VAL.LOG_EVERY = 10  # batches between log lines of val.py
 
 CLASS_LISTS = {"imagenet1k": Path(__file__).parent / "data/imagenet1k_classes.tsv"}
 
 
-def load_config(path, overrides=()):
+def load_config(path: str | Path, overrides: Sequence[tuple[str, Any]] = ()) -> CN:
     """Merge the defaults, a YAML file and (key, value) pairs into a frozen CfgNode.
 
     Raises UserError naming the file and key: missing or broken file, unknown key, wrong type, impossible value.
@@ -170,14 +174,14 @@ def load_config(path, overrides=()):
     return cfg
 
 
-def default_config():
+def default_config() -> CN:
     """A frozen copy of the defaults."""
     cfg = _C.clone()
     cfg.freeze()
     return cfg
 
 
-def stored_values(text):
+def stored_values(text: str) -> dict[str, Any]:
     """Read {key: value} from the YAML text of an earlier run's config. Missing keys get their defaults.
 
     Raises ValueError if the text is not YAML.
@@ -186,7 +190,7 @@ def stored_values(text):
     return {key: stored.get(key, value_of(_C, key)) for key in all_keys()}
 
 
-def with_keys(cfg, values):
+def with_keys(cfg: CN, values: dict[str, Any]) -> CN:
     """Return a frozen copy with {key: value} set. Raises ValueError for a wrong type, UserError for a wrong value."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -197,14 +201,14 @@ def with_keys(cfg, values):
     return cfg
 
 
-def with_classes(cfg, number):
+def with_classes(cfg: CN, number: int) -> CN:
     """If MODEL.NUM_CLASSES is 0, return the config with `number` instead. Raises UserError for fewer than 2."""
     if not cfg.MODEL.NUM_CLASSES and number < 2:
-        raise UserError(f"there is only {number} class: a classifier needs 2 or more")
+        raise UserError(f"there is only {number} class, but a classifier needs 2 or more")
     return cfg if cfg.MODEL.NUM_CLASSES else with_keys(cfg, {"MODEL.NUM_CLASSES": number})
 
 
-def accumulation(cfg, processes):
+def accumulation(cfg: CN, processes: int) -> int:
     """Return the forward passes per training step: ACCUM_STEPS, or as many as GLOBAL_BATCH requires.
 
     Raises UserError if GLOBAL_BATCH is not a multiple of BATCH_SIZE * `processes`. The message names values that work.
@@ -223,12 +227,12 @@ def accumulation(cfg, processes):
     return total // images
 
 
-def all_keys():
+def all_keys() -> list[str]:
     """List all keys with their sections, such as "TRAIN.EPOCHS"."""
     return [key for key, _ in leaves(_C)]
 
 
-def starts_like_a_key(word):
+def starts_like_a_key(word: str) -> bool:
     """True for a word like TRAIN.EPOCH whose first part is a section or key, even if the rest is unknown."""
     return word.split(".")[0] in _C
 
@@ -236,7 +240,7 @@ def starts_like_a_key(word):
 # --- Files ---
 
 
-def find_config(path):
+def find_config(path: str | Path) -> Path:
     """Path of a config file, which may be relative to the current folder or the repository. Raises UserError."""
     for candidate in (Path(path), ROOT / path):
         if candidate.is_file():
@@ -244,21 +248,21 @@ def find_config(path):
     if Path(path).is_dir():
         raise UserError(f"config {path} is a folder")
     available = ", ".join(sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
-    raise UserError(f"config {path} not found; configs/ holds {available or 'nothing'}")
+    raise UserError(f"config {path} not found; configs/ contains {available or 'nothing'}")
 
 
-def resolve(path):
+def resolve(path: str | Path) -> Path:
     """Make a path from a config absolute. Relative paths start at the repository."""
     return (ROOT / os.path.expanduser(path)).absolute()
 
 
-def class_list(cfg):
+def class_list(cfg: CN) -> Path | None:
     """Path of the class list that DATA.CLASSES names, or None if it is empty."""
     name = cfg.DATA.CLASSES
     return CLASS_LISTS.get(name) or resolve(name) if name else None
 
 
-def best_weights(cfg):
+def best_weights(cfg: CN) -> Path:
     """Return the path of the run's best.pdparams: in OUTPUT if it exists, else the published one (may be missing)."""
     own, published = (resolve(cfg.OUTPUT) / place / cfg.NAME / "best.pdparams" for place in ("", "pretrained"))
     return published if published.is_file() and not own.is_file() else own
@@ -272,5 +276,5 @@ def _read_yaml(path):
     except ValueError as error:
         raise UserError(f"config {path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"config {path} must hold KEY: value pairs")
+        raise UserError(f"config {path} must contain KEY: value pairs")
     return tree

@@ -1,10 +1,17 @@
 """Set and check config values, and accept keys that were renamed. Does not import paddle."""
 
+from __future__ import annotations
+
 import difflib
 import functools
 import os
 import re
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
 
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError
@@ -65,7 +72,7 @@ _CHOICES = {
 }
 
 
-def leaves(tree, prefix=""):
+def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the (key, value) pairs of nested mappings, such as ("TRAIN.EPOCHS", 300)."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
@@ -74,14 +81,14 @@ def leaves(tree, prefix=""):
             yield f"{prefix}{key}", value
 
 
-def value_of(tree, key):
+def value_of(tree: Any, key: str) -> Any:
     """Return the value of a key such as TRAIN.EPOCHS in nested mappings; None if it is missing."""
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
 
 
-def set_value(cfg, key, value, source):
+def set_value(cfg: CfgNode, key: str, value: Any, source: str | Path) -> None:
     """Set a key to a value from `source` (for messages). Raises UserError for an unknown key or a wrong type."""
     if key in RENAMED:
         _note(f"note: {key} is now called {RENAMED[key]}")
@@ -108,7 +115,7 @@ def set_value(cfg, key, value, source):
         raise UserError(f"{source}: {key} must be of type {kind}{hint}, not {value!r:.200}") from None
 
 
-def put(cfg, key, value):
+def put(cfg: CfgNode, key: str, value: Any) -> None:
     """Set a key. Raises ValueError if the value has the wrong type."""
     *sections, leaf = key.split(".")
     node = functools.reduce(getattr, sections, cfg)
@@ -135,7 +142,7 @@ def _unknown(key, known, source):
 # --- Allowed values ---
 
 
-def check(cfg):
+def check(cfg: CfgNode) -> None:
     """Raise UserError for the first key whose value is not allowed."""
     for key, holds, allowed in _rules(cfg):
         if not holds:
@@ -155,7 +162,7 @@ def _rules(cfg):
     yield from _other_rules(cfg)
 
 
-def to_seconds(text):
+def to_seconds(text: str) -> int:
     """Convert a time such as 71h30m, 90m or 30s to seconds; any other text gives 0."""
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1))) if match else 0
@@ -181,24 +188,24 @@ def _other_rules(cfg):
     lr = train.BACKBONE_LR
     return [
         ("NAME", cfg.NAME not in (".", "..") and not re.search(r"[/\0]", cfg.NAME), "a plain name without a path"),
-        ("NAME", cfg.NAME != "pretrained", "another name: output/pretrained holds the published runs"),
+        ("NAME", cfg.NAME != "pretrained", "another name: output/pretrained contains the published runs"),
         *((key, value_of(cfg, key), "a folder") for key in ("OUTPUT", "LOG", "DATA.PATH")),
         ("DEVICE", re.fullmatch(r"(cpu|gpu(:[0-9]+)?)?", cfg.DEVICE), "cpu, gpu or gpu:N"),
         ("MODEL.NUM_CLASSES", model.NUM_CLASSES != 1, "2 or more, or 0"),
         ("MODEL.FUSED_ATTENTION", not (model.FUSED_ATTENTION and model.ATTN_DROP_RATE),
-         "False with MODEL.ATTN_DROP_RATE: FlashAttention has no dropout here"),
+         "False if MODEL.ATTN_DROP_RATE is set: FlashAttention has no dropout here"),
         ("MODEL.T2T.SPLITS", len(model.T2T.SPLITS) != 1 and all(map(_is_split, model.T2T.SPLITS)),
          "[] or two or more [kernel, stride, padding] with padding below kernel"),
         *((f"MODEL.PIT.{key}", all(type(n) is int and 1 <= n <= 65536 for n in model.PIT[key]), "a list of 1 to 65536")
           for key in ("BASE_DIMS", "DEPTH", "HEADS")),
-        ("DISTILL.TEACHER", distill.TEACHER or not distill.TYPE, f"a model or config with DISTILL.TYPE {distill.TYPE}"),
+        ("DISTILL.TEACHER", distill.TEACHER or not distill.TYPE, f"a model or config for DISTILL.TYPE {distill.TYPE}"),
         ("DATA.VAL_FRACTION", not data.VAL_FRACTION or not (data.TRAIN_LIST or data.VAL_LIST),
-         "0.0 with DATA.TRAIN_LIST or DATA.VAL_LIST, which name the images themselves"),
+         "0.0 if DATA.TRAIN_LIST or DATA.VAL_LIST is set, which list the images of a split"),
         ("DATA.MEAN", len(data.MEAN) == data.CHANNELS, per_channel),
         ("DATA.STD", len(data.STD) == data.CHANNELS, per_channel),
         *((f"AUG.{key}", _is_pair(aug[key]), "[smallest, largest]") for key in ("SCALE", "RATIO")),
         ("AUG.CUTMIX_MINMAX", not aug.CUTMIX_MINMAX or _is_pair(aug.CUTMIX_MINMAX), "[] or [smallest, largest]"),
-        ("AUG.CUTMIX", aug.CUTMIX > 0 or not aug.CUTMIX_MINMAX, "above 0.0 with AUG.CUTMIX_MINMAX"),
+        ("AUG.CUTMIX", aug.CUTMIX > 0 or not aug.CUTMIX_MINMAX, "above 0.0 if AUG.CUTMIX_MINMAX is set"),
         ("TRAIN.WARMUP_EPOCHS", train.WARMUP_EPOCHS < train.EPOCHS, f"below TRAIN.EPOCHS {train.EPOCHS}"),
         ("TRAIN.WARMUP_LR", train.WARMUP_LR <= train.BASE_LR, f"at most TRAIN.BASE_LR {train.BASE_LR}"),
         ("TRAIN.MIN_LR", train.MIN_LR <= train.BASE_LR, f"at most TRAIN.BASE_LR {train.BASE_LR}"),
@@ -209,6 +216,6 @@ def _other_rules(cfg):
          'a list of patterns such as ["blocks.0.*", "!head*"]'),
         ("TRAIN.BETAS", len(train.BETAS) == 2, "two numbers"),
         ("TRAIN.TF32", not (train.TF32 and train.TO_STATIC),
-         "False with TRAIN.TO_STATIC, which would round the performer's exponents too"),
+         "False if TRAIN.TO_STATIC is True, which would also round the performer's exponents"),
         ("TRAIN.TIME_LIMIT", not train.TIME_LIMIT or to_seconds(train.TIME_LIMIT), "a time such as 71h30m, 90m or 30s"),
     ]  # fmt: skip

@@ -4,9 +4,13 @@ Options with an equivalent here are rewritten, and a line on stderr shows the ne
 another program is refused, and the error names our keys.
 """
 
+from __future__ import annotations
+
+import argparse
 import os
 import shlex
 import sys
+from pathlib import Path
 
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import printable
@@ -51,7 +55,7 @@ OPTIONS = {
     "log-interval": "TRAIN.LOG_EVERY {}",
 }
 
-_ALL_EPOCHS = "TRAIN.EPOCHS, with TRAIN.COOLDOWN_EPOCHS 0 if this is the number of all epochs"
+_ALL_EPOCHS = "TRAIN.EPOCHS, and set TRAIN.COOLDOWN_EPOCHS 0 if this is the total number of epochs"
 _ROOT = "DATA.PATH, the folder above train/ and val/"
 # {their config key: our key, or an explanation (a text with spaces)}.
 KEYS = {
@@ -112,7 +116,7 @@ KEYS = {
 }  # fmt: skip
 
 
-def translate(words, parser):
+def translate(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
     """Rewrite options of other programs in a command line, and show the result in one line on stderr.
 
     Exits with status 2 if an option has no single equivalent here.
@@ -127,16 +131,16 @@ def translate(words, parser):
 
 
 def _rewritten(word, rest, parser, words):
-    """Return our words for one option. If its value is the next word, that is removed from `rest`."""
+    """Return our spelling of one option. If the next word is its value, it is removed from `rest`."""
     option, equals, value = word.partition("=")
-    name, known = option.lstrip("-").replace("_", "-"), parser._option_string_actions  # there is no public list
+    name, known = option.lstrip("-").replace("_", "-"), parser._option_string_actions  # argparse has no public list
     if option in known:
         return [word]
     if f"--{name}" in known:
         return [f"--{name}{equals}{value}"]
     value = value if equals else rest[0] if rest else ""
     if name == "eval" and "--split" in known and not equals or name == "dataset" and value.startswith("imagenet"):
-        template = "" if name == "eval" else "{:.0}"  # the value is dropped
+        template: str | None = "" if name == "eval" else "{:.0}"  # the value is dropped
     elif name == "arch" and any(word.lstrip("-").startswith(("config", "cfg")) for word in words):
         template = "MODEL.NAME {}"
     else:
@@ -152,8 +156,8 @@ def _rewritten(word, rest, parser, words):
     return [part for part in (part.format(value) for part in template.split()) if part]
 
 
-def take_data_folder(args):
-    """Read a folder before the KEY VALUE words as --data-path, because the official commands have it there."""
+def take_data_folder(args: argparse.Namespace) -> None:
+    """Accept a folder before the KEY VALUE words as --data-path, as in the official commands."""
     if len(args.opts) % 2 and not args.data_path and (os.sep in args.opts[0] or os.path.isdir(args.opts[0])):
         args.data_path, *args.opts = args.opts
         _note(f"--data-path {shlex.quote(args.data_path)}")
@@ -164,7 +168,7 @@ def _note(text):
         print(f"note: read as {printable(text)}", file=sys.stderr)
 
 
-def refusal(path, unknown):
+def refusal(path: str | Path, unknown: list[str]) -> str:
     """Return an error text for a config file with these unknown keys; "" if none is a key of another program."""
     if not any(key in KEYS for key in unknown):
         return ""

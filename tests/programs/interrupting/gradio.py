@@ -1,4 +1,4 @@
-"""Stands for Gradio: while it is imported, the process gets the signal of the environment."""
+"""Replaces Gradio: importing it sends the process the signal that the environment names."""
 
 import os
 import signal

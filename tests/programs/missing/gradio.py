@@ -1,3 +1,3 @@
-"""Stands for Gradio where it is not installed."""
+"""Replaces Gradio as if it were not installed."""
 
 raise ModuleNotFoundError("gone", name="gradio")

@@ -1,5 +1,6 @@
 """Runs a benchmark: chooses the configs, prints the machine, writes the JSON file."""
 
+import argparse
 import contextlib
 import importlib.metadata
 import json
@@ -8,6 +9,7 @@ import re
 from pathlib import Path
 
 import paddle
+from yacs.config import CfgNode
 
 from t2t_vit.bench.data import benchmark_data
 from t2t_vit.bench.growth import benchmark_growth
@@ -28,7 +30,7 @@ MEASURE = {"model": benchmark_model, "train": benchmark_train, "infer": benchmar
 PACKAGES = ("numpy", "pillow", "simplejpeg", "cykooz.resizer", "onnxruntime", "openvino")
 
 
-def run_benchmark(args, cfg):
+def run_benchmark(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Run the benchmark that the options describe, print the results and write --json. Raises UserError."""
     check_outputs([args.json, args.plot], args.inputs)
     processes.setup(cfg)

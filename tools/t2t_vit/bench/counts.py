@@ -23,7 +23,7 @@ class Product(NamedTuple):
     rows: int
     inner: int
     columns: int
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count
     is_attention: bool = False  # a product between tokens, in a block of the backbone
 
 
@@ -66,7 +66,7 @@ def products(model):
 
 
 def _parts(model):
-    """(layer, positions at which it runs, whether it is a block) in the order of the forward pass."""
+    """Yield (layer, number of tokens that it processes, whether it is a block) in the order of the forward pass."""
     T = model.cls_token.shape[1]
     for stage in model.stages():
         yield stage.layer, math.prod(stage.grid), False

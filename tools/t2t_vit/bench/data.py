@@ -36,7 +36,7 @@ def benchmark_data(args, cfg):
         log.info(line)
     report["device"] = measure_device(cfg, split, args.rounds)
     log.info("")
-    log.info("device's part (normalise, erase, mix): %s images/s", spread(report["device"]))
+    log.info("on the device (normalise, erase, mix): %s images/s", spread(report["device"]))
     workers = cfg.DATA.NUM_WORKERS if "DATA.NUM_WORKERS" in args.opts[::2] else cores()
     report["loaders"] = measure_loaders(cfg, split, args.rounds, workers)
     log.info("all loader processes (%d): %s images/s", workers, spread(report["loaders"]))
@@ -60,7 +60,8 @@ def measure_loaders(cfg, split, rounds, workers):
     """Measure how many images per second all loader processes deliver to the training process."""
     cfg = with_keys(cfg, {"DATA.NUM_WORKERS": workers, "TRAIN.ACCUM_STEPS": 1})
     count = BATCHES_OF_A_WORKER * max(1, workers) * cfg.TRAIN.BATCH_SIZE
-    loader, rates = TrainLoader(repeated(split, count), cfg, epochs=rounds + 2), []  # the last is only read ahead
+    # One epoch more than is timed, so that the last round also reads ahead like the others.
+    loader, rates = TrainLoader(repeated(split, count), cfg, epochs=rounds + 2), []
     for epoch in range(rounds + 1):
         start = time.perf_counter()
         for _ in loader.epoch_steps(epoch):

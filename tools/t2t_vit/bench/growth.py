@@ -25,7 +25,7 @@ def benchmark_growth(args, cfgs):
     """
     for cfg in cfgs:
         if not count(cfg)["token_module_gmacs"]:
-            raise UserError(f"MODEL.NAME {cfg.MODEL.NAME}: growth needs a T2T module, and a PiT has none")
+            raise UserError(f"MODEL.NAME {cfg.MODEL.NAME}: growth needs a T2T module, which a PiT does not have")
     check_suffix(args.plot, "--plot")
     require_matplotlib()
     whole, module = ({"part": "model"}, eager, ()), ({"part": TOKEN_MODULE}, eager, (True,))
@@ -89,7 +89,7 @@ def draw_speed(axes, rows, key):
 
 
 def lines_of(rows):
-    """Group the rows: {(model, part): rows}."""
+    """Group the rows by model and part: {(model, part): rows}."""
     lines = {}
     for row in rows:
         lines.setdefault((row["model"], row["part"]), []).append(row)

@@ -55,7 +55,7 @@ def offered(engines, precisions):
             check_offered(FORMATS[engine], precision)
         pairs.append((engine, precision))
     if not pairs:
-        raise UserError(f"{', '.join(missing)} does not exist: choose other --engines or --precisions")
+        raise UserError(f"{', '.join(missing)} is not supported: choose other --engines or --precisions")
     return pairs, missing
 
 
@@ -63,7 +63,7 @@ def subjects_of(cfg, pairs, folder):
     """Return what `measure` times for (engine, precision) pairs. Exports the model with fresh weights to a folder."""
     model = build_model(cfg)
     model.eval()
-    subjects = []
+    subjects: list[tuple] = []
     for engine, precision in pairs:
         labels = {"engine": engine, "precision": precision}
         if engine == EAGER:
@@ -82,5 +82,5 @@ def benchmark_infer(args, cfgs):
         rows = measure(args, cfgs, 1, lambda cfg: subjects_of(cfg, pairs, folder))
     print_rows(rows, TITLES, args.markdown)
     if missing:
-        log.info("not offered: %s", ", ".join(missing))
+        log.info("not supported: %s", ", ".join(missing))
     return {"infer": rows}

@@ -7,9 +7,9 @@ from t2t_vit.common.logger import log, progress_bar
 
 HEADER = ("model", "pixels", "parameters", "trained", "weights, MB", "GMACs", "without attention", "activations, M")
 NOTES = (
-    "GMACs: of one image, every token through every layer; without attention: without the two products between tokens "
-    "of the backbone's blocks.",
-    "Activations: elements that linear layers, convolutions and products between tokens put out for one image.",
+    "GMACs: for one image, with every token in every layer; without attention: without the two products between tokens "
+    "in each backbone block.",
+    "Activations: output elements of all linear layers, convolutions and products between tokens, for one image.",
 )
 
 

@@ -1,4 +1,4 @@
-"""The input pipeline on one core: ours beside a plain one of Pillow and paddle.vision.transforms."""
+"""The input pipeline on one core: ours compared with a plain one of Pillow and paddle.vision.transforms."""
 
 import itertools
 import math
@@ -42,7 +42,7 @@ def timed(function, count):
 
 
 def our_tasks(cfg, split):
-    """Return {task: function of a sample (epoch, index, copy)} that reads one image as in training or evaluation."""
+    """Return {task: function that reads a sample (epoch, index, copy)}, as in training or evaluation."""
     plain = with_keys(cfg, {"AUG.AUTO_AUGMENT": "", "AUG.COLOR_JITTER": 0.0, "AUG.ERASE_PROB": 0.0})
     crop, full, evaluation = TrainDataset(split, plain), TrainDataset(split, cfg), EvalDataset(split, cfg)
     return {
@@ -84,4 +84,4 @@ def core_lines(core):
     yield f"{'images/s on one core':<22}{'ours':<30}{'Pillow + paddle.vision':<30}ratio"
     for task, row in core.items():
         yield f"  {task:<20}{spread(row['ours']):<30}{spread(row['baseline']):<30}{row['ratio']:.2f}"
-    yield "  By CPU time. Ours are uint8, the device normalises them; the baseline's are normalised except 'to pixels'."
+    yield "  By CPU time. Ours gives uint8, which the device normalises; the baseline normalises, except 'to pixels'."

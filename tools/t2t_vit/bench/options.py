@@ -18,7 +18,7 @@ PRECISIONS = ("fp32", "bf16", "int8")
 GROWTH_BATCHES, GROWTH_PIXELS = [1, 2, 4, 8, 16], [224, 288, 384, 448, 512]
 
 
-def benchmark_parser(kind):
+def benchmark_parser(kind: str) -> argparse.ArgumentParser:
     """The options of one of `BENCHMARKS`."""
     parser = common_parser(f"Measure {BENCHMARKS[kind]}.", "TRAIN.BATCH_SIZE")
     parser.prog = f"benchmark.py {kind}"
@@ -42,15 +42,15 @@ def benchmark_parser(kind):
     if kind == "infer":
         for option, choices in (("--engines", ENGINES), ("--precisions", PRECISIONS)):
             add(option, type=_list(_choice(choices)), default=[choices[0]], metavar="X,X",
-                help=f"any of {','.join(choices)}; default {choices[0]}")  # fmt: skip
+                help=f"some of {','.join(choices)}; default {choices[0]}")  # fmt: skip
     if kind == "growth":
         add("--plot", default="growth.png", metavar="FILE",
             help="plot to write (.png, .pdf or .svg); default growth.png")  # fmt: skip
     return parser
 
 
-def split_models(words):
-    """(model names, KEY VALUE words)"""
+def split_models(words: list[str]) -> tuple[list[str], list[str]]:
+    """Split positional words into (model names, KEY VALUE words)."""
     names = list(itertools.takewhile(lambda word: not starts_like_a_key(word), words))
     return names, words[len(names) :]
 

@@ -35,7 +35,7 @@ class Process:
             return self.pool.submit(function, *args).result()
         except BrokenProcessPool:
             raise UserError(
-                f"the process for {self.title} ended; if the memory ran out, lower the batch or image size"
+                f"the process for {self.title} ended; if the machine ran out of memory, lower the batch or image size"
             ) from None
 
     def __enter__(self):

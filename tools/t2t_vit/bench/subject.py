@@ -14,7 +14,8 @@ from t2t_vit.training.train_log import memory_mb
 
 SIDE = 2048  # side of the square matrices whose product gives the matmul limit
 
-_timed = _product = None  # what this process times, and the matrix product
+_timed: Timed  # what this process times
+_product: Timed  # the matrix product
 
 
 def build(make, *args):

@@ -15,7 +15,7 @@ from t2t_vit.config import with_keys
 TOKEN_MODULE = "token module"
 BATCH_SIZE = 16  # default, if the command line sets none
 
-# Table columns by title: functions of a row of `row_of`.
+# {column title: function that formats a row of `row_of`}
 COLUMNS = {
     "model": lambda row: row["model"],
     "pixels": lambda row: str(row["image_size"]),
@@ -55,7 +55,7 @@ def measure(args, cfgs, passes, subjects_of):
 
 
 def settings(args, cfgs):
-    """Return each config with each image size and batch size of the command line."""
+    """Combine the configs with all image sizes and batch sizes of the command line. Returns a list of configs."""
     is_set = args.batch_size or "TRAIN.BATCH_SIZE" in args.opts[::2]
     return [
         with_keys(cfg, {"DATA.IMAGE_SIZE": image_size or cfg.DATA.IMAGE_SIZE, "TRAIN.BATCH_SIZE": batch_size})

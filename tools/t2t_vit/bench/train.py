@@ -13,7 +13,7 @@ from t2t_vit.data.loader import TrainLoader
 from t2t_vit.training.train_step import TrainStep
 
 PARTS = ("input", "forward and backward", "update")
-PASSES = 3  # forward passes that a step costs: the gradients of inputs and of weights cost one each
+PASSES = 3  # cost of a step in forward passes: the gradients of inputs and of weights cost one each
 TITLES = ("model", "pixels", "batch", "threads", "images/s", "ms/step", *PARTS, "peak MB", "of limit")
 
 

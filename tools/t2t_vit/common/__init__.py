@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, logging, threads and memory."""
+"""Used by the whole package: errors, files, logging, threads and memory."""

@@ -7,7 +7,7 @@ class UserError(Exception):
     """A user's mistake or an external problem. Its message is one line that names the file, key or value."""
 
 
-def one_line(error):
+def one_line(error: BaseException) -> str:
     """Return the message of an error as one printable line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
@@ -17,7 +17,7 @@ def one_line(error):
     return text if isinstance(error, (UserError, OSError)) else f"{type(error).__name__}: {text}"
 
 
-def printable(text):
+def printable(text: object) -> str:
     """`text` with line breaks and other control characters escaped, such as \\x1b or \\u202e.
 
     File and class names may come from an untrusted source. An escape sequence could control the terminal, and a line

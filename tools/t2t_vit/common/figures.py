@@ -1,14 +1,21 @@
 """Figures drawn with matplotlib, an optional library, and the font for Chinese letters."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import warnings
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import ImageFont
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 # Files of fonts with Chinese letters, which Linux, Windows and macOS have in their font folders.
@@ -16,24 +23,24 @@ CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "SourceHanSansSC-Regular.otf", "wqy-
 CHINESE_FONTS += ("msyh.ttc", "simhei.ttf", "PingFang.ttc", "STHeiti Light.ttc")
 
 
-def check_suffix(path, option, suffixes=SUFFIXES):
+def check_suffix(path: str | Path, option: str, suffixes: Collection[str] = SUFFIXES) -> None:
     """Raise UserError unless the file that `option` names ends in one of `suffixes`."""
     if Path(path).suffix.lower() not in suffixes:
         *others, last = suffixes
         raise UserError(f"{option} {path} must end in {', '.join(others)} or {last}")
 
 
-def require_matplotlib():
+def require_matplotlib() -> type[Figure]:
     """Return matplotlib's Figure class. Raises UserError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure  # not pyplot, which would look for a display
     except ImportError:
-        raise UserError("the plot is drawn by matplotlib, which is not installed: pip install matplotlib") from None
+        raise UserError("the plot needs matplotlib, which is not installed: pip install matplotlib") from None
     return Figure
 
 
 @functools.cache
-def chinese_font(size=12):
+def chinese_font(size: int = 12) -> ImageFont.FreeTypeFont | None:
     """Load the first installed one of CHINESE_FONTS with Pillow. Returns None if there is none."""
     for name in CHINESE_FONTS:
         with contextlib.suppress(OSError, ImportError):
@@ -42,7 +49,7 @@ def chinese_font(size=12):
 
 
 @contextlib.contextmanager
-def figure_to(path, size):
+def figure_to(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
     """Yield an empty Figure of `size` (width, height) in inches, then write it to a file atomically."""
     figure_class = require_matplotlib()
     import matplotlib  # optional
@@ -60,7 +67,7 @@ def figure_to(path, size):
             figure.savefig(temporary, format=Path(path).suffix[1:].lower(), dpi=120, bbox_inches="tight")
 
 
-def plain(text):
+def plain(text: str) -> str:
     """Escape a name, so that matplotlib does not read $...$ as a formula or hide a label that starts with _."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -1,11 +1,15 @@
 """Write files atomically, so that a crash leaves either the old or the new file; check paths before writing."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from t2t_vit.common.errors import UserError
 
@@ -19,7 +23,7 @@ _PUBLISHED = [Path(__file__).resolve().parents[3] / name for name in ("output/pr
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. On success it is flushed to disk and renamed to `path`, else removed.
 
     A link is followed. A pipe or device such as /dev/stdout is written directly.
@@ -42,24 +46,24 @@ def atomic_path(path):
                 temporary.unlink()
 
 
-def write_text(path, text):
+def write_text(path: str | Path, text: str) -> None:
     """Replace the text of `path` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
-def naming(path):
-    """Re-raise an OSError with the name `path`, if it names a temporary file or no file (disk full)."""
+def naming(path: str | Path) -> Iterator[None]:
+    """Re-raise an OSError with `path` as its file name, because it may name a temporary file or none (disk full)."""
     try:
         yield
     except OSError as error:
         raise OSError(error.errno, f"cannot be written: {error.strerror or error}", str(path)) from error
 
 
-def flush_to_disk(file):
+def flush_to_disk(file: IO | str | Path) -> None:
     """Wait until a file or folder (an open file or a path) is on disk."""
-    if hasattr(file, "flush"):
+    if not isinstance(file, (str, Path)):
         file.flush()
         os.fsync(file.fileno())
         return
@@ -73,14 +77,14 @@ def flush_to_disk(file):
         os.close(descriptor)
 
 
-def remove_temporary_files(folder):
+def remove_temporary_files(folder: str | Path) -> None:
     """Remove temporary files of killed processes from a folder that only this process writes to."""
     for path in Path(folder).glob(f".*{_TEMPORARY}[0-9]*"):
         if path.is_file():
             path.unlink()
 
 
-def lock(file, wait=False):
+def lock(file: IO | int, wait: bool = False) -> bool:
     """Lock an open file against other processes until it is closed. Returns False on a file system without locks.
 
     Raises BlockingIOError if another process holds the lock and `wait` is False.
@@ -97,7 +101,7 @@ def lock(file, wait=False):
 # --- Checks before writing ---
 
 
-def check_writable(path):
+def check_writable(path: str | Path) -> None:
     """Raise OSError if `path` cannot be written, UserError if it is in a published run."""
     path = Path(path)
     if path.is_dir():
@@ -113,20 +117,22 @@ def check_writable(path):
             raise PermissionError(errno.EACCES, f"no permission to write in {path.parent}")
 
 
-def check_outputs(paths, inputs=(), pictures=()):
+def check_outputs(
+    paths: Iterable[str | Path | None], inputs: Iterable[str | Path] = (), pictures: Iterable[str | Path] = ()
+) -> None:
     """Raise an error if an output cannot be written, is also an input, or is given twice.
 
     Args:
         paths: output files; None is ignored.
         inputs: files that the command reads; they may be missing.
-        pictures: more inputs. There may be very many, so only those named like an output are compared.
+        pictures: more input files, possibly millions. To save time, only files with the name of an output are compared.
     """
-    paths = list(filter(None, paths))
-    for number, path in enumerate(paths):
+    outputs = [path for path in paths if path]
+    for number, path in enumerate(outputs):
         check_writable(path)
-        if os.path.realpath(path) in map(os.path.realpath, paths[:number]):
-            raise UserError(f"{path} is given for two files; give each its own name")
-    existing = [path for path in paths if os.path.exists(path)]
+        if os.path.realpath(path) in [os.path.realpath(other) for other in outputs[:number]]:
+            raise UserError(f"{path} is given for two outputs; give each its own name")
+    existing = [path for path in outputs if os.path.exists(path)]
     names = {os.path.basename(os.path.realpath(path)).casefold() for path in existing}
     same_name = (path for path in pictures if os.path.basename(path).casefold() in names) if existing else ()
     for other in (*inputs, *same_name):
@@ -137,17 +143,17 @@ def check_outputs(paths, inputs=(), pictures=()):
                 )
 
 
-def check_not_shipped(path):
+def check_not_shipped(path: str | Path) -> None:
     """Raise UserError if a path is inside a run that comes with the repository."""
     for folder in _PUBLISHED:
         if holds(folder, path):
             raise UserError(
-                f"{display_path(path)} is in {display_path(folder)}, which no command changes; give another place"
+                f"{display_path(path)} is in {display_path(folder)}, which no command changes; choose another path"
             )
 
 
-def holds(folder, path):
-    """True if `folder` exists and `path` is it or lies inside it. Resolves links and differences in letter case."""
+def holds(folder: str | Path, path: str | Path) -> bool:
+    """True if `path` is an existing `folder` or is inside it. Resolves links and differences in letter case."""
     if not os.path.isdir(folder):
         return False
     real = Path(os.path.realpath(path))
@@ -157,7 +163,7 @@ def holds(folder, path):
 # --- Reading and names ---
 
 
-def read_text(path, most_bytes):
+def read_text(path: str | Path, most_bytes: int) -> str:
     """Read a UTF-8 file. Raises ValueError if it is larger than `most_bytes` or is not text."""
     with open(path, "rb") as file:
         data = file.read(most_bytes + 1)
@@ -169,7 +175,7 @@ def read_text(path, most_bytes):
         raise ValueError(f"it is not UTF-8 text: {error}") from None
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -178,17 +184,17 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def is_web_page(start):
+def is_web_page(start: bytes) -> bool:
     """True if the first bytes of a file are HTML, because some download links lead to a web page instead."""
     return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
-def is_url(text):
+def is_url(text: str | Path) -> bool:
     """True for http, https and file URLs."""
     return str(text).startswith(("http://", "https://", "file://"))
 
 
-def display_path(path):
+def display_path(path: str | Path) -> Path:
     """Format `path` for messages: relative if it is below the current folder."""
     try:
         here = Path.cwd()

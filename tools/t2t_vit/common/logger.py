@@ -1,10 +1,15 @@
 """The log of a run: plain lines, printed to the terminal and written to one file."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import logging.handlers
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -48,10 +53,11 @@ class _FileHandler(logging.FileHandler):
     def handleError(self, record):
         if not getattr(self, "failed", False):
             self.failed = True
-            print(f"warning: {one_line(sys.exc_info()[1])}: {self.baseFilename} lacks log lines", file=sys.stderr)
+            error = sys.exc_info()[1] or OSError()
+            print(f"warning: {one_line(error)}: {self.baseFilename} is missing log lines", file=sys.stderr)
 
 
-def setup_logging(main=True, aside=False):
+def setup_logging(main: bool = True, aside: bool = False) -> None:
     """Print the log to the terminal, only in the main process; everything to stderr if `aside`."""
     log.handlers.clear()
     log.setLevel(logging.INFO)
@@ -63,7 +69,7 @@ def setup_logging(main=True, aside=False):
         log.addHandler(handler)
 
 
-def log_to_file(path):
+def log_to_file(path: Path) -> None:
     """Also write the log to a file, including the lines so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file_handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
@@ -75,14 +81,14 @@ def log_to_file(path):
     log.addHandler(file_handler)
 
 
-def write_to_file_only(line):
+def write_to_file_only(line: str) -> None:
     """Write a line to the log file only, because the terminal shows the same in another way."""
     for handler in log.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.emit(logging.makeLogRecord({"msg": line}))
 
 
-def leave_terminal():
+def leave_terminal() -> None:
     """Redirect stdout and stderr to /dev/null, because the terminal or the reader of a pipe is gone."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
@@ -90,19 +96,19 @@ def leave_terminal():
             os.dup2(nowhere, stream.fileno())
 
 
-def write_from_handler(text):
+def write_from_handler(text: str) -> None:
     """Write to stderr from a signal handler, which may interrupt another write."""
     with contextlib.suppress(OSError, ValueError):  # closed, or a stream of a notebook
         os.write(sys.stderr.fileno(), text.encode())
 
 
 @contextlib.contextmanager
-def above_progress_bars():
+def above_progress_bars() -> Iterator[None]:
     """Let print() write above the progress bars."""
     with tqdm.external_write_mode(file=sys.stdout):
         yield
 
 
-def progress_bar(iterable, **options):
+def progress_bar(iterable: Iterable | None, **options: Any) -> tqdm:
     """A tqdm bar that disappears when done; only on a terminal."""
     return tqdm(iterable, disable=None, leave=False, dynamic_ncols=True, **options)

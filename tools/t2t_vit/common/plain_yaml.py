@@ -1,6 +1,7 @@
 """Read YAML files from untrusted sources: plain data only, and no aliases that multiply it."""
 
 import collections
+from typing import Any
 
 import yaml
 
@@ -31,7 +32,7 @@ class _FastLoader(_Limits, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """A loader that is ten times faster, for files written by programs. It cannot read `{KEY:}`."""
 
 
-def load_yaml(text, fast=False):
+def load_yaml(text: str, fast: bool = False) -> Any:
     """Parse a YAML text. Raises ValueError with a message of one line."""
     try:
         tree = yaml.load(text, Loader=_FastLoader if fast else _Loader)
@@ -42,13 +43,13 @@ def load_yaml(text, fast=False):
 
 
 def _check(tree):
-    """Refuse aliases that repeat each other or themselves, and huge numbers."""
+    """Refuse aliases that refer to themselves or expand to very many values, and huge numbers."""
     rest, count = [tree], 0
     while rest:
         value = rest.pop()
         count += 1
         if count > _MAX_VALUES:
-            raise ValueError(f"it refers to itself, or stands for more than {_MAX_VALUES:,} values")
+            raise ValueError(f"it refers to itself, or expands to more than {_MAX_VALUES:,} values")
         if isinstance(value, dict):
             rest.extend(value.values())
         elif isinstance(value, (list, tuple, set)):

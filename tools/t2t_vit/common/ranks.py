@@ -8,27 +8,27 @@ NAMES = ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_TRAINER_ENDPOINTS",
          "PADDLE_LOCAL_SIZE")  # fmt: skip
 
 
-def rank():
+def rank() -> int:
     """Index of this process, 0 to world_size() - 1."""
     return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 
 
-def world_size():
+def world_size() -> int:
     """Number of processes."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
 
 
-def local_size():
+def local_size() -> int:
     """Number of processes on this machine."""
     return int(os.environ.get("PADDLE_LOCAL_SIZE", world_size()))
 
 
-def is_main():
+def is_main() -> bool:
     """True in the process that prints and writes files."""
     return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
 
 
-def main_endpoint():
+def main_endpoint() -> tuple[str, int]:
     """Return (host, port) on the machine of rank 0. Paddle does not use this port."""
     first = _endpoints()[0]
     host, _, port = first.rpartition(":")
@@ -41,13 +41,13 @@ def _endpoints():
     return os.environ.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")
 
 
-def forget():
+def forget() -> None:
     """Remove the launcher's variables, because this is the only process."""
     for name in NAMES:
         os.environ.pop(name, None)
 
 
-def check():
+def check() -> None:
     """Raise UserError if the launcher's variables are inconsistent, because another program has set some of them."""
     try:
         fit = 0 <= rank() < world_size() and local_size() >= 1
@@ -60,6 +60,6 @@ def check():
     if not fit:
         values = ", ".join(f"{name} is {os.environ.get(name, 'not set')}" for name in NAMES)
         raise UserError(
-            f"the environment has variables of Paddle's launcher that do not fit together: {values}; start several "
+            f"the variables of Paddle's launcher in the environment are inconsistent: {values}; start several "
             "processes with python -m paddle.distributed.launch, or unset the PADDLE_* variables"
         )

@@ -31,20 +31,20 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of mallopt(3)
 # --- Packages and the import of Paddle ---
 
 
-def missing_packages():
+def missing_packages() -> list[str]:
     """Names of the required packages that are not installed."""
     return [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
 
 
-def not_installed(names):
+def not_installed(names: list[str]) -> UserError:
     """Return a UserError that names the missing packages and says how to install them."""
     return UserError(
         f"{', '.join(names)} not installed in {sys.executable}; "
-        "`source scripts/env.sh` makes and enters an environment that has everything"
+        "`source scripts/env.sh` creates and activates an environment with all packages"
     )
 
 
-def import_paddle(device, several=False):
+def import_paddle(device: str, several: bool = False) -> None:
     """Set the variables that Paddle reads at import, unless the user has set them, and import Paddle.
 
     OMP_NUM_THREADS is set to this process's share of the cores.
@@ -71,7 +71,7 @@ def import_paddle(device, several=False):
     import_quietly()
 
 
-def import_quietly():
+def import_quietly() -> None:
     """Import Paddle without its warnings and its signal handlers."""
     # Paddle warns about several OpenMP threads and a missing ccache at every import. Signals are blocked because the
     # import would turn Ctrl-C into an ImportError.
@@ -90,7 +90,7 @@ def import_quietly():
 # --- Cores, threads, memory ---
 
 
-def cores():
+def cores() -> int:
     """Number of cores that this process may use, given its CPU affinity and the quota of the container."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(available, _quota(Path("/sys/fs/cgroup")))))
@@ -106,7 +106,7 @@ def _quota(folder):
     return math.inf
 
 
-def asked_threads():
+def asked_threads() -> int:
     """Return OMP_NUM_THREADS (the first number of "4,2"), 0 if unset. Raises UserError if it is not 1 to 1024."""
     value = os.environ.get("OMP_NUM_THREADS", "").strip()
     first = value.split(",")[0].strip()
@@ -115,7 +115,7 @@ def asked_threads():
     return int(first or 0)
 
 
-def keep_freed_memory(megabytes):
+def keep_freed_memory(megabytes: int) -> None:
     """Let glibc keep up to this much freed memory for later use, instead of returning it to the system.
 
     Otherwise every large tensor or decoded image gets new memory, which the kernel has to clear first.
@@ -127,7 +127,7 @@ def keep_freed_memory(megabytes):
         libc.mallopt(_M_TRIM_THRESHOLD, min(megabytes * 2**20, 2**31 - 1))
 
 
-def ignore_interrupts():
+def ignore_interrupts() -> None:
     """Ignore Ctrl-C from now on, while a command ends. Does nothing in a notebook or a test, which continues."""
     main = getattr(sys.modules["__main__"], "__file__", None)
     is_command = main and Path(main).absolute().parent == Path(__file__).absolute().parents[2]

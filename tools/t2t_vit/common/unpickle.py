@@ -5,10 +5,14 @@ tuples overflow the C stack, shared ones take forever) and sets any state. This 
 needs, checks keys and states, calls only the functions of an allow-list, and takes at most a million steps.
 """
 
+from __future__ import annotations
+
 import io
 import math
 import pickle
 import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -30,10 +34,10 @@ class Refused(Exception):
 class Name:
     """A class that a pickle may mention but not call, such as torch.FloatStorage."""
 
-    def __init__(self, title):
+    def __init__(self, title: str) -> None:
         self.title = title
 
-    def __call__(self, *_):
+    def __call__(self, *_: object) -> NoReturn:
         raise Refused(f"a call of {self.title}")
 
 
@@ -72,38 +76,40 @@ class Unpickler(pickle._Unpickler):
         persistent_load: function that returns the object for a persistent id.
     """
 
-    def __init__(self, data, allowed=None, persistent_load=None):
+    def __init__(
+        self, data: bytes, allowed: dict[str, Callable | None] | None = None, persistent_load: Callable | None = None
+    ) -> None:
         self.file = io.BytesIO(data)
         super().__init__(self.file, encoding="latin1")
         self.allowed = ALLOWED if allowed is None else allowed
         self.steps_left = _MOST_STEPS
-        # Letters, bytes and entries that calls may still take and return, and BUILD may set: three times each.
+        # Limit for the characters, bytes and entries that calls take and return and BUILD sets: 3 x the file size.
         self.items_left = 3 * len(data)
         if persistent_load:
             self.persistent_load = persistent_load
 
-    def find_class(self, module, name):
-        # numpy._core is NumPy 2's name of numpy.core; __builtin__ is Python 2's of builtins.
+    def find_class(self, module: str, name: str) -> Any:
+        # NumPy 2 calls numpy.core numpy._core; Python 2 called builtins __builtin__.
         title = f"{module}.{name}".replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
         if title not in self.allowed:
             raise Refused(title[:200])
         return self.allowed[title] or Name(title)
 
-    def count(self, values):
-        """Refuse a file in which a few bytes each copy a large object many times."""
+    def count(self, values: Collection) -> None:
+        """Count the data in `values`. Refuses a file whose calls produce far more data than the file contains."""
         sizes = (len(value) for value in values if type(value) in (str, bytes, list, tuple, dict))
         self.items_left -= len(values) + sum(sizes)
         if self.items_left < 0:
             raise Refused("more data than the file has")
 
-    def load_reduce(self):
+    def load_reduce(self) -> None:
         if type(self.stack[-1]) is not tuple:
             raise Refused(f"a call with a {type(self.stack[-1]).__name__} of arguments")
         self.count(self.stack[-1])
         super().load_reduce()
         self.count(self.stack[-1:])
 
-    def load_build(self):
+    def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if type(state) not in (tuple, dict):
             raise Refused(f"a state that is a {type(state).__name__}")
@@ -117,11 +123,11 @@ class Unpickler(pickle._Unpickler):
         elif type(target) is not dict:  # attributes of a dict, such as PyTorch's _metadata, are ignored
             raise Refused(f"a change of a {type(target).__name__}")
 
-    def load_setitem(self):
+    def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         _set_items(self.stack[-1], [(key, value)])
 
-    def load_setitems(self):
+    def load_setitems(self) -> None:
         items = self.pop_mark()
         _set_items(self.stack[-1], zip(items[::2], items[1::2]))
 
@@ -185,7 +191,7 @@ def _set_array(array, state):
     array.__setstate__((1, tuple(shape), dtype, bool(fortran), data))
 
 
-def check_shape(shape):
+def check_shape(shape: Sequence[int]) -> None:
     """Raise Refused for a shape that no weights have. NumPy 1 crashes on some of these."""
     if len(shape) > _MOST_AXES or any(type(n) is not int or not 0 <= n <= _LONGEST_AXIS for n in shape):
         raise Refused("an array of an impossible shape")

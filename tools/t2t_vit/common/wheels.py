@@ -46,7 +46,7 @@ class Card(NamedTuple):
     name: str
     capability: Optional[tuple]  # compute capability (major, minor); None: unknown
 
-    def __str__(self):
+    def __str__(self) -> str:
         known = f" (compute capability {'.'.join(map(str, self.capability))})" if self.capability else ""
         return f"{self.name}{known}"
 
@@ -59,7 +59,7 @@ class Machine(NamedTuple):
     trouble: str = ""  # why nvidia-smi exists but lists no card
 
 
-def look():
+def look() -> Machine:
     """Return the `Machine` that this runs on."""
     if not shutil.which("nvidia-smi"):
         return Machine([], None)
@@ -83,13 +83,13 @@ def _numbers(text):
     return (int(found[1]), int(found[2])) if found else None
 
 
-def runs_on(archs, capability):
+def runs_on(archs: tuple, capability: Optional[tuple]) -> bool:
     """True if machine code for `archs` runs on a card: code for 8.6 runs on 8.9, but not on 8.0 or 9.0."""
     return capability is None or any(major == capability[0] and minor <= capability[1] for major, minor in archs)
 
 
 def choose(machine):
-    """Return (`Build`, or None for the CPU build; note for the user)."""
+    """Return (the `Build` to install, note for the user). None stands for the CPU build."""
     cards, driver = machine.cards, machine.driver
     if machine.trouble:
         return None, f"{machine.trouble}; the CPU build is used"
@@ -106,7 +106,7 @@ def choose(machine):
     names = ", ".join(map(str, left))
     if len(left) == len(cards):
         return None, f"no wheel of PaddlePaddle runs on {names} with this NVIDIA driver; the CPU build is used"
-    return best, f"the {best.name} build does not run on {names}; choose others with GPUS" if left else ""
+    return best, f"the {best.name} build does not run on {names}; choose the other cards with GPUS" if left else ""
 
 
 def words(build):
@@ -114,7 +114,7 @@ def words(build):
     return f"paddlepaddle-gpu=={VERSION} -i {INDEX}/{build.name}/"
 
 
-def advice(machine=None):
+def advice(machine: Optional[Machine] = None) -> str:
     """Return a clause for a message: what to install for the cards of a `Machine` (default: this one)."""
     build, note = choose(machine or look())
     if build is None:

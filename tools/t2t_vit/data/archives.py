@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Optional
 
 from t2t_vit.data.classes import UNWRITABLE
 
@@ -22,7 +23,7 @@ class Entry:
     """A file of an archive. It must be read before the next entry is requested."""
 
     name: str
-    size: int  # bytes; None if unknown
+    size: Optional[int]  # bytes; None if unknown
     is_safe: bool  # a regular file whose path stays below the folder
     open: Callable  # () -> binary stream
 
@@ -59,7 +60,7 @@ class _Member(tarfile.TarInfo):
     def fromtarfile(cls, archive):
         try:
             member = super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # not documented
             raise
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
             raise tarfile.ReadError(str(error)) from None
@@ -72,7 +73,7 @@ def tar_entries(file):
     """Yield the `Entry`s of a tar archive; folders are left out."""
     with tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # otherwise this list grows to gigabytes
+            archive.members.clear()  # type: ignore[attr-defined]  # otherwise this list grows to gigabytes
             if member.isdir():
                 continue
             name = _readable(os.fsencode(member.name))

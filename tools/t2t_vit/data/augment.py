@@ -6,8 +6,11 @@ were trained. A level runs from 0 to 10. All random numbers come from the NumPy 
 
 import math
 import re
+from collections.abc import Callable
 
+import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.data.images import RESAMPLING
@@ -170,7 +173,7 @@ class ColorJitter:
 # --- From the config ---
 
 
-def build_augment(cfg):
+def build_augment(cfg: CfgNode) -> list[Callable[[Image.Image, np.random.Generator], Image.Image]]:
     """Return a list of functions (image, rng) -> image for AUG.AUTO_AUGMENT and AUG.COLOR_JITTER.
 
     RandAugment and AutoAugment turn colour jitter off, as in timm.

@@ -1,9 +1,13 @@
 """Turn a batch of the loader into the model's input, on the model's device."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import paddle
+from yacs.config import CfgNode
 
 from t2t_vit.data.erasing import RandomErasing
 from t2t_vit.data.mixup import Mixup
@@ -20,7 +24,7 @@ class Batch:
 
     images: paddle.Tensor  # uint8 (B, S, S, channels)
     labels: paddle.Tensor  # int64 (B,)
-    mixing: list  # see Mixup.plan; None if nothing is mixed
+    mixing: list | None  # see Mixup.plan; None if nothing is mixed
     erasing: list  # see RandomErasing.plan
     skipped: tuple  # why images were replaced, one line each
 
@@ -40,7 +44,7 @@ class BatchDraws:
         return mixing, self.erasing.plan(boxes, self.shape, generator(self.seed, NOISE, sample))
 
 
-def to_tensors(tree):
+def to_tensors(tree: Any) -> Any:
     """Convert the NumPy arrays in nested lists to tensors, as the loader does."""
     if isinstance(tree, (list, tuple)):
         return [to_tensors(item) for item in tree]
@@ -50,14 +54,14 @@ def to_tensors(tree):
 class Normalize:
     """uint8 (B, H, W, C) -> float32 (B, C, H, W), (x / 255 - mean) / std."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode) -> None:
         self.mean = paddle.to_tensor(cfg.DATA.MEAN, dtype="float32")
         self.std = paddle.to_tensor(cfg.DATA.STD, dtype="float32")
 
-    def __call__(self, images):
+    def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
         return channels_first(self.channels_last(images))
 
-    def channels_last(self, images):
+    def channels_last(self, images: paddle.Tensor) -> paddle.Tensor:
         """Normalise without moving the channels. Broadcasting over another axis is several times slower on a CPU."""
         return normalized(images, self.mean, self.std)
 
@@ -74,11 +78,11 @@ class TrainInput:
     With False, they are erased before mixing, as in DeiT's data set, which PiT was trained with.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode) -> None:
         self.normalize, self.erase, self.mixup = Normalize(cfg), RandomErasing(cfg), Mixup(cfg)
         self.erases_mixed = cfg.AUG.ERASE_MIXED
 
-    def __call__(self, batch):
+    def __call__(self, batch: Batch) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Return (images float32 (B, C, H, W), targets). Targets are (B, K) if the batch is mixed, else labels (B,)."""
         images, targets = self.normalize.channels_last(batch.images), batch.labels
         if not self.erases_mixed:

@@ -1,13 +1,16 @@
 """Check a data set: read every image, find problems that would stop or harm training, and suggest settings that fit."""
 
+import argparse
 import itertools
 import json
 import os
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_outputs, write_text
@@ -24,7 +27,7 @@ from t2t_vit.data.report import Findings, SplitReport, print_report, spread, to_
 CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "configs/lit_data.yaml"))
 
 
-def check(args, cfg, overrides):
+def check(args: argparse.Namespace, cfg: CfgNode, overrides: Sequence[tuple[str, str]]) -> int:
     """Check the data set of a config and print the report. Returns the exit status: 1 if there is a fault, else 0.
 
     `args` are the options of tools/check_data.py, `overrides` the (key, value) pairs of the command line.
@@ -32,7 +35,7 @@ def check(args, cfg, overrides):
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs} but must be 1 or more")
     check_outputs([args.json], args.inputs)
-    demanded = all_keys() if args.config else args.opts[::2]  # keys that the user has set: a misfit is a fault
+    demanded = all_keys() if args.config else args.opts[::2]  # set by the user: a mismatch is a fault
     findings = Findings()
     suggest_fraction(cfg, findings, demanded)
     cfg = with_keys(cfg, findings.settings)
@@ -67,15 +70,15 @@ def suggest_fraction(cfg, findings, demanded):
     folder = training or layout.root
     if any(len(image_files(folder / name)) < 2 for name in class_folders(folder)):
         return
-    line = f"{folder} has no validation folder: DATA.VAL_FRACTION {VAL_FRACTION} validates on a part of it"
+    line = f"{folder} has no validation folder: DATA.VAL_FRACTION {VAL_FRACTION} holds out a part of it for validation"
     (findings.faults if training and "DATA.VAL_FRACTION" in demanded else findings.notes).append(line)
     findings.settings["DATA.VAL_FRACTION"] = VAL_FRACTION
 
 
 def find_splits(cfg, findings):
-    """Return (`SplitReport`s, "train" or "val": the command that can use the data).
+    """Return (list of `SplitReport`, "train" or "val": the command that can use the data).
 
-    The splits are the same as in `load_data`, even if it would reject their classes.
+    Unlike `load_data`, this also returns splits whose classes do not fit the class list.
     """
     layout, splits = Layout(cfg), []
     for name, list_file in layout.lists.items():
@@ -103,7 +106,7 @@ def split_of_list(cfg, layout, name):
     place, misfit = (layout.root, name, layout.root / layout.lists[name]), ""
     try:
         listed = read_list(*place, named)
-    except UserError as error:  # of a label out of range; any other error is raised again
+    except UserError as error:  # a label is out of range; any other error is raised again
         misfit, listed = str(error), read_list(*place, named, any_number=True)
     names = dict(enumerate(named.folders)) if named else {}
     counts = Counter(names.get(label, label) for label in listed.labels.tolist())
@@ -117,7 +120,7 @@ def splits_of_folder(cfg, layout, name, findings):
     if not found:
         findings.faults.append(f"{folder} has no class folders")
     elif not len(paths):
-        findings.faults.append(f"the class folders of {folder} hold no images")
+        findings.faults.append(f"the class folders of {folder} contain no images")
     parts = {name: np.ones(len(paths), bool)}
     if layout.shared:
         try:
@@ -228,9 +231,9 @@ def judge_doubles(splits, findings):
             elif digest:
                 first[digest] = split.name, path
     for (one, other), pairs in doubles.items():
-        line = f"{len(pairs):,} images of {other} repeat the content of another one"
+        line = f"{len(pairs):,} images of {other} are copies of another image"
         if one != other:
-            line = f"{len(pairs):,} images of val repeat an image of train, which makes the accuracy too high"
+            line = f"{len(pairs):,} images of val are copies of images of train, which makes the accuracy too high"
         findings.notes.append(f"{line}: {pairs[0][0]} and {pairs[0][1]}")
 
 

@@ -21,8 +21,8 @@ _LARGEST = 2**28  # limit for a batch file in bytes; the largest one, of CIFAR-1
 # {batch file: (split, number of its first image)}
 _CIFAR10 = {"test_batch": ("test", 0), **{f"data_batch_{i + 1}": ("train", i * _BATCH) for i in range(5)}}
 _CIFAR100 = {"train": ("train", 0), "test": ("test", 0)}
-# {folder in the archive: (batch files, file of the class names, key of the names in it if it is a pickle, key or byte
-# position of the labels, label bytes before the pixels of an image)}. For CIFAR-100 these are the fine classes.
+# {folder in the archive: (batch files; file of the class names; key of the names if it is a pickle; key of the labels,
+# or byte of the label; number of label bytes before the pixels)}. For CIFAR-100, these are the fine classes.
 _FORMS = {
     "cifar-10-batches-bin": (_CIFAR10, "batches.meta.txt", None, 0, 1),
     "cifar-100-binary": (_CIFAR100, "fine_label_names.txt", None, 1, 2),
@@ -45,7 +45,7 @@ def entries(file, path, form):
     """Yield an `Entry` such as train/cat/00042.png for each image. The whole archive is read before the first one.
 
     Raises:
-        UserError: if it is not CIFAR. Errors of `tarfile` and `gzip` for a damaged archive are not caught.
+        UserError: the archive is not CIFAR. Errors of `tarfile` and `gzip` for a damaged archive are not caught.
     """
     places, meta, names_entry, label_entry, label_bytes = _FORMS[form]
     files, images = _read_files(file, {meta, *places}), []
@@ -56,7 +56,7 @@ def entries(file, path, form):
         for name, (split, first) in places.items():
             labels, pixels = _batch(files[name], label_entry, label_bytes)
             if len(labels) != len(pixels) or not all(0 <= label < len(names) for label in labels):
-                raise ValueError(f"{name} has {len(pixels)} images but no label of {len(names)} classes for each")
+                raise ValueError(f"{name} has {len(pixels)} images, but not a label from {len(names)} classes for each")
             images += [(f"{split}/{names[label]}/{first + i:05d}.png", pixels[i]) for i, label in enumerate(labels)]
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(f"{path} is damaged or not a CIFAR archive ({type(error).__name__}: {error})") from error

@@ -1,10 +1,14 @@
 """The classes of a data set: their ids, folders and names, and the files that list them."""
 
+from __future__ import annotations
+
 import json
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import class_list
@@ -29,16 +33,16 @@ class ClassList:
     names: tuple
     source: str  # file, folder or config key that the classes come from
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.folders)
 
-    def to_text(self):
+    def to_text(self) -> str:
         """Format the classes as text that `read_classes` can read."""
         rows = zip(range(len(self)), self.folders, self.names)
         return "index\tfolder\tname\n" + "".join(f"{i}\t{folder}\t{name}\n" for i, folder, name in rows)
 
 
-def some(names, limit=5):
+def some(names: Sequence[str], limit: int = 5) -> str:
     """Join the first `limit` names, for a message."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
@@ -57,8 +61,8 @@ def class_order(names):
 
 def load_classes(cfg, layout):
     """Return the `ClassList` of the data set in a `Layout`. Raises UserError if there is none."""
-    if cfg.DATA.CLASSES:
-        return read_classes(class_list(cfg))
+    if path := class_list(cfg):
+        return read_classes(path)
     if (layout.root / "classes.txt").is_file():
         return read_classes(layout.root / "classes.txt")
     if any(layout.lists.values()):
@@ -78,14 +82,14 @@ def _classes_of_folder(folder):
             f"{folder} has a class folder {unwritable!r}: rename it, because no class list can hold control characters "
             "or bytes that are not UTF-8"
         )
-    folders = tuple(dict.fromkeys(map(composed, class_order(folders))))
-    return ClassList(folders, folders, str(folder))
+    names = tuple(dict.fromkeys(map(composed, class_order(folders))))
+    return ClassList(names, names, str(folder))
 
 
 # --- Class lists ---
 
 
-def read_classes(path):
+def read_classes(path: str | Path) -> ClassList:
     """Read a class list: the text of `ClassList.to_text`, or a list from another program.
 
     Other forms: a name per line; "0: cat", "0 cat" or "cat 0", numbered from 0; JSON with ids as keys or as values, or
@@ -111,8 +115,8 @@ def _rows(lines, path):
     if "\t" in lines[0] and not re.search(r"^[0-9]+\t|\t[0-9]+$", lines[0]):
         return _table_rows(lines, path)
     for pattern in _NUMBERED:
-        matches = [re.fullmatch(pattern, line.strip()) for line in lines]
-        if all(matches) and sorted(int(match["id"]) for match in matches) == list(range(len(lines))):
+        matches = [match for line in lines if (match := re.fullmatch(pattern, line.strip()))]
+        if sorted(int(match["id"]) for match in matches) == list(range(len(lines))):
             lines = [match["name"] for match in sorted(matches, key=lambda match: int(match["id"]))]
             break
     return [_folder_and_name(line) for line in lines]

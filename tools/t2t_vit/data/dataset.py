@@ -1,15 +1,19 @@
 """ImageNet-style data sets: class folders or list files, with one class list for both splits."""
 
+from __future__ import annotations
+
 import logging
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.data.classes import composed, load_classes, some
+from t2t_vit.data.classes import ClassList, composed, load_classes, some
 from t2t_vit.data.holdout import held_out
 from t2t_vit.data.index import EXTENSIONS, class_folders, scan
 from t2t_vit.data.layout import Layout, innermost, split_folders
@@ -30,16 +34,16 @@ class Split:
     paths: Paths
     labels: np.ndarray  # int32 (N,)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths)
 
-    def checksum(self):
+    def checksum(self) -> str:
         """CRC-32 of the file names and labels. Does not depend on the folder of the data set."""
         names = b"".join(os.path.basename(name) for name in self.paths.names)
         return f"{zlib.crc32(self.labels.tobytes(), zlib.crc32(names)):08x}"
 
-    def sizes_checksum(self):
-        """CRC-32 of the sizes of up to 1000 evenly spread files. All sizes would take minutes on a network disk."""
+    def sizes_checksum(self) -> str:
+        """CRC-32 of the sizes of up to 1000 evenly spaced files. Reading all would take minutes on a network disk."""
         sizes = [_size(self.paths[i]) for i in range(0, len(self), max(1, -(-len(self) // _SIZES)))]
         return f"{zlib.crc32(np.array(sizes, '<i8').tobytes()):08x}"
 
@@ -51,18 +55,20 @@ def _size(path):
         return -1
 
 
-def most_skipped(images):
+def most_skipped(images: int) -> int:
     """Return how many images DATA.ON_ERROR skip may replace in an epoch of `images`."""
     return max(3, images // 100)
 
 
-def load_data(cfg, splits=("train", "val"), model_file=None):
+def load_data(
+    cfg: CfgNode, splits: Sequence[str] = ("train", "val"), model_file: str | Path | None = None
+) -> tuple[ClassList, dict[str, Split]]:
     """Find the classes and images of the data set that the config names.
 
     Args:
         cfg: config.
         splits: names of the splits to load.
-        model_file: the weights file, if they determine MODEL.NUM_CLASSES and the user cannot set it.
+        model_file: weights file to name in errors, if it determines MODEL.NUM_CLASSES and the user cannot set that.
 
     Returns:
         (ClassList, {split name: Split}).
@@ -92,7 +98,7 @@ def _check_number(classes, cfg, model_file):
         is_nested = below.is_dir() and class_folders(below)  # the only class folder is in fact the data set
         raise UserError(
             f"{classes.source} has a single class, {classes.folders[0]}; training needs two or more"
-            + (f"; perhaps --data-path {below} is meant" if is_nested else "")
+            + (f"; did you mean --data-path {below}?" if is_nested else "")
         )
     if cfg.MODEL.NUM_CLASSES and len(classes) != cfg.MODEL.NUM_CLASSES:
         if model_file:
@@ -127,7 +133,7 @@ def scan_splits(layout, name, classes, cfg):
     if unknown:
         raise UserError(f"{folder} has class folders that are not in {classes.source}: {some(unknown)}")
     if not len(paths):
-        raise UserError(f"the class folders of {folder} hold no images ({', '.join(sorted(EXTENSIONS))})")
+        raise UserError(f"the class folders of {folder} contain no images ({', '.join(sorted(EXTENSIONS))})")
     labels = np.array([ids[composed(class_folder)] for class_folder in found], np.int32)[class_of]
     if not layout.shared:
         return {name: Split(name, str(folder), paths, labels)}
@@ -191,4 +197,4 @@ def _warn_of_repeated(paths, labels, list_file):
     for path, label in zip(paths, labels):
         if label_of.setdefault(path, label) != label:
             raise UserError(f"{list_file} gives {path} two labels, {label_of[path]} and {label}")
-    log.warning("warning: %d lines of %s repeat an earlier line; such images count more than once", number, list_file)
+    log.warning("warning: %d lines of %s repeat an earlier line; these images count more than once", number, list_file)

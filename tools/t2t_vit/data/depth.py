@@ -19,7 +19,7 @@ def is_dim(image, grey_bits):
 
 
 def to_8_bits(image, mode, grey_bits):
-    """Convert a loaded image to mode L or RGB. Raises ValueError if the range of its values is unknown."""
+    """Convert a loaded image to mode L or RGB. Raises ValueError if its values are outside the supported range."""
     if _is_plain(image, mode):
         return image
     if _is_deep(image):
@@ -48,7 +48,7 @@ def _white(image, grey_bits):
     low, high = pixels.min(), pixels.max()
     if image.mode == "F":
         if not (low >= 0 and high <= 1):  # or NaN
-            raise ValueError(f"its values are floats from {low:g} to {high:g}, only 0 to 1 can be read")
+            raise ValueError(f"its values are floats from {low:g} to {high:g}, but only 0 to 1 is supported")
         return 1.0
     if image.format == "PPM":
         return 65535  # Pillow has scaled it

@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al. 2020), as timm/data/random_erasing.py does it: after normalisation, on the device."""
+"""Random erasing (Zhong et al. 2020), as in timm/data/random_erasing.py: after normalisation, on the device."""
 
 import math
 
@@ -11,7 +11,7 @@ _LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))  # log(height / width)
 
 
 class RandomErasing:
-    """Draws boxes in the loader, for each image, and erases them on the device, in the normalised batch."""
+    """Draws boxes for each image in the loader, and erases them in the normalised batch on the device."""
 
     def __init__(self, cfg):
         self.probability, self.mode, self.count = cfg.AUG.ERASE_PROB, cfg.AUG.ERASE_MODE, cfg.AUG.ERASE_COUNT

@@ -1,7 +1,8 @@
 """DATA.VAL_FRACTION: choose validation images in a data set without a validation split.
 
-Whether an image is chosen depends only on its own name and SEED, not on the folder or the process. Adding images later
-therefore moves no others. The fraction is exact only on average.
+The path of an image below the data folder and SEED give a number in [0, 1). The image is chosen if the number is below
+the fraction, so the fraction is exact only on average. Adding images does not move other images to the other split,
+unless a class would otherwise have none in one of the splits.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ def held_out(paths, class_of, names, fraction, seed):
     few = [f"{names[i]} ({counts[i]})" for i in np.flatnonzero(counts < 2)]
     if few:
         raise UserError(
-            f"{paths.root} has classes with fewer than the 2 images that DATA.VAL_FRACTION needs, one to train and one "
+            f"{paths.root} has classes with fewer than 2 images, but DATA.VAL_FRACTION needs one to train on and one "
             f"to validate on: {some(few)}; add images or remove the folders"
         )
     draws = _draws(paths.names, seed)

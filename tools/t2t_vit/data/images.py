@@ -7,15 +7,20 @@ takes 0.3 ms with cykooz.resizer and 0.6 to 1.0 with Pillow. OpenCV resizes with
 system library.
 """
 
+from __future__ import annotations
+
 import functools
 import io
 import logging
 import math
 import os
 import warnings
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.data.depth import conversion_bytes, is_dim, to_8_bits
@@ -31,7 +36,7 @@ warnings.filterwarnings("ignore", module="PIL")  # warnings about palettes, larg
 # The only formats that are opened. Pillow supports more, but EPS, for one, starts Ghostscript. AVIF: Pillow >= 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MOST_BYTES = 512 << 20  # limit for a decoded image and its conversion; EXIF rotation takes twice as much
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # one text may be as long as all together, 64 MB
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # allow a text of 64 MB, the limit for all texts
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PIL_MODES = {1: "L", 3: "RGB"}
 _ORIENTATION = 0x0112  # EXIF tag
@@ -45,7 +50,7 @@ _warned = []  # holds the first image that looks too dark
 # Extra bytes per pixel that a decoder allocates: whole canvases (WEBP, AVIF) or coefficients (progressive JPEG).
 _DECODER_BYTES = {"WEBP": 8, "AVIF": 8, "progressive": 6}
 # A crop is decoded at a reduced scale if its shorter side is then still 1.5 times the output's and at least 240 pixels.
-# The result is above 40 dB PSNR of full decoding. Half the scale at exactly the output's size would give 28 dB.
+# Compared with full decoding, the PSNR is above 40 dB. At half scale and exactly the output's size, it would be 28 dB.
 _REDUCED_MARGIN, _SMALLEST_REDUCED = 1.5, 240
 
 
@@ -53,7 +58,7 @@ class ImageError(UserError):
     """An image file that cannot be read."""
 
 
-def reading(cfg, by_hand=False):
+def reading(cfg: CfgNode, by_hand: bool = False) -> dict[str, Any]:
     """Return the keyword arguments of `load_image` and `open_picture` that the config sets.
 
     Args:
@@ -68,7 +73,9 @@ def reading(cfg, by_hand=False):
 # --- Pillow ---
 
 
-def load_image(path, channels=3, upright=False, grey_bits=16, most_bytes=MOST_BYTES):
+def load_image(
+    path: str | Path, channels: int = 3, upright: bool = False, grey_bits: int = 16, most_bytes: int = MOST_BYTES
+) -> Image.Image:
     """Read an image file as an 8-bit RGB (3 channels) or grey (1) PIL image.
 
     Transparent pixels are blended with white. Of an animation, the first frame is read.
@@ -109,7 +116,7 @@ def _read(image, mode, upright, grey_bits, most_bytes):
     return image
 
 
-def open_image(file):
+def open_image(file: str | Path | IO[bytes]) -> Image.Image:
     """`Image.open`, limited to FORMATS."""
     return Image.open(file, formats=_formats())
 
@@ -175,7 +182,7 @@ def to_array(image):
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def to_image(pixels):
+def to_image(pixels: np.ndarray) -> Image.Image:
     """uint8 (H, W, 1 or 3) -> PIL image of mode L or RGB."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
@@ -183,7 +190,7 @@ def to_image(pixels):
 # --- Training ---
 
 
-def reader_name(reader):
+def reader_name(reader: str) -> str:
     """Return the reader that is used for DATA.READER in this environment: "turbo" or "pillow"."""
     return "turbo" if reader == "turbo" and simplejpeg else "pillow"
 
@@ -215,7 +222,7 @@ def _is_rotated(data):
 
 
 class PillowPicture:
-    """A picture that Pillow has read."""
+    """A picture that Pillow has decoded."""
 
     def __init__(self, image):
         self.image = image
@@ -233,7 +240,7 @@ class JpegPicture:
         self.path, self.data, self.size = path, data, size
 
     def crop(self, box, size, interpolation):
-        """Like `PillowPicture.crop`: values within 2 if bilinear, PSNR above 40 dB if bicubic or reduced."""
+        """Like `PillowPicture.crop`: values differ by up to 2 if bilinear; PSNR above 40 dB if bicubic or reduced."""
         width, height = self.size
         reduction = _reduction(box, min(size))
         try:

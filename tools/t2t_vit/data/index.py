@@ -1,5 +1,7 @@
 """Find the image files below a folder."""
 
+from __future__ import annotations
+
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -28,15 +30,15 @@ def is_ignored_folder(name):
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 
-def class_folders(folder):
+def class_folders(folder: str | Path) -> list[str]:
     """List the class folders in a folder, sorted as text.
 
-    Images of a data set are in this order. Class ids are in the order of `classes.class_order`.
+    The images of a data set follow this order. Class ids follow `classes.class_order`.
     """
     return sorted(name for name, is_folder in _listed(folder) if is_folder and not is_ignored_folder(name))
 
 
-def image_files(folder):
+def image_files(folder: str | Path) -> list[str]:
     """List the paths (str) of all images below a folder, sorted. Links are followed, hidden files are skipped."""
     images, waiting = [], [os.fspath(folder)]
     # Do not follow a link to a parent folder: it would give this class the images of all classes.
@@ -72,10 +74,10 @@ def scan(folder):
 
 
 def _listed(folder):
-    """[(name, whether it is a folder), ...] of what is in a folder.
+    """List the entries of a folder: [(name, whether it is a folder), ...].
 
     Raises:
-        UserError: if that cannot be found out. os.walk would drop a linked class folder without a warning.
+        UserError: the folder or a link in it cannot be read. os.walk would skip a linked class folder silently.
     """
     try:
         with os.scandir(folder) as entries:

@@ -1,5 +1,11 @@
 """Find the splits of a data set below the folder DATA.PATH."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import resolve, with_keys
 from t2t_vit.data.index import class_folders
@@ -28,8 +34,8 @@ def split_folders(root, split):
     return found
 
 
-def split_folder(root, split):
-    """Find the folder below `root` with the class folders of a split, or None. Skips a test folder that has none."""
+def split_folder(root: Path, split: str) -> Path | None:
+    """Find the folder below `root` with the class folders of a split, or None. Skips a test folder without classes."""
     for folder in split_folders(root, split):
         inner = innermost(folder)
         is_labelled = inner != folder or any(name != folder.name for name in class_folders(folder))
@@ -45,7 +51,7 @@ def innermost(folder):
     return inner if is_double else folder
 
 
-def above_train(cfg):
+def above_train(cfg: CfgNode) -> CfgNode:
     """Move DATA.PATH one folder up if it is a train/ folder with a val/ folder beside it, and return the config."""
     path = resolve(cfg.DATA.PATH)
     path = path.parent if innermost(path.parent) == path else path
@@ -110,9 +116,9 @@ class Layout:
         if self.given:
             raise UserError(f"DATA.PATH {self._given_folder} is not a {split} folder; give the folder above it")
         if self.is_divided and not self.own("train") and not class_folders(self.root):
-            raise UserError(f"data folder {self.root} has no folders with pictures; make one for each class")
+            raise UserError(f"data folder {self.root} has no folders with pictures; make a folder for each class")
         hint = ""
         if self.could_be_shared():
             place = "train/" if split == "val" else "each class"
-            hint = f"; DATA.VAL_FRACTION {VAL_FRACTION} takes a part of {place} for it"
+            hint = f"; DATA.VAL_FRACTION {VAL_FRACTION} holds out a part of {place} for validation"
         raise UserError(f"data folder {self.root} has no {split}/ folder{hint}")

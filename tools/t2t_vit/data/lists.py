@@ -37,7 +37,7 @@ def image_rows(lines):
     """Yield (line number, path, label) for the lines of a list file; path and label are None if a line lacks one.
 
     Forms: "relative/path label" with blanks or a tab between, "path,label" with or without a header line, and Kaggle's
-    LOC_val_solution.csv, in which the first box of an image names its class.
+    LOC_val_solution.csv, in which the first box of an image gives its class.
     """
     is_kaggle = lines[0].lower().startswith(KAGGLE_HEADER)
     for number, line in enumerate(lines, start=1):

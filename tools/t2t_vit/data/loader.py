@@ -5,13 +5,18 @@ the image's index and the number of its copy. Both are the same for any number o
 and training processes. Mixing and the noise of erasing are drawn once for each batch of a training process.
 """
 
+from __future__ import annotations
+
 import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import paddle
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.data.batch import Batch, BatchDraws
+from t2t_vit.data.dataset import Split
 from t2t_vit.data.erasing import RandomErasing
 from t2t_vit.data.images import ImageError, load_image, open_picture, reading
 from t2t_vit.data.reading import data_loader, read_all, shared_memory_fits
@@ -24,30 +29,31 @@ _REPLACEMENTS = 10  # stop after this many unreadable images in a row, even with
 class TrainDataset(paddle.io.Dataset):
     """Reads one image: sample (epoch, index, copy) -> (uint8 (S, S, channels), label, boxes, sample, skipped).
 
-    `skipped` is "", or why DATA.ON_ERROR skip has replaced the image.
+    `skipped` is "", or the reason why DATA.ON_ERROR skip has replaced the image.
     """
 
-    def __init__(self, split, cfg):
+    def __init__(self, split: Split, cfg: CfgNode) -> None:
         super().__init__()
         self.split, self.seed = split, cfg.SEED
         self.reading = {"reader": cfg.DATA.READER, **reading(cfg)}
         self.tries = 1 + (_REPLACEMENTS if cfg.DATA.ON_ERROR == "skip" else 0)
         self.transform, self.erasing = TrainTransform(cfg), RandomErasing(cfg)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, sample):
-        skipped = ""
-        for attempt in range(self.tries):
+    def __getitem__(self, sample: tuple[int, int, int]) -> tuple:
+        skipped, attempt = "", 0
+        while True:
             rng, index = self._draw(sample, attempt)
             try:
                 picture = open_picture(self.split.paths[index], **self.reading)
                 image = self.transform(picture, rng)
             except ImageError as error:
-                if attempt == self.tries - 1:
+                attempt += 1
+                if attempt == self.tries:
                     raise
-                # Report the first reason only: an unreadable replacement is reported as a sample of its own.
+                # Report only the first reason. An unreadable replacement is reported when its own turn comes.
                 skipped = skipped or one_line(error)
                 continue
             return image, self.split.labels[index], self.erasing.draw_boxes(rng), sample, skipped
@@ -63,14 +69,14 @@ class TrainDataset(paddle.io.Dataset):
 class EvalDataset(paddle.io.Dataset):
     """Reads one image: index -> (uint8 (S, S, channels), label)."""
 
-    def __init__(self, split, cfg):
+    def __init__(self, split: Split, cfg: CfgNode) -> None:
         super().__init__()
         self.split, self.transform, self.reading = split, EvalTransform(cfg), reading(cfg)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.transform(load_image(self.split.paths[index], **self.reading)), self.split.labels[index]
 
 
@@ -128,19 +134,19 @@ class EvalLoader:
     """Iterates over the batches of a split: uint8 (B, S, S, channels) and int64 (B,) tensors.
 
     Raises:
-        UserError: naming an image that cannot be read.
+        UserError: an image cannot be read. The message names it.
     """
 
-    def __init__(self, split, cfg, rank=0, world_size=1):
+    def __init__(self, split: Split, cfg: CfgNode, rank: int = 0, world_size: int = 1) -> None:
         self.num_images = len(split)
         self.order = EvalOrder(len(split), cfg.VAL.BATCH_SIZE, rank, world_size)
         fits = shared_memory_fits(cfg)
         self.batches = data_loader(EvalDataset(split, cfg), self.order, collate_eval, cfg.DATA.NUM_WORKERS, fits)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.order)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[paddle.Tensor]]:
         yield from read_all(self.batches)
 
 
@@ -150,12 +156,12 @@ class TrainLoader:
     Args:
         split: `Split` to train on.
         cfg: config.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
         epochs: number of epochs of the run; nothing is read ahead after the last one.
     """
 
-    def __init__(self, split, cfg, rank=0, world_size=1, epochs=1):
+    def __init__(self, split: Split, cfg: CfgNode, rank: int = 0, world_size: int = 1, epochs: int = 1) -> None:
         self.num_images = len(split)
         self.order = TrainOrder(len(split), cfg, rank, world_size, epochs)
         if self.order.steps() == 0:
@@ -166,18 +172,20 @@ class TrainLoader:
             )
         fits = shared_memory_fits(cfg)
         self.batches = data_loader(TrainDataset(split, cfg), self.order, TrainCollate(cfg), cfg.DATA.NUM_WORKERS, fits)
-        self._next = None  # (epoch, start) of the next batch in `_reading`
-        self._reading = None
+        self._next: tuple[int, int] | None = None  # (epoch, start) of the next batch in `_reading`
+        self._reading: Iterator = iter(())
 
-    def steps(self, start=0):
+    def steps(self, start: int = 0) -> int:
         """Training steps that remain in an epoch after its first `start` images."""
         return self.order.steps(start)
 
-    def epoch_steps(self, epoch, start=0):
-        """Yield a list of TRAIN.ACCUM_STEPS `Batch`es for each step of an epoch after its first `start` images.
+    def epoch_steps(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
+        """Yield the batches of each training step of an epoch: a list of TRAIN.ACCUM_STEPS `Batch`es.
+
+        The first `start` images of the epoch are skipped.
 
         Raises:
-            UserError: naming an image that cannot be read.
+            UserError: an image cannot be read. The message names it.
         """
         if self._next != (epoch, start):
             self.order.epoch, self.order.start = epoch, start
@@ -197,11 +205,11 @@ def collate_eval(samples):
 class TrainCollate:
     """Collates items of `TrainDataset` to the fields for `to_batch`, as NumPy arrays instead of tensors."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode) -> None:
         self.draw = BatchDraws(cfg)
         self.most_arrays = 3 + 3 * cfg.AUG.ERASE_COUNT  # in `Mixup.plan` and `RandomErasing.plan`
 
-    def __call__(self, samples):
+    def __call__(self, samples: Sequence[tuple]) -> tuple:
         images, labels, boxes, places, skipped = zip(*samples)
         mixing, erasing = self.draw(np.stack(boxes), places[0])
         arrays = sum(isinstance(item, np.ndarray) for item in itertools.chain(mixing or (), *erasing))
@@ -210,6 +218,8 @@ class TrainCollate:
         return np.stack(images), np.array(labels, np.int64), mixing, erasing, padding, "\n".join(filter(None, skipped))
 
 
-def to_batch(images, labels, mixing, erasing, _padding, skipped):
+def to_batch(
+    images: paddle.Tensor, labels: paddle.Tensor, mixing: list | None, erasing: list, _padding: list, skipped: str
+) -> Batch:
     """Build a `Batch` from the fields that the loader returns."""
     return Batch(images, labels, mixing, erasing, tuple(filter(None, skipped.split("\n"))))

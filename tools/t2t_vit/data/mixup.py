@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), as timm/data/mixup.py: image i is mixed with image B - 1 - i.
+"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), as in timm: image i is mixed with image B - 1 - i.
 
 `lam` is the weight of an image's own pixels in its mix, and of its own label in its target.
 """
@@ -6,6 +6,7 @@
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from yacs.config import CfgNode
 
 from t2t_vit.data.erasing import inside
 
@@ -13,19 +14,19 @@ from t2t_vit.data.erasing import inside
 class Mixup:
     """Mixes the images and labels of a batch."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode) -> None:
         aug = cfg.AUG
         self.mixup, self.cutmix, self.minmax = aug.MIXUP, aug.CUTMIX, aug.CUTMIX_MINMAX
         self.probability, self.switch_probability = aug.MIX_PROB, aug.MIX_SWITCH_PROB
         self.mode, self.off_epoch = aug.MIX_MODE, aug.MIX_OFF_EPOCH
         self.num_classes, self.smoothing = cfg.MODEL.NUM_CLASSES, cfg.TRAIN.LABEL_SMOOTHING
 
-    def is_on(self, epoch):
+    def is_on(self, epoch: int) -> bool:
         """Whether images are mixed in this epoch (from 0)."""
         off = self.off_epoch and epoch >= self.off_epoch
         return bool(self.mixup or self.cutmix) and self.probability > 0 and not off
 
-    def plan(self, batch, height, width, rng):
+    def plan(self, batch: int, height: int, width: int, rng: np.random.Generator) -> list:
         """Plan how to mix a batch.
 
         Returns:
@@ -43,7 +44,7 @@ class Mixup:
         return [labels, weight if (weight < 1).any() else None, own]
 
     @paddle.no_grad()
-    def __call__(self, images, labels, plan):
+    def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, plan: list) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Mix a batch.
 
         Args:
@@ -63,7 +64,7 @@ class Mixup:
         smooth = F.one_hot(labels, self.num_classes) * (1 - self.smoothing) + self.smoothing / self.num_classes
         return images, smooth * lam + _reversed(smooth) * (1 - lam)
 
-    def draw(self, batch, height, width, rng):
+    def draw(self, batch: int, height: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw lam (B,) and cutmix boxes (B, 4): top, left, bottom, right; zeros for a sample that is not cut.
 
         AUG.MIX_MODE decides: one draw for the batch, one for each pair (i, B - 1 - i), or one for each sample (elem).
@@ -71,7 +72,7 @@ class Mixup:
         draws = {"batch": 1, "pair": (batch + 1) // 2, "elem": batch}[self.mode]
         mixes = rng.random(draws) < self.probability
         cuts = rng.random(draws) < (self.switch_probability if self.mixup and self.cutmix else float(not self.mixup))
-        # If an alpha is 0, that method is never chosen. Any valid value will do.
+        # If an alpha is 0, its method is never chosen, so any valid alpha will do.
         lam_mixup, lam_cutmix = (rng.beta(alpha or 1.0, alpha or 1.0, draws) for alpha in (self.mixup, self.cutmix))
         lam = np.where(mixes, np.where(cuts, lam_cutmix, lam_mixup), 1.0)
         boxes = np.zeros((draws, 4), np.int64)

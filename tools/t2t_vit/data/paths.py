@@ -1,7 +1,11 @@
 """Memory-efficient lists of image paths."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,23 +17,23 @@ class Paths(Sequence):
     reference counting copies the memory pages that a fork shares. As an array, they take 40 MB in total.
     """
 
-    def __init__(self, root, names):
+    def __init__(self, root: str | Path, names: np.ndarray) -> None:
         self.root = os.fspath(root)
         self.names = names  # bytes (N,), relative to `root` or absolute
 
     @classmethod
-    def of(cls, paths, root=""):
+    def of(cls, paths: Iterable[str], root: str | Path = "") -> Paths:
         """Build `Paths` from an iterable of str."""
         return cls(root, np.array([os.fsencode(path) for path in paths], dtype=bytes))
 
-    def where(self, chosen):
+    def where(self, chosen: np.ndarray) -> Paths:
         """Return the paths for which `chosen`, bool (N,), is true."""
         return Paths(self.root, self.names[chosen])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int | slice) -> Any:
         if isinstance(i, slice):
             return [self._path(name) for name in self.names[i]]
         return self._path(self.names[i])

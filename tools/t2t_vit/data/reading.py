@@ -96,7 +96,7 @@ def read_all(batches):
         raise UserError(f"the loader processes cannot start: {one_line(error)}{full}") from error
     workers = getattr(iterator, "_workers", [])
     if workers:
-        # Paddle's signal handler could raise a SystemError anywhere in the main thread.
+        # Otherwise Paddle's signal handler could raise a SystemError anywhere in the main thread.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         stop = weakref.WeakMethod(iterator._exit_thread_unexpectedly)
         threading.Thread(target=_stop_if_one_dies, args=(workers, stop), daemon=True).start()
@@ -129,7 +129,7 @@ def _raise_for_dead_process(workers):
         if worker.exitcode:
             killed = worker.exitcode < 0
             how = f"by {signal.Signals(-worker.exitcode).name}" if killed else f"with status {worker.exitcode}"
-            advice = "if the memory ran out, lower DATA.NUM_WORKERS"
+            advice = "if the machine ran out of memory, lower DATA.NUM_WORKERS"
             if -worker.exitcode == signal.SIGBUS:
                 advice = _SHM_IS_FULL
             raise UserError(f"a data loader process ended ({how}); {advice}")
@@ -152,7 +152,7 @@ def shared_memory_fits(cfg):
         return True
     has, may_need = (-(-size >> 20) for size in (memory.f_blocks * memory.f_frsize, needed))
     _warn(
-        f"warning: /dev/shm has {has} MB and the loader processes may need {may_need}: they send the images through "
+        f"warning: /dev/shm has {has} MB, but the loader processes may need {may_need}: images are sent through "
         f"pipes, which is slower; in Docker, start the container with --shm-size {2 * needed // 10**9 + 1}g"
     )
     return False

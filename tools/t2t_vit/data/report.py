@@ -25,7 +25,7 @@ class SplitReport:
     source: str
     paths: Paths
     classes: dict  # {class folder, or number in a list file: images}; empty folders too
-    misfit: str = ""  # names the first label of a list file that is out of range
+    misfit: str = ""  # error about the first label out of range in a list file
     unreadable: dict = field(default_factory=dict)  # {path: reason}
     sides: Counter = field(default_factory=Counter)  # {shorter side in pixels: images}
     modes: Counter = field(default_factory=Counter)  # {Pillow's name: images}
@@ -59,7 +59,7 @@ def _look(how, path):
 
 @dataclass
 class Findings:
-    """`faults` would stop or harm training, `notes` would not. `settings`, {key: value}, fit the data."""
+    """`faults` would stop or harm training, `notes` would not. `settings` are {key: value} that fit the data."""
 
     faults: list = field(default_factory=list)
     notes: list = field(default_factory=list)
@@ -96,7 +96,7 @@ def print_report(splits, findings):
         for reason in itertools.islice(split.unreadable.values(), SHOWN):
             show(f"  {reason}")
         if unreadable > SHOWN:
-            print(f"  and {unreadable - SHOWN:,} more, which --json FILE lists")
+            print(f"  and {unreadable - SHOWN:,} more (--json FILE lists all)")
     for kind, lines in (("fault", findings.faults), ("note", findings.notes)):
         for line in lines:
             show(f"{kind}: {line}")

@@ -4,13 +4,16 @@ All random numbers come from the NumPy generator that the caller passes.
 """
 
 import math
+from typing import Any
 
 import numpy as np
+from PIL import Image
+from yacs.config import CfgNode
 
 from t2t_vit.data.augment import build_augment
 from t2t_vit.data.images import RESAMPLING, to_array, to_image
 
-_LONGEST = 50  # largest aspect ratio; longer images are cropped first, since resizing them takes gigabytes
+_LONGEST = 50  # largest aspect ratio; longer images are cropped first, because resizing them takes gigabytes
 
 
 class TrainTransform:
@@ -25,7 +28,7 @@ class TrainTransform:
         self.interpolation = cfg.AUG.INTERPOLATION
         self.hflip = cfg.AUG.HFLIP
         self.augmentations = build_augment(cfg)
-        # (stage, function of a picture or pixels and a generator) in this order; the benchmark times them.
+        # (name, function of (picture or pixels, generator)), in the order of the calls. The benchmark times each step.
         self.steps = [("crop and resize", self.crop), ("flip", self.flip), ("augment", self.augment)]
 
     def __call__(self, picture, rng):
@@ -116,13 +119,13 @@ class EvalTransform:
     PIL image -> uint8 (S, S, channels). VAL.CROP_MODE squash resizes any shape to (S, S), as zhl98/T2T_paddle does.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode) -> None:
         self.size = cfg.DATA.IMAGE_SIZE
         self.resize = math.floor(self.size / cfg.VAL.CROP_PCT)
         self.resampling = RESAMPLING[cfg.VAL.INTERPOLATION]
         self.squash = cfg.VAL.CROP_MODE == "squash"
 
-    def __call__(self, image):
+    def __call__(self, image: Image.Image) -> np.ndarray:
         if self.squash:
             return to_array(image.resize((self.size, self.size), self.resampling))
         box = _middle(image.size, _LONGEST)
@@ -135,6 +138,6 @@ class EvalTransform:
         return to_array(image.crop((left, top, left + self.size, top + self.size)))
 
 
-def normalized(images, mean, std):
+def normalized(images: Any, mean: Any, std: Any) -> Any:
     """Normalise uint8 (B, H, W, C) to float32, (x / 255 - mean) / std. Takes Paddle tensors or NumPy arrays."""
     return (images.astype("float32") / 255.0 - mean) / std

@@ -3,11 +3,14 @@
 An interrupted command leaves no half-written images. Repeat it to continue.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
 import shlex
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from t2t_vit.common.errors import UserError
@@ -19,7 +22,7 @@ from t2t_vit.data.val_classes import ValClasses
 MARKS = ".unpacked.json"  # in DIR: {archive name: [size, mtime in ns, "begun", "doubtful" or "done"]}
 
 
-def unpack(paths, output, val_list=None):
+def unpack(paths: Iterable[str | Path], output: str | Path, val_list: str | Path | None = None) -> None:
     """Unpack archives to the folder `output`, and print the number of images and classes.
 
     `val_list`: file with the classes of ImageNet's validation images, see `val_classes.ValClasses`.
@@ -45,7 +48,7 @@ def _unpack_all(stamps, folder, val_classes):
     for path, stamp in stamps.items():
         before = marks.get(path.name, [*stamp, "begun"])
         if before == [*stamp, "done"]:
-            print(f"{path}: already unpacked ({display_path(folder / MARKS)} says so)")
+            print(f"{path}: already unpacked (recorded in {display_path(folder / MARKS)})")
             continue
         # Do not trust files from a damaged archive or another archive of this name, even if their size is right.
         is_trusted = before == [*stamp, "begun"]
@@ -81,7 +84,7 @@ def claim(folder):
         lock(descriptor)  # does nothing on a file system without locks
         yield
     except BlockingIOError:
-        raise UserError(f"another process unpacks to {folder}") from None
+        raise UserError(f"another process is unpacking to {folder}") from None
     finally:
         os.close(descriptor)
 
@@ -103,7 +106,7 @@ def _check_space(folder, needed):
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder} has {free / 1e6:,.0f} MB free but the archives need {needed / 1e6:,.0f} MB; free some, or name "
+            f"{folder} has {free / 1e6:,.0f} MB free but the archives need {needed / 1e6:,.0f} MB; free some, or give "
             "a folder on another disk with --output"
         )
 

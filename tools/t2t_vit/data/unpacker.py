@@ -58,12 +58,12 @@ class Unpacker:
             ) from error
         if self.unsafe:
             names = ", ".join(map(ascii, self.unsafe[:3]))
-            _warn(f"{path}: left out {len(self.unsafe)} links, devices and unsafe names: {names}")
+            _warn(f"{path}: skipped {len(self.unsafe)} links, devices and unsafe names: {names}")
         if self.repeated:
-            _warn(f"{path}: left out {self.repeated} files that would replace an earlier one")
+            _warn(f"{path}: skipped {self.repeated} files that would replace an earlier one")
         if not self.images:
             raise UserError(
-                f"{path} holds no images in train/ or val/ folders, and fewer than two class folders with images"
+                f"{path} contains no images in train/ or val/ folders, and fewer than two class folders with images"
             )
         print(f"{path}: {self.written:,} images written, {self.images - self.written:,} already there, "
               f"{self.other:,} other files skipped")  # fmt: skip
@@ -72,13 +72,13 @@ class Unpacker:
         """Write the images of the archive, with a progress bar."""
         self.images = self.written = self.other = self.repeated = 0
         self.unsafe = []
-        self.names = {}  # {hash of a path: hash of its name in the archive}; a million paths would take much memory
+        self.names = {}  # {hash of a path: hash of its name in the archive}, because a million paths need much memory
         options = {"total": path.stat().st_size, "unit": "B", "unit_scale": True, "desc": path.name}
         with open(path, "rb") as file, progress_bar(None, **options) as bar:
             form, inner = cifar.form_of(file), _CLASS_ARCHIVE.fullmatch(path.name)
             entries = cifar.entries(file, path, form) if form else archives.entries(file)
             place = str if form else self._place  # CIFAR images are already named by their path
-            # n01440764.tar alone is one class of ILSVRC2012_img_train.tar, if someone unpacked that by hand.
+            # A single n01440764.tar is one class of ILSVRC2012_img_train.tar that was unpacked by hand.
             prefix = f"train/{inner[1]}/" if inner else ""
             self._add(entries, lambda: bar.update(max(0, file.tell() - bar.n)), place, prefix)
 
@@ -103,21 +103,21 @@ class Unpacker:
         *parents, file = name.split("/")
         if any(map(is_ignored_folder, parents)) or not is_image_name(file):
             return None
-        at, split = next(((i, split) for i, part in enumerate(parents) if (split := _split_of(part))), (None, None))
+        at, split = next(((i, split) for i, part in enumerate(parents) if (split := _split_of(part))), (0, ""))
         below = parents[at + 1 :] if split else []
         below = below[1:] if split and below[:1] == [parents[at]] else below  # seg_train/seg_train/cat
         if below:
             return "/".join([split, *below, file])
         if _VAL_IMAGE.fullmatch(file) or split == "val":
             return f"val/{self.val_classes.class_of(name)}/{file}"
-        if split is None and self.depth is None:
+        if not split and self.depth is None:
             self.unplaced.add(tuple(parents))
-        elif split is None and parents[self.depth :]:
+        elif not split and parents[self.depth :]:
             return "/".join([*parents[self.depth :], file])
         return None
 
     def _write(self, entry, target, name):
-        """Write one file, unless it is there. Of entries with one `name`, the last is kept, as tar does."""
+        """Write one file, unless it exists. If several entries have the same `name`, the last is kept, as in tar."""
         key = hash(target)
         is_again = key in self.names
         if is_again and self.names[key] != name:
@@ -143,7 +143,7 @@ def _split_of(name):
 def class_depth(folders):
     """Return the depth of the class folders, given the folders of all images as a set of tuples.
 
-    Images beside the folder that contains all others are ignored. Returns None without at least two class folders.
+    Images next to the folder that contains all others are ignored. Returns None for fewer than two class folders.
     """
     while folders:
         depth = len(os.path.commonprefix(list(folders)))
@@ -168,7 +168,7 @@ def _replacing(target):
 
     Unlike files.atomic_path, this does not wait for the disk, which would take hours for a million files.
     """
-    temporary = target.with_name(".unpack.part")  # a fixed name: the next process overwrites what a killed one left
+    temporary = target.with_name(".unpack.part")  # a fixed name, so that a file left by a killed process is overwritten
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

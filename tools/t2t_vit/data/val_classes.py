@@ -27,7 +27,7 @@ class ValClasses:
         file = name.rpartition("/")[2]
         if file not in self.classes:
             advice = "give a list of the classes with --val-list FILE (scripts/aistudio.sh: JOB_VAL_LIST=FILE)"
-            raise UserError(f"the class of {name} is not known; {'the list lacks it' if self.classes else advice}")
+            raise UserError(f"the class of {name} is not known; {'it is not in the list' if self.classes else advice}")
         return self.classes[file]
 
     def _find(self):

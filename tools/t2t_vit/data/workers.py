@@ -28,12 +28,13 @@ def start_worker(_worker_id):
     end_with_parent(signal.SIGUSR1)  # otherwise Paddle's loader processes outlive a killed parent
 
 
-def end_with_parent(number):
+def end_with_parent(number: int) -> None:
     """Send this process a signal when its parent dies (Linux). The signal must end the process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-        # The parent may have died before. Do not ask `is_alive`: a process that was forked later keeps its pipe open.
-        if os.getppid() != multiprocessing.parent_process().pid:
+        # The parent may have died already. `is_alive` misses that if a process forked later keeps its pipe open.
+        parent = multiprocessing.parent_process()
+        if parent and os.getppid() != parent.pid:
             signal.raise_signal(number)
 
 
@@ -53,9 +54,9 @@ def _end_workers():
     threading.excepthook = lambda _: None
     workers = multiprocessing.active_children()
     for worker in workers:
-        # The process may be gone already. multiprocessing does not notice if a signal handler interrupted its wait.
+        # The process may already have ended: multiprocessing misses that if a signal handler interrupted its wait.
         with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGUSR1)
+            os.kill(worker.pid, signal.SIGUSR1)  # type: ignore[arg-type]  # None only before the start
     for worker in workers:
         worker.join(5)
         worker.kill()

@@ -1,5 +1,7 @@
 """Compare an exported model with the original model."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ class Samples(NamedTuple):
     """Images to compare the models on and to calibrate on, both uint8 (N, H, W, channels)."""
 
     images: np.ndarray
-    calibration: np.ndarray = None
+    calibration: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,10 @@ class Comparison:
     difference: float  # largest difference of a logit, divided by the largest logit
     agreement: float  # fraction of the images with the same top class
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"largest difference {self.difference:.1e} of the largest logit, top-1 agreement {self.agreement:.4f}"
 
-    def check(self, precision):
+    def check(self, precision: str) -> None:
         """Raise UserError if the difference is larger than `precision` can explain."""
         if precision == "fp32" and self.difference > LARGEST_DIFFERENCE:
             raise UserError(
@@ -40,8 +42,8 @@ class Comparison:
             )
         if self.agreement < LEAST_AGREEMENT[precision]:
             raise UserError(
-                f"the exported model gives the model's class for {self.agreement:.2%} of {self.count} images, but "
-                f"{precision} needs {LEAST_AGREEMENT[precision]:.0%}; nothing was written"
+                f"the exported model predicts the model's class for {self.agreement:.2%} of {self.count} images, but "
+                f"{precision} requires {LEAST_AGREEMENT[precision]:.0%}; nothing was written"
             )
 
 

@@ -4,11 +4,15 @@ predictor = open_predictor("onnxruntime", "output/lit_data/export/lit_data.onnx"
 logits = predictor(images)  # (B, C, H, W), normalised by predictor.metadata -> (B, K)
 """
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import os
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +29,12 @@ SUFFIXES = {"inference": (".json", ".pdmodel"), "onnxruntime": (".onnx",), "open
 CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
 
 
-def require(module, what):
+def require(module: str, what: str) -> Any:
     """Import an optional library. Raises UserError with its name if it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = error.name.partition(".")[0]
+        missing = (error.name or module).partition(".")[0]
         raise UserError(f"{what} needs {missing}, which is not installed: pip install {missing}") from None
     except ImportError as error:
         raise UserError(f"{what} needs {module}, which cannot be imported: {one_line(error)}") from error
@@ -42,7 +46,7 @@ def is_paddle_2(paddle):
 
 
 def checksum(path):
-    """What an exported model stores about its other files."""
+    """Return the checksum of a file, as an exported model stores it for its other files."""
     return sha256(path)[:16]
 
 
@@ -59,7 +63,9 @@ def engine_of(path):
     return next((engine for engine, suffixes in SUFFIXES.items() if suffix in suffixes), "paddle")
 
 
-def open_predictor(engine, path, threads=None, device="cpu", onednn=True):
+def open_predictor(
+    engine: str, path: str | Path, threads: int | None = None, device: str = "cpu", onednn: bool = True
+) -> Predictor:
     """Open an exported file as a `Predictor`.
 
     Args:
@@ -111,19 +117,19 @@ def _in_one_line(path, engine):
         raise UserError(f"{path} cannot be read by {engine}: {reason}; export it again") from error
 
 
-def to_input(pixels, metadata):
+def to_input(pixels: np.ndarray, metadata: Metadata) -> np.ndarray:
     """uint8 (B, H, W, C) -> float32 (B, C, H, W), normalised."""
     mean, std = (np.array(values, np.float32) for values in (metadata.mean, metadata.std))
     return np.ascontiguousarray(normalized(pixels, mean, std).transpose(0, 3, 1, 2))
 
 
 class Predictor:
-    """Maps normalised images (B, C, H, W) to logits (B, K), float32 arrays, for any B >= 1. `run` does one batch."""
+    """Maps normalised images (B, C, H, W) to logits (B, K), float32 arrays, for any B >= 1. `run` takes one batch."""
 
-    def __init__(self, run, metadata):
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], metadata: Metadata) -> None:
         self.run, self.metadata = run, metadata
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         images = np.ascontiguousarray(images, np.float32)
         expected = (self.metadata.channels, *self.metadata.image_size)
         if images.shape[1:] != expected:
@@ -152,7 +158,7 @@ def _paddle_inference(path, threads, device, onednn):
     paddle = require("paddle", "engine inference")
     if path.suffix == ".json" and is_paddle_2(paddle):  # Paddle would crash
         raise UserError(
-            f"{path} was made by PaddlePaddle 3, this is {paddle.__version__}: export the model again with it"
+            f"{path} was exported by PaddlePaddle 3, but this is {paddle.__version__}: export the model again here"
         )
     parameters = path.with_suffix(".pdiparams")
     if not parameters.is_file():  # otherwise Paddle would run without them

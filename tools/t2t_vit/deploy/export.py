@@ -1,8 +1,11 @@
 """The command export.py: write a trained model as a file for an inference engine.
 
-The file is kept only if its engine gives the results of the model.
+The file is kept only if its engine gives the same results as the model.
 """
 
+from __future__ import annotations
+
+import argparse
 import dataclasses
 import os
 import signal
@@ -13,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import yaml
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import atomic_path, check_outputs, check_writable, display_path, naming, sha256
@@ -22,12 +26,13 @@ from t2t_vit.data.classes import ClassList
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.images import load_image, reading
 from t2t_vit.data.transforms import EvalTransform
-from t2t_vit.deploy.compare import Samples, compare
+from t2t_vit.deploy.compare import Comparison, Samples, compare
 from t2t_vit.deploy.engines import CHECKSUM, checksum, eager_predictor, is_paddle_2, open_predictor, require, to_input
 from t2t_vit.deploy.fold import fold
 from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 from t2t_vit.deploy.open_model import export_folder, open_model
 from t2t_vit.deploy.quantize import quantize
+from t2t_vit.models.family import VisionTransformer
 from t2t_vit.parallel.microbatch import inference
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -45,8 +50,8 @@ _SUFFIXES = {"paddle": (_PROGRAM, ".pdiparams", ".yml"), "onnx": (".onnx",), "op
 # --- The command ---
 
 
-def export(args, cfg):
-    """Export the model of a command line, and log how much the results of the exported file differ."""
+def export(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Export the model of a command line, and log how much the outputs of the exported file differ from the model's."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     setup_logging()
     for option in ("images", "calibration"):
@@ -57,6 +62,7 @@ def export(args, cfg):
     target = target_of(target, cfg.NAME, args.format, args.precision)
     check_outputs(parts_of(target, args.format), args.inputs)
     opened = open_model(args, cfg, weights_only=True)
+    assert opened.model is not None
     log.info("%s", opened)
     cfg = opened.cfg
     metadata = Metadata.of(cfg, opened.classes, args.precision, weights=sha256(opened.path))
@@ -88,7 +94,7 @@ def read_samples(args, cfg, weights):
 
 
 def read_images(split, cfg, count):
-    """Read up to `count` images, evenly spread over a split: uint8 (N, S, S, channels)."""
+    """Read up to `count` evenly spaced images of a split: uint8 (N, S, S, channels)."""
     transform = EvalTransform(cfg)
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
     return np.stack([transform(load_image(split.paths[index], **reading(cfg))) for index in chosen])
@@ -97,15 +103,15 @@ def read_images(split, cfg, count):
 # --- Any model ---
 
 
-def check_offered(form, precision):
+def check_offered(form: str, precision: str) -> None:
     """Raise UserError if a format does not support a precision, or if its libraries are missing."""
     if reason := NOT_OFFERED.get((form, precision)):
-        raise UserError(f"--format {form} has no --precision {precision}: {reason}")
+        raise UserError(f"--format {form} does not support --precision {precision}: {reason}")
     if form == "paddle":
         return
     if is_paddle_2(paddle):
         raise UserError(
-            f"--format {form} needs PaddlePaddle 3; this is {paddle.__version__}, which has --format paddle"
+            f"--format {form} needs PaddlePaddle 3; this is {paddle.__version__}, which supports only --format paddle"
         )
     for module in ("onnx", "paddle2onnx", ENGINE_OF[form], "onnxruntime" if precision == "int8" else "onnx"):
         require(module, f"an {form} file in {precision}")
@@ -131,7 +137,16 @@ def parts_of(path, form):
     return [path.with_suffix(suffix) for suffix in _SUFFIXES[form]]
 
 
-def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metadata=None, samples=None):
+def export_model(
+    model: VisionTransformer,
+    cfg: CfgNode,
+    target: str | Path,
+    form: str,
+    precision: str = "fp32",
+    batch_size: int = 1,
+    metadata: Metadata | None = None,
+    samples: Samples | None = None,
+) -> tuple[Path, Comparison]:
     """Write `model` as a file for an inference engine. After a failure, no file is left.
 
     Args:
@@ -151,7 +166,7 @@ def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metad
         UserError: the format is not supported, a library is missing, or the results of the file differ too much.
     """
     check_offered(form, precision)
-    target = target_of(target, cfg.NAME, form, precision)
+    path = target_of(target, cfg.NAME, form, precision)
     if metadata is None:
         numbers = tuple(str(number) for number in range(model.head.weight.shape[1]))
         metadata = Metadata.of(cfg, ClassList(numbers, numbers, "numbers"), precision)
@@ -159,20 +174,20 @@ def export_model(model, cfg, target, form, precision="fp32", batch_size=1, metad
         metadata, precision=precision, batch_size=batch_size, image_size=list(model.image_size)
     )
     is_noise, samples = samples is None, samples or _noise(metadata)
-    with _in_place_of(target) as draft:
+    with _in_place_of(path) as draft:
         _WRITERS[form](model, metadata, draft, samples)
         eager = eager_predictor(inference(model, cfg), dataclasses.replace(metadata, batch_size=0))
         comparisons = [compare(predictor, eager, samples.images) for predictor in _predictors(form, draft)]
         if not is_noise or precision == "fp32":
             for comparison in comparisons:
                 comparison.check(precision)
-    return target, max(comparisons, key=lambda comparison: comparison.difference)
+    return path, max(comparisons, key=lambda comparison: comparison.difference)
 
 
 def _predictors(form, path):
     """Open an exported file: with oneDNN and without it for Paddle Inference (the results differ), else once."""
-    options = [{"onednn": True}, {"onednn": False}] if form == "paddle" else [{}]
-    return [open_predictor(ENGINE_OF[form], path, **option) for option in options]
+    choices = (True, False) if form == "paddle" else (True,)
+    return [open_predictor(ENGINE_OF[form], path, onednn=onednn) for onednn in choices]
 
 
 def _noise(metadata):

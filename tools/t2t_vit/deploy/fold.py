@@ -7,13 +7,18 @@
 Sizes: B images, N tokens, C width, h heads, T class tokens.
 """
 
+from __future__ import annotations
+
 import importlib
+from collections.abc import Sequence
 
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from t2t_vit.models.family import VisionTransformer
 from t2t_vit.models.layers import check_images
+from t2t_vit.models.pit import PoolingTransformer
 from t2t_vit.models.zoo import FAMILIES
 
 
@@ -168,13 +173,21 @@ class FoldedPool(nn.Layer):
 class FoldedModel(nn.Layer):
     """A folded model: layers before the embedding, embedding, blocks, heads."""
 
-    def __init__(self, model, stages, grids, embedding, blocks, heads):
+    def __init__(
+        self,
+        model: VisionTransformer,
+        stages: list[nn.Layer],
+        grids: Sequence[tuple[int, int]],
+        embedding: nn.Layer,
+        blocks: list[nn.Layer],
+        heads: list[nn.Layer],
+    ) -> None:
         super().__init__()
         self.image_size, self.in_chans = model.image_size, model.in_chans
         self.stages, self.grids, self.embedding = nn.LayerList(stages), grids, embedding
         self.blocks, self.heads = nn.Sequential(*blocks), FoldedHeads(model.norm, heads)
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         check_images(x, self.in_chans, self.image_size)
         for stage, grid in zip(self.stages, self.grids):
             x = stage(x)
@@ -182,7 +195,7 @@ class FoldedModel(nn.Layer):
         return self.heads(self.blocks(self.embedding(x)))
 
 
-def fold_pit(model):
+def fold_pit(model: PoolingTransformer) -> FoldedModel:
     """Fold a `PoolingTransformer`. If it is distilled, the result is the mean of the two heads."""
     conv, T = model.patch_embed.conv, model.cls_token.shape[1]
     positions = model.pos_embed[0].flatten(1).transpose([1, 0])  # (N, C)

@@ -19,6 +19,7 @@ from t2t_vit.deploy.fold import (
     folded_linear,
     include_norm,
 )
+from t2t_vit.models.t2t import T2TViT
 from t2t_vit.models.token_layers import TokenPerformer
 
 
@@ -125,18 +126,19 @@ class FoldedTokenTransformer(nn.Layer):
         return self.mlp(v + self.proj(paddle.matmul(attn, v)))
 
 
-def fold_t2t(model):
+def fold_t2t(model: T2TViT) -> FoldedModel:
     """Fold a `T2TViT`."""
     module, positions = model.tokens_to_token, model.pos_embed[0]
-    pairs, last = list(zip(module.token_layers, module.splits))[: len(module.splits) - 1], module.splits[-1]
+    pairs = list(zip(module.token_layers, module.splits))[: len(module.splits) - 1]
+    kernel, stride, padding = module.splits[-1]
     if isinstance(module.project, nn.Conv2D):
         stages = [folded_convolution(conv.weight, conv.bias, *split[1:]) for conv, split in pairs]
         kernels = module.project.weight
     else:
         kind = FoldedPerformer if isinstance(module.token_layers[0], TokenPerformer) else FoldedTokenTransformer
         stages = [kind(layer, split) for layer, split in pairs]
-        kernels = _split_kernels(module.project.weight, last[0])
+        kernels = _split_kernels(module.project.weight, kernel)
     class_token = model.cls_token[0] + positions[:1]
-    embedding = FoldedEmbedding(kernels, module.project.bias, *last[1:], positions[1:], class_token)
+    embedding = FoldedEmbedding(kernels, module.project.bias, stride, padding, positions[1:], class_token)
     blocks = [*map(FoldedBlock, model.blocks[:-1]), FoldedBlock(model.blocks[-1], num_outputs=1)]
     return FoldedModel(model, stages, module.grids, embedding, blocks, [model.head])

@@ -1,15 +1,23 @@
 """Metadata in an exported file: enough to prepare images and name the classes. Does not import Paddle."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.config import default_config, with_keys
+from t2t_vit.data.classes import ClassList
 
 VERSION = 1
-NAMESPACE = "t2t_vit"  # of our entries in OpenVINO's rt_info
+NAMESPACE = "t2t_vit"  # section of our entries in OpenVINO's rt_info
 _KEYS = {  # {entry: config key that it stores}
     "model": "MODEL.NAME",
     "channels": "DATA.CHANNELS",
@@ -46,7 +54,7 @@ class Metadata:
     grey_bits: int = 16
 
     @classmethod
-    def of(cls, cfg, classes, precision, batch_size=1, weights=""):
+    def of(cls, cfg: CfgNode, classes: ClassList, precision: str, batch_size: int = 1, weights: str = "") -> Metadata:
         """Build the `Metadata` of a model from its config and `ClassList`."""
         return cls(
             version=VERSION,
@@ -61,7 +69,7 @@ class Metadata:
         )
 
     @classmethod
-    def from_entries(cls, entries, path):
+    def from_entries(cls, entries: dict[str, str], path: str | Path) -> Metadata:
         """Build `Metadata` from {name: JSON text}. Raises UserError like `from_values`."""
         known = [field.name for field in dataclasses.fields(cls) if field.name in entries]
         try:
@@ -70,7 +78,7 @@ class Metadata:
             raise _damaged(path, error) from None
 
     @classmethod
-    def from_values(cls, values, path):
+    def from_values(cls, values: dict[str, Any], path: str | Path) -> Metadata:
         """Build `Metadata` from {name: value}. Raises UserError for missing or damaged entries or another version."""
         if "version" not in values:
             raise UserError(f"{path} does not describe its model: it was not made by tools/export.py")
@@ -87,10 +95,10 @@ class Metadata:
 
     def _check(self):
         """Raise an error for the first entry with an invalid value."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(value) is not field.type and (field.type is not float or type(value) is not int):
-                raise ValueError(f"{field.name} is {value!r}")
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if type(value) is not kind and (kind is not float or type(value) is not int):
+                raise ValueError(f"{name} is {value!r}")
         if len(self.image_size) != 2 or not all(type(side) is int and 1 <= side <= 4096 for side in self.image_size):
             raise ValueError(f"image_size is {self.image_size!r}")
         names = self.folders + self.classes
@@ -100,23 +108,23 @@ class Metadata:
             raise ValueError(f"batch_size is {self.batch_size}")
         with_keys(default_config(), self.config_keys())  # checks the rest
 
-    def to_entries(self):
+    def to_entries(self) -> dict[str, str]:
         """Return {name: JSON text}."""
         return {name: json.dumps(value, ensure_ascii=False) for name, value in dataclasses.asdict(self).items()}
 
-    def config_keys(self):
+    def config_keys(self) -> dict[str, Any]:
         """Return {config key: value} for all keys that the file determines."""
         size = {"MODEL.NUM_CLASSES": len(self.classes), "DATA.IMAGE_SIZE": self.image_size[0]}
         return size | {key: getattr(self, name) for name, key in _KEYS.items()} | {"VAL.CROP_PCT": float(self.crop_pct)}
 
-    def settle(self, cfg, given, path):
+    def settle(self, cfg: CfgNode, given: Sequence[str], path: str | Path) -> CfgNode:
         """Return `cfg` with the values of the file for all keys that it determines.
 
-        Raises UserError if the user has set one of them (in `given`) to another value, or if images are not square.
+        Raises UserError if the user has set one of them (in `given`) to another value, or if the input is not square.
         """
         height, width = self.image_size
         if height != width:
-            raise UserError(f"{path} takes images of {height}x{width} pixels, but the commands make square images")
+            raise UserError(f"{path} takes images of {height}x{width} pixels, but the commands need square images")
         values = self.config_keys()
         for key, value in values.items():
             if key in given and _get(cfg, key) != value:

@@ -16,7 +16,7 @@ def to_onnx(program, parameters, names):
     """Convert a Paddle inference model to an onnx.ModelProto. `names`: {parameter name: structured name}."""
     paddle2onnx = require("paddle2onnx", "--format onnx")
     with _quiet():
-        # Give no file to save to. Otherwise paddle2onnx folds constants with Polygraphy, which installs packages.
+        # Without an output file (None), paddle2onnx does not fold constants with Polygraphy, which installs packages.
         data = paddle2onnx.export(str(program), str(parameters), None, opset_version=OPSET, enable_onnx_checker=False)
     if not data:
         raise UserError(f"paddle2onnx {paddle2onnx.__version__} cannot convert this model (--debug shows its messages)")

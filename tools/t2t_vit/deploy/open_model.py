@@ -3,9 +3,15 @@
 Paddle is imported only if it runs the model. Prediction with onnxruntime or OpenVINO works without it.
 """
 
+from __future__ import annotations
+
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import display_path, is_url, sha256
@@ -13,8 +19,11 @@ from t2t_vit.common.logger import log
 from t2t_vit.common.runtime import import_paddle
 from t2t_vit.config import resolve, with_classes
 from t2t_vit.data.classes import ClassList
-from t2t_vit.deploy.engines import SUFFIXES, eager_predictor, engine_of, open_predictor
+from t2t_vit.deploy.engines import SUFFIXES, Predictor, eager_predictor, engine_of, open_predictor
 from t2t_vit.deploy.metadata import Metadata
+
+if TYPE_CHECKING:
+    from t2t_vit.models.family import VisionTransformer  # imports Paddle
 
 _FORMATS = {"inference": "paddle", "onnxruntime": "onnx", "openvino": "openvino"}
 
@@ -23,17 +32,17 @@ _FORMATS = {"inference": "paddle", "onnxruntime": "onnx", "openvino": "openvino"
 class OpenedModel:
     """A model that is ready to predict. `str()` gives its name and file, for a log line."""
 
-    predictor: object  # `engines.Predictor`: float32 (B, C, H, W), normalised -> logits (B, K)
-    cfg: object  # the config that fits the model
+    predictor: Predictor  # float32 (B, C, H, W), normalised -> logits (B, K)
+    cfg: CfgNode  # the config that fits the model
     classes: ClassList
     path: Path  # file of the weights, or the exported file
-    model: object = None  # paddle.nn.Layer in eval mode; None if exported
+    model: VisionTransformer | None = None  # in eval mode; None if exported
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.cfg.MODEL.NAME} with {display_path(self.path)}"
 
 
-def open_model(args, cfg, weights_only=False):
+def open_model(args: argparse.Namespace, cfg: CfgNode, weights_only: bool = False) -> OpenedModel:
     """Open the model of a command line: --pretrained, or else the best weights or the export of the config's run.
 
     Returns an `OpenedModel`. Raises UserError if the file is missing, is damaged, does not fit the options, or is
@@ -42,7 +51,7 @@ def open_model(args, cfg, weights_only=False):
     engine = choose_engine(args)
     if weights_only and engine != "paddle":
         raise UserError(
-            f"{args.pretrained} is an exported model: give the weights that it was made from with --pretrained"
+            f"{args.pretrained} is an exported model: give the weights that it was exported from with --pretrained"
         )
     if engine in ("paddle", "inference") and not sys.modules.get("paddle"):
         import_paddle(cfg.DEVICE)
@@ -68,7 +77,7 @@ def choose_engine(args):
     return engine
 
 
-def open_weights(cfg, chosen=None):
+def open_weights(cfg: CfgNode, chosen: str | Path | None = None) -> OpenedModel:
     """Open weights as an `OpenedModel`: the file or URL `chosen`, or else the best weights of the config's run."""
     # Here because they import Paddle.
     from t2t_vit.parallel.microbatch import inference

@@ -1,11 +1,15 @@
 """The command predict.py: classify image files."""
 
+import argparse
 import glob
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError, printable
 from t2t_vit.common.files import check_outputs, display_path, write_text
@@ -14,13 +18,13 @@ from t2t_vit.config import resolve
 from t2t_vit.data.images import MOST_BYTES, ImageError, load_image, reading
 from t2t_vit.data.index import EXTENSIONS, image_files
 from t2t_vit.data.transforms import EvalTransform
-from t2t_vit.deploy.engines import to_input
+from t2t_vit.deploy.engines import Predictor, to_input
 from t2t_vit.deploy.open_model import open_model
 
 DEFAULT_IMAGE = "lit_data/val/3/0045.png"
 
 
-def predict(args, cfg):
+def predict(args: argparse.Namespace, cfg: CfgNode) -> int:
     """Classify the images of a command line, print the classes and write the JSON files. Returns the exit status."""
     setup_logging(aside=True)  # stdout is for the results
     if args.top_k < 1:
@@ -44,7 +48,7 @@ def predict(args, cfg):
     return print_errors(results)
 
 
-def find_images(patterns):
+def find_images(patterns: Sequence[str]) -> list[str]:
     """List the images that files, folders (searched recursively) and glob patterns name, without duplicates.
 
     Without patterns, returns the image that comes with the repository. A pattern that matches nothing stays in the list
@@ -77,7 +81,7 @@ def predict_batch(predictor, paths, cfg, top_k):
     return {path: results[path] if path in results else {"error": errors[path]} for path in paths}
 
 
-def read_images(paths, cfg, most_bytes=MOST_BYTES):
+def read_images(paths: Iterable[str], cfg: CfgNode, most_bytes: int = MOST_BYTES) -> tuple[dict, dict]:
     """Return ({path: uint8 (S, S, channels) as the model sees it}, {path: why it cannot be read}).
 
     `most_bytes` limits each decoded image.
@@ -92,7 +96,7 @@ def read_images(paths, cfg, most_bytes=MOST_BYTES):
     return pixels, errors
 
 
-def classify(predictor, pixels, top_k):
+def classify(predictor: Predictor, pixels: Sequence[np.ndarray], top_k: int) -> list[list[dict[str, Any]]]:
     """Return the top K classes of each image (uint8 (S, S, channels)): [{"class_id", "name", "probability"}, ...]."""
     if not pixels:
         return []

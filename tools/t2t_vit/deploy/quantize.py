@@ -14,7 +14,7 @@ _QUANTIZED = re.compile(r"(blocks\.\d+\.(q|k|v|proj|mlp\.fc[12])|stages\.\d+\.(p
 
 
 def quantize(model, target, batches):
-    """Write a quantised ONNX model, with one scale per output channel of a weight and one range per activation.
+    """Write a quantised ONNX model, with one scale per output channel of each weight and one range per activation.
 
     The ranges are calibrated on `batches`, float32 (B, C, H, W).
     """
@@ -22,7 +22,7 @@ def quantize(model, target, batches):
 
     feeds = ({model.graph.input[0].name: batch} for batch in batches)
 
-    class Reader(quantization.CalibrationDataReader):
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def get_next(self):
             return next(feeds, None)
 

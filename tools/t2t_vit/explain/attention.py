@@ -5,19 +5,24 @@ The maps are recorded from the model's own forward pass.
 Sizes: B images, h heads, T class tokens (2 for a distilled PiT, else 1), N tokens (class tokens first), K classes.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
 
+from t2t_vit.explain.overlay import Box
+from t2t_vit.models.family import Stage, VisionTransformer
 from t2t_vit.models.recording import all_tokens, frozen, inputs_of, outputs_of
 
 
-def token_box(model, block=-1):
+def token_box(model: VisionTransformer, block: int = -1) -> Box:
     """Return the `grid_box` of the patch tokens of a block (counted from 0)."""
     place = model.backbone()[block]
     return grid_box(place.windows, place.grid)
 
 
-def grid_box(windows, grid):
+def grid_box(windows: Sequence[tuple[int, int, int]], grid: tuple[int, int]) -> Box:
     """Return the box of a token grid (rows, columns): (left, top, right, bottom) in pixels, possibly beyond the image.
 
     Each cell is centred on the receptive field of its token. `windows` lists (kernel, stride, padding) of every step
@@ -31,20 +36,20 @@ def grid_box(windows, grid):
     return first, first, first + grid[1] * cell, first + grid[0] * cell
 
 
-def on_grid(rows, model, block=-1):
+def on_grid(rows: paddle.Tensor, model: VisionTransformer, block: int = -1) -> paddle.Tensor:
     """Drop the class tokens and put the patches of a block on their grid: (..., N) -> (..., H', W')."""
     grid = model.backbone()[block].grid
     return rows[..., num_class_tokens(model) :].reshape([*rows.shape[:-1], *grid])
 
 
-def num_class_tokens(model):
+def num_class_tokens(model: VisionTransformer) -> int:
     return model.cls_token.shape[1]
 
 
 # --- Maps ---
 
 
-def attention_maps(model, images):
+def attention_maps(model: VisionTransformer, images: paddle.Tensor) -> list[paddle.Tensor]:
     """Return the attention of every block: (B, Cin, H, W) -> list of (B, h, N, N), whose rows sum to 1.
 
     Row i holds the attention weights of token i over all tokens. In a PiT, N and h differ between stages.
@@ -53,7 +58,7 @@ def attention_maps(model, images):
         return trace(model, images)[1]
 
 
-def trace(model, images):
+def trace(model: VisionTransformer, images: paddle.Tensor) -> tuple[paddle.Tensor, list, list]:
     """Run a model and record its attention and tokens.
 
     Gradients reach back to the tokens that enter the first block.
@@ -88,7 +93,7 @@ def trace(model, images):
 # --- Through the blocks ---
 
 
-def rollout(maps, model, token=0):
+def rollout(maps: list, model: VisionTransformer, token: int = 0) -> paddle.Tensor:
     """Attention rollout (Abnar and Zuidema, 2020): the weight of each input patch in a token after the last block.
 
     It multiplies (A + I) / 2 of every block, where A is the mean attention of the heads, and the `pool_weights` of
@@ -105,7 +110,9 @@ def rollout(maps, model, token=0):
     return _through_blocks(halves, model, token)
 
 
-def gradient_maps(model, images, class_ids=None, token=0):
+def gradient_maps(
+    model: VisionTransformer, images: paddle.Tensor, class_ids: Any = None, token: int = 0
+) -> paddle.Tensor:
     """Return the relevance of each patch to a class: (B, Cin, H, W) -> (B, H', W'). See `relevance`.
 
     Args:
@@ -115,7 +122,7 @@ def gradient_maps(model, images, class_ids=None, token=0):
     return relevance(maps, gradients, model, token)
 
 
-def relevance(maps, gradients, model, token=0):
+def relevance(maps: list, gradients: list, model: VisionTransformer, token: int = 0) -> paddle.Tensor:
     """Gradient-weighted attention (Chefer et al., 2021, arXiv:2103.15679, section 3.1): (B, H', W').
 
     It multiplies I + the mean over heads of max(gradient * attention, 0) of every block. Poolings are as in `rollout`.
@@ -125,13 +132,15 @@ def relevance(maps, gradients, model, token=0):
 
 
 @paddle.enable_grad()
-def attention_gradients(model, images, class_ids=None):
-    """Return (logits (B, K), attention of each block, gradients of the class logit by it), lists of (B, h, N, N).
+def attention_gradients(
+    model: VisionTransformer, images: paddle.Tensor, class_ids: Any = None
+) -> tuple[paddle.Tensor, list, list]:
+    """Return logits (B, K), the attention of each block, and the gradients of the class logit: lists of (B, h, N, N).
 
     Raises:
         ValueError: a class id is out of range.
     """
-    # paddle.grad fails or is wrong for layers that also expect gradients of their parameters (2.6.2 to 3.3.1).
+    # If parameters need gradients too, paddle.grad fails or is wrong for some layers (2.6.2 to 3.3.1).
     with frozen(model):
         logits, maps, _ = trace(model, images)
     count, num_classes = logits.shape
@@ -147,7 +156,9 @@ def attention_gradients(model, images, class_ids=None):
 
 
 def _through_blocks(transfers, model, token):
-    """Multiply the matrices (B, N, N) of the blocks and the poolings between them; return row `token`: (B, H', W')."""
+    """Multiply the matrices of all blocks, (B, N, N), and the `pool_weights` between them.
+
+    Returns row `token` of the product, on the grid of the first block: (B, H', W')."""
     backbone, row = model.backbone(), transfers[-1][:, token : token + 1]  # (B, 1, N)
     for i in reversed(range(len(transfers) - 1)):
         pool = backbone[i + 1].pool
@@ -159,7 +170,7 @@ def _through_blocks(transfers, model, token):
 
 @paddle.no_grad()
 def pool_weights(pool, grid, num_tokens):
-    """Return the weight of each token before a `HeadPooling` in each token after it: (T + M, T + N). Rows sum to 1.
+    """Return the weights of a `HeadPooling`, (T + M, T + N): output tokens x input tokens. Rows sum to 1.
 
     Class tokens map to themselves. The weight of a patch in a pooled patch is proportional to the mean magnitude of the
     kernel over the channels. Every second row and column lies in two windows, the others in one. Therefore the weights
@@ -179,21 +190,23 @@ def pool_weights(pool, grid, num_tokens):
 # --- Before the blocks ---
 
 
-def attending_stages(model):
+def attending_stages(model: VisionTransformer) -> list[Stage]:
     """List the `Stage`s before the blocks that have attention, which are the token layers of a T2T module."""
     return [stage for stage in model.stages() if hasattr(stage.layer, "attention_rows")]
 
 
 @paddle.no_grad()
-def token_maps(model, images, stage, queries):
+def token_maps(
+    model: VisionTransformer, images: paddle.Tensor, stage: int, queries: Sequence[int]
+) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Attention of chosen tokens in one of `attending_stages`: (B, Cin, H, W) -> logits (B, K), maps (B, Q, h, w).
 
     Args:
         stage: index of the stage, from 0.
         queries: Q positions, row * w + column on the grid of the stage.
     """
-    stage = attending_stages(model)[stage]
-    with inputs_of([stage.layer]) as inputs:
+    layer, grid, *_ = attending_stages(model)[stage]
+    with inputs_of([layer]) as inputs:
         logits = model(images)
-    rows = stage.layer.attention_rows(inputs[0], paddle.to_tensor(queries, dtype="int64"))
-    return logits, rows.reshape([*rows.shape[:2], *stage.grid])
+    rows = layer.attention_rows(inputs[0], paddle.to_tensor(queries, dtype="int64"))
+    return logits, rows.reshape([*rows.shape[:2], *grid])

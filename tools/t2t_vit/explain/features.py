@@ -3,11 +3,12 @@
 import paddle
 
 from t2t_vit.explain.attention import num_class_tokens, trace
+from t2t_vit.models.family import VisionTransformer
 from t2t_vit.models.recording import inputs_of, outputs_of
 
 
 @paddle.no_grad()
-def features(model, images):
+def features(model: VisionTransformer, images: paddle.Tensor) -> list[tuple[str, paddle.Tensor, tuple[int, int]]]:
     """Return the patch tokens after each layer: (B, Cin, H, W) -> list of (name, tokens (B, rows * columns, C), grid).
 
     The list starts with the named inputs and outputs of the stages before the blocks, such as the soft splits and token

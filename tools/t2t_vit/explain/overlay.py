@@ -1,10 +1,13 @@
 """Lay a map of values over a picture. Needs only Pillow and NumPy."""
 
+from __future__ import annotations
+
 import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 256  # small pictures are enlarged to about this many pixels
 STRENGTH = 0.6  # opacity of the map: 0 shows only the picture, 1 only the map
+Box = tuple[float, float, float, float]  # left, top, right, bottom; in pixels
 
 # Colours from low (dark) to high (light) values, as in matplotlib's inferno.
 _COLOURS = np.array(
@@ -15,7 +18,7 @@ _COLOURS = np.array(
 )  # fmt: skip
 
 
-def overlay(image, values, box=None, mark=None):
+def overlay(image: Image.Image, values: np.ndarray, box: Box | None = None, mark: Box | None = None) -> Image.Image:
     """Lay a map over a picture, each value as a cell. Colours run from the smallest (dark) to the largest (light).
 
     Args:
@@ -30,8 +33,8 @@ def overlay(image, values, box=None, mark=None):
     """
     large = enlarged(image)
     factor = large.width / image.width
-    box = [factor * edge for edge in box or (0, 0, *image.size)]
-    relative = stretched(values, large.size, box)
+    edges = [factor * edge for edge in box or (0, 0, *image.size)]
+    relative = stretched(values, large.size, edges)
     drawn = Image.blend(large, Image.fromarray(coloured(relative)), STRENGTH)
     if mark:
         left, top, right, bottom = (round(factor * edge) for edge in mark)
@@ -41,8 +44,8 @@ def overlay(image, values, box=None, mark=None):
     return drawn
 
 
-def enlarged(image):
-    """Enlarge an image by a whole factor, without interpolation, if its shorter side is below SIDE / 2. Returns RGB."""
+def enlarged(image: Image.Image) -> Image.Image:
+    """Convert to RGB, and enlarge by an integer factor, without interpolation, if a side is at most SIDE / 2."""
     factor = max(1, SIDE // min(image.size))
     size = tuple(factor * length for length in image.size)
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
@@ -69,7 +72,7 @@ def coloured(values):
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
-def cell(box, grid, place):
+def cell(box: Box, grid: tuple[int, int], place: tuple[int, int]) -> Box:
     """Return the box of the cell at `place` (row, column), where a grid (rows, columns) covers `box`."""
     (left, top, right, bottom), (rows, columns), (row, column) = box, grid, place
     width, height = (right - left) / columns, (bottom - top) / rows

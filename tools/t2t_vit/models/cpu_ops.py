@@ -21,11 +21,11 @@ from paddle.base import core, framework
 _LOGITS = 2**20  # number of attention weights computed at a time: 4 MB, which fits the cache
 _MAX_SHIFT = 16  # see _LayerNorm
 
-# A flag, because looking at the place of a tensor breaks paddle.jit.to_static without full_graph (3.3.1).
+# A flag, because checking the device of a tensor breaks paddle.jit.to_static without full_graph (3.3.1).
 _enabled = not paddle.is_compiled_with_cuda()
 
 
-def enable(flag):
+def enable(flag: bool) -> None:
     """Use the fast forms of this module (True) or Paddle's own kernels (False)."""
     global _enabled
     _enabled = flag

@@ -7,6 +7,7 @@ batch (parallel/microbatch.py) therefore draws from its own NumPy generator. Thi
 
 import contextlib
 import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import paddle
@@ -17,7 +18,7 @@ _thread = threading.local()
 
 
 @contextlib.contextmanager
-def drawing_from(seed_key):
+def drawing_from(seed_key: Sequence[int]) -> Iterator[None]:
     """Context manager: this thread draws from its own generator, seeded by a list of integers, each 0 or more."""
     _thread.generator = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed_key)))
     try:

@@ -6,9 +6,12 @@ only the interface of its model class, a `VisionTransformer`.
 Sizes: B images, T class tokens, N patches, C channels.
 """
 
-from dataclasses import dataclass
-from typing import Callable, NamedTuple, Optional
+from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Callable, NamedTuple
+
+import paddle
 from paddle import nn
 
 from t2t_vit.models.recording import all_tokens, outputs_of
@@ -23,7 +26,8 @@ class Family:
         model: subclass of `VisionTransformer`. Its constructor takes image_size, in_chans, num_classes, drop_rate,
             attn_drop_rate, drop_path_rate, qk_scale, and the arguments of the variants.
         variants: {name: constructor arguments}.
-        traits: function: arguments of a variant -> traits, a dict that distinguishes variants by the shapes of tensors.
+        traits: function from the constructor arguments of a variant to a dict, its traits. Variants whose tensors have
+            different shapes have different traits.
         read_shapes: function: {tensor name: shape} -> (traits, {"num_classes", "in_chans", "image_size"}). Raises
             KeyError, IndexError or ValueError if the tensors do not belong to this family.
         fold: "module:name" of the function that makes a trained model faster for export (see `deploy.fold`); "" if
@@ -48,8 +52,8 @@ class Stage(NamedTuple):
     layer: nn.Layer
     grid: tuple  # (rows, columns) of its output
     windows: list  # (kernel, stride, padding) of every step from the pixels to this grid
-    input_name: str = ""  # name of its input in pictures, "" to draw none
-    output_name: str = ""  # name of its output in pictures, "" to draw none
+    input_name: str = ""  # caption of its input in `visualize.py features`; "" = not drawn
+    output_name: str = ""  # caption of its output; "" = not drawn
 
 
 class BlockPlace(NamedTuple):
@@ -58,7 +62,7 @@ class BlockPlace(NamedTuple):
     block: nn.Layer
     grid: tuple  # (rows, columns)
     windows: list  # (kernel, stride, padding) of every step from the pixels to this grid
-    pool: Optional[nn.Layer] = None  # pooling just before the block
+    pool: nn.Layer | None = None  # pooling just before the block
 
 
 class VisionTransformer(nn.Layer):
@@ -68,32 +72,32 @@ class VisionTransformer(nn.Layer):
     `forward`, `forward_features`, `backbone`, and `stages` if layers precede its blocks.
     """
 
-    def backbone(self):
+    def backbone(self) -> list[BlockPlace]:
         """Return a list of `BlockPlace`, from the first block to the last."""
         raise NotImplementedError
 
-    def stages(self):
+    def stages(self) -> list[Stage]:
         """Return a list of `Stage`, in the order of the forward pass."""
         return []
 
-    def fit_pos_embed(self, table, recompute=False):  # noqa: ARG002
-        """Fit a position embedding of another image size to this model. Returns (embedding, what was done in words).
+    def fit_pos_embed(self, table: paddle.Tensor, recompute: bool = False) -> tuple[paddle.Tensor, str]:  # noqa: ARG002
+        """Resize a position embedding of another image size for this model. Returns (embedding, description).
 
-        Raises ValueError if that is not possible.
+        Raises ValueError if it cannot be resized.
         """
         raise ValueError(f"the position embedding of a {type(self).__name__} cannot be resized")
 
-    def forward_intermediates(self, x):
+    def forward_intermediates(self, x: paddle.Tensor) -> list[paddle.Tensor]:
         """Return the tokens after each block, class tokens first: (B, Cin, H, W) -> list of (B, T + N, C)."""
         blocks = [place.block for place in self.backbone()]
         with all_tokens(blocks), outputs_of(blocks) as outputs:
             self(x)
         return outputs
 
-    def layer_index(self, name):
+    def layer_index(self, name: str) -> int:
         """Return the depth of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last.
 
-        A pooling has the depth of the block that follows it.
+        A pooling layer has the depth of the block after it.
         """
         backbone = self.backbone()
         depths = {id(stage.layer): 0 for stage in self.stages()}
@@ -106,5 +110,5 @@ class VisionTransformer(nn.Layer):
 
 
 def count_layers(shapes, prefix):
-    """Return N if there are tensors of layers `prefix`0 to `prefix`(N-1)."""
+    """Count the layers whose tensors are named `prefix`0.*, `prefix`1.* and so on."""
     return len({name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)})

@@ -6,6 +6,7 @@ Sizes: B images, N tokens, C channels, h heads.
 """
 
 import math
+from collections.abc import Sequence
 
 import paddle
 import paddle.nn.functional as F
@@ -20,7 +21,7 @@ from t2t_vit.models.dropout import Dropout, DropPath
 LINEAR_STD = 0.02
 
 
-def in_head(name):
+def in_head(name: str) -> bool:
     """Whether a parameter or layer with this structured name belongs to a classification head."""
     return name.split(".")[0] in ("head", "head_dist")
 
@@ -50,7 +51,7 @@ def init_from_fan_in(layer):
                 Uniform(-(fan_in**-0.5), fan_in**-0.5)(parameter)
 
 
-def check_images(x, in_chans, image_size):
+def check_images(x: paddle.Tensor, in_chans: int, image_size: Sequence[int]) -> None:
     """Raise ValueError unless `x` is (B, in_chans, H, W) with (H, W) = image_size."""
     if tuple(x.shape[1:]) != (in_chans, *image_size):
         raise ValueError(
@@ -139,7 +140,7 @@ class Attention(nn.Layer):
     def _attend(self, q, k, v):
         """(B, M, h, C/h) and twice (B, N, h, C/h) -> (B, M, h, C/h)."""
         if self.fused and fits_flash_attention(q):
-            # Paddle's own factor is (C/h) ** -0.5.
+            # Paddle itself multiplies q k by (C/h) ** -0.5.
             return F.scaled_dot_product_attention(q * (self.scale * q.shape[-1] ** 0.5), k, v)
         q, k, v = (tensor.transpose([0, 2, 1, 3]) for tensor in (q, k, v))  # (B, h, M, C/h), (B, h, N, C/h)
         attn = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)  # (B, h, M, N)
@@ -157,7 +158,7 @@ def fits_flash_attention(q):
     return paddle.get_device().startswith("gpu") and paddle.device.cuda.get_device_capability() >= (8, 0)
 
 
-def fuse_attention(model):
+def fuse_attention(model: nn.Layer) -> None:
     """Let the blocks of a model use Paddle's FlashAttention where it is supported. It ignores attn_drop."""
     for layer in model.sublayers():
         if isinstance(layer, Attention):

@@ -6,6 +6,10 @@ Sizes: B images, Cin channels, H x W pixels, h x w patches or tokens of the map,
 1), C width of a stage.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import paddle
 from paddle import nn
 from paddle.nn.initializer import Normal
@@ -79,7 +83,7 @@ class HeadPooling(nn.Layer):
     def __init__(self, dim, out_dim, stride=2):
         super().__init__()
         if out_dim % dim:
-            raise ValueError(f"the width {dim} of a stage does not divide the next one's, {out_dim}")
+            raise ValueError(f"the width {dim} of a stage does not divide {out_dim}, the width of the next stage")
         self.conv = nn.Conv2D(dim, out_dim, stride + 1, stride, stride // 2, groups=dim)
         self.fc = Linear(dim, out_dim)
 
@@ -111,21 +115,21 @@ class PoolingTransformer(VisionTransformer):
     def __init__(
         self,
         *,
-        image_size=224,
-        in_chans=3,
-        num_classes=1000,
-        patch_size,
-        stride,
-        base_dims,
-        depth,
-        heads,
-        mlp_ratio=4.0,
-        distilled=False,
-        qk_scale=None,
-        drop_rate=0.0,
-        attn_drop_rate=0.0,
-        drop_path_rate=0.0,
-    ):
+        image_size: int | Sequence[int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        patch_size: int,
+        stride: int,
+        base_dims: Sequence[int],
+        depth: Sequence[int],
+        heads: Sequence[int],
+        mlp_ratio: float = 4.0,
+        distilled: bool = False,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         if not len(base_dims) == len(depth) == len(heads) >= 1:
             raise ValueError(f"base_dims {base_dims}, depth {depth} and heads {heads} must have one number per stage")
@@ -156,7 +160,7 @@ class PoolingTransformer(VisionTransformer):
             self.head_dist = Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.apply(init_from_fan_in)
 
-    def fit_pos_embed(self, table, recompute=False):
+    def fit_pos_embed(self, table: paddle.Tensor, recompute: bool = False) -> tuple[paddle.Tensor, str]:
         """Resize a position map (1, C, h, w) bicubically. Returns (map, description of what was done).
 
         The map is learned and cannot be recomputed, so `recompute` has no effect.
@@ -165,11 +169,11 @@ class PoolingTransformer(VisionTransformer):
         words = f"resized bicubically from {old_grid[0]}x{old_grid[1]} to {grid[0]}x{grid[1]}"
         return resize_map(table, grid), words
 
-    def stages(self):
+    def stages(self) -> list[Stage]:
         conv = self.patch_embed.conv
         return [Stage(conv, tuple(self.pos_embed.shape[2:]), [(conv.weight.shape[-1], conv._stride[0], 0)])]
 
-    def backbone(self):
+    def backbone(self) -> list[BlockPlace]:
         _, grid, windows, *_ = self.stages()[0]
         places = []
         for i, transformer in enumerate(self.transformers):
@@ -180,7 +184,7 @@ class PoolingTransformer(VisionTransformer):
                 places.append(BlockPlace(block, grid, windows, None if j else pool))
         return places
 
-    def forward_tokens(self, x):
+    def forward_tokens(self, x: paddle.Tensor) -> paddle.Tensor:
         """Normalised class tokens: (B, Cin, H, W) -> (B, T, C of the last stage)."""
         check_images(x, self.in_chans, self.image_size)
         x = self.pos_drop(self.patch_embed(x) + self.pos_embed)  # (B, C, h, w)
@@ -190,11 +194,11 @@ class PoolingTransformer(VisionTransformer):
         _, cls_tokens = self.transformers[-1](x, cls_tokens, class_tokens_only=True)
         return self.norm(cls_tokens)
 
-    def forward_features(self, x):
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         """Normalised class token: (B, Cin, H, W) -> (B, C of the last stage)."""
         return self.forward_tokens(x)[:, 0]
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]:
         """Logits: (B, Cin, H, W) -> (B, num_classes).
 
         A distilled model returns (class, distillation) logits in training and their mean in evaluation.
@@ -215,7 +219,7 @@ def _patch_grid(image_size, patch_size, stride):
 
 
 def traits(variant):
-    """Return the traits of a variant, which distinguish it from the others by the shapes of tensors. See `Family`."""
+    """Return the traits of a variant, given its constructor arguments. See `Family`."""
     return {
         "patch_size": variant["patch_size"],
         "widths": [base_dim * heads for base_dim, heads in zip(variant["base_dims"], variant["heads"])],

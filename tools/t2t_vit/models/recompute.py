@@ -6,7 +6,7 @@ from paddle.distributed.fleet.utils import recompute
 from t2t_vit.models.dropout import draw_state, is_drawing, set_draw_state
 
 
-def recompute_activations(model):
+def recompute_activations(model: paddle.nn.Layer) -> None:
     """Make a model keep only the inputs of its blocks and token layers for the backward pass."""
     for layer in model.sublayers(include_self=True):
         if hasattr(layer, "recompute"):
@@ -23,7 +23,7 @@ def recomputed(layer, *inputs):
         set_draw_state(state)
         return layer(*inputs)
 
-    # Without re-entrance, Paddle 2.6.2 does not restore the random state of a CPU. Therefore `forward` restores it.
+    # In the form that is not re-entrant, Paddle 2.6.2 does not restore the random state of a CPU: `forward` does.
     if not is_drawing():
         return recompute(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
     # Threads need the re-entrant form, because the other one keeps its hooks in a global variable (2.6.2, 3.3.1). The

@@ -1,10 +1,13 @@
 """Record the inputs and outputs of layers during a forward pass, with hooks."""
 
 import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import paddle
 
 
 @contextlib.contextmanager
-def inputs_of(layers):
+def inputs_of(layers: Iterable[paddle.nn.Layer]) -> Iterator[list[paddle.Tensor]]:
     """Context manager that yields a list of the first input of each layer, in the order of the calls."""
     found = []
     with _hooked(layers, "register_forward_pre_hook", lambda layer, inputs: found.append(inputs[0])):
@@ -12,7 +15,7 @@ def inputs_of(layers):
 
 
 @contextlib.contextmanager
-def outputs_of(layers):
+def outputs_of(layers: Iterable[paddle.nn.Layer]) -> Iterator[list[paddle.Tensor]]:
     """Context manager that yields a list of the output of each layer, in the order of the calls."""
     found = []
     with _hooked(layers, "register_forward_post_hook", lambda layer, inputs, output: found.append(output)):
@@ -30,7 +33,7 @@ def _hooked(layers, register, hook):
 
 
 @contextlib.contextmanager
-def all_tokens(blocks):
+def all_tokens(blocks: Sequence[paddle.nn.Layer]) -> Iterator[None]:
     """Context manager: blocks compute all tokens, even those that are not needed, and attention is not fused."""
     fused = [block.attn.fused for block in blocks]
     for block in blocks:
@@ -43,7 +46,7 @@ def all_tokens(blocks):
 
 
 @contextlib.contextmanager
-def frozen(model):
+def frozen(model: paddle.nn.Layer) -> Iterator[None]:
     """Context manager: no parameter of a model gets a gradient."""
     trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
     for parameter in trained:

@@ -6,7 +6,10 @@ from the paper, this follows the code, because the published weights were traine
 Sizes: B images, Cin channels, H x W pixels, N tokens, C embedding width, E token width (64).
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 
 import paddle
 import paddle.nn.functional as F
@@ -160,21 +163,21 @@ class T2TViT(VisionTransformer):
     def __init__(
         self,
         *,
-        image_size=224,
-        in_chans=3,
-        num_classes=1000,
-        embed_dim,
-        depth,
-        num_heads,
-        mlp_ratio,
-        tokens_type="performer",
-        token_dim=64,
-        splits=SPLITS,
-        qk_scale=None,
-        drop_rate=0.0,
-        attn_drop_rate=0.0,
-        drop_path_rate=0.0,
-    ):
+        image_size: int | Sequence[int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        tokens_type: str = "performer",
+        token_dim: int = 64,
+        splits: Sequence[Sequence[int]] = SPLITS,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.in_chans = in_chans
@@ -200,8 +203,8 @@ class T2TViT(VisionTransformer):
         self.head = Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.apply(init_linear_and_norm)
 
-    def fit_pos_embed(self, table, recompute=False):
-        """Fit a position embedding (1, 1+M, C) of another image size to this model: (1, 1+N, C).
+    def fit_pos_embed(self, table: paddle.Tensor, recompute: bool = False) -> tuple[paddle.Tensor, str]:
+        """Resize a position embedding (1, 1+M, C) of another image size for this model: (1, 1+N, C).
 
         The position of the class token is kept and the grid is resized, as intended by resize_pos_embed in the official
         utils.py. With `recompute`, a sinusoid table is computed for the new length instead.
@@ -219,14 +222,14 @@ class T2TViT(VisionTransformer):
             return sinusoid_table(1 + math.prod(grid), table.shape[2]), f"sinusoid recomputed, from {sizes}"
         return resize_tokens(table, old_grid, grid), f"resized bicubically from {sizes}"
 
-    def stages(self):
+    def stages(self) -> list[Stage]:
         return self.tokens_to_token.stages()
 
-    def backbone(self):
+    def backbone(self) -> list[BlockPlace]:
         grid = self.tokens_to_token.grids[-1]
         return [BlockPlace(block, grid, self.tokens_to_token.splits) for block in self.blocks]
 
-    def forward_features(self, x):
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         """Normalised class token: (B, Cin, H, W) -> (B, C)."""
         check_images(x, self.in_chans, self.image_size)
         x = self.tokens_to_token(x)  # (B, N, C)
@@ -238,13 +241,13 @@ class T2TViT(VisionTransformer):
         # Only the class token is needed from the last block.
         return self.norm(self.blocks[-1](x, num_queries=1))[:, 0]  # (B, C)
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Logits: (B, Cin, H, W) -> (B, num_classes)."""
         return self.head(self.forward_features(x))
 
 
 def traits(variant):
-    """Return the traits of a variant, which distinguish it from the others by the shapes of tensors. See `Family`."""
+    """Return the traits of a variant, given its constructor arguments. See `Family`."""
     return {key: variant.get(key, "performer") for key in ("embed_dim", "depth", "mlp_ratio", "tokens_type")}
 
 

@@ -7,7 +7,7 @@ phi/kernels/gpudnn/conv_cudnn_v7.h), so they may change while a process runs, bu
 from paddle.base import core
 
 
-def allow(flag):
+def allow(flag: bool) -> None:
     """Allow or forbid TF32 from now on."""
     for name in ("set_cublas_switch", "set_cudnn_switch"):
         if hasattr(core, name):  # CPU builds of 2.6.2 have neither

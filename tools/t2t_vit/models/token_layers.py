@@ -43,7 +43,7 @@ class TokenPerformer(nn.Layer):
 
     EPSILON = 1e-8
 
-    def __init__(self, dim, token_dim, kernel_ratio=0.5, drop=0.1):
+    def __init__(self, dim: int, token_dim: int, kernel_ratio: float = 0.5, drop: float = 0.1) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, epsilon=1e-5)
         self.kqv = Linear(dim, 3 * token_dim)
@@ -60,7 +60,7 @@ class TokenPerformer(nn.Layer):
             default_initializer=Orthogonal(gain=math.sqrt(num_features)),
         )
 
-    def attend(self, k, q, v):
+    def attend(self, k: paddle.Tensor, q: paddle.Tensor, v: paddle.Tensor) -> paddle.Tensor:
         """Compute performer attention in at least float32: three (B, N, E) -> (B, N, E) in the type of v."""
         # Without autocast: in float16, w.x would add an error of 0.2 to the exponent at |x| = 100.
         with paddle.amp.auto_cast(enable=False):
@@ -68,7 +68,7 @@ class TokenPerformer(nn.Layer):
             y = paddle.matmul(over_features, paddle.matmul(over_tokens, _at_least_float32(v)))
             return y.astype(v.dtype)
 
-    def factors(self, k, q):
+    def factors(self, k: paddle.Tensor, q: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Return two factors (B, N, m) and (B, m, N). Their product is the attention, which `attend` never computes."""
         k, q, w = (_at_least_float32(t) for t in (k, q, self.w))
         log_k = _log_features(k, w).transpose([0, 2, 1])  # (B, m, N)
@@ -78,7 +78,7 @@ class TokenPerformer(nn.Layer):
         weight = F.sigmoid(log_total - math.log(w.shape[0] * self.EPSILON))  # D / (D + eps); D = e^total / m
         return over_features * weight, over_tokens
 
-    def attention_rows(self, x, queries):
+    def attention_rows(self, x: paddle.Tensor, queries: paddle.Tensor) -> paddle.Tensor:
         """Return the attention rows of Q tokens: (B, N, dim), [Q positions] -> (B, Q, N).
 
         Each row sums to D / (D + eps).
@@ -87,12 +87,12 @@ class TokenPerformer(nn.Layer):
         over_features, over_tokens = self.factors(k, q)
         return paddle.matmul(over_features.index_select(queries, axis=1), over_tokens)
 
-    def token_products(self, N):
+    def token_products(self, N: int) -> list[tuple[int, int, int, int]]:
         """List the matrix products with N tokens, w k and w q, k v, q (k v), as (count, rows, inner, columns)."""
         m, E = self.w.shape
         return [(2, N, E, m), (1, m, N, E), (1, N, m, E)]
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         k, q, v = self.kqv(self.norm1(x)).split(3, axis=-1)  # each (B, N, E)
         # The input is wider than E, so the skip connection starts from v (paper, section 3.1).
         x = v + self.dp(self.proj(self.attend(k, q, v)))

@@ -1,18 +1,20 @@
 """All models by name. A new family is one module in this package and one entry in FAMILIES."""
 
 import difflib
+from typing import Any
 
 from t2t_vit.models import pit, t2t
+from t2t_vit.models.family import Family, VisionTransformer
 
 FAMILIES = [t2t.FAMILY, pit.FAMILY]
 
 
-def list_models():
+def list_models() -> list[str]:
     """List the names that `create_model` accepts, family by family."""
     return [name for family in FAMILIES for name in family.variants]
 
 
-def family_of(name):
+def family_of(name: str) -> Family:
     """Return the `Family` of a model name.
 
     Raises:
@@ -25,7 +27,7 @@ def family_of(name):
     raise ValueError(f"unknown model {name!r}; did you mean {', '.join(near)}?")
 
 
-def create_model(name, **overrides):
+def create_model(name: str, **overrides: Any) -> VisionTransformer:
     """Build a model with fresh weights.
 
     Args:

@@ -25,7 +25,7 @@ def port_of(args):
 def listen(host, port=None):
     """Listen on `host` and `port`; if `port` is None, on the first free one of PORTS. Returns the socket.
 
-    Raises UserError if the port is taken or not allowed, or `host` is not an address of this machine.
+    Raises UserError if the port is in use or not allowed, or `host` is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for number in PORTS if port is None else [port]:
@@ -34,7 +34,7 @@ def listen(host, port=None):
         except (OSError, UnicodeError, OverflowError) as error:
             if getattr(error, "errno", None) != errno.EADDRINUSE:
                 raise UserError(f"cannot listen at {host}, port {number}: {one_line(error)}") from None
-    raise UserError(f"port {number} of {host} is taken: give another with --port, or 0 for any free one")
+    raise UserError(f"port {number} of {host} is in use: choose another with --port, or 0 for any free port")
 
 
 def url_of(listener):
@@ -50,7 +50,7 @@ def is_local(listener):
 def names_of(listener, host, allowed):
     """Return the host names that the page accepts: `host`, those of --allow-host (`allowed`), and localhost.
 
-    Returns None for any name, if other machines can reach the page and --allow-host is not given.
+    Returns None (any name) if other machines can reach the page and --allow-host is not given.
     """
     if not allowed and not is_local(listener):
         return None

@@ -20,7 +20,7 @@ MB = 1 << 20
 MAX_UPLOAD = 512 * MB  # per request
 MAX_KEPT = 2048 * MB  # of all uploads together
 MAX_EVENT = MB // 4  # enough for the names of some hundred pictures
-_STALE = 600  # seconds without a write, after which an unfinished upload is removed
+_STALE = 600  # an unfinished upload is removed after this many seconds without a write
 # Paths of Gradio 4.44, 5 and 6; the last two have most of them below /gradio_api.
 _PREFIX = "/gradio_api"
 _READ = re.compile(
@@ -75,7 +75,7 @@ class Gate:
         if self.names is not None and host not in self.names:  # DNS rebinding: a name of another site points here
             raise Refused(403, "this host name is not allowed; to allow it, start demo.py with --allow-host NAME")
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        if site is None:  # not a browser, or plain HTTP to another machine
+        if site is None:  # not a browser, or plain HTTP to another machine, without this header
             ours = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
             is_foreign = origin is not None and not any(_is_at(origin, place.strip()) for place in ours)
         else:
@@ -133,7 +133,7 @@ class Gate:
 
 
 def _is_at(origin, place):
-    """Whether an Origin is at the "name:port" of a Host header. Proxies may leave out the port."""
+    """Whether an Origin header names the "name:port" of a Host header. Proxies may leave out the port."""
     scheme, _, netloc = origin.lower().partition("://")
     place = place.lower()
     if place == host_name(place):
@@ -142,7 +142,7 @@ def _is_at(origin, place):
 
 
 def _used(folder):
-    """Bytes of the files in a folder. Removes uploads that were broken off: they stay in the folder itself."""
+    """Bytes of the files in a folder. Removes unfinished uploads, which lie directly in the folder."""
     used = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -167,7 +167,7 @@ def _length(request, limit):
 
 
 def _replayed(body, receive):
-    """Return a `receive` function that returns `body` first, then what follows in the original."""
+    """Return an ASGI `receive` function that first returns `body` again, then calls the original `receive`."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay():

@@ -11,7 +11,7 @@ from t2t_vit.explain.overlay import enlarged
 from t2t_vit.page.shelf import METHODS, attention, class_names, examples
 
 MAX_PICTURES = 32  # classified at a time
-MAX_WAITING = 64  # queued events of all visitors; further ones are told to try again
+MAX_WAITING = 64  # queued events of all visitors; when the queue is full, the page asks to try again
 # If the likeliest class has less, the others together are likelier. Of CIFAR-10's test images, 26% are below and 42% of
 # those are classified correctly, against 83% of the rest (cifar10_augment). Of digits, which it does not know, 47% are.
 LIKELY = 0.5

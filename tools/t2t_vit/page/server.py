@@ -4,10 +4,13 @@ Gradio and its dependencies are optional, and Gradio reads the environment when 
 imported inside the functions.
 """
 
+import argparse
 import contextlib
 import os
 import signal
 import tempfile
+
+from yacs.config import CfgNode
 
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.deploy.engines import require
@@ -24,11 +27,11 @@ HEADERS = [
 ]
 
 
-def serve_page(args, cfg):
+def serve_page(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Serve the page for the options of demo.py until Ctrl-C, SIGTERM or SIGHUP. Raises UserError."""
     setup_logging()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the uploads are deleted
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # it is ignored under nohup
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup, it stays ignored
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="t2t_demo_") as uploads, listen(args.host, port_of(args)) as listener:
         set_environment(uploads)
@@ -75,7 +78,7 @@ def serve(app, listener, debug):
     import uvicorn  # comes with gradio
 
     limits = {"timeout_graceful_shutdown": 1, "limit_concurrency": MAX_CONNECTIONS}
-    # Not even errors: at the end, each open connection would print a traceback.
+    # Errors are hidden too, because at exit each open connection would print a traceback.
     config = uvicorn.Config(app, log_level="warning" if debug else "critical", headers=HEADERS, **limits)
     with contextlib.suppress(KeyboardInterrupt):  # newer versions raise it again after closing
         if not is_local(listener):

@@ -1,1 +1,1 @@
-"""Several processes and threads as one: ranks, collective operations, parts of a batch, and a monitor of failures."""
+"""Work in several processes and threads: the device, collective operations, parts of a batch, failures."""

@@ -4,6 +4,8 @@ Paddle's launcher stops only the processes on its own machine, and it does not s
 each process starts a monitor process (monitor_process.py).
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError, one_line
@@ -30,11 +33,11 @@ class FailureMonitor:
         silence_seconds: time without an answer after which a process counts as lost; gloo gives up after 30.
     """
 
-    def __init__(self, start_seconds=300, silence_seconds=20):
+    def __init__(self, start_seconds: float = 300, silence_seconds: float = 20) -> None:
         self.limits = (start_seconds, silence_seconds)
-        self._monitor = None
+        self._monitor: Any = None
 
-    def __enter__(self):
+    def __enter__(self) -> FailureMonitor:
         if ranks.world_size() == 1:
             return self
         setting = {
@@ -46,12 +49,13 @@ class FailureMonitor:
             "limits": self.limits,
         }
         command = [sys.executable, str(Path(__file__).with_name("monitor_process.py")), json.dumps(setting)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
         # In its own session, because the launcher kills the whole process group and Ctrl-Z stops it.
-        self._monitor = subprocess.Popen(command, **pipes, start_new_session=True)
+        self._monitor = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        )
         return self
 
-    def __exit__(self, kind, error, _traceback):
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
         if not self._monitor:
             return
         if error is None:
@@ -66,9 +70,9 @@ class FailureMonitor:
             time.sleep(_OTHERS_SECONDS)
         self.send(reason=one_line(error))
 
-    def send(self, **message):
+    def send(self, **message: Any) -> None:
         """Send `log` (the file for the error line of the main process) or `hint` (text added to that line)."""
         if self._monitor:
-            with contextlib.suppress(OSError):  # the monitor is dead; the others stop their processes
+            with contextlib.suppress(OSError):  # this monitor is dead; the other monitors stop their processes
                 self._monitor.stdin.write((json.dumps(message) + "\n").encode())
                 self._monitor.stdin.flush()

@@ -15,12 +15,12 @@ def count():
     return paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
 
 
-def require(action):
+def require(action: str) -> int:
     """Return `count()`. If it is 0, raises UserError with a message that starts with `action`."""
     found = count()
     if not found:
         build = "finds none" if paddle.is_compiled_with_cuda() else f"is a CPU build; {wheels.advice()}"
-        raise UserError(f"{action} but there is no GPU to use: this PaddlePaddle {paddle.__version__} {build}")
+        raise UserError(f"{action} but no GPU is available: this PaddlePaddle {paddle.__version__} {build}")
     return found
 
 
@@ -60,7 +60,7 @@ def warn_of_idle_cards():
     if machine.cards:
         build = "finds no GPU" if paddle.is_compiled_with_cuda() else "is a CPU build"
         log.warning(
-            "warning: on the CPU, although nvidia-smi lists %s: this PaddlePaddle %s %s; %s (--device cpu: no warning)",
+            "warning: on the CPU, although nvidia-smi lists %s: this PaddlePaddle %s %s; %s (--device cpu hides this)",
             ", ".join(map(str, machine.cards)), paddle.__version__, build, wheels.advice(machine),
         )  # fmt: skip
     elif machine.trouble:

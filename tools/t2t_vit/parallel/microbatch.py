@@ -1,25 +1,29 @@
 """Split a batch into parts that run on several CPU threads, each on one core.
 
-Only the matrix products among Paddle's CPU kernels use several cores, and each kernel processes whole tensors. With a
-large batch, cores are idle and tensors do not fit the cache. Training t2t_vit_7 with 16 images of 224 pixels on 2 cores
+Of Paddle's CPU kernels, only matrix products use several cores, and each kernel processes whole tensors. With a large
+batch, cores are idle and tensors do not fit the cache. Training t2t_vit_7 with 16 images of 224 pixels on 2 cores
 of a Xeon (Sapphire Rapids): 19.1 images/s in parts of 4, 15.3 as a whole. CPU.MICRO_BATCH 0 turns this off.
 """
 
+from __future__ import annotations
+
 import copy
 import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import paddle
 from paddle.base import core
+from yacs.config import CfgNode
 
 from t2t_vit.common.runtime import asked_threads
 from t2t_vit.models.dropout import drawing_from
 
-_PIXELS = 224 * 224  # pixels of an image in CPU.MICRO_BATCH; with smaller images, parts have more images
+_PIXELS = 224 * 224  # CPU.MICRO_BATCH counts images of this size; parts of smaller images have more of them
 _PARTS = 4  # a training batch of small images has at least this many parts
 
 
-def micro_batches(cfg, batch_size):
+def micro_batches(cfg: CfgNode, batch_size: int) -> MicroBatches | None:
     """Return `MicroBatches` for a config; None on a GPU, without CPU.MICRO_BATCH, or for a compiled model.
 
     A compiled model must not be called in two threads at once.
@@ -30,7 +34,7 @@ def micro_batches(cfg, batch_size):
     return MicroBatches(max(cfg.CPU.MICRO_BATCH, min(fitting, -(-batch_size // _PARTS))), asked_threads() or 1)
 
 
-def inference(model, cfg):
+def inference(model: Callable[[paddle.Tensor], paddle.Tensor], cfg: CfgNode) -> Callable:
     """Return a function: images (B, C, H, W) -> logits (B, K) of `model` in eval mode, without gradients.
 
     A `model` that is not a layer is called directly, because it manages its own threads.
@@ -58,12 +62,12 @@ class MicroBatches:
     changes only the order in which gradients are added.
     """
 
-    def __init__(self, size, threads):
+    def __init__(self, size: int, threads: int) -> None:
         self.size, self.threads = size, threads
         self.pool = _pool(threads)
         self.replicas = []
 
-    def forward(self, model, images):
+    def forward(self, model: Callable[[paddle.Tensor], paddle.Tensor], images: paddle.Tensor) -> paddle.Tensor:
         """Compute the logits (B, K) of images (B, C, H, W), without gradients."""
         size = min(self.size, -(-images.shape[0] // self.threads))
 
@@ -73,7 +77,9 @@ class MicroBatches:
 
         return paddle.concat(self._run(run, range(0, images.shape[0], size)))
 
-    def backward(self, model, run, tensors, seed_key):
+    def backward(
+        self, model: paddle.nn.Layer, run: Callable, tensors: Sequence[paddle.Tensor | None], seed_key: Sequence[int]
+    ) -> list[tuple]:
         """Add the gradients of a batch to those of `model`.
 
         Args:

@@ -20,7 +20,7 @@ import time
 _TICK_SECONDS = 0.25
 _BEAT_TICKS = 4  # ticks between two {} messages (heartbeats)
 _DONE_TICKS = 240  # rank 0 waits this long for the others to be done
-_KILLED = "killed, by hand or for lack of memory, or crashed"
+_KILLED = "crashed, or was killed (by a user, or because memory ran out)"
 _LOST = "disconnected: its machine or its monitor was lost"
 
 
@@ -62,7 +62,7 @@ class Monitor:
         self.inbox = queue.SimpleQueue()
         self.process, self.links = Link(sys.stdin.buffer, self.inbox), []
         self.log, self.hint, self.reason = "", "", None
-        self.ticks = self.gone = self.finished = 0  # ticks: running; dead; done
+        self.ticks = self.gone = self.finished = 0  # ticks with the process running; dead; done
 
     def run(self):
         if self.rank == 0:
@@ -80,10 +80,10 @@ class Monitor:
     def _listen(self):
         with contextlib.suppress(OSError):
             return socket.create_server(self.address)
-        try:  # all addresses: that one may be known to the other machines only (NAT, a published port)
+        try:  # listen everywhere: this machine may not have that address (NAT, a published port)
             return socket.create_server(("", self.address[1]))
         except OSError as error:
-            self._fail(0, "{}:{}: {}".format(*self.address, os.strerror(error.errno)))
+            self._fail(0, "{}:{}: {}".format(*self.address, os.strerror(error.errno or 0)))
 
     def _accept(self, server):
         while True:
@@ -170,7 +170,7 @@ class Monitor:
         """The process is done. The monitor of rank 0 waits for the others."""
         self.finished += 1
         for link in self.links:
-            link.send(**{"done": True} if self.rank else {})  # {}: else rank 0 counts as lost
+            link.send(**{"done": True} if self.rank else {})  # {}: otherwise rank 0 counts as lost
         are_done = sum(link.done for link in self.links) == self.world_size - 1
         if self.rank or are_done or self.finished > _DONE_TICKS:
             os._exit(0)  # do not wait for the threads

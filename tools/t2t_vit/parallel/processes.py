@@ -8,10 +8,14 @@ import contextlib
 import ctypes
 import os
 import signal
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import paddle
 from paddle import distributed
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.ranks import is_main, rank, world_size  # noqa: F401 (callers use processes.rank)
@@ -19,7 +23,7 @@ from t2t_vit.models import cpu_ops, tf32
 from t2t_vit.parallel import gpu
 
 
-def setup(cfg):
+def setup(cfg: CfgNode) -> str:
     """Set the device of this process, choose the operations for it, and connect to the other processes.
 
     Returns the name of the device. Raises UserError if DEVICE cannot be used.
@@ -49,13 +53,13 @@ def setup(cfg):
     return name
 
 
-def barrier():
+def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
         distributed.barrier()
 
 
-def from_main(value):
+def from_main(value: Any) -> Any:
     """Broadcast the `value` of the main process, which can be any picklable object."""
     if world_size() == 1:
         return value
@@ -64,21 +68,21 @@ def from_main(value):
     return values[0]
 
 
-def same_everywhere(model):
+def same_everywhere(model: paddle.nn.Layer) -> None:
     """Copy the parameters and buffers of the main process's model to all processes."""
     if world_size() > 1:
         for tensor in model.state_dict().values():
             distributed.broadcast(tensor, src=0)
 
 
-def sum_over_processes(tensor):
+def sum_over_processes(tensor: paddle.Tensor) -> paddle.Tensor:
     """Sum a tensor over all processes, element-wise."""
     if world_size() > 1:
         distributed.all_reduce(tensor)
     return tensor
 
 
-def max_over_processes(values):
+def max_over_processes(values: Sequence[float]) -> list[float]:
     """Take the element-wise maximum of a list of numbers over all processes. Waits for the device."""
     if world_size() == 1:
         return list(values)
@@ -87,7 +91,7 @@ def max_over_processes(values):
     return tensor.tolist()
 
 
-def gather(tensor):
+def gather(tensor: paddle.Tensor) -> np.ndarray:
     """Gather the (n,) tensors of all processes in an array (world_size, n). Waits for the device."""
     if world_size() == 1:
         return tensor.numpy()[None]
@@ -96,7 +100,7 @@ def gather(tensor):
     return np.stack([tensor.numpy() for tensor in tensors])
 
 
-def gather_objects(value):
+def gather_objects(value: Any) -> list:
     """Gather the values of all processes, any picklable objects, in a list."""
     if world_size() == 1:
         return [value]
@@ -105,11 +109,11 @@ def gather_objects(value):
     return values
 
 
-def data_parallel(model):
+def data_parallel(model: paddle.nn.Layer) -> paddle.nn.Layer:
     """Wrap a model, so that its gradients are averaged over the processes."""
     return paddle.DataParallel(model) if world_size() > 1 else model
 
 
-def local_gradients(model):
+def local_gradients(model: paddle.nn.Layer) -> AbstractContextManager:
     """Context manager: gradients of a `data_parallel` model accumulate in each process without being averaged."""
     return model.no_sync() if world_size() > 1 else contextlib.nullcontext()

@@ -1,10 +1,12 @@
 """The picture `attention`: maps over images that show where a model looks."""
 
+import argparse
 import re
 from pathlib import Path
 
 import numpy as np
 import paddle.nn.functional as F
+from yacs.config import CfgNode
 
 from t2t_vit.common.files import atomic_path, check_writable
 from t2t_vit.common.logger import progress_bar
@@ -14,8 +16,8 @@ from t2t_vit.pictures.model import open_pictures
 from t2t_vit.pictures.sheet import INK, RIGHT, WRONG, Cell, Heading, save_sheet, short_name, short_path, table
 
 
-def draw_attention(args, cfg):
-    """Write the sheet that the options describe, and the overlays. Returns 1 if an image cannot be read.
+def draw_attention(args: argparse.Namespace, cfg: CfgNode) -> int:
+    """Write the sheet and the overlays. Returns the exit status: 1 if an image cannot be read.
 
     Raises UserError for options that do not fit the model or each other.
     """

@@ -1,10 +1,12 @@
 """The picture `augment`: augmented training images of the first epochs, and mixed images with their targets."""
 
+import argparse
 import dataclasses
 from collections import Counter
 
 import numpy as np
 import paddle.nn.functional as F
+from yacs.config import CfgNode
 
 from t2t_vit.common.files import check_outputs
 from t2t_vit.common.logger import progress_bar, setup_logging
@@ -25,7 +27,7 @@ AUGMENT_KEYS = ("AUTO_AUGMENT", "COLOR_JITTER", "SCALE", "PADDED_CROP", "HFLIP",
 MIXING_KEYS = ("MIXUP", "CUTMIX", "MIX_PROB", "MIX_MODE")
 
 
-def draw_augment(args, cfg):
+def draw_augment(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Write the sheet that the options describe. Raises UserError."""
     check_sheet(args.sheet, args.inputs)
     processes.setup(cfg)
@@ -38,19 +40,19 @@ def draw_augment(args, cfg):
 def augment_rows(split, names, cfg, count):
     """Return the rows of the sheet: `count` images with their augmented versions, then mixed images."""
     dataset = TrainDataset(split, cfg)
-    title = f"{cfg.NAME}: what training sees of an image"
+    title = f"{cfg.NAME}: training images after augmentation"
     columns = ("image", *(f"epoch {number}" for number in range(1, EPOCHS + 1)))
     rows = [Heading(title, (settings_line(cfg, AUGMENT_KEYS),)), [Cell(None, ((text, FAINT),)) for text in columns]]
     for index in progress_bar(choose(split.labels, count, cfg.SEED), desc="augment"):
         whole = load_image(split.paths[index], **reading(cfg))
-        # The noise of erased boxes is that of an image that comes first in its batch.
+        # The noise in erased boxes is drawn as if the image came first in its batch.
         batches = [read_batch(dataset, [(epoch, index, 0)], cfg) for epoch in range(EPOCHS)]
         versions = [Cell(unmixed(batch, cfg)[0]) for batch in batches]
         rows.append([Cell(whole, (short_name(names[split.labels[index]]),)), *versions])
     if not Mixup(cfg).is_on(0):
         return rows
     note = f"{settings_line(cfg, MIXING_KEYS)}; targets with LABEL_SMOOTHING {cfg.TRAIN.LABEL_SMOOTHING}"
-    rows.append(Heading("mixed: an image + another of its batch = what training sees", (note,)))
+    rows.append(Heading("mixing: an image + another image of its batch = the training image", (note,)))
     chosen = choose(split.labels, 2 * PAIRS, cfg.SEED)
     indices = [chosen[place % len(chosen)] for place in range(2 * PAIRS)]
     return rows + [mixed_row(dataset, epoch, indices, names, cfg) for epoch in range(MIXED_EPOCHS)]
@@ -99,7 +101,7 @@ def mixed_row(dataset, epoch, indices, names, cfg):
     for i in range(PAIRS):
         own, partner = labels[i], labels[-1 - i]
         one, other, shaded = short_name(names[own]), short_name(names[partner]), i % 2 == 0
-        target = [f"= {targets[i][own]:.2f} {one}", f"+ {targets[i][partner]:.2f} {other}"]
+        target = (f"= {targets[i][own]:.2f} {one}", f"+ {targets[i][partner]:.2f} {other}")
         row.append(Cell(sources[i], ((one, FAINT),), shaded))
         row.append(Cell(sources[-1 - i], ((f"+ {other}", FAINT),), shaded))
         row.append(Cell(mixed[i], target if own != partner else target[:1], shaded))

@@ -1,5 +1,7 @@
 """The picture `curves`: loss, accuracy, learning rate and throughput of training runs on the same axes."""
 
+import argparse
+
 from t2t_vit.common.errors import UserError, printable
 from t2t_vit.common.figures import check_suffix, figure_to, plain, require_matplotlib
 from t2t_vit.common.files import check_outputs, display_path
@@ -14,7 +16,7 @@ PANELS = {
 }
 
 
-def draw_curves(args):
+def draw_curves(args: argparse.Namespace) -> None:
     """Plot the runs that the options name, and print a line about each. Raises UserError or OSError."""
     check_suffix(args.sheet, "--sheet")
     check_outputs([args.sheet], args.runs)
@@ -32,7 +34,7 @@ def draw_curves(args):
 
 
 def panels_of(runs):
-    """Return the panels and lines of `PANELS` for which the runs have numbers."""
+    """Keep the panels and lines of `PANELS` that the runs have numbers for."""
     keys = {key for run in runs for row in run.rows.values() for key in row}
     panels = {title: (scale, [line for line in lines if line[0] in keys]) for title, (scale, lines) in PANELS.items()}
     return {title: panel for title, panel in panels.items() if panel[1]}

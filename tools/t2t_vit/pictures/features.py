@@ -1,6 +1,9 @@
 """The picture `features`: the features of an image after each layer of a model."""
 
+import argparse
+
 import numpy as np
+from yacs.config import CfgNode
 
 from t2t_vit.explain.features import features
 from t2t_vit.pictures.model import chosen_numbers, open_pictures
@@ -12,8 +15,8 @@ NOTES = (
 )
 
 
-def draw_features(args, cfg):
-    """Write the sheet that the options describe. Returns 1 if an image cannot be read.
+def draw_features(args: argparse.Namespace, cfg: CfgNode) -> int:
+    """Write the sheet. Returns the exit status: 1 if an image cannot be read.
 
     Raises UserError for options that do not fit the model.
     """
@@ -21,7 +24,7 @@ def draw_features(args, cfg):
     layers = list(zip(*(features(opened.model, picture.pixels) for picture in pictures)))
     columns = [column(layer) for layer in chosen(layers, args.block)]
     cells = [Cell(picture.image, (short_path(picture.path),)) for picture in pictures]
-    heading = Heading(f"{opened.cfg.NAME}: the tokens after each layer", NOTES)
+    heading = Heading(f"{opened.cfg.NAME}: features after each layer", NOTES)
     save_sheet([heading, *table(cells, [[row] for row in zip(*columns)])], args.sheet)
     return status
 

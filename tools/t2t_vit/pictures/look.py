@@ -1,6 +1,6 @@
-"""The maps of the picture `attention`: select them by the options, and compute them."""
+"""Select and compute the maps of the picture `attention`."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import paddle
@@ -26,17 +26,17 @@ class Map(NamedTuple):
 
     values: np.ndarray  # (rows, columns)
     box: tuple  # (left, top, right, bottom) of the map, in pixels of the picture
-    mark: tuple  # box of the token whose attention is shown, or None
+    mark: Optional[tuple]  # box of the token whose attention is shown, or None
     lines: tuple  # lines of the caption
 
 
 def chosen_methods(args):
-    """Return the methods to draw: that of --method, or else all that support the given options."""
+    """Return the methods to draw: --method, or else all methods that support the given options."""
     given = {name for name in set().union(*OPTIONS.values()) if getattr(args, name) is not None}
     candidates = ["stage"] if args.stage else [args.method] if args.method else METHODS
     methods = [method for method in candidates if given <= OPTIONS[method]]
     if not methods:
-        wrong = sorted(given - set.intersection(*(OPTIONS[method] for method in candidates)))
+        wrong = sorted(given - OPTIONS[candidates[0]].intersection(*(OPTIONS[method] for method in candidates)))
         wrong += ["stage"] if args.stage else [f"method {args.method}"] if args.method else []
         raise UserError(f"{' and '.join(f'--{name}' for name in wrong)} cannot be combined".replace("_", "-"))
     return methods

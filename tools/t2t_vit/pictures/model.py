@@ -24,7 +24,7 @@ class Picture(NamedTuple):
 
 
 def open_pictures(args, cfg):
-    """Open the model and up to --count of the images of a command line, evenly spread from first to last.
+    """Open the model and up to --count of the images of a command line, evenly spaced.
 
     Returns:
         (`OpenedModel`, list of `Picture`, exit status: 1 if an image cannot be read).
@@ -37,7 +37,7 @@ def open_pictures(args, cfg):
     check_sheet(args.sheet, [*args.inputs, *paths])
     if len(paths) > args.count:
         log.info(
-            "%d of %d images are drawn, evenly spread from first to last; a larger --count draws more",
+            "drawing %d of %d images, evenly spaced; raise --count to draw more",
             args.count,
             len(paths),
         )

@@ -10,12 +10,12 @@ ORDERS = {"worst": "the largest loss first", "best": "the smallest loss first", 
 IMAGES = "[IMAGE|FOLDER|GLOB ...] "
 
 
-def augment_parser():
-    title = "Draw training images as they are after augmentation and mixing."
+def augment_parser() -> argparse.ArgumentParser:
+    title = "Draw training images after augmentation and mixing."
     return _parser("augment", title, count=4, batch_size_key="TRAIN.BATCH_SIZE")
 
 
-def attention_parser():
+def attention_parser() -> argparse.ArgumentParser:
     parser = _parser("attention", "Draw where a model looks.", count=8, words=IMAGES)
     parser.set_defaults(opens_run=True)
     add = parser.add_argument
@@ -23,19 +23,20 @@ def attention_parser():
     add("--block", type=number_or("all"), metavar="N|all", help="block of the backbone, from 1; default: the last. "
         "rollout and gradient combine all blocks up to it")  # fmt: skip
     add("--head", type=number_or("all"), metavar="N|all", help="head, from 1; default: the mean of the heads")
-    add("--class-id", type=int, metavar="N", help="class of --method gradient; default: the predicted one")
+    add("--class-id", type=int, metavar="N", help="class id for --method gradient; default: the predicted class")
     add("--stage", type=number_or(), metavar="N",
-        help="draw the attention in this layer of the T2T module, by default of three tokens")  # fmt: skip
+        help="draw the attention in layer N of the T2T module; default: in the backbone")  # fmt: skip
     add("--overlays", type=not_empty, metavar="DIR", help="also write each overlay into a PNG file")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--query", type=place, action="append", metavar="ROW,COLUMN",
-        help="draw the attention of this token (from 1,1); may be repeated; default: class token")  # fmt: skip
+        help="draw the attention of this token (from 1,1); may be repeated; default: the class token, or "
+        "three tokens with --stage")  # fmt: skip
     add("--token", choices=("class", "distillation"), help="token of a distilled PiT to draw; default: class")
     return parser
 
 
-def features_parser():
-    parser = _parser("features", "Draw what the layers of a model make of images.", count=2, words=IMAGES)
+def features_parser() -> argparse.ArgumentParser:
+    parser = _parser("features", "Draw the features of images after each layer of a model.", count=2, words=IMAGES)
     parser.set_defaults(opens_run=True)
     parser.add_argument(
         "--block", type=number_or("all"), metavar="N|all", help="block, from 1; default: the first, middle and last"
@@ -43,23 +44,28 @@ def features_parser():
     return parser
 
 
-def predictions_parser():
-    parser = _parser("predictions", "Draw images with their predictions, and the confusion of the classes.", count=24)
+def predictions_parser() -> argparse.ArgumentParser:
+    parser = _parser("predictions", "Draw images with their predictions, and which classes are confused.", count=24)
     add_evaluation_options(parser)
     add = parser.add_argument
     add("--order", choices=ORDERS, default="worst", help="images with the largest loss (worst, the default) or the "
         "smallest (best), or random ones")  # fmt: skip
-    add("--confusion", type=not_empty, metavar="FILE", help="also draw the confusion matrix, or of more than 30 "
-        "classes the most confused pairs, as .png, .pdf or .svg; needs matplotlib")  # fmt: skip
-    add("--json", type=json_file, metavar="FILE", help="also write path, classes, probability and loss of every image")
+    add("--confusion", type=not_empty, metavar="FILE", help="also plot the confusion matrix (with more than 30 "
+        "classes, the most confused pairs) as .png, .pdf or .svg; needs matplotlib")  # fmt: skip
+    add(
+        "--json",
+        type=json_file,
+        metavar="FILE",
+        help="also write the path, classes, probability and loss of every image",
+    )
     return parser
 
 
-def curves_parser():
+def curves_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="visualize.py curves",
         description="Draw loss, top-1, learning rate and throughput of training runs.",
-        epilog="Exit status: 0 done, 1 a failure, which is one line on stderr, 2 an unknown option.",
+        epilog="Exit status: 0 done, 1 failed (one line on stderr), 2 wrong options.",
     )
     add = parser.add_argument
     add("runs", nargs="+", type=not_empty, metavar="RUN", help="run folder, its metrics.jsonl, log of this repository, "
@@ -77,7 +83,7 @@ def _parser(picture, description, count, batch_size_key="VAL.BATCH_SIZE", words=
     parser.set_defaults(picture=picture)
     add, name = parser.add_argument, f"{picture}.png"
     add("--sheet", type=not_empty, default=name, metavar="FILE", help=f".png, .jpg or .pdf; default {name}")
-    add("--count", type=number_or(), default=count, metavar="N", help=f"largest number of images; default {count}")
+    add("--count", type=number_or(), default=count, metavar="N", help=f"maximum number of images; default {count}")
     return parser
 
 

@@ -1,11 +1,13 @@
 """The picture `predictions`: images with their predictions, by default the images with the largest loss."""
 
+import argparse
 import dataclasses
 import json
 import math
 
 import numpy as np
 import paddle.nn.functional as F
+from yacs.config import CfgNode
 
 from t2t_vit.common.figures import check_suffix, require_matplotlib
 from t2t_vit.common.files import check_outputs, display_path, write_text
@@ -20,7 +22,7 @@ from t2t_vit.training.evaluator import top_classes
 COLUMNS = 6  # which a page of a README can show
 
 
-def draw_predictions(args, cfg):
+def draw_predictions(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Evaluate a model and write the files that the options name. Raises UserError."""
     check_sheet(args.sheet)
     if args.confusion:

@@ -15,7 +15,7 @@ KEYS = (
     "lr", "train_loss", "train_acc", "val_loss", "val_top1", "val_top5", "val_ema_loss", "val_ema_top1",
     "val_ema_top5", "images_per_second",
 )  # fmt: skip
-# {column of timm's summary.csv: (key, divisor of the number)}
+# {column of timm's summary.csv: (our key, divisor)}
 _COLUMNS = {
     "train_loss": ("train_loss", 1), "eval_loss": ("val_loss", 1), "eval_top1": ("val_top1", 100),
     "eval_top5": ("val_top5", 100), "lr": ("lr", 1),
@@ -78,7 +78,7 @@ def read_run(path):
         name, rows = path.stem, _read_log(path)
     if not rows:
         raise UserError(
-            f"{path} has no epoch; a RUN is a run folder, its metrics.jsonl, a log of this repository, T2T_paddle or "
+            f"{path} has no epoch; RUN may be a run folder, its metrics.jsonl, a log of this repository, T2T_paddle or "
             "paddle_pit, or timm's summary.csv"
         )
     return Run(name, path, rows)

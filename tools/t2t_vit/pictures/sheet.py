@@ -16,7 +16,7 @@ from t2t_vit.data.images import to_image
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".pdf": "PDF"}
 TILE = 128  # pixels: side of a picture, unless the sheet sets another
 GAP, MARGIN, LINE = 16, 20, 20  # pixels: between pictures, around the sheet, per line of text
-LONGEST_ROW = 8  # most cells per row in `table`; a wider sheet could not be read on a page
+LONGEST_ROW = 8  # maximum number of cells per row in `table`; a wider sheet would be unreadable on a page
 BAR = (192, 12)  # pixels: width and height of a colour bar
 MAX_HEIGHT = 65_500  # pixels; JPEG allows no more
 PAPER, SHADE, INK, FAINT = "white", (233, 236, 240), (25, 25, 25), (110, 110, 110)
@@ -68,7 +68,7 @@ def draw_sheet(rows, tile=TILE, columns=4):
     heights = [_height(row, tile) for row in rows]
     height = sum(heights) + 2 * MARGIN
     if height > MAX_HEIGHT:
-        raise UserError(f"the sheet would be {height} pixels high, at most {MAX_HEIGHT}: lower --count")
+        raise UserError(f"the sheet would be {height} pixels high, but {MAX_HEIGHT} is the limit: lower --count")
     sheet = Image.new("RGB", (width, height), PAPER)
     draw, top = ImageDraw.Draw(sheet), MARGIN
     for row, height in zip(rows, heights):

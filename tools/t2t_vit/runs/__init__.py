@@ -1,1 +1,1 @@
-"""What a run keeps on disk, and when it is interrupted."""
+"""The files of a run, and its interruption by signals and time limits."""

@@ -1,8 +1,12 @@
 """When to save and when to stop: signals, SAVE_MINUTES, TIME_LIMIT."""
 
+from __future__ import annotations
+
 import math
 import signal
 import time
+
+from yacs.config import CfgNode
 
 from t2t_vit.common.logger import leave_terminal, write_from_handler
 from t2t_vit.common.runtime import ignore_interrupts
@@ -26,25 +30,25 @@ class InterruptHandler:
     TRAIN.TIME_LIMIT counts from `started`, the `time.monotonic()` when the command started.
     """
 
-    def __init__(self, train, started):
+    def __init__(self, train: CfgNode, started: float) -> None:
         self.limit = to_seconds(train.TIME_LIMIT) or math.inf
         self.interval = 60 * train.SAVE_MINUTES or math.inf
         self.started = started
-        self.signal = self.signalled_at = None
+        self.signal, self.signalled_at = "", 0.0  # name and time of the first signal
         self.slowest_save = min(_SAVE_SECONDS, self.limit / 10)
         self.last_save = time.monotonic()
         self.steps = 0  # steps since the command started
         self.seconds_between = 0.0  # time between the last two checks
         self.epoch_starts()
 
-    def __enter__(self):
+    def __enter__(self) -> InterruptHandler:
         self._earlier = {number: signal.getsignal(number) for number in _SIGNALS}
         for number, handler in self._earlier.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: the handler was not set by Python
         if self.signal:
@@ -56,17 +60,17 @@ class InterruptHandler:
         if not self.signal:
             self.signal, self.signalled_at = signal.Signals(number).name, time.monotonic()
             if number == signal.SIGINT:
-                how = f"Ctrl-C after {_REPEAT_SECONDS:.0f} seconds or later gives up what is not saved"
+                how = f"Ctrl-C again after {_REPEAT_SECONDS:.0f} seconds quits without saving"
                 write_from_handler(f"\nsaving after this step; {how}\n")
         elif number == signal.SIGINT and time.monotonic() > self.signalled_at + _REPEAT_SECONDS:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough, the process exits
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is exiting
             raise KeyboardInterrupt
 
-    def epoch_starts(self):
+    def epoch_starts(self) -> None:
         """Restart the timer so that validation is not counted."""
         self.checked, self.checked_at, self.next_check = time.monotonic(), self.steps, self.steps + 1
 
-    def after_step(self):
+    def after_step(self) -> int:
         """Return GO_ON, SAVE, STOP_FOR_TIME or STOP_FOR_SIGNAL, the same in every process."""
         self.steps += 1
         if self.steps < self.next_check:
@@ -79,11 +83,11 @@ class InterruptHandler:
         self.checked, self.checked_at, self.next_check = now, self.steps, self.steps + max(1, steps)
         return int(action)
 
-    def before_validation(self, seconds):
+    def before_validation(self, seconds: float) -> int:
         """Like `after_step`, but also returns STOP_FOR_TIME if there is no time for a validation of about `seconds`."""
         return int(processes.max_over_processes([self._action(seconds)])[0])
 
-    def must_stop(self):
+    def must_stop(self) -> bool:
         """Whether this process alone would stop now."""
         return self._action() in STOPS
 
@@ -99,12 +103,12 @@ class InterruptHandler:
         """Return the seconds to reserve before the limit: until the next check, two saves, and the exit."""
         return 2 * self.slowest_save + self.seconds_between + min(_EXIT_SECONDS, self.limit / 10)
 
-    def saved(self, seconds):
+    def saved(self, seconds: float) -> None:
         """Note that a save has just ended, and how many seconds it took."""
         self.last_save = time.monotonic()
         self.slowest_save = max(seconds, self.slowest_save)
 
-    def reason(self, action):
+    def reason(self, action: int) -> str:
         """Return the reason of a stop for the log."""
         if action == STOP_FOR_SIGNAL:
             return self.signal or "a signal to another process"

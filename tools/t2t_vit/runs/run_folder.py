@@ -1,11 +1,16 @@
 """The files of one training run: output/<name>/, log/<name>.log and log/<name>.visualdl/."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import math
 import os
 import shutil
 from pathlib import Path
+from typing import IO
+
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import (
@@ -20,11 +25,12 @@ from t2t_vit.common.files import (
 )
 from t2t_vit.common.logger import log
 from t2t_vit.config import resolve
+from t2t_vit.data.classes import ClassList
 from t2t_vit.runs import visualdl
 from t2t_vit.weights import checkpoint
 
 _GIVEN_UP = ".old"  # suffix of newer states after the run went back to an earlier one; the next save removes them
-_KEPT_LINES = (b"error: ", b"warning: ", b"stopped by ")  # of the log, when it is cut back to a state
+_KEPT_LINES = (b"error: ", b"warning: ", b"stopped by ")  # lines that stay when the log is truncated to a state
 
 
 class RunFolder:
@@ -35,7 +41,7 @@ class RunFolder:
     repeated. times.jsonl: seconds and memory of each epoch.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode) -> None:
         self.folder = resolve(cfg.OUTPUT) / cfg.NAME
         self.log = resolve(cfg.LOG) / f"{cfg.NAME}.log"
         self.scalars = resolve(cfg.LOG) / f"{cfg.NAME}.visualdl"
@@ -45,9 +51,9 @@ class RunFolder:
         self.times = self.folder / "times.jsonl"
         self.config = self.folder / "config.yaml"
         self.keep = cfg.TRAIN.KEEP
-        self._lock = None
+        self._lock: IO | None = None
 
-    def lock(self):
+    def lock(self) -> None:
         """Lock this run against other processes until this process ends. Call it after `check_place`.
 
         Raises UserError if another process holds the lock, OSError if the folder is not writable.
@@ -62,13 +68,13 @@ class RunFolder:
         self._lock = open(path, "w")  # noqa: SIM115  stays open until the process ends
         try:
             if not lock(self._lock):
-                log.warning("warning: %s cannot be locked on this file system; do not train this run twice", path)
+                log.warning("warning: %s cannot be locked on this file system; do not start this run twice", path)
         except BlockingIOError:
-            raise UserError(f"{self.folder} is being trained by another process; give this run a NAME") from None
+            raise UserError(f"{self.folder} is being trained by another process; give this run another NAME") from None
 
     # --- Begin ---
 
-    def start(self, cfg, classes):
+    def start(self, cfg: CfgNode, classes: ClassList) -> None:
         """Make the folder of a new run, with its config and class list.
 
         An earlier run of this name is renamed with the next free number. If it failed before it saved anything, its
@@ -85,7 +91,7 @@ class RunFolder:
         self._write_header(cfg, classes)
 
     def _has_results(self):
-        """Whether the folder holds a state, best weights or a line of metrics."""
+        """Whether the folder contains a state, best weights or a line of metrics."""
         return any(self.folder.glob("latest*.pdparams*")) or self.best.is_file() or _size(self.metrics) > 0
 
     def _write_header(self, cfg, classes):
@@ -94,12 +100,12 @@ class RunFolder:
         remove_temporary_files(self.folder)
         write_text(self.folder / "classes.txt", classes.to_text())
 
-    def continue_from(self, path, sizes, cfg, classes):
+    def continue_from(self, path: Path, sizes: dict[str, int], cfg: CfgNode, classes: ClassList) -> None:
         """Prepare the folder to continue from the state in `path`.
 
         If the state is in another folder, an earlier run of this name is renamed, and the state, the best weights and
-        the metrics are copied here. Files are cut back to `sizes`, because the run repeats what came later. The log
-        keeps its lines about errors, warnings and stops.
+        the metrics are copied here. Files are truncated to `sizes`, because the run repeats what came later. Lines of
+        the log about errors, warnings and stops are kept.
         """
         origin = path.resolve().parent
         if origin == self.folder.resolve():
@@ -118,15 +124,15 @@ class RunFolder:
 
     # --- States ---
 
-    def states(self):
+    def states(self) -> list[Path]:
         """List the files with states to resume from, the newest first. They may be damaged."""
         return [path for path in map(self._kept, range(1000)) if path.is_file()]
 
     def _kept(self, number):
         return self.folder / f"latest.{number}.pdparams" if number else self.latest
 
-    def save_state(self, state):
-        """Make `state` the latest, and keep TRAIN.KEEP - 1 before it."""
+    def save_state(self, state: dict) -> None:
+        """Save `state` as the latest, and keep the TRAIN.KEEP - 1 states before it."""
         new = self.folder / "next.pdparams"
         checkpoint.save(new, state)
         for number in reversed(range(self.keep - 1)):
@@ -143,21 +149,21 @@ class RunFolder:
             return
         names = [state.name for state in self.states()]
         with atomic_path(self.latest) as temporary:
-            shutil.copyfile(path, temporary)  # first, because `path` may be one of the states that are given up next
+            shutil.copyfile(path, temporary)  # first, because the loop may rename `path`
             for newer in names[: names.index(path.name)] if path.name in names else names:
                 os.replace(self.folder / newer, self.folder / f"{newer}{_GIVEN_UP}")
 
     # --- Files that grow ---
 
-    def append_rows(self, metrics, times):
+    def append_rows(self, metrics: dict[str, float], times: dict[str, float]) -> None:
         """Add one epoch's lines to metrics.jsonl and times.jsonl; numbers that are not finite become null."""
         for path, row in ((self.metrics, metrics), (self.times, times)):
-            row = {key: value if math.isfinite(value) else None for key, value in row.items()}
+            finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
             with naming(path), open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(finite) + "\n")
                 flush_to_disk(file)
 
-    def sizes(self):
+    def sizes(self) -> dict[str, int]:
         """Return the sizes in bytes of the files that grow with the run, by name."""
         return {name: _size(path) for name, path in self._growing().items()}
 
@@ -171,7 +177,7 @@ def _size(path):
 
 
 def _cut(path, size, keep):
-    """Cut a file to `size` bytes, but keep later lines that start with one of `keep`."""
+    """Truncate a file to `size` bytes, but keep later lines that start with one of `keep`."""
     data = path.read_bytes()
     lines = data[size:].splitlines(keepends=True)
     kept = [line for line in lines if line.startswith(keep)]

@@ -22,7 +22,7 @@ class ModelEma:
         self.take_weights()
 
     def take_weights(self):
-        """Call this after setting the weights of `model`, because that may move them out of the flat tensor."""
+        """Move the weights of `model` back to the flat tensor. Call it after setting them, which may move them out."""
         self.weights.adopt(self.model, self.values)
 
     @paddle.no_grad()

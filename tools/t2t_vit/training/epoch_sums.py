@@ -69,8 +69,7 @@ class EpochSums:
         return {"logged": self.logged, "sums": processes.gather(self.own)}  # (len(_SUMS),), (processes, len(_SUMS))
 
     def load_state(self, state):
-        """Restore `state`. The number of processes may have changed since it was saved."""
+        """Restore `state`. If the number of processes has changed, the main one continues with the sums of all."""
         sums = state["sums"]
-        if len(sums) != processes.world_size():
-            sums = np.concatenate([sums.sum(0, keepdims=True), np.zeros([processes.world_size() - 1, len(_SUMS)])])
-        self.own, self.logged = paddle.to_tensor(sums[processes.rank()]), state["logged"]
+        own = sums[processes.rank()] if len(sums) == processes.world_size() else sums.sum(0) * processes.is_main()
+        self.own, self.logged = paddle.to_tensor(own), state["logged"]

@@ -1,14 +1,19 @@
 """Exact evaluation: counts are summed over all images and processes, then divided once."""
 
+from __future__ import annotations
+
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import paddle
 import paddle.nn.functional as F
+from yacs.config import CfgNode
 
 from t2t_vit.common.logger import log, progress_bar
 from t2t_vit.data.batch import Normalize
+from t2t_vit.data.loader import EvalLoader
 from t2t_vit.models import tf32
 from t2t_vit.parallel.microbatch import inference
 from t2t_vit.parallel.processes import sum_over_processes
@@ -23,12 +28,18 @@ class Scores:
     top5: float
     num_images: int
 
-    def line(self):
+    def line(self) -> str:
         """Format the scores for printing."""
         return f"images: {self.num_images}, loss: {self.loss:.4f}, top-1: {self.top1:.4f}, top-5: {self.top5:.4f}"
 
 
-def evaluate(model, loader, cfg, log_every=None, each_batch=None):
+def evaluate(
+    model: Callable[[paddle.Tensor], paddle.Tensor],
+    loader: EvalLoader,
+    cfg: CfgNode,
+    log_every: int | None = None,
+    each_batch: Callable | None = None,
+) -> Scores:
     """Evaluate one model and return its `Scores`. See `evaluate_all`."""
     return evaluate_all({"": model}, loader, cfg, log_every, each_batch)[""]
 
@@ -43,7 +54,7 @@ def evaluate_all(models, loader, cfg, log_every=None, each_batch=None, must_stop
         models: {name: layer or function (B, C, H, W) -> (B, K)}; layers stay in their current mode.
         loader: an `EvalLoader`.
         cfg: config.
-        log_every: batches between two printed lines; None for no lines.
+        log_every: log a line after this many batches; None: log nothing.
         each_batch: function called with logits (B, K), float32, and labels (B,) for each batch and model.
         must_stop: function called before each batch; if it returns True, the evaluation stops and returns None.
 
@@ -83,7 +94,7 @@ def _totals(predictors, loader, normalize, log_every, each_batch, must_stop):
     return totals
 
 
-def top_classes(logits):
+def top_classes(logits: paddle.Tensor) -> paddle.Tensor:
     """Return the 5 classes with the largest logits: (B, K) -> (B, 5), or (B, K) if K < 5."""
     return paddle.topk(logits, k=min(5, logits.shape[1]), axis=-1)[1]
 

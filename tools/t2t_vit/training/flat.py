@@ -41,7 +41,7 @@ class FlatWeights:
                 view._share_buffer_to(tensor)
 
     def view(self, flat, name, start=0):
-        """Return the tensor `name` as a view of `flat`, whose first element is element `start` of `values`."""
+        """Return tensor `name` as a view of `flat`, which is laid out like `values` from element `start` on."""
         place, shape = self.places[name]
         view = flat._slice(place - start, place - start + math.prod(shape))
         view.get_tensor()._set_dims(shape)
@@ -68,7 +68,7 @@ class FlatGradients:
 
     @paddle.no_grad()
     def collect(self, groups):
-        """Move the gradients to one float32 tensor and return it. The parameters `groups` get slices as gradients."""
+        """Move the gradients to one float32 tensor and return it. Each of the `groups` gets its slice as gradient."""
         pieces = []
         for parameter, padding in zip(self.parameters, self.paddings):
             pieces.append(parameter.grad.reshape_([-1]))

@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 
 def prediction(outputs):
     """Return the logits that determine the class, float32 (B, K). For two heads this is the mean, as in evaluation."""
-    return sum(outputs).astype("float32") / 2 if isinstance(outputs, tuple) else outputs.astype("float32")
+    return (outputs[0] + outputs[1]).astype("float32") / 2 if isinstance(outputs, tuple) else outputs.astype("float32")
 
 
 def _cross_entropy(logits, targets, **options):
@@ -42,8 +42,8 @@ class DistillationLoss:
     Touvron et al., 2021, equations 2 and 3, with the factors of DeiT's losses.py. The distance is
 
     - hard: the cross-entropy against the teacher's most likely class;
-    - soft: T^2 / (B K) times the sum of KL(teacher || student) over the batch, both softened by the temperature T. The
-      1 / K is DeiT's: with many classes, alpha must be large for the teacher to matter.
+    - soft: T^2 / (B K) times the sum of KL(teacher || student) over the batch, both softened by the temperature T. As
+      in DeiT, this is divided by K, so with many classes alpha must be large for the teacher to matter.
 
     In a model with two heads, the first learns from the targets and the second from the teacher.
     """

@@ -79,7 +79,7 @@ class Optimizer:
         paddle.assign(rate * ok.astype("float32"), rate)
 
     def take_weights(self):
-        """Call this after setting the model's weights, because that may move them out of the flat tensor."""
+        """Move the model's weights back to the flat tensor. Call this after setting them, which may move them out."""
         self.weights.adopt(self.model, self.weights.values)
         self._refresh_copy()
 
@@ -114,8 +114,8 @@ class Optimizer:
         trained = [name for names in weights.groups for name in names]
         if set(state) != {f"{name}/{slot}" for name in trained for slot in _SLOTS[kind]}:
             raise UserError(
-                f"{path} holds no {kind} state of the {len(trained)} trained tensors of this model (TRAIN.OPTIMIZER, "
-                f"TRAIN.FREEZE); to start from its weights alone: --resume none MODEL.PRETRAINED {path}"
+                f"{path} has no {kind} state for the {len(trained)} trained tensors of this model (TRAIN.OPTIMIZER, "
+                f"TRAIN.FREEZE); to start from its weights only: --resume none MODEL.PRETRAINED {path}"
             )
         flat = {}
         for parameter, names, bounds in zip(self.parameters, weights.groups, weights.bounds):

@@ -85,7 +85,7 @@ def _read(path):
     wrong = [key for key, kind in _TYPES.items() if not isinstance(state.get(key), kind)]
     if wrong:
         raise UserError(
-            f"{path} holds no training state to resume (no {', '.join(wrong[:3])}); give a latest.pdparams, or start "
+            f"{path} is not a training state (no {', '.join(wrong[:3])}); give a latest.pdparams, or start "
             "from weights with --pretrained FILE"
         )
     try:
@@ -140,22 +140,22 @@ def check_setting(then, now, path, force=False):
     before, after = _config(then), _config(now)
     old_images, new_images = _step_images(then, before), _step_images(now, after)
     if differences and not force:
-        hint = f"TRAIN.GLOBAL_BATCH {old_images} keeps its steps, " if old_images != new_images else ""
+        hint = f"TRAIN.GLOBAL_BATCH {old_images} keeps its images per step, " if old_images != new_images else ""
         raise UserError(
             f"{path} has other settings: {'; '.join(differences)}; {hint}--force continues with the current ones, "
-            "--resume none starts a new run, NAME gives this run a folder of its own"
+            "--resume none starts a new run, another NAME gives this run its own folder"
         )
     for difference in differences:
         log.warning("warning: continuing with other settings (--force): %s", difference)
     if old_images != new_images and not differences:
         log.warning(
-            "warning: a step had %d images and has now %d: set TRAIN.GLOBAL_BATCH %d to keep them",
+            "warning: a step had %d images and now has %d; TRAIN.GLOBAL_BATCH %d keeps the old number",
             old_images, new_images, old_images,
         )  # fmt: skip
     if after["MODEL.PRETRAINED"] not in ("", before["MODEL.PRETRAINED"]):
         log.warning(
-            "warning: MODEL.PRETRAINED %s (--pretrained) has no effect, as the run continues from its state; --resume "
-            "none starts a new run",
+            "warning: MODEL.PRETRAINED %s (--pretrained) has no effect, because the run continues from its state; "
+            "--resume none starts a new run",
             after["MODEL.PRETRAINED"],
         )
     changes = [(key, before[key], after[key]) for key in sorted(_ROUNDING_KEYS) + list(_SPLIT_KEYS)]
@@ -163,7 +163,7 @@ def check_setting(then, now, path, force=False):
     for name, old, new in changes:
         if old != new:
             old, new = ("unknown" if value == "" else value for value in (old, new))
-            log.warning("warning: %s was %s and is now %s: no longer bit-exact", name, old, new)
+            log.warning("warning: %s was %s and is now %s: the run is no longer bit-exact", name, old, new)
 
 
 def check_same_everywhere(setting):
@@ -174,7 +174,7 @@ def check_same_everywhere(setting):
 
 
 def check_classes(classes, path, force=False):
-    """Raise UserError, unless `force`, if the class list beside a state differs from the data's."""
+    """Raise UserError if the class list beside a state differs from the data's, unless `force` is set."""
     other = first_other_class(classes, path)
     if other and not force:
         raise UserError(f"{other}; DATA.CLASSES {path.with_name('classes.txt')} keeps the classes of the run")

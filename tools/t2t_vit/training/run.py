@@ -1,9 +1,12 @@
 """A training run from the command line to its end: check everything, prepare the run folder, train."""
 
+import argparse
 import os
 import shlex
 import sys
 from pathlib import Path
+
+from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.files import display_path, is_url
@@ -28,14 +31,14 @@ from t2t_vit.training.trainer import Stopped, Trainer
 from t2t_vit.weights.download import local_file
 
 
-def train(args, cfg):
+def train(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Train the model of `cfg`, from the state that `args.resume` asks for or from the start.
 
     Raises UserError or OSError. The message says how to continue the run.
     """
     teacher = {"DISTILL.TEACHER", "DISTILL.WEIGHTS"}.intersection(args.opts[::2])
     if teacher and not cfg.DISTILL.TYPE:
-        raise UserError(f"{min(teacher)} is given, but DISTILL.TYPE '' uses no teacher; set hard or soft")
+        raise UserError(f"{min(teacher)} is given, but DISTILL.TYPE '' uses no teacher; set DISTILL.TYPE hard or soft")
     processes.setup(cfg)
     setup_logging(main=processes.is_main())
     with InterruptHandler(cfg.TRAIN, args.started) as interrupts:
@@ -53,7 +56,7 @@ def train(args, cfg):
 
 
 def _report(error, trainer):
-    """Log an error with what is saved. If a user can fix it, raise it as a UserError with the same line."""
+    """Log an error and how to continue. If a user can fix it, raise a UserError with the same message."""
     message = f"{one_line(error)}; {trainer.how_to_continue()}"
     write_to_file_only(f"error: {message}")
     if isinstance(error, (KeyboardInterrupt, OSError, UserError)):
@@ -88,7 +91,7 @@ def _prepare(args, cfg, interrupts):
 
 
 def _find_state(args, cfg, run):
-    """(file, state) to resume from, or (None, None), after checking that the run may write to its place."""
+    """Return (file, state) to resume from, or (None, None). First checks that the run may write to its folder."""
     check_place(run, cfg)
     if run.folder.exists():
         run.lock()  # a new run is locked only after all checks, so that a refused command leaves no files
@@ -106,7 +109,7 @@ def _open_folder(trainer, path, state):
     if state:
         run.continue_from(path, state["sizes"], with_start_of(trainer.cfg, state), trainer.classes)
         if trainer.best_epoch and not run.best.is_file():
-            log.warning("warning: %s is missing; the next better validation writes it again", display_path(run.best))
+            log.warning("warning: %s is missing; the next validation that is better writes it", display_path(run.best))
     else:
         run.start(trainer.cfg, trainer.classes)
     trainer.log.scalars.open(run.scalars)

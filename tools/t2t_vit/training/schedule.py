@@ -9,7 +9,7 @@ def learning_rate(epoch, train, peak=None):
     """Return the learning rate of an epoch, as in T2T-ViT's main.py, which uses timm 0.3.4's CosineLRScheduler.
 
     The warm-up rises linearly from WARMUP_LR (in epoch 0) towards BASE_LR. The cosine also counts from epoch 0, so the
-    first epoch after the warm-up is already slightly below BASE_LR. Then follow COOLDOWN_EPOCHS at MIN_LR.
+    first epoch after the warm-up is already slightly below BASE_LR. During COOLDOWN_EPOCHS, the rate is MIN_LR.
 
     Args:
         epoch: from 0.
@@ -68,7 +68,7 @@ class LayerRates:
         if train.BACKBONE_LR:
             parts.append(f"backbone {over_epochs(train.BACKBONE_LR)}")
         if train.LAYER_DECAY < 1:
-            low, high = (pick(self.layers, key=self.layers.get) for pick in (min, max))
+            low, high = (pick(self.layers, key=self.layers.__getitem__) for pick in (min, max))
             ends = " to ".join(f"{self.decays[name]:.3g} x in layer {self.layers[name]}" for name in (low, high))
             parts.append(f"layer decay {train.LAYER_DECAY:g}: {ends}")
         return "; ".join(parts)

@@ -40,6 +40,6 @@ def check_skipped(skipped, images, train_log):
     if skipped > most_skipped(images):
         train_log.gather_skipped()
         raise UserError(
-            f"{skipped} images could not be read, more than {most_skipped(images)} of the {images} of an epoch "
-            "(DATA.ON_ERROR skip); `python tools/check_data.py` lists them all"
+            f"{skipped} images could not be read, but DATA.ON_ERROR skip allows only {most_skipped(images)} of the "
+            f"{images} in an epoch; `python tools/check_data.py` lists them all"
         )

@@ -23,7 +23,7 @@ class Stopwatch:
 
     def __init__(self, clock=time.perf_counter):
         self.clock = clock
-        self.current, self.epoch = Lap(), Lap()  # since the last log line; all before
+        self.current, self.epoch = Lap(), Lap()  # since the last log line; up to it
         self.restart()
 
     def restart(self):

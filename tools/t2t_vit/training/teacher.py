@@ -30,7 +30,7 @@ class Teacher:
         try:
             load_pretrained(self.model, self.weights, pos_resize=cfg.MODEL.POS_RESIZE)
         except UserError as error:
-            classes = f"it must be for the student's {cfg.MODEL.NUM_CLASSES} classes"
+            classes = f"it must have the student's {cfg.MODEL.NUM_CLASSES} classes"
             raise UserError(f"DISTILL.TEACHER {name}, {classes}: {error}") from error
         self.model.eval()
         try:
@@ -75,7 +75,7 @@ def _check_name(teacher):
         raise UserError(f"DISTILL.TEACHER: config {resolve(teacher)} not found")
     if not _is_config(teacher) and teacher not in known:
         near = difflib.get_close_matches(teacher, known, n=3) or ["t2t_vit_24", "resnet50"]
-        hint = f"did you mean {', '.join(near)}? A run is named by its config.yaml"
+        hint = f"did you mean {', '.join(near)}? To use a run, give its config.yaml"
         raise UserError(f"DISTILL.TEACHER: unknown model {teacher}; {hint}")
 
 

@@ -52,10 +52,12 @@ def _parameters(model):
 
 def _warn_of_short_average(cfg, steps):
     decay = cfg.TRAIN.EMA_DECAY
-    if cfg.VAL.BEST == "ema" and decay and decay**steps > 0.05:  # decay**steps: final share of the initial weights
+    if (
+        cfg.VAL.BEST == "ema" and decay and decay**steps > 0.05
+    ):  # decay**steps: weight of the initial weights at the end
         log.warning(
-            "warning: TRAIN.EMA_DECAY %g averages over about %.0f steps and the run has %d: best.pdparams would "
-            "hold much of the initial weights; set TRAIN.EMA_DECAY %g or VAL.BEST raw",
+            "warning: TRAIN.EMA_DECAY %g averages over about %.0f steps but the run has only %d: best.pdparams would "
+            "still contain much of the initial weights; set TRAIN.EMA_DECAY %g or VAL.BEST raw",
             decay, 1 / (1 - decay), steps, 1 - float(f"{min(4 / steps, 0.9):.1g}"),
         )  # fmt: skip
 
@@ -117,14 +119,14 @@ class TrainLog:
             return
         self._is_slow = True
         log.warning(
-            "warning: %.0f %% of the time was spent waiting for images: raise DATA.NUM_WORKERS (%d; %d cores here "
+            "warning: %.0f%% of the time was spent waiting for images: raise DATA.NUM_WORKERS (%d; %d cores here "
             "for %d process(es)) or use a faster disk; `python tools/benchmark.py data` shows what is slow",
             100 * lap.read / lap.seconds, num_workers, cores(), processes.world_size(),
         )  # fmt: skip
 
 
 def epoch_rows(epoch, lr, images, means, lap):
-    """Return the rows of an epoch (from 0) for metrics.jsonl and times.jsonl. The first is the same in every run."""
+    """Return the rows of an epoch (from 0) for metrics.jsonl and times.jsonl. A repeated run has the same first row."""
     metrics = {
         "epoch": epoch + 1,
         "lr": lr,
@@ -144,7 +146,7 @@ def epoch_rows(epoch, lr, images, means, lap):
     return metrics, times
 
 
-def memory_mb():
+def memory_mb() -> float:
     """Return the peak memory of this process in MB: GPU memory if it uses a GPU, else main memory."""
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.max_memory_allocated() / 2**20

@@ -1,13 +1,18 @@
 """One training step: forward, backward, update."""
 
+from __future__ import annotations
+
 import contextlib
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import paddle
+from yacs.config import CfgNode
 
-from t2t_vit.data.batch import TrainInput
+from t2t_vit.data.batch import Batch, TrainInput
 from t2t_vit.models import tf32
 from t2t_vit.models.recompute import recompute_activations
 from t2t_vit.parallel import processes
@@ -41,7 +46,7 @@ class TrainStep:
     A step never waits for the device, except in Paddle's own loss scaler in float16.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode) -> None:
         train = cfg.TRAIN
         self.cfg = cfg
         self.model = build_model(cfg)  # in float32; it is updated, validated and saved
@@ -57,21 +62,23 @@ class TrainStep:
         if train.TO_STATIC:
             warnings.filterwarnings("ignore", "Tensor do not have 'place' interface")  # Paddle itself uses it
             paddle.jit.to_static(self.live_model, full_graph=True)
-        # With several processes, each has few cores, and gradients of whole batches are averaged.
+        # Not with several processes: each has few cores, and DataParallel averages the gradients of whole batches.
         self.micro_batches = micro_batches(cfg, train.BATCH_SIZE) if processes.world_size() == 1 else None
         self.criterion = CrossEntropy(train.LABEL_SMOOTHING)
         self.teacher = Teacher(cfg) if cfg.DISTILL.TYPE else None
         self.distillation = DistillationLoss(self.criterion, cfg.DISTILL) if self.teacher else None
         self.train_input = TrainInput(cfg)
 
-    def train(self):
+    def train(self) -> None:
         """Switch to training mode, except fully frozen layers, which stay in eval mode."""
         self.parallel_model.train()
         tf32.allow(self.cfg.TRAIN.TF32)
         for layer in frozen_layers(self.live_model):
             layer.eval()
 
-    def __call__(self, batches, lr, epoch, step, lap=lambda part: None):
+    def __call__(
+        self, batches: Sequence[Batch], lr: float, epoch: int, step: int, lap: Callable[[str], None] = lambda part: None
+    ) -> StepResult:
         """Make one step with the mean gradient of `batches` and return its `StepResult`.
 
         Dropout depends only on the seed, the process, the epoch, the step and the position in the list.
@@ -119,8 +126,11 @@ class TrainStep:
         with self.precision.autocast():
             outputs = model(images)
         logits = prediction(outputs)
-        loss = self.distillation(outputs, targets, teacher_logits) if self.teacher else self.criterion(logits, targets)
-        # If the loss is not finite, make the gradients NaN. After averaging, all processes see that.
+        if self.distillation:
+            loss = self.distillation(outputs, targets, teacher_logits)
+        else:
+            loss = self.criterion(logits, targets)
+        # If the loss is not finite, make the gradients NaN. Averaging then spreads the NaN to all processes.
         finite = paddle.where(paddle.isfinite(loss), paddle.ones([]), paddle.full([], float("nan")))
         self.precision.scaler.scale(loss * finite * weight).backward()
         return loss.detach(), logits.detach()
@@ -141,15 +151,15 @@ class TrainStep:
 
     # --- Weights and state ---
 
-    def models(self):
+    def models(self) -> dict[str, paddle.nn.Layer]:
         """Return {"raw": trained model, "ema": moving average, if EMA_DECAY is set}, in float32."""
         return {"raw": self.model, "ema": self.ema.model} if self.ema else {"raw": self.model}
 
-    def weights(self, which):
+    def weights(self, which: str) -> dict[str, paddle.Tensor]:
         """Return the state dict of one of `models`."""
         return self.models()[which].state_dict()
 
-    def state(self):
+    def state(self) -> dict[str, dict]:
         """Return everything that training changes, as dicts of tensors and numbers."""
         return {
             "model": self.weights("raw"),
@@ -158,7 +168,7 @@ class TrainStep:
             "scaler": self.precision.scaler.state_dict(),
         }
 
-    def load_state(self, state, path):
+    def load_state(self, state: dict, path: Path) -> None:
         """Restore `state`, as returned by `checkpoint.read(path)` (NumPy arrays)."""
         checkpoint.load_state(self.model, state["model"], path)
         self.optimizer.take_weights()
@@ -170,7 +180,7 @@ class TrainStep:
         if state["scaler"]:
             self.precision.scaler.load_state_dict(dict(state["scaler"]))
 
-    def start_from(self, path, head="fit"):
+    def start_from(self, path: Path, head: str = "fit") -> None:
         """Load weights from a file. For `head` see `load.load_weights`."""
         load_pretrained(self.model, path, head, self.cfg.MODEL.POS_RESIZE)
         self.optimizer.take_weights()

@@ -51,7 +51,7 @@ class Trainer:
         self.best_top1, self.best_epoch = -1.0, 0
         self.scores = {}  # top-1 of the last validation, by the names of `TrainStep.models`
         self.validation_seconds = 0.0
-        self.saved = None  # "3 epochs and 5 steps" that latest.pdparams holds
+        self.saved = None  # what latest.pdparams contains: "3 epochs and 5 steps"
 
     # --- Begin ---
 
@@ -192,7 +192,7 @@ class Trainer:
             self.stopwatch.restart()
         if action in STOPS:
             latest, position = display_path(self.run.latest), self._position()
-            kept = f", saved in {latest}" if self.saved == position else f"; {latest} holds {self.saved}"
+            kept = f", saved in {latest}" if self.saved == position else f"; {latest} contains {self.saved}"
             raise Stopped(f"stopped by {self.interrupts.reason(action)} after {position}{kept}")
 
     def _save(self):
@@ -213,7 +213,7 @@ class Trainer:
         self.interrupts.saved(time.monotonic() - start)
 
     def _state(self, meter):
-        """Return the state to save. `meter` holds the figures of an unfinished epoch."""
+        """Return the state to save. `meter` contains the sums and times of an unfinished epoch."""
         state = {
             **self.train_step.state(),
             "epoch": self.epoch,
@@ -229,7 +229,7 @@ class Trainer:
         }
         broken = [name for name, value in state["model"].items() if not np.isfinite(checkpoint.to_array(value)).all()]
         if broken:
-            raise UserError(f"weights are not finite any more ({broken[0]}); a lower TRAIN.BASE_LR may help")
+            raise UserError(f"the weights are no longer finite ({broken[0]}); a lower TRAIN.BASE_LR may help")
         return state
 
     def _position(self):
@@ -238,5 +238,5 @@ class Trainer:
     def how_to_continue(self):
         """Describe what is saved if the run ends now, and how to continue."""
         if not self.saved:
-            return "nothing was saved yet"
-        return f"{display_path(self.run.latest)} holds {self.saved}, --resume auto continues after them"
+            return "nothing has been saved yet"
+        return f"{display_path(self.run.latest)} contains {self.saved}, --resume auto continues from there"

@@ -1,8 +1,15 @@
 """Build the model that a config names, with or without weights from a file."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import best_weights, class_list, resolve, with_classes
 from t2t_vit.data.classes import ClassList, read_classes
+from t2t_vit.models.family import VisionTransformer
 from t2t_vit.models.layers import fuse_attention
 from t2t_vit.models.zoo import create_model, family_of
 from t2t_vit.weights.download import local_file
@@ -10,16 +17,14 @@ from t2t_vit.weights.formats import read_weights
 from t2t_vit.weights.load import count_classes, load_weights
 
 
-def build_model(cfg):
+def build_model(cfg: CfgNode) -> VisionTransformer:
     """Build the model of MODEL.* with fresh weights. The DATA keys determine the shape of its input.
 
     Raises UserError for an unknown name or settings that do not fit together.
     """
     model = cfg.MODEL
     if not model.NUM_CLASSES:
-        raise UserError(
-            "MODEL.NUM_CLASSES is 0 (take it from the data set or the weights), but neither is given; set it"
-        )
+        raise UserError("MODEL.NUM_CLASSES is 0 (as in the data set or the weights), but neither is given; set it")
     try:
         overrides = _family_overrides(model)
         network = create_model(
@@ -51,7 +56,7 @@ def _family_overrides(model):
     return {key.lower(): value for key, value in sections.get(family, {}).items() if value}
 
 
-def build_trained_model(cfg, chosen):
+def build_trained_model(cfg: CfgNode, chosen: str | Path | None) -> tuple[VisionTransformer, Path]:
     """Build the model of `cfg` with weights. Returns (model in eval mode, path of the weights).
 
     Args:
@@ -69,14 +74,17 @@ def build_trained_model(cfg, chosen):
     return model, path
 
 
-def classes_of(cfg, weights):
-    """Return the `ClassList` of a model: from the file beside its weights, else from the data set, else numbers.
+def classes_of(cfg: CfgNode, weights: Path) -> ClassList:
+    """Return the `ClassList` of a model.
+
+    It is read from classes.txt beside the weights, else DATA.CLASSES, else classes.txt of the data set. Without
+    any of these, classes are numbers.
 
     Raises UserError if the list and the model differ in the number of classes.
     """
     candidates = [weights.with_name("classes.txt"), resolve(cfg.DATA.PATH) / "classes.txt"]
-    if cfg.DATA.CLASSES:
-        candidates.insert(1, class_list(cfg))
+    if path := class_list(cfg):
+        candidates.insert(1, path)
     for path in candidates:
         if path.is_file():
             classes = read_classes(path)
@@ -87,19 +95,19 @@ def classes_of(cfg, weights):
     return ClassList(numbers, numbers, "MODEL.NUM_CLASSES")
 
 
-def first_other_class(classes, weights):
-    """Return `first_difference` from the classes.txt beside the weights; None without that file."""
+def first_other_class(classes: ClassList, weights: Path) -> str | None:
+    """Return `first_difference` of `classes` and the classes.txt beside the weights; None without that file."""
     theirs = classes_beside(weights)
     return first_difference(classes, theirs) if theirs else None
 
 
-def classes_beside(weights):
+def classes_beside(weights: Path) -> ClassList | None:
     """Read the `ClassList` beside a weights file, or return None."""
     path = weights.with_name("classes.txt")
     return read_classes(path) if path.is_file() else None
 
 
-def refuse_other_order(classes, others):
+def refuse_other_order(classes: ClassList, others: ClassList) -> None:
     """Raise UserError if two `ClassList`s have the same classes in different orders, because ids would be swapped."""
     if (other := first_difference(classes, others)) and sorted(classes.folders) == sorted(others.folders):
         raise UserError(
@@ -107,7 +115,7 @@ def refuse_other_order(classes, others):
         )
 
 
-def first_difference(classes, others):
+def first_difference(classes: ClassList, others: ClassList) -> str | None:
     """Describe the first class that differs in two `ClassList`s. None if they are equal or one has only numbers."""
     if "MODEL.NUM_CLASSES" in (classes.source, others.source):
         return None

@@ -4,6 +4,8 @@ A file has the format of `paddle.save`, followed by a checksum, which `paddle.lo
 It is read without `paddle.load`, because that would run any code in the file: see common/unpickle.py.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import hashlib
@@ -22,7 +24,7 @@ from t2t_vit.models.layers import in_head
 _SEAL = b"\nsha256:"  # marks the checksum (32 bytes) at the end of a file
 
 
-def save(path, tree):
+def save(path: str | Path, tree: dict) -> None:
     """Write nested dicts of tensors, arrays, numbers and strings. `paddle.load` can read the file."""
     buffer = io.BytesIO()
     paddle.save(_to_numpy(tree), buffer)
@@ -42,7 +44,7 @@ def read(path):
         tree = Unpickler(data).load()
         _check(tree)
     if not isinstance(tree, dict):
-        raise UserError(f"{path} holds a {type(tree).__name__}, not a state dict")
+        raise UserError(f"{path} contains a {type(tree).__name__}, not a state dict")
     return tree
 
 
@@ -54,7 +56,9 @@ def naming_faults(path, program):
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
     except Refused as error:
-        raise UserError(f"{path} refused: it holds {error}, and weights are only arrays, numbers and names") from None
+        raise UserError(
+            f"{path} refused: it contains {error}, but weights are only arrays, numbers and names"
+        ) from None
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
@@ -78,7 +82,7 @@ def is_own(path):
         return file.read().startswith(_SEAL)
 
 
-def load_state(model, weights, path):
+def load_state(model: paddle.nn.Layer, weights: dict[str, np.ndarray], path: Path) -> None:
     """Copy `weights`, {name: array}, into `model`. Raises UserError if tensors are missing, unknown or do not fit."""
     own = model.state_dict()
     wrong = [f"no {name}" for name in own if name not in weights]
@@ -94,7 +98,7 @@ def load_state(model, weights, path):
         head, expected = (list(np.shape(tensors.get("head.bias"))) for tensors in (weights, own))
         only_head = all(in_head(line) for line in wrong)  # each line begins with a name
         other = only_head and len(head) == 1 and head != expected
-        classes = f"; it was trained for {head[0]} classes: MODEL.NUM_CLASSES {head[0]}?" if other else ""
+        classes = f"; it was trained for {head[0]} classes: set MODEL.NUM_CLASSES {head[0]}?" if other else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{rest}{classes}")
     with paddle.no_grad():
         for name, tensor in own.items():
@@ -106,9 +110,9 @@ def to_float32(value, name, path):
     if value.dtype == np.uint16:  # Paddle stores bfloat16 as the upper half of a float32
         value = (value.astype(np.uint32) << 16).view(np.float32)
     if value.dtype.kind != "f":
-        raise UserError(f"{path} does not fit the model: {name} holds {value.dtype}, not floating-point numbers")
+        raise UserError(f"{path} does not fit the model: {name} has type {value.dtype}, not floating-point numbers")
     if not np.isfinite(value).all():
-        raise UserError(f"{path} cannot be used: {name} holds numbers that are not finite (NaN or infinity)")
+        raise UserError(f"{path} cannot be used: {name} contains NaN or infinity")
     return value.astype(np.float32)
 
 
@@ -118,7 +122,7 @@ def _to_numpy(tree):
     return to_array(tree) if isinstance(tree, paddle.Tensor) else tree
 
 
-def to_array(tensor):
+def to_array(tensor: paddle.Tensor) -> np.ndarray:
     """Copy a tensor to an array."""
     # Without clone(), numpy() of a slice (flat.py) copies the whole tensor (Paddle 2.6.2 and 3.3.1).
     return tensor.clone().numpy()

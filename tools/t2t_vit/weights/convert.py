@@ -1,5 +1,6 @@
 """The command convert.py: convert weights of known programs for this repository or the official PyTorch code."""
 
+import argparse
 import contextlib
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from t2t_vit.weights.load import check_variant
 _SUFFIXES = {"paddle": (".pdparams",), "torch": (".pth", ".pt", ".bin", ".tar")}
 
 
-def convert(args):
+def convert(args: argparse.Namespace) -> None:
     """Convert the file of a command line. Print what it contains and statistics of the model's output."""
     setup_logging()
     source = local_file(args.source, "give a weights file or a URL")
@@ -35,7 +36,7 @@ def convert(args):
     check_variant(model, weights)
     checkpoint.load_state(model, tensors, source)
     print(printable(f"{display_path(source)}: {weights.form}, {'PyTorch' if is_torch else 'Paddle'}'s layout"))
-    print(f"{name}: {len(tensors)} of {len(model.state_dict())} tensors placed")
+    print(f"{name}: {len(tensors)} of {len(model.state_dict())} tensors loaded")
     if extra:
         kept = "kept" if args.keep_aux_head else "left out (--keep-aux-head keeps it)"
         print(f"extra head: {', '.join(extra)} {kept}")
@@ -79,7 +80,7 @@ def _build_variant(name, weights):
             fits = f"fits {' and '.join(names)}: give --model" if names else "fits no variant: give its --config"
             raise UserError(f"{weights.path} ({weights.form}) {fits}")
         name = names[0]
-        print(f"--model {name}, the one that the file {'names' if name == weights.variant else 'fits'}")
+        print(f"--model {name}, which the file {'names' if name == weights.variant else 'fits'}")
     try:
         return name, create_model(name, **candidates.get(name, {}))
     except ValueError as error:
@@ -94,7 +95,7 @@ def _write_torch(path, model, extra):
     try:
         import torch
     except ImportError:
-        raise UserError("PyTorch writes its files: pip install torch (its CPU build will do)") from None
+        raise UserError("--to torch needs PyTorch: pip install torch (the CPU build is enough)") from None
     tensors = transposed(
         {name: checkpoint.to_array(tensor) for name, tensor in model.state_dict().items()}, linear_weights(model)
     )

@@ -4,6 +4,8 @@ Paddle's own downloader (paddle.utils.download) mixes up files of the same name,
 between processes. Paddle also depends on httpx.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re
@@ -24,7 +26,7 @@ _TIMEOUT = 30  # seconds without a response
 _BLOCK = 2**20  # bytes per read
 
 
-def local_file(choice, advice="train first, or give a file with --pretrained FILE"):
+def local_file(choice: str | Path, advice: str = "train first, or give a file with --pretrained FILE") -> Path:
     """Return the path of the weights that a setting names: a file, with or without .pdparams, or a URL.
 
     Raises UserError with `advice` if there is no such file, or if it cannot be downloaded.
@@ -74,7 +76,7 @@ def download(url):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path.parent} cannot be made ({error.strerror}); set T2T_CACHE to a folder") from None
+        raise UserError(f"{path.parent} cannot be created ({error.strerror}); set T2T_CACHE to a folder") from None
     if not _is_complete(path, checksum):
         with open(path.parent / ".lock", "w") as file:
             lock(file, wait=True)  # on a file system without locks, each process downloads for itself
@@ -99,7 +101,7 @@ def _download(address, path, checksum, url):
     except httpx.HTTPStatusError as error:
         status = f"{error.response.status_code} {error.response.reason_phrase}"
         raise UserError(f"{address} answered {status}: check the address, or download the file by hand") from None
-    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # ImportError: a SOCKS proxy
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # ImportError: SOCKS needs socksio
         raise UserError(
             f"{address} cannot be downloaded ({str(error) or type(error).__name__}): check the network and the proxy "
             "variables, or download the file by hand and give it with --pretrained FILE"

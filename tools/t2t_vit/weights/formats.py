@@ -63,7 +63,7 @@ def read_weights(path):
 # --- Containers ---
 
 
-def read_tree(path):
+def read_tree(path: Path) -> tuple[str, dict]:
     """Return ("PyTorch", "safetensors" or "Paddle", the dict in the file). Raises UserError like `read_weights`."""
     try:
         with open(path, "rb") as file:
@@ -73,14 +73,14 @@ def read_tree(path):
     if not start:
         raise UserError(f"{path} is empty")
     if start.startswith(_LFS):
-        raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository")
+        raise UserError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
     if is_web_page(start):
-        raise UserError(f"{path} is a web page, not weights: the link leads to a page; download the file behind it")
+        raise UserError(f"{path} is a web page, not weights: download the file that the page links to")
     if start.startswith((torch_file.ZIP, torch_file.LEGACY)):
         with checkpoint.naming_faults(path, "PyTorch"):
             tree = torch_file.read(path)
         if not isinstance(tree, dict):
-            raise UserError(f"{path} holds a {type(tree).__name__}, not a state dict")
+            raise UserError(f"{path} contains a {type(tree).__name__}, not a state dict")
         return "PyTorch", tree
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         with checkpoint.naming_faults(path, "safetensors"):
@@ -113,14 +113,14 @@ def _weights_of(tree, path):
             arrays = {str(name): value for name, value in inner.items() if isinstance(value, np.ndarray)}
             held |= {entry: arrays} if arrays else {}
     if any(str(key).endswith("_moment1_0") or key == "LR_Scheduler" for key in tree):
-        raise UserError(f"{path} is the state of an optimizer (.pdopt): give the .pdparams beside it, the weights")
+        raise UserError(f"{path} is an optimizer state (.pdopt), not weights: give the .pdparams file beside it")
     if not held:
         found = f"only {', '.join(map(str, list(tree)[:3]))}" if tree else "nothing"
-        raise UserError(f"{path} holds no weights: no tensors, {found}")
+        raise UserError(f"{path} contains no weights: no tensors, {found}")
     models = [entry for entry, arrays in held.items() if any(_is_anchor(name) for name in arrays)] or list(held)
     known = [entry for entry in (*_ENTRIES, None) if entry in models]
     if not known and len(models) > 1:
-        raise UserError(f"{path} holds several models, {some(models)}: keep one of them")
+        raise UserError(f"{path} contains several models, {some(models)}: keep one of them")
     entry = (known or models)[0]
     return entry, held[entry]
 
@@ -137,17 +137,17 @@ def _without_wrappers(tensors, path):
     torch.compile, begin with an underscore.
     """
     if not any(map(_is_anchor, tensors)):
-        return tensors, []  # another kind of model (a teacher), with names like _mean and _variance
+        return tensors, []  # another model, such as a teacher of paddle.vision with names like _mean and _variance
     plain = {}
     for name, value in tensors.items():
         short = ".".join(part for part in name.split(".") if not part.startswith("_"))
         if short in plain:
-            raise UserError(f"{path} holds {short} twice: keep one of them")
+            raise UserError(f"{path} contains {short} twice: keep one of them")
         plain[short] = value
     prefixes = sorted(name[: -len(_ANCHOR)] for name in plain if _is_anchor(name))
     if len(prefixes) > 1:
         found = some([prefix or "one without a prefix" for prefix in prefixes])
-        raise UserError(f"{path} holds several models, {found}: keep one of them")
+        raise UserError(f"{path} contains several models, {found}: keep one of them")
     prefix = prefixes[0]
     parts = {name[len(prefix) :]: value for name, value in plain.items() if name.startswith(prefix)}
     parts |= {name: value for name, value in plain.items() if in_head(name) and name not in parts}
@@ -170,7 +170,7 @@ def _variant_of(tree):
 
 
 def _variant_of_run(path):
-    """Return the variant of a run from the config beside its weights; "" if unknown or the heads differ."""
+    """Return the variant of a run from the config beside its weights; "" if unknown or if it sets the heads."""
     beside = path.with_name("config.yaml")
     is_of_run = re.fullmatch(r"(best|latest(\.\d+)?)\.pdparams", path.name)
     if not is_of_run or not checkpoint.is_own(path) or not beside.is_file():
@@ -184,7 +184,7 @@ def _variant_of_run(path):
 
 
 def _official_names(tensors):
-    """Return ({official name: array}, the program whose names they had)."""
+    """Rename tensors to official names. Returns ({official name: array}, program that used the old names)."""
     if any(name.startswith("patch_embed.attn1.") for name in tensors):
         names = {name: re.sub(r"^patch_embed\.attn", "tokens_to_token.attention", name) for name in tensors}
         names = {name: re.sub(r"^patch_embed\.proj", "tokens_to_token.project", new) for name, new in names.items()}

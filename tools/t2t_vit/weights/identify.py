@@ -1,4 +1,4 @@
-"""Find the variants that the tensors in a file fit, only by official names and shapes."""
+"""Find the model variants that the tensors of a file fit, by their official names and shapes."""
 
 import paddle
 
@@ -38,7 +38,7 @@ def has_heads_of(name, model):
 
 
 def closest(candidates):
-    """Keep the variants with the file's image size from the result of `identify`, or all if none has it."""
+    """From the result of `identify`, keep the variants with the image size of the file, or all if there is none."""
     own = [
         name
         for name, overrides in candidates.items()

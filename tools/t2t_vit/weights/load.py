@@ -1,5 +1,9 @@
 """Load any known weights file into a model, also one with other classes or another image size."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import paddle
 
@@ -12,7 +16,7 @@ from t2t_vit.weights.formats import in_paddle_layout, read_weights
 from t2t_vit.weights.identify import has_heads_of, identify
 
 
-def load_pretrained(model, path, head="same", pos_resize="bicubic"):
+def load_pretrained(model: paddle.nn.Layer, path: str | Path, head: str = "same", pos_resize: str = "bicubic") -> None:
     """Load the weights of a file into `model`; see `load_weights`."""
     load_weights(model, read_weights(path), head, pos_resize)
 
@@ -53,7 +57,7 @@ def _fit(model, weights, head, pos_resize):
     if not checkpoint.is_own(weights.path):
         log.info("%s: %s, %s's layout", display_path(weights.path), weights.form, "PyTorch" if is_torch else "Paddle")
     if extra:
-        log.info("%s: left out %s, which no model here has", display_path(weights.path), ", ".join(extra))
+        log.info("%s: left out %s, which the models here do not have", display_path(weights.path), ", ".join(extra))
     own = model.state_dict()
     check_variant(model, weights)
     if head != "same":
@@ -71,8 +75,8 @@ def check_variant(model, weights):
     if fitting and not set(fitting) & set(mine):
         mine = " or ".join(mine) or "the model that the section MODEL describes"
         raise UserError(
-            f"{weights.path} holds weights of {' or '.join(fitting)}, not of {mine}: change the model (MODEL.NAME) or "
-            "the file"
+            f"{weights.path} contains weights of {' or '.join(fitting)}, not of {mine}: change the model "
+            "(MODEL.NAME) or the file"
         )
     if weights.variant in fitting and not has_heads_of(weights.variant, model):
         raise UserError(
@@ -82,13 +86,13 @@ def check_variant(model, weights):
 
 
 def _with_own_head(own, tensors, path, always):
-    """Return `tensors` with the model's own head, `always` or only if their number of classes differs."""
+    """Return `tensors` with the model's own head: if `always` is set, or if the numbers of classes differ."""
     heads = [name for name in own if in_head(name)]
     if not always and all(np.shape(tensors.get(name)) == tuple(own[name].shape) for name in heads):
         return tensors
     before, after = np.shape(tensors.get("head.bias")), own["head.bias"].shape[0]
     there = "other classes" if always else f"{before[0] if before else 'no'} classes"
-    loaded = f"{display_path(path)}: loaded without the head, which starts fresh"
+    loaded = f"{display_path(path)}: loaded without the head, which is newly initialised"
     log.info("%s: the file has %s, the model %d", loaded, there, after)
     kept = {name: value for name, value in tensors.items() if not in_head(name)}
     return {**kept, **{name: checkpoint.to_array(own[name]) for name in heads}}
