@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 # Files of fonts with Chinese letters, which Linux, Windows and macOS have in their font folders.
-CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "SourceHanSansSC-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc")
-CHINESE_FONTS += ("msyh.ttc", "simhei.ttf", "PingFang.ttc", "STHeiti Light.ttc")
+CHINESE_FONTS = (
+    "NotoSansCJK-Regular.ttc", "SourceHanSansSC-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc",
+    "simhei.ttf", "PingFang.ttc", "STHeiti Light.ttc",
+)  # fmt: skip
 
 
 def check_suffix(path: str | Path, option: str, suffixes: Collection[str] = SUFFIXES) -> None:

@@ -65,7 +65,7 @@ def stretched(values, size, box):
     return (values / (values.max() or 1))[np.ix_(*cells[::-1])]
 
 
-def coloured(values):
+def coloured(values: np.ndarray) -> np.ndarray:
     """Colour values from 0 to 1: (H, W) -> uint8 (H, W, 3)."""
     places = np.linspace(0, 1, len(_COLOURS))
     channels = [np.interp(values, places, _COLOURS[:, channel]) for channel in range(3)]
