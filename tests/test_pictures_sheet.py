@@ -132,7 +132,7 @@ def drawn_text(path, text):
     return np.asarray(Image.open(path).convert("L"))
 
 
-def test_plots_have_chinese_letters_where_there_is_a_font(tmp_path):
+def test_plots_use_an_installed_chinese_font(tmp_path):
     pytest.importorskip("matplotlib")
     if not chinese_font():
         pytest.skip(f"none of the fonts {', '.join(CHINESE_FONTS)}")
