@@ -1,7 +1,7 @@
 """Starts tools/demo.py on AI Studio, which runs a file named *.gradio.py without options.
 
 AI Studio deploys only the folder of this file. It must also contain tools/, configs/ and model/, a run folder with
-best.pdparams (README, "Try it on a page"). In the repository, tools/ is one folder up.
+best.pdparams (docs/demo.md, "Deploy the page on AI Studio"). In the repository, tools/ is one folder up.
 """
 
 import runpy

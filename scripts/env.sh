@@ -182,7 +182,7 @@ _t2t_make() { # _t2t_make FOLDER PYTHON WORDS MB SIZE: the part of _t2t_install 
   _t2t_room "$1" "$4" || return
   echo "creating $1 with $3 (downloads about $5 once) ..." >&2
   _t2t_fill "$1" "$2" "$3" && return
-  [[ $3 != *paddlepaddle.org.cn* ]] || hint=' README.md names a last resort from PyPI ("Install on a GPU").'
+  [[ $3 != *paddlepaddle.org.cn* ]] || hint=' docs/troubleshooting.md names a last resort from PyPI.'
   echo "error: $1 is not complete: $(_t2t_why "$1/install.log"). Repeat the command to try again; the output of pip is in" \
     "$1/install.log.$hint" >&2
   return 1

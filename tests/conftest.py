@@ -117,9 +117,9 @@ def error_line(name, *words, **options):
     return lines[0]
 
 
-def command_of_readme(start, folder):
-    """Run the README command that starts with the given text, in `folder`."""
-    (line,) = re.findall(rf"^{re.escape(start)}.*$", (ROOT / "README.md").read_text("utf-8"), flags=re.MULTILINE)
+def command_of(page, start, folder):
+    """Run the command of a page of docs/ that begins so, in `folder`."""
+    (line,) = re.findall(rf"^{re.escape(start)}.*$", (ROOT / "docs" / page).read_text("utf-8"), flags=re.MULTILINE)
     done = subprocess.run(line.replace("/path/to", str(folder)), shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ENVIRONMENT, ROOT, command_of_readme
+from conftest import ENVIRONMENT, ROOT, command_of
 from test_unpack import CATS, DIGITS, DOGS, make_tar, tar_bytes
 
 import aistudio_job
@@ -352,6 +352,6 @@ def test_help_names_every_variable():
 def test_code_of_a_job_is_small(tmp_path):
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone")
-    command_of_readme("mkdir -p /path/to/code ", tmp_path)
+    command_of("aistudio.md", "mkdir -p /path/to/code ", tmp_path)
     files = [path for path in (tmp_path / "code").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 50e6 and (tmp_path / "code/scripts/aistudio.sh").is_file()

@@ -1,10 +1,12 @@
-"""`benchmark.py model`: its counts equal the official figures and the table in the README, at any size."""
+"""`benchmark.py model`: its counts are the official figures, at any size, and those of the documents."""
 
 import json
+import re
 
 import paddle
 import pytest
 from conftest import ROOT, error_line, tool
+from documents import prose, rows
 
 from t2t_vit.bench.counts import count, macs, products
 from t2t_vit.config import load_config
@@ -76,12 +78,19 @@ def test_the_table_shows_the_counts(counted):
     assert len(table) == 2 + len(rows)
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README_cn.md"])
-def test_table_in_the_readme_equals_the_printed_one(counted, readme):
-    shown = (ROOT / readme).read_text(encoding="utf-8").splitlines()
-    for line in counted[0]:
-        if line.startswith(("| t2t", "| pit")):
-            assert line in shown, line
+def test_the_documents_show_these_figures():
+    zoo = [row for row in rows(prose(ROOT / "docs/zoo.md")) if row[0].startswith("`configs/")]
+    zoo = {re.fullmatch(r"`configs/(\w+)\.yaml`", row[0])[1]: " | ".join(row) for row in zoo}
+    assert set(zoo) == set(OFFICIAL)
+    short = {}
+    for name, *cells in rows(prose(ROOT / "README.md")):
+        for number, each in enumerate(re.findall(r"`(\w+)`", name) if len(cells) == 4 else []):
+            short[each] = [cell.split(", ")[number] for cell in cells[:2]]
+    assert set(OFFICIAL) - set(short) == {"t2t_vit_14_resnext", "t2t_vit_14_wide"}  # no published weights
+    for name, (parameters, trained, gmacs, without) in OFFICIAL.items():
+        assert f"{parameters:,}" in zoo[name] and f"{gmacs} ({without})" in zoo[name]
+        assert trained == parameters or f"({trained:,})" in zoo[name]
+        assert name not in short or short[name] == [f"{parameters / 1e6:.1f}", gmacs]
 
 
 # --- Other sizes ---

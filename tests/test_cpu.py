@@ -470,7 +470,7 @@ def test_compiled_training_validates(tmp_path):
     # A compiled model may not be called in two threads at once.
     done = tool(
         "train", "--output", tmp_path, *few_digits(tmp_path), "TRAIN.BATCH_SIZE", 20, "TRAIN.EPOCHS", 1,
-        "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.TO_STATIC", True,
+        "MODEL.T2T.DEPTH", 1, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.TO_STATIC", True,
     )  # fmt: skip
     assert (tmp_path / "lit_data/best.pdparams").is_file()
     assert "UserWarning" not in done.stderr
@@ -479,7 +479,7 @@ def test_compiled_training_validates(tmp_path):
 def test_settings_that_only_change_rounding_may_differ_on_resume(tmp_path):
     words = [
         "--output", tmp_path, *few_digits(tmp_path), "TRAIN.BATCH_SIZE", 20, "TRAIN.EPOCHS", 2,
-        "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0,
+        "MODEL.T2T.DEPTH", 1, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0,
     ]  # fmt: skip
     tool("train", *words, "TRAIN.TIME_LIMIT", "1s")
     others = ("CPU.MICRO_BATCH", 0, "CPU.FAST_OPS", False, "TRAIN.RECOMPUTE", True)

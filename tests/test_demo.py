@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, Page, command_of_readme, error_line
+from conftest import ROOT, Page, command_of, error_line
 from PIL import Image
 
 import demo
@@ -362,7 +362,7 @@ def test_gradio_file_listens_where_the_environment_says(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
     environment = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "GRADIO_ROOT_PATH": "/below"}
-    command_of_readme("mkdir -p /path/to/page ", tmp_path)  # a folder with everything it needs
+    command_of("demo.md", "mkdir -p /path/to/page ", tmp_path)  # a folder that holds all it needs
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
         page = Page(script=tmp_path / "page/demo.gradio.py", TMPDIR=str(tmp_path), **environment)

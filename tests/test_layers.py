@@ -11,7 +11,7 @@ from t2t_vit.models import pit, t2t
 from t2t_vit.models.dropout import DropPath
 from t2t_vit.models.layers import Attention, Linear
 from t2t_vit.models.token_layers import TokenAttention, TokenPerformer
-from t2t_vit.models.zoo import create_model, list_models
+from t2t_vit.models.zoo import create_model
 
 T2T = dict(image_size=32, num_classes=5, embed_dim=16, depth=2, num_heads=2, token_dim=8)
 PIT = dict(image_size=32, num_classes=5, patch_size=8, stride=4, base_dims=(8, 8), depth=(1, 2), heads=(1, 2))
@@ -109,7 +109,8 @@ def test_published_macs_are_those_counted_here(name):
     assert sum(macs(name, size)) / 1e9 == pytest.approx(PUBLISHED[name], abs=0.006)
 
 
-@pytest.mark.parametrize("name", list_models())
+# One of each kind: their depths and widths are those of the zoo, which test_models.py compares with the official ones.
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "t2t_vit_14_resnext", "pit_ti", "pit_xs_distilled"])
 def test_paddle_counts_all_parameters_and_operations(name):
     model = create_model(name, image_size=64)
     # paddle.summary leaves out the parameters that the model itself holds: the class token and the positions.
@@ -205,7 +206,7 @@ def test_linear_layers_are_built_as_paddles():
 
 def test_a_model_can_be_compiled_by_its_user():
     """With the defaults of paddle.jit.to_static, which breaks the graph at code that it cannot convert."""
-    model, images = create_model("t2t_vit_7", num_classes=10, image_size=64, depth=2), paddle.randn([2, 3, 64, 64])
+    model, images = create_model("t2t_vit_7", **{**T2T, "depth": 1}), paddle.randn([2, 3, 32, 32])
     model.eval()
     with paddle.no_grad():
         expected = model(images)

@@ -115,7 +115,7 @@ def test_a_run_continues_only_with_its_own_order_of_classes(tmp_path):
     assert "the same classes in another order; set DATA.CLASSES to" in line
     line = error_line("train", *words)
     assert f"class 2 is 2 in {tmp_path}/set but 10 in {own}; DATA.CLASSES {own} keeps the classes of the run" in line
-    assert "all 1 epochs are done" in tool("train", *words, "DATA.CLASSES", own).stdout
+    assert "all done: 1 epoch;" in tool("train", *words, "DATA.CLASSES", own).stdout
 
 
 @pytest.mark.parametrize(

@@ -180,11 +180,11 @@ def test_training_needs_only_the_path(run):
     pictures, folder, output, words = run
     parts = divided(pictures)
     number = len(parts["val"])
-    assert f"data pictures: {36 - number} train, {number} val images;" in output
+    assert f"data pictures: {36 - number} images to train, {number} images to validate;" in output
     assert load_config(folder / "config.yaml").MODEL.NUM_CLASSES == 3
     assert (folder / "classes.txt").read_text().splitlines()[1:] == ["0\t3\t3", "1\t5\t5", "2\t8\t8"]
     again = tool("train", *words).stdout
-    assert "resumed " in again and "all 1 epochs are done" in again
+    assert "resumed " in again and "all done: 1 epoch;" in again
 
 
 def test_a_head_for_other_classes_of_the_same_number_is_new(run, tmp_path):

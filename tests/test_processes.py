@@ -86,11 +86,10 @@ def has_step(log, count=1):
 # --- The same numbers ---
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_evaluation_counts_every_image_once(world_size, tmp_path):
+def test_evaluation_counts_every_image_once(tmp_path):
     from programs import evaluate_sizes
 
-    process = start(tmp_path, ROOT / "tests/programs/evaluate_sizes.py", launch=("--nproc_per_node", world_size))
+    process = start(tmp_path, ROOT / "tests/programs/evaluate_sizes.py", launch=("--nproc_per_node", 3))
     assert process.wait(200) == 0, (tmp_path / "launcher.txt").read_text()
     printed = (tmp_path / "workerlog.0").read_text()
     result = json.loads(re.search(r"^SCORES (.*)", printed, flags=re.MULTILINE).group(1))
@@ -253,7 +252,7 @@ def test_killed_process_stops_all_and_the_run_resumes(tmp_path):
     wait_for(lambda: re.search(r"resumed .*Step \[", log.read_text(), flags=re.DOTALL), launcher)
     launcher.send_signal(signal.SIGTERM)
     launcher.wait(60)
-    assert re.search(r"stopped by SIGTERM after \d+ epochs and \d+ steps, saved in", log.read_text())
+    assert re.search(r"stopped by SIGTERM after \d+ epochs? and \d+ steps?, saved in", log.read_text())
     state = checkpoint.read(tmp_path / "lit_data/latest.pdparams")
     assert state["images"] == state["meter"]["step"] * 64
     done = train(tmp_path, *words, "TRAIN.TIME_LIMIT", "3s")

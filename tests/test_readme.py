@@ -1,4 +1,4 @@
-"""Every command in both READMEs runs, those for ImageNet on a tiny replacement."""
+"""Every command of the documents runs, the ImageNet-sized ones on a tiny stand-in."""
 
 import functools
 import re
@@ -13,11 +13,10 @@ import in_process
 import peers
 import pytest
 from conftest import ENVIRONMENT, ROOT, Page
-from test_spellings import COMMANDS
+from documents import ENGLISH, blocks
 
-from t2t_vit.config import CLASS_LISTS, all_keys, load_config
-from t2t_vit.models.zoo import create_model, list_models
-from t2t_vit.spellings import KEYS
+from t2t_vit.config import CLASS_LISTS
+from t2t_vit.models.zoo import create_model
 from t2t_vit.weights import checkpoint
 
 IN_ORDER = True  # some commands read what those before them write
@@ -27,24 +26,20 @@ TINY = "--batch-size 8 TRAIN.GLOBAL_BATCH 0 DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 
 TINY += " TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 TRAIN.COOLDOWN_EPOCHS 0"
 
 
-def blocks(name, language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+# A URL of published weights stands for a file of the same model.
+PUBLISHED = re.compile(r"https://github\.com/\S+?_T2T_ViT_(\d+)\.pth\.tar")
 
 
 def commands():
-    text = "\n".join(blocks("README.md", "bash")).replace("\\\n", "")
-    inline = re.findall(
-        r"`((?:GPUS=\S+ )?(?:bash scripts|python tools)/[^`]+)`", (ROOT / "README.md").read_text("utf-8")
-    )
-    lines = [re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines() + inline]
-    # Not the tests themselves, nor an environment variable for scripts/env.sh.
-    return [line for line in dict.fromkeys(lines) if line and "test.sh" not in line and not line.startswith("export")]
-
-
-def test_both_languages_show_the_same_commands():
-    for language in ("bash", "python", "yaml", "bibtex"):
-        assert blocks("README.md", language) == blocks("README_cn.md", language)
-    assert len(commands()) >= 14
+    """The commands of all documents, each once, without comments."""
+    lines = []
+    for path in ENGLISH:
+        lines += "\n".join(blocks(path, "bash")).replace("\\\n", "").splitlines()
+        lines += re.findall(r"`((?:GPUS=\S+ )?(?:bash scripts|python tools)/[^`]+)`", path.read_text("utf-8"))
+    lines = [PUBLISHED.sub(r"/path/to/t2t_vit_\1.pdparams", re.sub(r"\s+#.*", "", line).strip()) for line in lines]
+    # Not the tests themselves, nor what sets up the shell or installs packages.
+    no_command = re.compile(r"export |source |pip install|.*test\.sh")
+    return [line for line in dict.fromkeys(lines) if line and not no_command.match(line)]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +64,7 @@ def place(tmp_path_factory):
         ("Best_PiT", "pit_ti", [1, 1, 1]),
     ):
         checkpoint.save(folder / f"{file}.pdparams", create_model(name, image_size=32, depth=depth).state_dict())
-    (folder / "pets.yaml").write_text(blocks("README.md", "yaml")[0].replace("/path/to", str(folder)))
+    (folder / "pets.yaml").write_text(blocks(ROOT / "docs/extending.md", "yaml")[0].replace("/path/to", str(folder)))
     return folder
 
 
@@ -213,9 +208,10 @@ def test_command_runs(line, place):
         assert "class_id is: " in done.stdout.splitlines()[-1]
 
 
-def test_python_code_in_the_readme_runs(place, tmp_path):
+def test_python_of_the_documents_runs(place, tmp_path):
     checkpoint.save(tmp_path / "t2t_vit_7.pdparams", create_model("t2t_vit_7", image_size=32).state_dict())
-    code = "\n".join(blocks("README.md", "python")).replace("/path/to/t2t_vit_7", f"{tmp_path}/t2t_vit_7")
+    code = "\n".join(block for path in ENGLISH for block in blocks(path, "python"))
+    code = code.replace("/path/to/t2t_vit_7", f"{tmp_path}/t2t_vit_7")
     code = code.replace("/path/to", str(place))
     code += """
 import numpy as np
@@ -229,110 +225,3 @@ assert "t2t_vit_5" in t2t.VARIANTS and sum(parameter.size for parameter in creat
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT / "tools")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-# --- Tables ---
-
-
-def section(name, start, end):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    return text[text.index(start) : text.index(end, text.index(start))]
-
-
-def rows(text):
-    """The cells of each row of its tables."""
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-
-
-def numbers_of_sections(name):
-    """The numbers of two or more characters in each section, outside code and links."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", " ", text, flags=re.DOTALL)
-    found = [re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", part) for part in re.split(r"^##+ ", text, flags=re.MULTILINE)]
-    return [{number.replace(",", "") for number in numbers if len(number) > 1} for numbers in found]
-
-
-def test_both_languages_give_the_same_numbers():
-    english, chinese = numbers_of_sections("README.md"), numbers_of_sections("README_cn.md")
-    assert len(english) == len(chinese) and sum(map(len, english)) > 300
-    for number, (one, other) in enumerate(zip(english, chinese)):
-        assert one == other, f"section {number}: {sorted(one ^ other)}"
-
-
-COMING_FROM = {"README.md": ("## Coming from", "## Layout"), "README_cn.md": ("## 从其他仓库转来", "## 目录")}
-
-
-@pytest.mark.parametrize("name", COMING_FROM)
-def test_equivalents_in_coming_from_exist(name):
-    options = {option for module in COMMANDS.values() for option in module.parser()._option_string_actions}
-    text = section(name, *COMING_FROM[name])
-    lefts = []
-    for left, right in rows(text):
-        old, new = re.findall(r"`([^`]+)`", left), re.findall(r"`([^`]+)`", right)
-        lefts += old
-        for span in new:
-            first = span.split()[0]
-            if re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+|OUTPUT|LOG|NAME|SEED|DEVICE", first):
-                assert first in all_keys(), span
-            if re.fullmatch(r"(tools|configs|scripts)/\S+", first):
-                assert (ROOT / first).exists(), span
-            if first.startswith("--"):
-                assert first in options, span
-        named = {key: KEYS[key] for key in old if key in KEYS}
-        if len(old) == len(new) == len(named) and not any(" " in key for key in named.values()):
-            assert list(named.values()) == new
-    assert not {key for key in KEYS if re.match("[a-z]|DATA_PATH|SCHEDULER|MODEL_PATH|TRAIN.*TRAIN", key)} - set(lefts)
-    assert not [line for line in commands() if "main_" in line or "run_" in line or "./tools/" in line]
-
-
-def test_rows_of_coming_from_evaluate_as_the_peer_did():
-    text = section("README.md", *COMING_FROM["README.md"])
-    rules = {"t2t_paddle_t2t_vit_7": ("squash", "bilinear", 0.9), "paddle_pit_pit_ti": ("center", "bicubic", 0.9)}
-    peers_of = {"T2T_paddle": "t2t_paddle_t2t_vit_7", "paddle_pit": "paddle_pit_pit_ti"}
-    for peer, name in peers_of.items():
-        val = load_config(f"configs/{name}.yaml").VAL
-        assert rules[name] == (val.CROP_MODE, val.INTERPOLATION, val.CROP_PCT)
-        part = text[text.index(f"<summary>{peer} ") :].split("</details>")[0]
-        evaluations = re.findall(r"`((?:bash scripts/val\.sh|python tools/predict\.py) [^`]*-pretrained[^`]*)`", part)
-        assert len(evaluations) == 2 and all(f"configs/{name}.yaml" in command for command in evaluations)
-
-
-def test_both_languages_have_the_same_code_in_their_tables():
-    tables = [rows(section(name, *ends)) for name, ends in COMING_FROM.items()]
-    code = [[re.findall(r"`([^`]+)`", " ".join(row).replace("<配置名>", "<config name>")) for row in t] for t in tables]
-    assert code[0] == code[1] and len(code[0]) > 50
-
-
-@pytest.mark.parametrize("name, start, end", [("README.md", "## Troubleshooting", "## Extend"),
-                                              ("README_cn.md", "## 常见问题", "## 扩展")])  # fmt: skip
-def test_settings_in_troubleshooting_exist(name, start, end):
-    spans = re.findall(r"`([^`]+)`", section(name, start, end))
-    settings = [re.sub(r"^--batch-size \d+ ", "", span) for span in spans if re.search(r"[A-Z]\.[A-Z]", span)]
-    assert {setting.split()[0] for setting in settings} <= set(all_keys())
-    pairs = [setting.split(maxsplit=1) for setting in settings if " " in setting]
-    pairs = [(key, value.strip('"')) for key, value in pairs]
-    assert len(pairs) >= 12
-    for key, value in pairs:
-        load_config("configs/t2t_vit_7.yaml", [("TRAIN.AMP", "O1")] * key.endswith("DTYPE") + [(key, value)])
-
-
-@pytest.mark.parametrize("name", ["README.md", "README_cn.md"])
-def test_model_table_has_the_figures_of_the_benchmark(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    measured = {row[0]: row for row in rows(text) if row[0] in list_models() and len(row) == 8}
-    zoo = {
-        row[0].strip("`")[8:-5]: row for row in rows(text) if re.fullmatch(r"`configs/(t2t_vit|pit)\w+\.yaml`", row[0])
-    }
-    assert set(zoo) == set(measured) == set(list_models())
-    for model, row in zoo.items():
-        _, _, parameters, trained, _, gmacs, without, _ = measured[model]
-        assert row[2] == (parameters if "pit" in model else f"{parameters} ({trained})")
-        assert row[3] == f"{gmacs} ({without})"
-
-
-def test_links_of_the_contents_exist():
-    for name in ("README.md", "README_cn.md"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        headings = {re.sub(r"[ ]", "-", line.lstrip("# ").lower()) for line in re.findall(r"^##.*", text, flags=re.M)}
-        links = re.findall(r"\]\(#([^)]+)\)", text)
-        assert len(links) >= 12 and set(links) <= headings

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ENVIRONMENT, ROOT, SEARCHED, signalled
+from conftest import ENVIRONMENT, ROOT, SEARCHED, few_digits, signalled
 
 from t2t_vit.config import all_keys, load_config
 from t2t_vit.models.pit import PoolingTransformer
@@ -52,10 +52,12 @@ def imported_rooms(path):
 @pytest.mark.parametrize("room", ROOMS)
 def test_imports_go_one_way(room):
     package = TOOLS / "t2t_vit"
-    assert set(ROOMS) | {"__init__", "cli"} == {path.stem for path in package.iterdir() if path.stem != "__pycache__"}
+    command_line = {"cli", "options"}
+    found = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert found == {*ROOMS, "__init__", *command_line}
     for path in sorted((package / room).glob("*.py")) or [package / f"{room}.py"]:
         rooms, others = imported_rooms(path)
-        allowed = set(ROOMS[: ROOMS.index(room) + 1]) | ({"cli"} if room in ("pictures", "bench", "page") else set())
+        allowed = {*ROOMS[: ROOMS.index(room) + 1], *(command_line if room in ("pictures", "bench", "page") else ())}
         assert rooms <= allowed, path
         if room == "models":
             # NumPy draws the random numbers of a thread (dropout.py).
@@ -139,8 +141,10 @@ def test_scripts_work_without_arguments_from_anywhere(name):
 
 
 def test_train_script_takes_a_config_and_options(tmp_path):
+    few = map(str, few_digits(tmp_path))
     done = script("train.sh", str(ROOT / "configs/lit_data.yaml"), "--output", str(tmp_path), "MODEL.T2T.DEPTH", "1",
-                  "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0")  # fmt: skip
+                  *few, "TRAIN.BATCH_SIZE", "50", "TRAIN.EPOCHS", "1",
+                  "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "lit_data/best.pdparams").is_file()
     assert script("train.sh", "absent.yaml").returncode == 1
@@ -148,6 +152,7 @@ def test_train_script_takes_a_config_and_options(tmp_path):
 
 def test_signal_to_the_train_script_reaches_the_training(tmp_path):
     words = ["bash", "scripts/train.sh", "configs/lit_data.yaml", "--output", str(tmp_path), "MODEL.T2T.DEPTH", "1"]
+    words += [str(word) for word in few_digits(tmp_path, 20)] + ["TRAIN.BATCH_SIZE", "10"]
     lines = signalled(words, "Epoch [1/", signal.SIGTERM)
     assert lines[-2].startswith("stopped by SIGTERM after ")
     assert lines[-1] == f"continue with: {' '.join(words)} --resume auto"

@@ -27,6 +27,7 @@ from resuming import (
     the_only_error,
 )
 
+from t2t_vit.common.errors import counted
 from t2t_vit.runs import interruption
 from t2t_vit.training import evaluator, trainer
 from t2t_vit.weights import checkpoint
@@ -142,11 +143,11 @@ def test_time_limit_saves_and_stops_before_it(left_alone, tmp_path, monkeypatch)
         # It keeps 65 s for two saves and its end; the second time, a step takes all that is left.
         done = run_until(tmp_path, epoch, 3, lambda seconds=seconds: late.append(seconds + late.pop()),
                          "TRAIN.TIME_LIMIT", "10m")  # fmt: skip
-        assert f"stopped by TRAIN.TIME_LIMIT after {epoch - 1} epochs and 3 steps, saved in" in done.stdout
+        assert f"stopped by TRAIN.TIME_LIMIT after {counted(epoch - 1, 'epoch')} and 3 steps, saved in" in done.stdout
     late[0] = 0.0
     assert run(tmp_path, "TRAIN.TIME_LIMIT", "10m").stdout.splitlines()[-1].startswith("done: ")
     assert_same_run(tmp_path / "lit_data", left_alone)
-    assert "all 2 epochs are done; --resume none starts a new run" in run(tmp_path).stdout
+    assert "all done: 2 epochs; --resume none starts a new run" in run(tmp_path).stdout
     assert_same_run(tmp_path / "lit_data", left_alone)
 
 
@@ -199,7 +200,7 @@ def test_going_back_to_an_earlier_state_is_exact_too(left_alone, tmp_path):
     earlier = tmp_path / "lit_data/latest.2.pdparams"
     assert checkpoint.read(earlier)["meter"]["step"] == 6
     done = run(tmp_path, *OFTEN, "--resume", earlier)
-    assert f"resumed {earlier}: 1 epochs and 6 steps done" in done.stdout
+    assert f"resumed {earlier}: 1 epoch and 6 steps done" in done.stdout
     assert [path.name for path in sorted((tmp_path / "lit_data").glob("latest*"))] == [
         "latest.1.pdparams", "latest.2.pdparams", "latest.pdparams"]  # fmt: skip
     assert_same_run(tmp_path / "lit_data", left_alone)

@@ -30,7 +30,7 @@ def test_damaged_state_is_noticed_and_the_one_before_used(left_alone, tmp_path):
     latest.write_bytes(content)
     done = run(tmp_path, *OFTEN)
     assert f"warning: {latest} is damaged" in done.stderr and "checksum" in done.stderr
-    assert f"resumed {before}: 1 epochs and " in done.stdout
+    assert f"resumed {before}: 1 epoch and " in done.stdout
     assert_same_run(tmp_path / "lit_data", left_alone)
 
     for path in (tmp_path / "lit_data").glob("latest*.pdparams"):
@@ -66,7 +66,7 @@ def test_full_and_read_only_disks_keep_the_last_state(left_alone, small_disk):
 
     line = the_only_error(run_until(small_disk, 2, 3, fill, *words, status=1))
     assert re.search(
-        r"cannot be written: No space left on device; .*latest.pdparams contains 1 epochs and \d+ steps, --resume", line
+        r"cannot be written: No space left on device; .*latest.pdparams contains 1 epoch and \d+ steps, --resume", line
     )
     assert not list(small_disk.rglob("*.tmp*"))
     (small_disk / "filler").unlink()

@@ -128,7 +128,7 @@ def test_new_run_that_fails_at_once_keeps_the_earlier_one_in_one_place(short_run
     assert (copied / "lit_data.log").read_text().count("error: ") == 3
     # The earlier run continues from its new place.
     done = run(tmp_path / "again", *SAME, "--resume", copied / "lit_data.1/latest.pdparams")
-    assert "all 1 epochs are done" in done.stdout and (tmp_path / "again/lit_data/latest.pdparams").is_file()
+    assert "all done: 1 epoch;" in done.stdout and (tmp_path / "again/lit_data/latest.pdparams").is_file()
 
 
 def test_new_run_that_dies_while_it_moves_the_earlier_one_loses_nothing(short_run, copied):

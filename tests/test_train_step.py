@@ -408,14 +408,14 @@ def test_visualdl_curves_contain_each_step_once(tmp_path):
     tool("train", *words, fresh=False)
     (file,) = folder.iterdir()
     reader = visualdl.LogReader(file_path=str(file))
-    expected = {"train/loss", "train/acc", "train/lr", "train/gradient_norm", "time/images_per_second",
-                "time/read_seconds", "memory/mb", "val/top1", "val/top5", "val/loss", "val/ema_top1", "val/ema_top5",
-                "val/ema_loss"}  # fmt: skip
+    expected = {"accuracy/train", "accuracy/val", "accuracy/val_ema", "accuracy_top5/val", "accuracy_top5/val_ema",
+                "loss/train", "loss/val", "loss/val_ema", "step/learning_rate", "step/gradient_norm",
+                "system/images_per_second", "system/read_seconds", "system/memory_mb"}  # fmt: skip
     assert set(reader.get_tags()["scalar"]) == expected
-    assert [point.id for point in reader.get_data("scalar", "train/loss")] == [5, 10, 15, 20]
-    assert [point.id for point in reader.get_data("scalar", "val/ema_top1")] == [1, 2]
+    assert [point.id for point in reader.get_data("scalar", "loss/train")] == [5, 10, 15, 20]
+    assert [point.id for point in reader.get_data("scalar", "accuracy/val_ema")] == [1, 2]
     rows = [json.loads(line) for line in (tmp_path / "lit_data/metrics.jsonl").read_text().splitlines()]
-    values = [point.value for point in reader.get_data("scalar", "val/ema_top1")]
+    values = [point.value for point in reader.get_data("scalar", "accuracy/val_ema")]
     assert values == pytest.approx([row["val_ema_top1"] for row in rows])
 
 

@@ -5,6 +5,7 @@ Reads every image, reports problems that would stop or harm training, and prints
 
 from t2t_vit import cli
 from t2t_vit.common.runtime import cores
+from t2t_vit.options import common_parser, json_file
 
 
 def main(args, cfg):
@@ -14,11 +15,19 @@ def main(args, cfg):
 
 
 def parser():
-    parser = cli.common_parser("Check a data set before training.", batch_size_key="VAL.BATCH_SIZE")
+    parser = common_parser(
+        "check_data.py",
+        "Check a data set before training.",
+        batch_size_key="VAL.BATCH_SIZE",
+        examples=[
+            "check_data.py --data-path /path/to/imagenet",
+            "check_data.py --config configs/finetune.yaml --data-path /path/to/pictures --json report.json",
+        ],
+    )
     parser.add_argument(
         "--jobs", type=int, default=cores(), metavar="N", help="threads that read images; default: one per core"
     )
-    parser.add_argument("--json", type=cli.json_file, metavar="FILE", help="write the whole report as JSON")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="write the whole report as JSON")
     return parser
 
 

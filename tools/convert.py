@@ -6,7 +6,8 @@ is recognised by its content. No code in it is executed.
 
 import argparse
 
-from t2t_vit.cli import absolute, exit_with, import_paddle, not_empty
+from t2t_vit.cli import absolute, exit_with, import_paddle
+from t2t_vit.options import not_empty
 
 
 def main(args):

@@ -2,7 +2,8 @@
 
 import os
 
-from t2t_vit.cli import add_engine_option, common_parser, not_empty, run
+from t2t_vit.cli import run
+from t2t_vit.options import add_engine_option, common_parser, not_empty
 
 
 def main(args, cfg):
@@ -12,8 +13,12 @@ def main(args, cfg):
 
 
 def parser():
-    parser = common_parser("Try models on a web page. Needs gradio.", batch_size_key="VAL.BATCH_SIZE")
-    parser.usage = "demo.py [options] [KEY VALUE ...]"
+    parser = common_parser(
+        "demo.py",
+        "Try models on a web page. Needs gradio.",
+        batch_size_key="VAL.BATCH_SIZE",
+        examples=["demo.py", "demo.py --pretrained output/finetune/best.pdparams --port 8000"],
+    )
     parser.add_argument(
         "--host",
         type=not_empty,

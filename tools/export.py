@@ -1,6 +1,7 @@
 """Export a model: python tools/export.py --format paddle|onnx|openvino [--config FILE] [--pretrained FILE]."""
 
-from t2t_vit.cli import common_parser, not_empty, run
+from t2t_vit.cli import run
+from t2t_vit.options import common_parser, not_empty
 
 
 def main(args, cfg):
@@ -11,8 +12,13 @@ def main(args, cfg):
 
 def parser():
     parser = common_parser(
+        "export.py",
         "Export a trained model for an inference engine, and compare the exported file with the model.",
         batch_size_key="VAL.BATCH_SIZE",
+        examples=[
+            "export.py --format onnx --pretrained output/finetune/best.pdparams",
+            "export.py --format openvino --precision bf16 --pretrained output/finetune/best.pdparams",
+        ],
     )
     parser.set_defaults(opens_run=True)
     parser.add_argument(

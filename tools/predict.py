@@ -1,6 +1,7 @@
 """Classify images: python tools/predict.py [IMAGE|FOLDER|GLOB ...] [--top-k K] [--json FILE] [KEY VALUE ...]."""
 
-from t2t_vit.cli import add_engine_option, common_parser, json_file, run, split_images
+from t2t_vit.cli import run, split_images
+from t2t_vit.options import IMAGES, add_engine_option, common_parser, json_file
 
 
 def main(args, cfg):
@@ -10,11 +11,16 @@ def main(args, cfg):
 
 
 def parser():
-    parser = common_parser("Classify images.", batch_size_key="VAL.BATCH_SIZE")
-    parser.usage = "predict.py [options] [IMAGE|FOLDER|GLOB ...] [KEY VALUE ...]"
-    words = next(action for action in parser._actions if action.dest == "opts")
-    words.metavar = "IMAGE|FOLDER|GLOB or KEY VALUE"
-    words.help = "images (default: a handwritten digit in the repository), and config keys to override"
+    parser = common_parser(
+        "predict.py",
+        "Classify images.",
+        batch_size_key="VAL.BATCH_SIZE",
+        examples=[
+            "predict.py photo.jpg --config configs/t2t_vit_7.yaml --pretrained weights.pdparams",
+            "predict.py pictures/ --pretrained output/finetune/best.pdparams --json predictions.json",
+        ],
+        words=IMAGES,
+    )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes shown per image; default 5")
     add_engine_option(parser)
     parser.add_argument("--json", type=json_file, metavar="FILE", help="write {path: result} as JSON")

@@ -6,7 +6,8 @@ python -m paddle.distributed.launch --gpus 0,1,2,3 [--nnodes 2 --master HOST:POR
 
 import argparse
 
-from t2t_vit.cli import common_parser, not_empty, run
+from t2t_vit.cli import run
+from t2t_vit.options import common_parser, not_empty
 
 
 def main(args, cfg):
@@ -16,7 +17,15 @@ def main(args, cfg):
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = common_parser("Train a model.", batch_size_key="TRAIN.BATCH_SIZE")
+    parser = common_parser(
+        "train.py",
+        "Train a model.",
+        batch_size_key="TRAIN.BATCH_SIZE",
+        examples=[
+            "train.py --config configs/t2t_vit_7.yaml --data-path /path/to/imagenet",
+            "train.py --config configs/finetune.yaml --data-path /path/to/pictures --pretrained weights.pdparams",
+        ],
+    )
     parser.add_argument(
         "--resume",
         type=not_empty,

@@ -6,7 +6,8 @@ DIR/train/<class>/*.png and DIR/test/<class>/*.png, and a tar or zip archive wit
 
 import argparse
 
-from t2t_vit.cli import exit_with, not_empty
+from t2t_vit.cli import exit_with
+from t2t_vit.options import not_empty
 
 
 def main(args):

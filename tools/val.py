@@ -1,6 +1,7 @@
 """Evaluate a model: python tools/val.py [--config configs/X.yaml] [--data-path DIR] [--pretrained FILE]."""
 
-from t2t_vit.cli import add_evaluation_options, common_parser, run
+from t2t_vit.cli import run
+from t2t_vit.options import add_evaluation_options, common_parser
 
 
 def main(args, cfg):
@@ -10,7 +11,15 @@ def main(args, cfg):
 
 
 def parser():
-    parser = common_parser("Evaluate a model: top-1, top-5 and loss.", batch_size_key="VAL.BATCH_SIZE")
+    parser = common_parser(
+        "val.py",
+        "Evaluate a model: top-1, top-5 and loss.",
+        batch_size_key="VAL.BATCH_SIZE",
+        examples=[
+            "val.py --config configs/t2t_vit_7.yaml --data-path /path/to/imagenet --pretrained weights.pdparams",
+            "val.py --pretrained output/finetune/best.pdparams --split train",
+        ],
+    )
     add_evaluation_options(parser)
     return parser
 

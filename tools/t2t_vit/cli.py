@@ -26,91 +26,12 @@ if set(missing_packages()) - {"PaddlePaddle"}:
     sys.exit(f"error: {not_installed(missing_packages())}")
 
 from t2t_vit import config  # noqa: E402
+from t2t_vit.options import DEFAULT_CONFIG  # noqa: E402
 from t2t_vit.parallel.failure_monitor import FailureMonitor  # noqa: E402
 from t2t_vit.spellings import take_data_folder, translate  # noqa: E402
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
-
-_NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$|-nan$", re.IGNORECASE)
-_DEFAULT_CONFIG = "configs/lit_data.yaml"
-_EPILOG = """KEY VALUE pairs override any key of the config, e.g. TRAIN.EPOCHS 100; tools/t2t_vit/config.py
-lists all keys with their units and defaults. Exit status: 0 done, 1 failed (one line on stderr), 2 wrong
-options or a KEY without a VALUE."""
-
-
-def common_parser(description: str, batch_size_key: str) -> argparse.ArgumentParser:
-    """Argument parser with the options that every command has.
-
-    Args:
-        description: first line of --help.
-        batch_size_key: config key that --batch-size sets, e.g. "TRAIN.BATCH_SIZE".
-    """
-    parser = argparse.ArgumentParser(description=description, epilog=_EPILOG)
-    parser._negative_number_matcher = _NEGATIVE_NUMBER  # argparse would mistake -1e-3 for an option
-    parser.add_argument(
-        "--config",
-        type=not_empty,
-        metavar="FILE",
-        help=f"YAML config; default: config.yaml beside --pretrained, else {_DEFAULT_CONFIG}",
-    )
-    parser.add_argument(
-        "--data-path",
-        type=not_empty,
-        metavar="DIR",
-        help="data folder: train/ and val/, or class folders and DATA.VAL_FRACTION (sets DATA.PATH)",
-    )
-    parser.add_argument("--batch-size", metavar="N", help=f"images per process and forward pass ({batch_size_key})")
-    parser.add_argument(
-        "--output", type=not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)"
-    )
-    parser.add_argument(
-        "--pretrained",
-        type=not_empty,
-        metavar="FILE|URL",
-        help="weights: .pdparams, PyTorch's .pth or .safetensors of this or another program (MODEL.PRETRAINED)",
-    )
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override config keys")
-    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False, engine=None)
-    return parser
-
-
-def add_engine_option(parser: argparse.ArgumentParser) -> None:
-    """Add --engine, for the commands that predict."""
-    parser.set_defaults(opens_run=True)
-    parser.add_argument(
-        "--engine",
-        choices=("paddle", "inference", "onnxruntime", "openvino"),
-        help="paddle runs weights; inference (Paddle Inference), onnxruntime and openvino run an exported file, by "
-        "default that of the run; default: the engine that reads the --pretrained file",
-    )
-
-
-def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
-    """Add --engine and --split, for the commands that evaluate."""
-    add_engine_option(parser)
-    parser.add_argument(
-        "--split",
-        choices=("val", "train"),
-        default="val",
-        help="images to evaluate on; train: the training images under the evaluation transform",
-    )
-
-
-def not_empty(value: str) -> str:
-    """Option type: a string that is not empty."""
-    if not value:
-        raise argparse.ArgumentTypeError("is empty")
-    return value
-
-
-def json_file(value: str) -> str:
-    """Option type: a JSON file to write. Other suffixes are refused, so that an image is not overwritten by mistake."""
-    if os.path.splitext(not_empty(value))[1].lower() not in ("", ".json"):
-        raise argparse.ArgumentTypeError(f"{value} must end in .json")
-    return value
 
 
 def split_images(words: list[str]) -> tuple[list[str], list[str]]:
@@ -241,10 +162,10 @@ def _check_current_folder():
 
 def _config_path(args):
     if args.config or not args.pretrained:
-        return args.config or _DEFAULT_CONFIG
+        return args.config or DEFAULT_CONFIG
     folder = Path(args.pretrained).parent
     folders = [folder, folder.parent] if folder.name == "export" else [folder]
-    return next(filter(Path.is_file, (folder / "config.yaml" for folder in folders)), _DEFAULT_CONFIG)
+    return next(filter(Path.is_file, (folder / "config.yaml" for folder in folders)), DEFAULT_CONFIG)
 
 
 def _files_read(path, cfg):

@@ -1,4 +1,4 @@
-"""Options and config keys of other T2T-ViT and PiT programs, and their names here (README, "Coming from").
+"""Options and config keys of other T2T-ViT and PiT programs, and their names here (docs/migrating.md).
 
 Options with an equivalent here are rewritten, and a line on stderr shows the new command. A config file with keys of
 another program is refused, and the error names our keys.

@@ -3,8 +3,8 @@
 import argparse
 import itertools
 
-from t2t_vit.cli import common_parser, json_file
 from t2t_vit.config import starts_like_a_key
+from t2t_vit.options import common_parser, json_file
 
 BENCHMARKS = {
     "data": "the input pipeline",
@@ -20,9 +20,11 @@ GROWTH_BATCHES, GROWTH_PIXELS = [1, 2, 4, 8, 16], [224, 288, 384, 448, 512]
 
 def benchmark_parser(kind: str) -> argparse.ArgumentParser:
     """The options of one of `BENCHMARKS`."""
-    parser = common_parser(f"Measure {BENCHMARKS[kind]}.", "TRAIN.BATCH_SIZE")
-    parser.prog = f"benchmark.py {kind}"
-    parser.usage = f"benchmark.py {kind} {'' if kind == 'data' else '[MODEL ...|all] '}[options] [KEY VALUE ...]"
+    command, models = f"benchmark.py {kind}", ("MODEL|all", "names of models; default: the model of --config")
+    example = "--config configs/t2t_vit_7.yaml --data-path /path/to/imagenet" if kind == "data" else "t2t_vit_7"
+    examples = [f"{command} {example}", f"{command} {example} --json speed.json"]
+    words = None if kind == "data" else models
+    parser = common_parser(command, f"Measure {BENCHMARKS[kind]}.", "TRAIN.BATCH_SIZE", examples, words)
     parser.set_defaults(benchmark=kind, plot=None)
     add = parser.add_argument
     add("--json", type=json_file, metavar="FILE", help="write all figures as JSON")

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and one-line error messages."""
+"""Errors that a user can fix, and the words of one-line messages."""
 
 import unicodedata
 
@@ -15,6 +15,12 @@ def one_line(error: BaseException) -> str:
         return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     text = printable(" ".join(str(error).split()))
     return text if isinstance(error, (UserError, OSError)) else f"{type(error).__name__}: {text}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 epoch", "1,437 images", "2 processes"."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural}"
 
 
 def printable(text: object) -> str:

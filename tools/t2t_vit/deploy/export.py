@@ -18,8 +18,8 @@ import paddle
 import yaml
 from yacs.config import CfgNode
 
-from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import atomic_path, check_outputs, check_writable, display_path, naming, sha256
+from t2t_vit.common.errors import UserError, counted
+from t2t_vit.common.files import atomic_path, check_outputs, check_writable, display_path, naming, sha256, write_text
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.config import load_config
 from t2t_vit.data.classes import ClassList
@@ -44,6 +44,7 @@ NOT_OFFERED = {
     ("onnx", "bf16"): "onnxruntime has no bfloat16 kernels for CPUs; use --format openvino",
 }
 _PROGRAM = ".pdmodel" if is_paddle_2(paddle) else ".json"
+_PREDICT_ONNX = Path(__file__).with_name("predict_onnx.py")
 _SUFFIXES = {"paddle": (_PROGRAM, ".pdiparams", ".yml"), "onnx": (".onnx",), "openvino": (".xml", ".bin")}
 
 
@@ -73,7 +74,20 @@ def export(args: argparse.Namespace, cfg: CfgNode) -> None:
     megabytes = sum(part.stat().st_size for part in parts_of(target, args.format)) / 1e6
     batches = f"batches of {batch_size or 'any size'}"
     log.info("%s: %s, %s, %.1f MB", display_path(target), args.precision, batches, megabytes)
-    log.info("compared on %d images of %s: %s", comparison.count, source, comparison)
+    log.info("compared on %s of %s: %s", counted(comparison.count, "image"), source, comparison)
+    if args.format == "onnx":
+        _add_program(target)
+
+
+def _add_program(target):
+    """Write predict_onnx.py beside an .onnx file. Another file of this name is kept."""
+    program, code = target.with_name(_PREDICT_ONNX.name), _PREDICT_ONNX.read_text(encoding="utf-8")
+    if not program.exists():
+        write_text(program, code)
+    if program.read_bytes() == code.encode():
+        log.info("use it without this repository: python %s %s IMAGE", display_path(program), display_path(target))
+    else:
+        log.warning("warning: %s is another program and is kept", display_path(program))
 
 
 def read_samples(args, cfg, weights):

@@ -3,20 +3,23 @@
 import argparse
 import re
 
-from t2t_vit.cli import add_evaluation_options, common_parser, json_file, not_empty
+from t2t_vit.options import IMAGES, add_evaluation_options, common_parser, json_file, not_empty
 
 METHODS = ("attention", "rollout", "gradient")
 ORDERS = {"worst": "the largest loss first", "best": "the smallest loss first", "random": "drawn from SEED"}
-IMAGES = "[IMAGE|FOLDER|GLOB ...] "
+RUN = "--config output/finetune/config.yaml"
 
 
 def augment_parser() -> argparse.ArgumentParser:
     title = "Draw training images after augmentation and mixing."
-    return _parser("augment", title, count=4, batch_size_key="TRAIN.BATCH_SIZE")
+    data = "--config configs/t2t_vit_7.yaml --data-path /path/to/imagenet"
+    return _parser("augment", title, 4, [data, f"{data} --count 8"], batch_size_key="TRAIN.BATCH_SIZE")
 
 
 def attention_parser() -> argparse.ArgumentParser:
-    parser = _parser("attention", "Draw where a model looks.", count=8, words=IMAGES)
+    parser = _parser(
+        "attention", "Draw where a model looks.", 8, [f"photo.jpg {RUN}", f"photo.jpg {RUN} --query 3,4"], words=IMAGES
+    )
     parser.set_defaults(opens_run=True)
     add = parser.add_argument
     add("--method", choices=METHODS, help="default: all that support the other options")
@@ -36,7 +39,13 @@ def attention_parser() -> argparse.ArgumentParser:
 
 
 def features_parser() -> argparse.ArgumentParser:
-    parser = _parser("features", "Draw the features of images after each layer of a model.", count=2, words=IMAGES)
+    parser = _parser(
+        "features",
+        "Draw the features of images after each layer of a model.",
+        2,
+        [f"photo.jpg {RUN}", f"pictures/ {RUN} --count 4"],
+        words=IMAGES,
+    )
     parser.set_defaults(opens_run=True)
     parser.add_argument(
         "--block", type=number_or("all"), metavar="N|all", help="block, from 1; default: the first, middle and last"
@@ -45,7 +54,12 @@ def features_parser() -> argparse.ArgumentParser:
 
 
 def predictions_parser() -> argparse.ArgumentParser:
-    parser = _parser("predictions", "Draw images with their predictions, and which classes are confused.", count=24)
+    parser = _parser(
+        "predictions",
+        "Draw images with their predictions, and which classes are confused.",
+        24,
+        [RUN, f"{RUN} --order best --confusion confusion.png"],
+    )
     add_evaluation_options(parser)
     add = parser.add_argument
     add("--order", choices=ORDERS, default="worst", help="images with the largest loss (worst, the default) or the "
@@ -65,7 +79,8 @@ def curves_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="visualize.py curves",
         description="Draw loss, top-1, learning rate and throughput of training runs.",
-        epilog="Exit status: 0 done, 1 failed (one line on stderr), 2 wrong options.",
+        epilog="Example: python tools/visualize.py curves output/finetune log/other_run.log --sheet curves.pdf. "
+        "Exit status: 0 done, 1 failed (one line on stderr), 2 wrong options.",
     )
     add = parser.add_argument
     add("runs", nargs="+", type=not_empty, metavar="RUN", help="run folder, its metrics.jsonl, log of this repository, "
@@ -75,11 +90,11 @@ def curves_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(picture, description, count, batch_size_key="VAL.BATCH_SIZE", words=""):
+def _parser(picture, description, count, examples, batch_size_key="VAL.BATCH_SIZE", words=None):
     """The common options, --sheet, and --count with its default."""
-    parser = common_parser(description, batch_size_key)
-    parser.prog = f"visualize.py {picture}"
-    parser.usage = f"visualize.py {picture} [options] {words}[KEY VALUE ...]"
+    command = f"visualize.py {picture}"
+    examples = [f"{command} {example}" for example in examples]
+    parser = common_parser(command, description, batch_size_key, examples, words)
     parser.set_defaults(picture=picture)
     add, name = parser.add_argument, f"{picture}.png"
     add("--sheet", type=not_empty, default=name, metavar="FILE", help=f".png, .jpg or .pdf; default {name}")

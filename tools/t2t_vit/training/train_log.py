@@ -9,6 +9,7 @@ import time
 
 import paddle
 
+from t2t_vit.common.errors import counted
 from t2t_vit.common.logger import log
 from t2t_vit.common.runtime import cores
 from t2t_vit.parallel import processes
@@ -17,23 +18,27 @@ from t2t_vit.training.parameters import parameter_groups
 
 _SLOW_READING = 0.1  # fraction of the time
 _JUDGED_SECONDS = 60.0  # judge only after this much of an epoch, when a cold start no longer matters
+_PROGRESS_SECONDS = 60.0  # between two lines with the speed and the time left
 
 
 def log_summary(trainer):
     """Log versions, model, data and learning rates of a `Trainer`. Warn if the moving average is too slow."""
     cfg, step, loader = trainer.cfg, trainer.train_step, trainer.train_loader
     log.info(
-        "%s, %s: PaddlePaddle %s on %s, %s, %d process(es), Python %s",
+        "%s, %s: PaddlePaddle %s on %s, %s, %s, Python %s",
         cfg.NAME, datetime.datetime.now().isoformat(" ", "seconds"), paddle.__version__, paddle.device.get_device(),
-        step.precision, processes.world_size(), platform.python_version(),
+        step.precision, counted(processes.world_size(), "process"), platform.python_version(),
     )  # fmt: skip
-    log.info("model %s: %s", cfg.MODEL.NAME, _parameters(step.model))
+    total, groups = _parameters(step.model)
+    log.info("model %s: %s", cfg.MODEL.NAME, total)
+    log.info("weight decay: %s", groups)
     if step.teacher:
         log.info("%s", step.teacher.summary)
     log.info(
-        "data %s: %d train, %d val images; global batch %d, %d steps per epoch, %d epochs",
-        cfg.DATA.NAME, loader.num_images, trainer.val_loader.num_images, loader.order.images_per_step, loader.steps(),
-        trainer.total_epochs,
+        "data %s: %s to train, %s to validate; %s per step, %s per epoch, %s",
+        cfg.DATA.NAME, counted(loader.num_images, "image"), counted(trainer.val_loader.num_images, "image"),
+        counted(loader.order.images_per_step, "image"), counted(loader.steps(), "step"),
+        counted(trainer.total_epochs, "epoch"),
     )  # fmt: skip
     last = trainer.total_epochs - 1
     log.info("lr: %s", step.optimizer.rates.summary(sorted({0, min(cfg.TRAIN.WARMUP_EPOCHS, last), last})))
@@ -42,12 +47,13 @@ def log_summary(trainer):
 
 
 def _parameters(model):
+    """Count the parameters of a model: (all, by group), as text."""
     sizes = {name: math.prod(parameter.shape) for name, parameter in model.named_parameters()}
     counts = [
-        f"{sum(sizes[name] for name in names)} {group} in {len(names)} tensors"
+        f"{sum(sizes[name] for name in names):,} {group} in {counted(len(names), 'tensor')}"
         for group, names in parameter_groups(model).items()
     ]
-    return f"{sum(sizes.values())} parameters: {', '.join(counts)}"
+    return counted(sum(sizes.values()), "parameter"), ", ".join(counts)
 
 
 def _warn_of_short_average(cfg, steps):
@@ -70,36 +76,50 @@ class TrainLog:
         self.scalars = Scalars()
         self._skipped = set()  # warnings about unreadable images that were already logged
         self._is_slow = False  # whether the warning about slow reading was already logged
+        self._progress_logged = -math.inf
 
     def line(self, epoch, step, steps, lr, means, lap):
         """Log the `Means` and `Lap` since the last line. `epoch` counts from 0, `step` from 1; an epoch has `steps`."""
         images_per_second = lap.steps * self.images_per_step / lap.seconds
         steps_left = (self.total_epochs - epoch) * steps - step
         log.info(
-            "Epoch [%d/%d], Step [%d/%d], Loss: %.4f, acc: %.4f, read_time: %.4f, train_time: %.4f, lr: %.6f, "
-            "images/s: %.1f, ETA: %s%s",
-            epoch + 1, self.total_epochs, step, steps, means.loss, means.acc,
-            lap.read / lap.steps, lap.train / lap.steps, lr, images_per_second,
-            datetime.timedelta(seconds=round(steps_left * lap.seconds / lap.steps)),
-            f", skipped steps: {means.skipped_steps}" if means.skipped_steps else "",
+            "Epoch [%d/%d], Step [%d/%d], Loss: %.4f, acc: %.4f, read_time: %.4f, train_time: %.4f, lr: %.6f%s",
+            epoch + 1, self.total_epochs, step, steps, means.loss, means.acc, lap.read / lap.steps,
+            lap.train / lap.steps, lr, f", skipped steps: {means.skipped_steps}" if means.skipped_steps else "",
         )  # fmt: skip
+        if time.monotonic() - self._progress_logged >= _PROGRESS_SECONDS:
+            self._progress_logged = time.monotonic()
+            log.info("%s", self._progress(images_per_second, steps_left))
         curves = {
-            "train/loss": means.loss,
-            "train/acc": means.acc,
-            "train/lr": lr,
-            "train/gradient_norm": means.grad_norm,
-            "time/images_per_second": images_per_second,
-            "time/read_seconds": lap.read / lap.steps,
-            "memory/mb": memory_mb(),
+            "accuracy/train": means.acc,
+            "loss/train": means.loss,
+            "step/learning_rate": lr,
+            "step/gradient_norm": means.grad_norm,
+            "system/images_per_second": images_per_second,
+            "system/read_seconds": lap.read / lap.steps,
+            "system/memory_mb": memory_mb(),
         }
         self.scalars.add(epoch * steps + step, curves)
 
-    def epoch(self, epoch, means):
-        """Log the `Means` of a whole epoch (from 0)."""
-        log.info("Epoch [%d/%d], avg_Loss: %.4f, avg_acc: %.4f", epoch + 1, self.total_epochs, means.loss, means.acc)
+    def _progress(self, images_per_second, steps_left):
+        """The time of day, the speed and the time left at this speed, without validations."""
+        left = datetime.timedelta(seconds=round(steps_left * self.images_per_step / images_per_second))
+        return f"{time.strftime('%H:%M:%S')}, images/s: {images_per_second:.1f}, ETA: {left}"
+
+    def epoch(self, epoch, steps, means, lap):
+        """Log the `Means` and the `Lap` of a whole epoch (from 0) of `steps`."""
+        images_per_second = steps * self.images_per_step / max(lap.seconds, 1e-9)
+        progress = self._progress(images_per_second, (self.total_epochs - epoch - 1) * steps)
+        position = f"Epoch [{epoch + 1}/{self.total_epochs}]"
+        log.info("%s, avg_Loss: %.4f, avg_acc: %.4f, %s", position, means.loss, means.acc, progress)
         if means.skipped_images:
             self.gather_skipped()
-            log.warning("warning: %d unreadable images were replaced in this epoch", means.skipped_images)
+            log.warning("warning: %s replaced in this epoch", counted(means.skipped_images, "unreadable image"))
+
+    def validation(self, epoch, name, scores):
+        """Add the curves of a validation after an epoch (from 0): "val", or "val_ema" of averaged weights."""
+        curves = {"accuracy": scores.top1, "accuracy_top5": scores.top5, "loss": scores.loss}
+        self.scalars.add(epoch + 1, {f"{group}/{name}": value for group, value in curves.items()})
 
     def add_skipped(self, reasons):
         """Log why images were replaced, each reason once in a run."""
@@ -119,9 +139,10 @@ class TrainLog:
             return
         self._is_slow = True
         log.warning(
-            "warning: %.0f%% of the time was spent waiting for images: raise DATA.NUM_WORKERS (%d; %d cores here "
-            "for %d process(es)) or use a faster disk; `python tools/benchmark.py data` shows what is slow",
-            100 * lap.read / lap.seconds, num_workers, cores(), processes.world_size(),
+            "warning: %.0f%% of the time was spent waiting for images: raise DATA.NUM_WORKERS (%d; %s here "
+            "for %s) or use a faster disk; `python tools/benchmark.py data` shows what is slow",
+            100 * lap.read / lap.seconds, num_workers, counted(cores(), "core"),
+            counted(processes.world_size(), "process"),
         )  # fmt: skip
 
 

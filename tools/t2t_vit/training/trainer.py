@@ -6,7 +6,7 @@ import time
 import numpy as np
 import paddle
 
-from t2t_vit.common.errors import UserError
+from t2t_vit.common.errors import UserError, counted
 from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log, progress_bar
 from t2t_vit.data.loader import EvalLoader, TrainLoader
@@ -94,17 +94,17 @@ class Trainer:
             OSError: a file cannot be written.
         """
         if self.epoch >= self.total_epochs:
-            log.info("all %d epochs are done; --resume none starts a new run", self.total_epochs)
+            log.info("all done: %s; --resume none starts a new run", counted(self.total_epochs, "epoch"))
         while self.epoch < self.total_epochs:
             lr = learning_rate(self.epoch, self.cfg.TRAIN)
             self._train_epoch(lr)
             self._end_epoch(lr, self._validate())
         best = f"best {self.cfg.DATA.NAME} val acc {self.best_top1:.4f} at epoch {self.best_epoch}"
+        latest = ", ".join(f"{which} {top1:.4f}" for which, top1 in self.scores.items())
+        log.info("latest: %s in %s", latest, display_path(self.run.latest))
         log.info(
-            "done: %s; latest %s in %s",
+            "done: %s",
             f"{best} in {display_path(self.run.best)}" if self.best_epoch else "no validation had a finite loss",
-            ", ".join(f"{which} {top1:.4f}" for which, top1 in self.scores.items()),
-            display_path(self.run.latest),
         )
 
     def _train_epoch(self, lr):
@@ -156,13 +156,13 @@ class Trainer:
     def _end_epoch(self, lr, scores):
         """Log and save the epoch and its validation."""
         means = self.sums.means()
-        self.log.epoch(self.epoch, means)
+        self.log.epoch(self.epoch, self.step, means, self.stopwatch.epoch)
         metrics, times = epoch_rows(self.epoch, lr, self.images, means, self.stopwatch.epoch)
         for which, score in scores.items():
             prefix = "" if which == "raw" else f"{which}_"
             figures = {"loss": score.loss, "top1": score.top1, "top5": score.top5}
             metrics.update({f"val_{prefix}{name}": value for name, value in figures.items()})
-            self.log.scalars.add(self.epoch + 1, {f"val/{prefix}{name}": value for name, value in figures.items()})
+            self.log.validation(self.epoch, "val" if which == "raw" else f"val_{which}", score)
             self.scores[which] = score.top1
             log.info("%s val acc is:%.4f%s", self.cfg.DATA.NAME, score.top1, "" if which == "raw" else " (EMA)")
         self.epoch, self.images, self.step = self.epoch + 1, 0, 0
@@ -233,7 +233,8 @@ class Trainer:
         return state
 
     def _position(self):
-        return f"{self.epoch} epochs{f' and {self.step} steps' if self.step else ''}"
+        steps = f" and {counted(self.step, 'step')}" if self.step else ""
+        return counted(self.epoch, "epoch") + steps
 
     def how_to_continue(self):
         """Describe what is saved if the run ends now, and how to continue."""

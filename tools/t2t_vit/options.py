@@ -1,0 +1,107 @@
+"""The command-line options that several commands share, and the types of options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+
+_NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$|-nan$", re.IGNORECASE)
+DEFAULT_CONFIG = "configs/lit_data.yaml"
+_EPILOG = """KEY VALUE pairs override any key of the config, e.g. TRAIN.EPOCHS 100.
+tools/t2t_vit/config.py lists all keys with their units and defaults.
+Exit status: 0 done, 1 failed (one line on stderr), 2 wrong options or a KEY without a VALUE."""
+IMAGES = (
+    "IMAGE|FOLDER|GLOB",
+    "image files, folders with all images below them, or patterns such as 'val/*.jpg'; default: a "
+    "handwritten digit in the repository",
+)
+
+
+def common_parser(
+    command: str,
+    description: str,
+    batch_size_key: str,
+    examples: list[str],
+    words: tuple[str, str] | None = None,
+) -> argparse.ArgumentParser:
+    """Argument parser with the options that every command has. --help shows a command's own options before them.
+
+    Args:
+        command: name of the command, e.g. "train.py".
+        description: first line of --help.
+        batch_size_key: config key that --batch-size sets, e.g. "TRAIN.BATCH_SIZE".
+        examples: command lines that --help shows, without "python tools/".
+        words: (name, help) of positional words beside KEY VALUE, such as `IMAGES`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=command,
+        usage=f"{command} [options] {f'[{words[0]} ...] ' if words else ''}[KEY VALUE ...]",
+        description=description,
+        epilog="\n  ".join(["examples:", *(f"python tools/{example}" for example in examples)]) + f"\n\n{_EPILOG}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser._negative_number_matcher = _NEGATIVE_NUMBER  # argparse would mistake -1e-3 for an option
+    add = parser.add_argument_group("options of all commands").add_argument
+    add(
+        "--config",
+        type=not_empty,
+        metavar="FILE",
+        help=f"YAML config; default: config.yaml beside --pretrained, else {DEFAULT_CONFIG}",
+    )
+    add(
+        "--data-path",
+        type=not_empty,
+        metavar="DIR",
+        help="data folder: train/ and val/, or class folders and DATA.VAL_FRACTION (sets DATA.PATH)",
+    )
+    add("--batch-size", metavar="N", help=f"images per process and forward pass ({batch_size_key})")
+    add("--output", type=not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)")
+    add(
+        "--pretrained",
+        type=not_empty,
+        metavar="FILE|URL",
+        help="weights: .pdparams, PyTorch's .pth or .safetensors of this or another program (MODEL.PRETRAINED)",
+    )
+    add("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
+    add("--debug", action="store_true", help="show the traceback of a failure")
+    name, described = words or ("KEY VALUE", "override config keys")
+    parser.add_argument("opts", nargs="*", metavar=name, help=described)
+    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False, engine=None)
+    return parser
+
+
+def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    """Add --engine, for the commands that predict."""
+    parser.set_defaults(opens_run=True)
+    parser.add_argument(
+        "--engine",
+        choices=("paddle", "inference", "onnxruntime", "openvino"),
+        help="paddle runs weights; inference (Paddle Inference), onnxruntime and openvino run an exported file, by "
+        "default that of the run; default: the engine that reads the --pretrained file",
+    )
+
+
+def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
+    """Add --engine and --split, for the commands that evaluate."""
+    add_engine_option(parser)
+    parser.add_argument(
+        "--split",
+        choices=("val", "train"),
+        default="val",
+        help="images to evaluate on; train: the training images under the evaluation transform",
+    )
+
+
+def not_empty(value: str) -> str:
+    """Option type: a string that is not empty."""
+    if not value:
+        raise argparse.ArgumentTypeError("is empty")
+    return value
+
+
+def json_file(value: str) -> str:
+    """Option type: a JSON file to write. Other suffixes are refused, so that an image is not overwritten by mistake."""
+    if os.path.splitext(not_empty(value))[1].lower() not in ("", ".json"):
+        raise argparse.ArgumentTypeError(f"{value} must end in .json")
+    return value
