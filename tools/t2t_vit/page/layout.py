@@ -51,7 +51,7 @@ def build_page(shelf):
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 models = [(label, name) for name, label in shelf.labels.items()]
-                label = "Model · data · validation accuracy 模型 · 数据 · 验证精度"
+                label = "Model · data · val top-1 模型 · 数据 · 验证精度"
                 model = gr.Dropdown(models, value=shelf.names[0], label=label, elem_id="model")
                 files = gr.File(file_count="multiple", label="Pictures 图片", height=140, elem_id="files")
                 tiles = _tiles(shelf.ask(shelf.names[0], examples))
