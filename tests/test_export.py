@@ -132,7 +132,7 @@ def test_too_little_agreement_is_refused(tmp_path, monkeypatch, precision):
     other.head.weight.set_value(-other.head.weight)
     monkeypatch.setattr(exporter, "fold", lambda _, fold=exporter.fold: fold(other))
     pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
-    with pytest.raises(UserError, match=f"the model's class for .* of 20 images, but {precision} needs"):
+    with pytest.raises(UserError, match=f"the model's class for .* of 20 images, but {precision} requires"):
         export_model(model, CFG, tmp_path, "openvino", precision, samples=Samples(pixels, calibration=pixels[:4]))
     assert not list(tmp_path.iterdir())
 

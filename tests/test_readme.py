@@ -113,13 +113,13 @@ def with_little_to_measure(line):
     kind = line.split()[2]
     if kind == "data":
         return f"{line} --images 8 --rounds 1"
-    if "--engines" in line:
-        line = re.sub(r" --precisions \S+", "", line) + " --precisions fp32"
+    if "--engines" in line:  # test_benchmark_speed.py measures all of them
+        line = re.sub(r" --precisions \S+", "", line) + " --precisions fp32 --engines paddle,onnxruntime"
     if kind == "growth":
         pytest.importorskip("matplotlib", reason="the command draws")
-        line += " t2t_vit_7 --image-sizes 32,48"
-    line = line.replace(" t2t_vit_14 pit_s t2t_vit_t_14", " pit_s")
-    shallow = "DATA.IMAGE_SIZE 32 MODEL.T2T.DEPTH 1" if "pit" not in line else "DATA.IMAGE_SIZE 32"
+        line += " t2t_vit_7 --image-sizes 32"
+    line = line.replace(" t2t_vit_14 pit_s t2t_vit_t_14", " t2t_vit_t_14")
+    shallow = "DATA.IMAGE_SIZE 32 " + ("MODEL.PIT.DEPTH '[1, 1, 1]'" if "pit" in line else "MODEL.T2T.DEPTH 1")
     return line if kind == "model" else f"{line} --rounds 1 --threads 1 --batch-sizes 2 {shallow}"
 
 
@@ -184,6 +184,7 @@ def test_command_runs(line, place):
     line = re.sub(r"^(NNODES=\S+ MASTER=\S+ NODE_RANK=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
     line += f" --sheet {place}/augment.png" if "visualize.py" in line else ""
     line = with_little_to_measure(line) if "benchmark.py" in line else line
+    line += " --images 20" if "export.py" in line else ""
     if "aistudio.sh" in line:
         line = as_small_job(line, place)
     elif not re.search(r"convert.py|benchmark.py [^d]", line) and re.search("imagenet|t2t_vit|Best_PiT", line):
