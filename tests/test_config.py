@@ -62,7 +62,7 @@ def test_dumped_config_loads_to_the_same(tmp_path):
         ("just words", "must contain KEY: value pairs"),
         ("!!python/object/apply:os.system ['touch /tmp/hostile']", "not valid YAML"),
         ("TRAIN: {WARMUP_EPOCHS: 300}", "TRAIN.WARMUP_EPOCHS is 300 but must be below TRAIN.EPOCHS 300"),
-        ("DATA: {IMAGE_SIZE: 0}", "DATA.IMAGE_SIZE is 0"),
+        ("DATA: {IMAGE_SIZE: -1}", "DATA.IMAGE_SIZE is -1 but must be 0 to 4096"),
         ("MODEL: {NUM_CLASSES: 1}", "MODEL.NUM_CLASSES is 1"),
         ("MODEL: {T2T: {SPLITS: [[3, 1], [3, 1]]}}", "MODEL.T2T.SPLITS"),
         ("DATA: {MEAN: [0.5]}", "DATA.MEAN .* list of 3 number"),

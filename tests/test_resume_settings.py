@@ -75,6 +75,18 @@ def test_another_global_batch_names_the_one_that_keeps_the_steps():
     check_setting(setting_of(1), setting_of(1, ("TRAIN.GLOBAL_BATCH", "32")), "latest.pdparams")
 
 
+def test_short_run_of_an_earlier_version_is_refused_with_the_keys_that_continue_it():
+    own = [("TRAIN.WARMUP_EPOCHS", "1"), ("TRAIN.COOLDOWN_EPOCHS", "10"), ("VAL.BEST", "ema")]
+    then, now = (setting_of(1, ("TRAIN.EPOCHS", "2"), *pairs) for pairs in (own, own[:1]))
+    message = (
+        "TRAIN.COOLDOWN_EPOCHS was 10, is 0; VAL.BEST was 'ema', is 'better'; "
+        "TRAIN.COOLDOWN_EPOCHS 10 VAL.BEST ema keeps the run's, --force"
+    )
+    with pytest.raises(UserError, match=message):
+        check_setting(then, now, "latest.pdparams")
+    check_setting(then, then, "latest.pdparams")
+
+
 def test_another_version_is_a_warning(warned):
     now = setting_of(1)
     then = {**now, "code": "1c05819", "reader": ""}

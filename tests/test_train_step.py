@@ -419,14 +419,14 @@ def test_visualdl_curves_contain_each_step_once(tmp_path):
     assert values == pytest.approx([row["val_ema_top1"] for row in rows])
 
 
-@pytest.mark.parametrize("epochs, advice", [(1, "0.8"), (40, None)])
-def test_short_run_gets_a_warning_about_its_average(epochs, advice, tmp_path, caplog):
-    pairs = [("TRAIN.EPOCHS", str(epochs)), ("TRAIN.WARMUP_EPOCHS", "0"), ("TRAIN.COOLDOWN_EPOCHS", "0")]
+@pytest.mark.parametrize("epochs, best, advice", [(1, "ema", "0.8"), (40, "ema", None), (1, "better", None)])
+def test_short_run_gets_a_warning_about_its_average(epochs, best, advice, tmp_path, caplog):
+    pairs = [("TRAIN.EPOCHS", str(epochs)), ("TRAIN.WARMUP_EPOCHS", "0"), ("VAL.BEST", best)]
     cfg = lit_config(("TRAIN.BATCH_SIZE", "64"), ("TRAIN.EMA_DECAY", "0.99"), ("OUTPUT", str(tmp_path)), *pairs)
     log_summary(make_trainer(cfg))
     warnings = [record.getMessage() for record in caplog.records if "EMA_DECAY" in record.getMessage()]
     assert bool(warnings) == bool(advice)
-    assert not advice or f"set TRAIN.EMA_DECAY {advice} or VAL.BEST raw" in warnings[0]
+    assert not advice or f"set TRAIN.EMA_DECAY {advice} or VAL.BEST better" in warnings[0]
 
 
 # --- Ways to compute the same step ---

@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
             "train.py --config configs/finetune.yaml --data-path /path/to/pictures --pretrained weights.pdparams",
         ],
     )
+    parser.set_defaults(trains=True)
     parser.add_argument(
         "--resume",
         type=not_empty,

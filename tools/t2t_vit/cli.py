@@ -26,6 +26,7 @@ if set(missing_packages()) - {"PaddlePaddle"}:
     sys.exit(f"error: {not_installed(missing_packages())}")
 
 from t2t_vit import config  # noqa: E402
+from t2t_vit.data.layout import with_data_name  # noqa: E402
 from t2t_vit.options import DEFAULT_CONFIG  # noqa: E402
 from t2t_vit.parallel.failure_monitor import FailureMonitor  # noqa: E402
 from t2t_vit.spellings import take_data_folder, translate  # noqa: E402
@@ -59,7 +60,7 @@ def run(
     Args:
         main: gets the options and the frozen config. `args` also has `started` (time.monotonic()), `inputs` (files that
             the options and the config name), `pretrained` (weights file or None), `weights_named` (whether the command
-            line names it) and `monitor` (the FailureMonitor).
+            line names it), `notes` (of `load_config`) and `monitor` (the FailureMonitor).
         parser: from `common_parser`.
         argv: words of the command line; default: those of this process.
         split_words: function that splits the positional words into (args.words, KEY VALUE words).
@@ -101,7 +102,8 @@ def _load(args, parser, split_words):
         take_data_folder(args)
     check_pairs(parser, args)
     path = _config_path(args)
-    cfg = config.load_config(path, overrides(args))
+    args.notes = []
+    cfg = with_data_name(config.load_config(path, overrides(args), args.notes))
     if args.opens_run and not (args.config or cfg.MODEL.PRETRAINED):
         own = config.best_weights(cfg).with_name("config.yaml")
         if own.is_file() and _best_beside(own):
@@ -109,7 +111,8 @@ def _load(args, parser, split_words):
     args.inputs = _files_read(path, cfg)
     args.weights_named = bool(args.pretrained or "MODEL.PRETRAINED" in args.opts[::2])
     args.pretrained = cfg.MODEL.PRETRAINED if args.weights_named else _best_beside(path)
-    return cfg
+    # Commands that use weights take from them what the config leaves open.
+    return cfg if args.opens_run or args.trains else config.with_open_keys(cfg, {})
 
 
 def parse_words(words: list[str], parser: argparse.ArgumentParser) -> argparse.Namespace:

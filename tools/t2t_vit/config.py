@@ -17,7 +17,7 @@ from yacs.config import CfgNode as CN
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import read_text
 from t2t_vit.common.plain_yaml import load_yaml
-from t2t_vit.config_values import RENAMED, check, leaves, put, set_value, value_of
+from t2t_vit.config_values import RENAMED, check, fit_short_run, leaves, put, set_value, value_of
 from t2t_vit.spellings import refusal
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ _C.CPU.MICRO_BATCH = 4  # 224x224 images per thread at a time (more if smaller);
 _C.CPU.FAST_OPS = True  # faster gradients of linear layers and LayerNorm on a CPU
 
 _C.MODEL = CN()
-_C.MODEL.NAME = "t2t_vit_7"  # any of t2t_vit.list_models()
+_C.MODEL.NAME = "t2t_vit_7"  # any of t2t_vit.list_models(); "" = the model of the weights in PRETRAINED
 _C.MODEL.PRETRAINED = ""  # file or URL of weights to start from, or for val and predict to use ("" = the run's best)
 _C.MODEL.POS_RESIZE = "bicubic"  # position embedding for another image size: bicubic, or sinusoid (recompute the table)
 _C.MODEL.NUM_CLASSES = 1000  # 0 = number of classes of the data set, or of the weights
@@ -69,16 +69,16 @@ _C.DISTILL.ALPHA = 0.5  # weight of the distillation loss
 _C.DISTILL.TAU = 1.0  # temperature of soft distillation
 
 _C.DATA = CN()
-_C.DATA.NAME = "ImageNet"  # printed with the accuracies
+_C.DATA.NAME = "ImageNet"  # printed with the accuracies; "" = name of the folder PATH
 _C.DATA.PATH = "datasets/imagenet"  # folder with train/ and val/
 _C.DATA.VAL_FRACTION = 0.0  # fraction of each class to validate on if PATH has no val/; 0.0 = none
 _C.DATA.TRAIN_LIST = ""  # file of "relative/path label" lines, relative to PATH; "" = class folders
 _C.DATA.VAL_LIST = ""
 _C.DATA.CLASSES = "imagenet1k"  # class list: a file, imagenet1k, or "" = classes.txt in PATH, else the folder names
-_C.DATA.CHANNELS = 3  # 3 RGB or 1 grey
-_C.DATA.IMAGE_SIZE = 224  # height and width of the model's input, pixels
-_C.DATA.MEAN = [0.485, 0.456, 0.406]  # per channel, of values in 0..1
-_C.DATA.STD = [0.229, 0.224, 0.225]
+_C.DATA.CHANNELS = 3  # 3 RGB or 1 grey; 0 = as the weights in MODEL.PRETRAINED have it, or the default without them
+_C.DATA.IMAGE_SIZE = 224  # height and width of the model's input, pixels; 0 = likewise
+_C.DATA.MEAN = [0.485, 0.456, 0.406]  # per channel, of values in 0..1; [] = likewise
+_C.DATA.STD = [0.229, 0.224, 0.225]  # [] = likewise
 _C.DATA.EXIF = "auto"  # camera rotation: upright, ignore, or auto (ignore for ImageNet, as the official code does)
 _C.DATA.GREY_BITS = 16  # bits that hold values in 16-bit grey images; 12 for many cameras and scanners
 _C.DATA.NUM_WORKERS = 8  # loader processes per training process; 0 = read in the training process
@@ -111,8 +111,8 @@ _C.TRAIN.BATCH_SIZE = 64  # images per process and forward pass
 _C.TRAIN.ACCUM_STEPS = 1  # gradient accumulation: passes per step
 _C.TRAIN.GLOBAL_BATCH = 0  # images per step over all processes; sets ACCUM_STEPS. 0 = use ACCUM_STEPS
 _C.TRAIN.EPOCHS = 300  # epochs of warm-up and cosine
-_C.TRAIN.COOLDOWN_EPOCHS = 10  # more epochs, at MIN_LR
-_C.TRAIN.WARMUP_EPOCHS = 10
+_C.TRAIN.COOLDOWN_EPOCHS = 10  # more epochs, at MIN_LR; at most EPOCHS / 10, unless set where EPOCHS is set
+_C.TRAIN.WARMUP_EPOCHS = 10  # at most EPOCHS / 3, unless set where EPOCHS is set
 _C.TRAIN.OPTIMIZER = "adamw"  # adamw, or sgd (with momentum, as in official fine-tuning)
 _C.TRAIN.BASE_LR = 1e-3  # learning rate, tuned for a global batch of 512; never scaled by the batch size
 _C.TRAIN.WARMUP_LR = 1e-6  # learning rate of epoch 0
@@ -143,15 +143,20 @@ _C.VAL.BATCH_SIZE = 128  # images per process and step
 _C.VAL.CROP_PCT = 0.9  # resize the shorter side to floor(IMAGE_SIZE / CROP_PCT), then crop the centre
 _C.VAL.INTERPOLATION = "bicubic"
 _C.VAL.CROP_MODE = "center"  # center, or squash: resize to IMAGE_SIZE x IMAGE_SIZE without CROP_PCT
-_C.VAL.BEST = "ema"  # weights that are compared and saved as best.pdparams: ema (raw if EMA_DECAY is 0.0) or raw
+# Weights that are compared and saved as best.pdparams: ema (like the official T2T-ViT), raw (DeiT, PiT), or the better.
+_C.VAL.BEST = "better"
 _C.VAL.EVERY = 1  # epochs between validations; the last epoch is always validated
 _C.VAL.LOG_EVERY = 10  # batches between log lines of val.py
 
+# Keys that a config may leave to the weights: by "", 0 or [].
+OPEN_KEYS = ("MODEL.NAME", "DATA.CHANNELS", "DATA.IMAGE_SIZE", "DATA.MEAN", "DATA.STD")
 CLASS_LISTS = {"imagenet1k": Path(__file__).parent / "data/imagenet1k_classes.tsv"}
 
 
-def load_config(path: str | Path, overrides: Sequence[tuple[str, Any]] = ()) -> CN:
+def load_config(path: str | Path, overrides: Sequence[tuple[str, Any]] = (), notes: list[str] | None = None) -> CN:
     """Merge the defaults, a YAML file and (key, value) pairs into a frozen CfgNode.
+
+    A line about values that are changed to fit others is added to the list `notes`.
 
     Raises UserError naming the file and key: missing or broken file, unknown key, wrong type, impossible value.
     """
@@ -168,6 +173,8 @@ def load_config(path: str | Path, overrides: Sequence[tuple[str, Any]] = ()) -> 
     overridden = [key for key, _ in overrides]
     if "TRAIN.ACCUM_STEPS" in overridden and "TRAIN.GLOBAL_BATCH" not in overridden:
         cfg.TRAIN.GLOBAL_BATCH = 0  # the command line wins over the file
+    if (note := fit_short_run(cfg.TRAIN, dict(given), overridden)) and notes is not None:
+        notes.append(note)
     cfg.NAME = cfg.NAME or path.stem
     check(cfg)
     cfg.freeze()
@@ -199,6 +206,19 @@ def with_keys(cfg: CN, values: dict[str, Any]) -> CN:
     check(cfg)
     cfg.freeze()
     return cfg
+
+
+def with_open_keys(cfg: CN, values: dict[str, Any]) -> CN:
+    """Return the config with the OPEN_KEYS that it leaves open set from {key: value}, or else to the default.
+
+    What differs from the variant comes along with MODEL.NAME, which stays open if `values` lacks it.
+    """
+    defaults = {key: value_of(_C, key) for key in OPEN_KEYS if key != "MODEL.NAME"}
+    keys = list(OPEN_KEYS)
+    if cfg.MODEL.NAME in ("", values.get("MODEL.NAME")):
+        keys += [key for key in all_keys() if key.startswith(("MODEL.T2T.", "MODEL.PIT.", "MODEL.QK_SCALE"))]
+    values = {**defaults, **values}
+    return with_keys(cfg, {key: values[key] for key in keys if key in values and not value_of(cfg, key)})
 
 
 def with_classes(cfg: CN, number: int) -> CN:

@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ _NUMBERS = [
     ("8 to 16", lambda x: 8 <= x <= 16, "DATA.GREY_BITS"),
     ("0 to 256", lambda x: 0 <= x <= 256, "DATA.NUM_WORKERS"),
     ("0 to 1024", lambda x: 0 <= x <= 1024, "CPU.MICRO_BATCH"),
-    ("1 to 4096", lambda x: 1 <= x <= 4096, "DATA.IMAGE_SIZE"),
+    ("0 to 4096", lambda x: 0 <= x <= 4096, "DATA.IMAGE_SIZE"),
     ("0 to 65536", lambda x: 0 <= x <= 65536,
      "MODEL.T2T.EMBED_DIM MODEL.T2T.DEPTH MODEL.T2T.NUM_HEADS MODEL.T2T.MLP_RATIO MODEL.T2T.TOKEN_DIM "
      "MODEL.PIT.PATCH_SIZE MODEL.PIT.STRIDE MODEL.PIT.MLP_RATIO MODEL.NUM_CLASSES"),
@@ -56,7 +56,7 @@ _NUMBERS = [
 _CHOICES = {
     "MODEL.POS_RESIZE": ("bicubic", "sinusoid"),
     "DISTILL.TYPE": ("hard", "soft", ""),
-    "DATA.CHANNELS": (1, 3),
+    "DATA.CHANNELS": (0, 1, 3),
     "DATA.EXIF": ("auto", "upright", "ignore"),
     "DATA.READER": ("turbo", "pillow"),
     "DATA.ON_ERROR": ("raise", "skip"),
@@ -68,7 +68,7 @@ _CHOICES = {
     "TRAIN.AMP_DTYPE": ("float16", "bfloat16"),
     "VAL.INTERPOLATION": ("bilinear", "bicubic"),
     "VAL.CROP_MODE": ("center", "squash"),
-    "VAL.BEST": ("ema", "raw"),
+    "VAL.BEST": ("better", "ema", "raw"),
 }
 
 
@@ -139,6 +139,26 @@ def _unknown(key, known, source):
     return UserError(f"{source}: unknown key {key}; {hint}")
 
 
+def fit_short_run(train: CfgNode, file: Collection[str], command_line: Collection[str]) -> str:
+    """Shorten a warm-up and a cool-down that are too long for TRAIN.EPOCHS. Returns a line about it, or "".
+
+    Those that are set where EPOCHS is set stay as they are.
+
+    Args:
+        train: the TRAIN section of a config.
+        file: keys that the config file sets.
+        command_line: keys that the command line sets; they win over the file, which wins over the defaults.
+    """
+    sources = {key: 2 * (key in command_line) or (key in file) for key in (f"TRAIN.{name}" for name in train)}
+    changes = []
+    for name, part in (("WARMUP_EPOCHS", 3), ("COOLDOWN_EPOCHS", 10)):
+        before, longest = train[name], max(0, train.EPOCHS // part)
+        if before > longest and sources[f"TRAIN.{name}"] < sources["TRAIN.EPOCHS"]:
+            train[name] = longest
+            changes.append(f"TRAIN.{name} {longest} instead of {before}")
+    return f"short run, TRAIN.EPOCHS {train.EPOCHS}: {', '.join(changes)}" if changes else ""
+
+
 # --- Allowed values ---
 
 
@@ -201,8 +221,8 @@ def _other_rules(cfg):
         ("DISTILL.TEACHER", distill.TEACHER or not distill.TYPE, f"a model or config for DISTILL.TYPE {distill.TYPE}"),
         ("DATA.VAL_FRACTION", not data.VAL_FRACTION or not (data.TRAIN_LIST or data.VAL_LIST),
          "0.0 if DATA.TRAIN_LIST or DATA.VAL_LIST is set, which list the images of a split"),
-        ("DATA.MEAN", len(data.MEAN) == data.CHANNELS, per_channel),
-        ("DATA.STD", len(data.STD) == data.CHANNELS, per_channel),
+        *((f"DATA.{key}", not (data[key] and data.CHANNELS) or len(data[key]) == data.CHANNELS, per_channel)
+          for key in ("MEAN", "STD")),
         *((f"AUG.{key}", _is_pair(aug[key]), "[smallest, largest]") for key in ("SCALE", "RATIO")),
         ("AUG.CUTMIX_MINMAX", not aug.CUTMIX_MINMAX or _is_pair(aug.CUTMIX_MINMAX), "[] or [smallest, largest]"),
         ("AUG.CUTMIX", aug.CUTMIX > 0 or not aug.CUTMIX_MINMAX, "above 0.0 if AUG.CUTMIX_MINMAX is set"),

@@ -67,7 +67,7 @@ def common_parser(
     add("--debug", action="store_true", help="show the traceback of a failure")
     name, described = words or ("KEY VALUE", "override config keys")
     parser.add_argument("opts", nargs="*", metavar=name, help=described)
-    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False, engine=None)
+    parser.set_defaults(batch_size_key=batch_size_key, opens_run=False, trains=False, engine=None)
     return parser
 
 

@@ -62,6 +62,14 @@ def above_train(cfg: CfgNode) -> CfgNode:
     return with_keys(cfg, {"DATA.PATH": str(path.parent)})
 
 
+def with_data_name(cfg: CfgNode) -> CfgNode:
+    """If DATA.NAME is empty, return the config with the name of the data folder, above train/ or val/, instead."""
+    path = resolve(cfg.DATA.PATH)
+    while split_named(path.name) and path != path.parent:
+        path = path.parent
+    return cfg if cfg.DATA.NAME else with_keys(cfg, {"DATA.NAME": path.name or "data"})
+
+
 class Layout:
     """Folders and list files of the splits.
 

@@ -81,9 +81,12 @@ def open_weights(cfg: CfgNode, chosen: str | Path | None = None) -> OpenedModel:
     """Open weights as an `OpenedModel`: the file or URL `chosen`, or else the best weights of the config's run."""
     # Here because they import Paddle.
     from t2t_vit.parallel.microbatch import inference
-    from t2t_vit.weights.build import build_trained_model, classes_of
+    from t2t_vit.weights.build import build_trained_model, classes_of, trained_weights
+    from t2t_vit.weights.model_of import with_model_of
 
-    model, path = build_trained_model(cfg, chosen)
+    path = trained_weights(cfg, chosen)
+    cfg = with_model_of(cfg, path)
+    model, _ = build_trained_model(cfg, path)
     cfg = with_classes(cfg, model.head.bias.shape[0])
     classes = classes_of(cfg, path)
     metadata = Metadata.of(cfg, classes, "fp32", batch_size=0)

@@ -155,10 +155,11 @@ class RunFolder:
 
     # --- Files that grow ---
 
-    def append_rows(self, metrics: dict[str, float], times: dict[str, float]) -> None:
+    def append_rows(self, metrics: dict[str, float | str], times: dict[str, float]) -> None:
         """Add one epoch's lines to metrics.jsonl and times.jsonl; numbers that are not finite become null."""
         for path, row in ((self.metrics, metrics), (self.times, times)):
-            finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+            broken = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+            finite = {**row, **dict.fromkeys(broken)}
             with naming(path), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(finite) + "\n")
                 flush_to_disk(file)

@@ -11,7 +11,7 @@ import paddle
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import log
 from t2t_vit.common.runtime import asked_threads
-from t2t_vit.config import ROOT, all_keys, stored_values, with_keys
+from t2t_vit.config import ROOT, all_keys, stored_values, with_keys, with_open_keys
 from t2t_vit.data.images import reader_name, reading
 from t2t_vit.parallel import processes
 from t2t_vit.training import teacher
@@ -44,6 +44,8 @@ _RESULT_PARTS = {
     "upright": ("rotation of photos by EXIF (none with DATA.EXIF ignore)", False),
     "teacher": ("checksum of the teacher's weights", ""),
 }
+# Keys that earlier versions set differently for the same command.
+_CHANGED_DEFAULTS = ("TRAIN.WARMUP_EPOCHS", "TRAIN.COOLDOWN_EPOCHS", "TRAIN.WARMUP_LR", "VAL.BEST")
 _TYPES = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "epoch": int, "images": int, "meter": dict,
           "best_top1": float, "best_epoch": int, "scores": dict, "streak": np.ndarray, "validation_seconds": float,
           "sizes": dict, "setting": dict}  # fmt: skip
@@ -141,6 +143,8 @@ def check_setting(then, now, path, force=False):
     old_images, new_images = _step_images(then, before), _step_images(now, after)
     if differences and not force:
         hint = f"TRAIN.GLOBAL_BATCH {old_images} keeps its images per step, " if old_images != new_images else ""
+        kept = [f"{key} {before[key]}" for key in _CHANGED_DEFAULTS if before[key] != after[key]]
+        hint += f"{' '.join(kept)} keeps the run's, " if kept else ""
         raise UserError(
             f"{path} has other settings: {'; '.join(differences)}; {hint}--force continues with the current ones, "
             "--resume none starts a new run, another NAME gives this run its own folder"
@@ -178,6 +182,11 @@ def check_classes(classes, path, force=False):
     other = first_other_class(classes, path)
     if other and not force:
         raise UserError(f"{other}; DATA.CLASSES {path.with_name('classes.txt')} keeps the classes of the run")
+
+
+def with_model_of_state(cfg, state):
+    """Return the config with the keys that it leaves open as the run of a state has them."""
+    return with_open_keys(cfg, _config(state["setting"]))
 
 
 def with_start_of(cfg, state):

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.files import display_path, is_url
 from t2t_vit.common.logger import log, log_to_file, setup_logging, write_to_file_only
-from t2t_vit.config import accumulation, resolve, with_classes, with_keys
+from t2t_vit.config import accumulation, resolve, with_classes, with_keys, with_open_keys
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.layout import above_train
 from t2t_vit.parallel import processes
@@ -24,11 +24,14 @@ from t2t_vit.training.resume import (
     check_setting,
     find_state,
     setting,
+    with_model_of_state,
     with_start_of,
 )
 from t2t_vit.training.train_log import log_summary
 from t2t_vit.training.trainer import Stopped, Trainer
+from t2t_vit.weights.build import require_model
 from t2t_vit.weights.download import local_file
+from t2t_vit.weights.model_of import with_model_of
 
 
 def train(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -44,7 +47,7 @@ def train(args: argparse.Namespace, cfg: CfgNode) -> None:
     with InterruptHandler(cfg.TRAIN, args.started) as interrupts:
         trainer = _prepare(args, above_train(cfg), interrupts)
         try:
-            log_summary(trainer)
+            log_summary(trainer, args.notes)
             trainer.fit()
         except Stopped as stopped:
             log.info("%s", stopped)
@@ -69,6 +72,7 @@ def _prepare(args, cfg, interrupts):
     run = RunFolder(cfg)
     # The other processes may run on a machine without these files.
     path, state = processes.from_main(_find_state(args, cfg, run) if processes.is_main() else None)
+    cfg = _with_model(cfg, state)
     classes, splits = load_data(cfg)
     cfg = with_classes(cfg, len(classes))
     now = setting(cfg, splits)
@@ -88,6 +92,16 @@ def _prepare(args, cfg, interrupts):
     trainer.on_save()
     processes.barrier()
     return trainer
+
+
+def _with_model(cfg, state):
+    """Return the config with the keys that it leaves open as the state has them, or else the weights to start from."""
+    if state:
+        return with_model_of_state(cfg, state)
+    if cfg.MODEL.PRETRAINED:
+        return with_model_of(cfg, local_file(cfg.MODEL.PRETRAINED))
+    require_model(cfg)
+    return with_open_keys(cfg, {})
 
 
 def _find_state(args, cfg, run):

@@ -21,8 +21,8 @@ _JUDGED_SECONDS = 60.0  # judge only after this much of an epoch, when a cold st
 _PROGRESS_SECONDS = 60.0  # between two lines with the speed and the time left
 
 
-def log_summary(trainer):
-    """Log versions, model, data and learning rates of a `Trainer`. Warn if the moving average is too slow."""
+def log_summary(trainer, notes=()):
+    """Log versions, model, data, learning rates and `notes` of a `Trainer`. Warn if the moving average is too slow."""
     cfg, step, loader = trainer.cfg, trainer.train_step, trainer.train_loader
     log.info(
         "%s, %s: PaddlePaddle %s on %s, %s, %s, Python %s",
@@ -41,6 +41,8 @@ def log_summary(trainer):
         counted(trainer.total_epochs, "epoch"),
     )  # fmt: skip
     last = trainer.total_epochs - 1
+    for note in notes:
+        log.info("%s", note)
     log.info("lr: %s", step.optimizer.rates.summary(sorted({0, min(cfg.TRAIN.WARMUP_EPOCHS, last), last})))
     _warn_of_short_average(cfg, trainer.total_epochs * loader.steps())
     log.info("ready %.1f s after the start", time.monotonic() - trainer.interrupts.started)
@@ -63,7 +65,7 @@ def _warn_of_short_average(cfg, steps):
     ):  # decay**steps: weight of the initial weights at the end
         log.warning(
             "warning: TRAIN.EMA_DECAY %g averages over about %.0f steps but the run has only %d: best.pdparams would "
-            "still contain much of the initial weights; set TRAIN.EMA_DECAY %g or VAL.BEST raw",
+            "still contain much of the initial weights; set TRAIN.EMA_DECAY %g or VAL.BEST better",
             decay, 1 / (1 - decay), steps, 1 - float(f"{min(4 / steps, 0.9):.1g}"),
         )  # fmt: skip
 

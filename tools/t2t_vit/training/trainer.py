@@ -48,7 +48,7 @@ class Trainer:
         self.log = TrainLog(self.total_epochs, self.images_per_step)
         self.epoch = self.images = self.step = 0  # finished epochs; finished images and steps of the current epoch
         self.sums, self.stopwatch, self.bad_steps = EpochSums(), Stopwatch(), BadSteps(cfg.TRAIN.MAX_BAD_STEPS)
-        self.best_top1, self.best_epoch = -1.0, 0
+        self.best_top1, self.best_epoch, self.best_weights = -1.0, 0, ""
         self.scores = {}  # top-1 of the last validation, by the names of `TrainStep.models`
         self.validation_seconds = 0.0
         self.saved = None  # what latest.pdparams contains: "3 epochs and 5 steps"
@@ -70,6 +70,7 @@ class Trainer:
         self.train_step.load_state(state, path)
         self.epoch, self.images = state["epoch"], state["images"]
         self.best_top1, self.best_epoch = state["best_top1"], state["best_epoch"]
+        self.best_weights = state.get("best_weights", "")  # states of earlier versions lack it
         self.scores = {which: top1 for which, top1 in state["scores"].items() if which in self.train_step.models()}
         self.validation_seconds = state["validation_seconds"]
         meter = state["meter"]
@@ -100,6 +101,7 @@ class Trainer:
             self._train_epoch(lr)
             self._end_epoch(lr, self._validate())
         best = f"best {self.cfg.DATA.NAME} val acc {self.best_top1:.4f} at epoch {self.best_epoch}"
+        best += _ema_mark(self.best_weights)
         latest = ", ".join(f"{which} {top1:.4f}" for which, top1 in self.scores.items())
         log.info("latest: %s in %s", latest, display_path(self.run.latest))
         log.info(
@@ -164,24 +166,28 @@ class Trainer:
             metrics.update({f"val_{prefix}{name}": value for name, value in figures.items()})
             self.log.validation(self.epoch, "val" if which == "raw" else f"val_{which}", score)
             self.scores[which] = score.top1
-            log.info("%s val acc is:%.4f%s", self.cfg.DATA.NAME, score.top1, "" if which == "raw" else " (EMA)")
+            log.info("%s val acc is:%.4f%s", self.cfg.DATA.NAME, score.top1, _ema_mark(which))
         self.epoch, self.images, self.step = self.epoch + 1, 0, 0
         self.sums, self.stopwatch = EpochSums(), Stopwatch()
-        if scores:
-            self._keep_best(scores)
+        if scores and self._keep_best(scores):
+            metrics["best"] = self.best_weights
         if processes.is_main():
             # Write the row before the state: resuming drops an extra row but cannot restore a missing one.
             self.run.append_rows(metrics, times)
         self._save()
 
     def _keep_best(self, scores):
+        """Save the best weights so far. Returns whether they are of this epoch."""
         which = self.cfg.VAL.BEST if self.cfg.VAL.BEST in scores else "raw"
+        if self.cfg.VAL.BEST == "better":
+            which = max(scores, key=lambda name: (math.isfinite(scores[name].loss), scores[name].top1, name == "ema"))
         if scores[which].top1 <= self.best_top1 or not math.isfinite(scores[which].loss):
-            return
-        self.best_top1, self.best_epoch = scores[which].top1, self.epoch
+            return False
+        self.best_top1, self.best_epoch, self.best_weights = scores[which].top1, self.epoch, which
         if processes.is_main():
             checkpoint.save(self.run.best, self.train_step.weights(which))
-            log.info("avg_acc: %.4f model saved!", self.best_top1)
+            log.info("avg_acc: %.4f model saved!%s", self.best_top1, _ema_mark(which))
+        return True
 
     # --- Save and stop ---
 
@@ -221,6 +227,7 @@ class Trainer:
             "meter": meter,
             "best_top1": self.best_top1,
             "best_epoch": self.best_epoch,
+            "best_weights": self.best_weights,
             "scores": self.scores,
             "streak": self.bad_steps.streak,
             "validation_seconds": self.validation_seconds,
@@ -241,3 +248,8 @@ class Trainer:
         if not self.saved:
             return "nothing has been saved yet"
         return f"{display_path(self.run.latest)} contains {self.saved}, --resume auto continues from there"
+
+
+def _ema_mark(which: str) -> str:
+    """What follows an accuracy in the log if it is of the moving average."""
+    return " (EMA)" if which == "ema" else ""

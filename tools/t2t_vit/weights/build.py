@@ -23,6 +23,7 @@ def build_model(cfg: CfgNode) -> VisionTransformer:
     Raises UserError for an unknown name or settings that do not fit together.
     """
     model = cfg.MODEL
+    require_model(cfg)
     if not model.NUM_CLASSES:
         raise UserError("MODEL.NUM_CLASSES is 0 (as in the data set or the weights), but neither is given; set it")
     try:
@@ -45,6 +46,15 @@ def build_model(cfg: CfgNode) -> VisionTransformer:
         raise UserError(f"MODEL.NAME {model.NAME}: {error}") from error
 
 
+def require_model(cfg: CfgNode) -> None:
+    """Raise UserError if the config leaves the model to weights that are not given."""
+    if not cfg.MODEL.NAME:
+        raise UserError(
+            "MODEL.NAME is empty, so the weights choose the model, but none are given: add --pretrained FILE, or set "
+            "MODEL.NAME to start without weights"
+        )
+
+
 def _family_overrides(model):
     """Return constructor arguments from the section of the model's family. UserError if another section is set."""
     family = family_of(model.NAME).name
@@ -56,17 +66,23 @@ def _family_overrides(model):
     return {key.lower(): value for key, value in sections.get(family, {}).items() if value}
 
 
-def build_trained_model(cfg: CfgNode, chosen: str | Path | None) -> tuple[VisionTransformer, Path]:
-    """Build the model of `cfg` with weights. Returns (model in eval mode, path of the weights).
+def trained_weights(cfg: CfgNode, chosen: str | Path | None) -> Path:
+    """Return the path of the weights to use with a config. Raises UserError if there are none.
 
     Args:
         chosen: file or URL; default: best.pdparams of the config's run (the user's own, or the one that comes with the
             repository), or else MODEL.PRETRAINED.
+    """
+    best = best_weights(cfg)
+    return local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
+
+
+def build_trained_model(cfg: CfgNode, chosen: str | Path | None) -> tuple[VisionTransformer, Path]:
+    """Build the model of `cfg` with weights, see `trained_weights`. Returns (model in eval mode, path of the weights).
 
     Raises UserError if there are no weights, or if they do not fit.
     """
-    best = best_weights(cfg)
-    path = local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
+    path = trained_weights(cfg, chosen)
     weights = read_weights(path)
     model = build_model(cfg if cfg.MODEL.NUM_CLASSES else with_classes(cfg, count_classes(weights)))
     load_weights(model, weights, pos_resize=cfg.MODEL.POS_RESIZE)
