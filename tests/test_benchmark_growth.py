@@ -1,5 +1,6 @@
 """`benchmark.py growth` and the engines of `infer`: figures and plot."""
 
+import contextlib
 import itertools
 import json
 
@@ -11,6 +12,7 @@ from t2t_vit.bench.counts import count
 from t2t_vit.bench.infer import offered
 from t2t_vit.bench.options import benchmark_parser
 from t2t_vit.bench.sweep import row_of, settings
+from t2t_vit.common.figures import figure_to
 from t2t_vit.config import load_config
 
 TINY = ["MODEL.T2T.DEPTH", 1]
@@ -52,7 +54,24 @@ def test_growth_measures_three_sweeps_and_draws_them(sweeps, tmp_path):
     for name in ("t2t_vit_7", "t2t_vit_t_14"):
         for part, power in (("model", "1.00"), ("token module", "1.50")):
             assert f"{name}, {part}: tokens$^{{{power}}}$" in drawn
-    assert "One image of growing size" in drawn and "Batch size" in drawn and "Threads" in drawn
+    assert "ms for one image" in drawn and "batch size" in drawn and "threads" in drawn
+
+
+def test_the_legend_of_growth_is_clear_of_the_lines(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+
+    @contextlib.contextmanager
+    def figure_kept(*words):
+        with figure_to(*words) as figure:
+            drawn.append(figure)
+            yield figure
+
+    monkeypatch.setattr(growth, "figure_to", figure_kept)
+    growth.draw_growth(json.loads((ROOT / "docs/figures/growth.json").read_text()), tmp_path / "growth.png")
+    (legend,) = drawn[0].legends
+    assert len(drawn[0].axes) == 3 and not any(axes.get_legend() for axes in drawn[0].axes)
+    assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in drawn[0].axes)
 
 
 def test_pairs_of_engine_and_precision():

@@ -41,6 +41,7 @@ from t2t_vit.page import shelf
 from t2t_vit.page.address import listen, port_of, url_of
 from t2t_vit.page.shelf import METHODS, Shelf
 
+EXAMPLES = sorted((ROOT / "docs/figures/examples/CIFAR-10").glob("*/*.jpg"))
 THREE, SEVEN = ROOT / "lit_data/val/3/0103.png", ROOT / "lit_data/val/7/0081.png"
 PROGRAMS = ROOT / "tests/programs"
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -135,9 +136,13 @@ class Visitor:
         return None
 
     def pick(self, name, choice):
-        """Pick from a list."""
+        """Pick from a list the entry whose first word this is."""
         self.all(f"#{name} input")[0].click()
-        self.wait(lambda: [each for each in self.all("[role=option]") if each.text.strip("✓ \n") == choice])[0].click()
+        self.wait(lambda: [each for each in self.all("[role=option]") if first_word(each.text) == choice])[0].click()
+
+
+def first_word(text):
+    return next(iter(text.strip("✓ \n").split()), None)
 
 
 @pytest.fixture(scope="module")
@@ -245,17 +250,17 @@ def test_other_model_answers_about_the_same_picture(visitor):
     visitor.wait(lambda: visitor.top() == right)
     visitor.pick("model", "cifar10_seven")
     visitor.wait(lambda: visitor.top_class() in ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"))
-    visitor.wait(lambda: not visitor.all("#examples img"))  # CIFAR-10 pictures are not in the repository
+    visitor.wait(lambda: len(visitor.all("#examples img")) == 5)  # of the six from docs/figures, without the ship
 
 
 def test_methods_and_classes_show_other_maps(visitor):
     visitor.upload(THREE)
     seen = {visitor.wait(visitor.attention)}
-    for label in visitor.all("#method label")[1:]:
-        label.click()
+    for name in METHODS[1:]:
+        visitor.pick("method", first_word(name))
         seen.add(visitor.wait(lambda: visitor.attention() not in seen and visitor.attention()))
     assert len(seen) == len(METHODS)
-    visitor.all("#method label")[0].click()
+    visitor.pick("method", METHODS[0])
     visitor.wait(lambda: visitor.attention() in seen)
     visitor.pick("class", list(visitor.top())[1])
     assert visitor.wait(lambda: visitor.attention() not in seen and visitor.attention())
@@ -267,23 +272,59 @@ def test_examples_are_the_digits(visitor):
     visitor.wait(lambda: visitor.top_class() == "four")
 
 
-def test_parts_of_the_page_do_not_overlap(visitor):
-    visitor.upload(THREE, *(sorted((ROOT / "lit_data/val" / digit).iterdir())[1] for digit in "0678"))
+def boxes_of(visitor):
+    """Show the examples of CIFAR-10 with its model. Returns {part: its box}."""
+    visitor.pick("model", "cifar10_augment")
+    visitor.wait(lambda: len(visitor.all("#examples img")) == 6)
+    visitor.upload(*EXAMPLES[:5])
     visitor.wait(lambda: visitor.attention() and len(visitor.captions()) == 5)
-    boxes = {
-        name: visitor.all(f"#{name}")[0].rect for name in ("model", "files", "examples", "answers", "top", "method")
-    }
-    boxes["attention"] = visitor.all("#attention img")[0].rect
-    left, right = ("model", "files", "examples"), ("answers", "top", "method")
-    for column in (left, right):
-        for upper, lower in zip(column, column[1:]):
-            assert boxes[upper]["y"] + boxes[upper]["height"] <= boxes[lower]["y"]
-    edges = [boxes[name]["x"] + boxes[name]["width"] for name in (*left, "top", "attention")]
-    assert max(edges[:3]) <= min(boxes[name]["x"] for name in right) and edges[3] <= boxes["attention"]["x"]
+    parts = ("model", "files", "examples", "method", "class", "original", "attention", "top", "answers")
+    return {name: visitor.all(f"#{name}")[0].rect for name in parts}
+
+
+def are_below_each_other(boxes, names):
+    return all(boxes[a]["y"] + boxes[a]["height"] <= boxes[b]["y"] for a, b in zip(names, names[1:]))
+
+
+def test_parts_of_the_page_do_not_overlap(visitor):
+    boxes = boxes_of(visitor)
+    left, right = ("model", "files", "examples"), ("method", "original", "answers")
+    assert are_below_each_other(boxes, left) and are_below_each_other(boxes, right)
+    edge = max(boxes[name]["x"] + boxes[name]["width"] for name in left)
+    for name in ("original", "attention", "top"):  # side by side, as the picture beside its map
+        assert edge <= boxes[name]["x"] and boxes[name]["y"] == boxes["original"]["y"]
+        edge = boxes[name]["x"] + boxes[name]["width"]
     page = visitor.driver.execute_script("return [document.body.scrollWidth, innerWidth]")
-    assert edges[4] <= page[0] <= page[1]
+    assert edge <= page[0] <= page[1]
+    assert all(boxes[name]["y"] + boxes[name]["height"] <= 720 for name in (*left, "method", "class", "attention"))
     if os.environ.get("T2T_SCREENSHOT"):
         visitor.driver.save_screenshot(os.environ["T2T_SCREENSHOT"])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_on_a_phone(visitor, scheme):
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    try:
+        visitor.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        visitor.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        boxes = boxes_of(visitor.visit())
+        assert are_below_each_other(boxes, ("model", "files", "examples", "method", "original", "top", "answers"))
+        assert boxes["original"]["y"] == boxes["attention"]["y"]
+        assert max(box["x"] + box["width"] for box in boxes.values()) <= 390
+        shown = "const e = arguments[0]; return [e.scrollWidth, e.clientWidth, e.scrollHeight, e.clientHeight]"
+        for caption in visitor.all("#answers .caption-label"):
+            width, room, height, room_below = visitor.driver.execute_script(shown, caption)
+            assert width <= room and height <= room_below, caption.text
+        ink, paper = (
+            visitor.driver.execute_script(f"return getComputedStyle(arguments[0]).{key}", visitor.all(where)[0])
+            for key, where in (("color", "#answers .caption-label"), ("backgroundColor", "#answers .caption-label"))
+        )
+        ink, paper = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in (ink, paper))
+        assert ink + 100 < paper if scheme == "light" else paper + 100 < ink
+    finally:
+        visitor.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        visitor.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_no_requests_to_other_machines(visitor, recorder, page):
@@ -471,6 +512,37 @@ def test_examples_are_pictures_that_can_be_read(tmp_path):
     assert [str(Path(path).relative_to(folder)) for path in found] == ["0/b.JPEG", "3/d.png"]
     shutil.rmtree(folder)
     assert models.ask("lit_data", shelf.examples) == {}
+
+
+def test_labels_say_the_data_and_the_accuracy(tmp_path):
+    labels = shelf_of().labels
+    assert labels["lit_data"] == "lit_data · 99.17%" and labels["cifar10"] == "cifar10 · CIFAR-10 · 70.97%"
+    weights = ROOT / "output/pretrained/lit_data/best.pdparams"
+    named = shelf_of(pretrained=str(weights), weights_named=True).labels
+    assert named["lit_data"] == "lit_data · 99.17%"
+    for name, metrics in (("new", '{"epoch": 1, "lr": 0.1}\n'), ("bad", "{}{}\n"), ("none", "")):
+        shutil.copytree(weights.parent, tmp_path / name)
+        (tmp_path / name / "metrics.jsonl").write_text(metrics)
+    labels = shelf_of("OUTPUT", str(tmp_path), pretrained=str(weights), weights_named=True).labels
+    assert list(labels.values()) == ["lit_data · 99.17%", *(f"{name} · lit_data" for name in ("bad", "new", "none"))]
+
+
+def test_examples_are_shown_without_the_data():
+    models = shelf_of()
+    found = models.ask("cifar10", shelf.examples)
+    assert list(map(Path, found)) == EXAMPLES and len(EXAMPLES) == 6
+    assert "ship" in EXAMPLES[-1].parts and set(models.ask("cifar10_seven", shelf.examples)) == set(list(found)[:5])
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parent.name)
+def test_a_weak_answer_is_questioned(layout, models, path):
+    _, (answer,), *_, notes = layout.Actions(models).answer("cifar10_augment", [str(path)], "gradient")
+    is_weak = max(answer.top.values()) < layout.LIKELY
+    assert is_weak == (path.parent.name == "dog")  # which it takes for a frog, at 0.35
+    assert notes["visible"] == is_weak
+    names = "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck"
+    line = f"no class reaches 50%: is this the model's kind of picture? It knows {names}"
+    assert notes["value"] == (line if is_weak else "")
 
 
 def test_attention_is_that_of_the_model_that_answered(layout, models):

@@ -14,12 +14,12 @@ from t2t_vit.config import load_config
 from t2t_vit.explain.attention import attention_maps, gradient_maps, rollout, token_box
 from t2t_vit.explain.overlay import SIDE, STRENGTH, cell, coloured, enlarged, overlay, stretched
 from t2t_vit.models.zoo import create_model
-from t2t_vit.pictures import features
+from t2t_vit.pictures import attention, features
 from t2t_vit.pictures.features import principal_colours
 from t2t_vit.pictures.look import BlockMaps, StageMaps, chosen_methods
-from t2t_vit.pictures.model import OVERLAY_TILE, open_pictures
+from t2t_vit.pictures.model import open_pictures
 from t2t_vit.pictures.options import attention_parser
-from t2t_vit.pictures.sheet import LINE, MARGIN
+from t2t_vit.pictures.sheet import BAR, INK, LINE, MARGIN, RIGHT, TILE, WRONG
 from t2t_vit.weights import checkpoint
 
 DIGITS = ROOT / "lit_data/val/7"
@@ -97,7 +97,7 @@ def test_overlays_are_written_too(tmp_path):
     visualize("attention", *words)
     names = [f"{number:03d}-{path.stem}-{method}"
              for number, path in enumerate(few_digits(), start=1)
-             for method in ("attention-block-6", "gradient-seven-to-block-6", "rollout-to-block-6")]  # fmt: skip
+             for method in ("attention-block-6", "gradient-blocks-1-to-6", "rollout-blocks-1-to-6")]  # fmt: skip
     assert sorted(path.stem for path in (tmp_path / "maps").iterdir()) == sorted(names)
     with Image.open(tmp_path / "maps" / f"{names[0]}.png") as image:
         assert (image.format, image.size, image.mode) == ("PNG", (SIDE, SIDE), "RGB")
@@ -134,8 +134,49 @@ def test_the_sheet_shows_the_picture_as_the_model_sees_it(sheet, tmp_path):
     big.save(tmp_path / "wide.png")
     pixels = sheet("attention", tmp_path / "wide.png")
     bottom = pixels.shape[0] - MARGIN - 2 * LINE - 14  # of the picture
-    drawn = pixels[bottom - OVERLAY_TILE : bottom, MARGIN : MARGIN + OVERLAY_TILE]
+    drawn = pixels[bottom - TILE : bottom, MARGIN : MARGIN + TILE]
     assert (drawn == (10, 30, 240)).all(-1).mean() > 0.6 and not (drawn == (250, 20, 20)).all(-1).any()
+
+
+@pytest.fixture
+def rows_of_sheet(monkeypatch, tmp_path):
+    """A function that runs `attention` and gives the rows of its sheet."""
+    found = []
+    monkeypatch.setattr(attention, "save_sheet", lambda rows, path: found.append(rows))
+
+    def rows(*words):
+        visualize("attention", *words, "--sheet", tmp_path / "x.png")
+        return found.pop()
+
+    return rows
+
+
+def test_each_caption_is_there_once_and_wrong_answers_are_red(rows_of_sheet, tmp_path):
+    digit, wrong, elsewhere = few_digits(1)[0], tmp_path / "3" / "a.png", tmp_path / "own" / "b.png"
+    for path in (wrong, elsewhere):  # a seven in the folder of the threes, and where the class is not known
+        path.parent.mkdir()
+        path.write_bytes(digit.read_bytes())
+    heading, header, *lines = rows_of_sheet(digit, wrong, elsewhere)
+    captions = ("attention", "block 6"), ("rollout", "blocks 1 to 6"), ("gradient", "blocks 1 to 6")
+    assert [cell and cell.lines for cell in header] == 2 * [None, *captions]
+    assert [len(line) for line in lines] == [8, 4]
+    pictures = [line[place] for line in lines for place in (0, 4)[: len(line) // 4]]
+    assert [cell.lines[0] for cell in pictures] == ["7/" + digit.name, "3/a.png", "own/b.png"]
+    assert [cell.lines[1][1] for cell in pictures] == [RIGHT, WRONG, INK]
+    assert {cell.lines[1][0].split()[1] for cell in pictures} == {"seven"}
+    assert all(not cell.lines for line in lines for cell in line if cell not in pictures)
+    assert heading.notes[-1] == "red: the predicted class is not that of the image's folder"
+    heading, header, *_ = rows_of_sheet(digit, "--query", "2,3", "--method", "rollout")
+    assert header[1].lines == ("rollout", "blocks 1 to 6", "row 2, column 3")
+    assert not any(note.startswith("red") for note in heading.notes)
+
+
+def test_the_sheet_has_a_colour_bar(sheet):
+    pixels = sheet("attention", *few_digits(1))
+    row = pixels[MARGIN + 42 + 3 * LINE + LINE // 2]  # below the notes of the three methods
+    colours = coloured(np.linspace(0, 1, 256)[None])[0]
+    expected = np.asarray(Image.fromarray(colours[None]).resize(BAR))[0]
+    assert any((row[x : x + BAR[0]] == expected).all() for x in range(len(row) - BAR[0]))
 
 
 def test_every_option_changes_the_maps():
@@ -161,16 +202,16 @@ def test_maps_have_the_values_that_the_model_computes(tmp_path):
     expected = {
         "attention-block-1": maps[0][0].mean(axis=0)[0, 1:].reshape([7, 7]),
         "attention-block-3-head-2": maps[2][0, 1, 0, 1:].reshape([4, 4]),
-        "rollout-to-block-4": rollout(maps[:4], model)[0],
-        "gradient-three-to-block-5": gradient_maps(model, pixels, class_ids=3)[0],
-        "attention-of-2-3-block-5": maps[4][0].mean(axis=0)[1 + 4 + 2, 1:].reshape([4, 4]),
+        "rollout-blocks-1-to-4": rollout(maps[:4], model)[0],
+        "gradient-three-blocks-1-to-5": gradient_maps(model, pixels, class_ids=3)[0],
+        "attention-block-5-row-2-column-3": maps[4][0].mean(axis=0)[1 + 4 + 2, 1:].reshape([4, 4]),
     }
     runs = [["--block", "all"], ["--block", 3, "--head", 2], ["--class-id", 3], ["--query", "2,3"]]
     for words in runs:
         visualize("attention", digit, *PIT, *words, "--overlays", tmp_path / "maps", "--sheet", tmp_path / "x.png")
     for name, values in expected.items():
         fine, coarse = token_box(model, 0), token_box(model)
-        mark = cell(coarse, (4, 4), (1, 2)) if "2-3" in name else None
+        mark = cell(coarse, (4, 4), (1, 2)) if "row-2" in name else None
         drawn = overlay(image, values.numpy(), box=fine if len(values) == 7 else coarse, mark=mark)
         with Image.open(tmp_path / "maps" / f"001-{digit.stem}-{name}.png") as found:
             assert (np.asarray(found) == np.asarray(drawn)).all(), name
@@ -231,11 +272,12 @@ def test_small_and_grey_pictures_are_enlarged():
     assert enlarged(Image.new("L", (300, 400))).size == (300, 400)
 
 
-def test_colours_and_stretching():
+def test_colours_and_cells():
     ramp = coloured(np.linspace(0, 1, 100)[None])[0].astype(int).sum(axis=1)
     assert (np.diff(ramp) >= 0).all() and ramp[0] < 10 < 600 < ramp[-1]
-    values = stretched([[0.0, 1.0]], (100, 50), (0, 0, 100, 50))
-    assert values.shape == (50, 100) and (np.diff(values[0]) >= -1e-6).all() and (values[0, 0], values[0, -1]) == (0, 1)
+    values = np.random.default_rng(0).random((4, 5))
+    seen, relative = stretched(values, (100, 60), (0, 0, 100, 60)), (values - values.min()) / np.ptp(values)
+    assert (seen == relative.repeat(15, 0).repeat(20, 1)).all(), "no value that the map does not have"
 
 
 def test_a_map_lies_in_its_box():
@@ -249,7 +291,7 @@ def test_a_map_lies_in_its_box():
         peak = [(seen * places).sum() / seen.sum() for places in (columns, rows)]
         assert peak == pytest.approx([left + 2.5 * side, top + 1.5 * side], abs=0.6)
     beside = stretched([[0.0, 1.0]], (100, 50), (40, 10, 60, 20))
-    assert (beside[:, :35] == 0).all() and (beside[:, 65:] == 1).all()
+    assert (beside[:, :50] == 0).all() and (beside[:, 50:] == 1).all()
     image = Image.fromarray(np.zeros((16, 16), np.uint8))
     large = np.asarray(overlay(image, values, box=(2, 2, 10, 8))).astype(int)
     expected = STRENGTH * coloured(stretched(values, (256, 256), (32, 32, 160, 128)))
@@ -287,7 +329,7 @@ def test_columns_of_the_sheet_of_features():
     cells = features.column([("block 1", paddle.to_tensor(part[None]), (2, 3)) for part in tokens])
     expected, _ = principal_colours(tokens.reshape(12, 2).astype(np.float64))
     assert (np.stack([cell.image for cell in cells]) == expected.reshape(2, 2, 3, 3)).all()
-    assert {cell.lines for cell in cells} == {("block 1", "2x3 of 2, 100 %")}
+    assert {cell.lines for cell in cells} == {("block 1", "2x3, width 2", "variance 100%")}
 
 
 def test_chosen_blocks():

@@ -147,7 +147,8 @@ def test_mixing_that_ends_or_is_off():
         assert (sources != mixed).any() == mixes
         assert (targets[0][labels[0]] < 0.9) == mixes
     rows = augment.augment_rows(split, classes.names, config(), count=1)
-    assert len(rows) == 4 and isinstance(rows[3], Heading) and rows[3].title == "mixing is off in this config"
+    assert len(rows) == 3 and isinstance(rows[0], Heading)  # no heading for what is off
+    assert rows[0].notes == ("SCALE [0.7, 1.0]",)
 
 
 # --- Files and mistakes ---

@@ -20,12 +20,12 @@ from t2t_vit.data.images import load_image
 from t2t_vit.data.transforms import EvalTransform
 from t2t_vit.pictures import confusion, predictions
 from t2t_vit.pictures.predictions import COLUMNS
-from t2t_vit.pictures.sheet import GAP, LINE, MARGIN, SHADE, TILE
+from t2t_vit.pictures.sheet import FAINT, GAP, LINE, MARGIN, SHADE, TILE
 from t2t_vit.weights.build import build_trained_model
 
 CONFIG = ROOT / "configs/lit_data.yaml"
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-TOP, ROW = MARGIN + 54 + LINE, TILE + 3 * LINE + 14
+TOP, ROW = MARGIN + 54 + 2 * LINE, TILE + 3 * LINE + 14
 
 
 def started(*words):
@@ -113,7 +113,7 @@ def test_sheet_shows_the_worst_first(shipped, expected):
     worst = np.argsort(-losses, kind="stable")[:18]
     assert len(set(losses[worst].round(4))) == 18, "the order is not certain"
     sheet = shipped[1]
-    assert sheet.shape[0] == TOP + 2 * ROW + MARGIN
+    assert sheet.shape[0] == TOP + 18 // COLUMNS * ROW + MARGIN
     for tile, index in zip(tiles(sheet, 18), worst):
         assert (tile == enlarged(paths[index])).all()
     red = np.abs(sheet.astype(int) - predictions.WRONG).max(-1) < 30
@@ -134,6 +134,33 @@ def test_confusion_is_counted_by_hand(shipped):
     assert {(true, other): n for true, other, n, _ in pairs} == expected
     for true, _, n, share in pairs:
         assert share == n / sum(count for (label, _), count in counts.items() if label == true)
+
+
+def test_captions_are_the_classes_their_probabilities_and_the_file():
+    digit = ROOT / "lit_data/val/7/0081.png"
+    result = {"path": str(digit), "label": 7, "name": "seven, 7", "predicted": 1, "predicted_name": "one"}
+    cell = predictions.image_cell({**result, "probability": 0.75, "loss": math.log(5)}, load_config(CONFIG, []))
+    assert cell.lines == (("0.75 one", predictions.WRONG), ("0.20 seven", FAINT), ("7/0081.png", FAINT))
+
+
+@pytest.mark.parametrize("num_classes, top5", [(3, ""), (5, ""), (6, ", top-5 0.9000")])
+def test_the_title_has_no_top_5_of_few_classes(num_classes, top5):
+    scores = SimpleNamespace(top1=0.75, top5=0.9)
+    assert predictions.title_of("pets", scores, num_classes, 40) == f"pets: top-1 0.7500{top5} of 40 images"
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+def test_a_matrix_fills_its_picture(tmp_path, num_classes):
+    pytest.importorskip("matplotlib")
+    classes = np.arange(num_classes)
+    title = "pictures of my own: top-1 0.7297 of 1000 images"
+    confusion.draw_confusion(classes, classes, [f"name {i}" for i in classes], title, tmp_path / "x.png")
+    pixels = np.asarray(Image.open(tmp_path / "x.png").convert("L"))
+    ink = pixels < 128
+    for edge in (ink[:20], ink[-20:], ink[:, :20], ink[:, -20:]):  # no empty edge, nothing cut
+        assert edge.any()
+    assert not any(edge.any() for edge in (ink[0], ink[-1], ink[:, 0], ink[:, -1]))
+    assert 0.8 < pixels.shape[1] / pixels.shape[0] < 1.4
 
 
 def test_pairs_of_many_classes():
@@ -187,7 +214,8 @@ def test_order_split_and_fewer_images_than_asked_for(tmp_path):
     order = sorted(range(20), key=lambda i: results[i]["loss"])
     for tile, index in zip(tiles(best, 20), order):
         assert (tile == enlarged(ROOT / results[index]["path"])).all()
-    assert (best[TOP + ROW : TOP + ROW + TILE, MARGIN + 4 * (TILE + GAP) :] == 255).all()
+    last = TOP + 20 // COLUMNS * ROW
+    assert (best[last : last + TILE, MARGIN + 20 % COLUMNS * (TILE + GAP) :] == 255).all()
     drawn, report = result(tmp_path, "--order", "random", "--split", "train", "--count", 3, *few)
     assert "/train/" in report["results"][0]["path"] and drawn.shape[0] == TOP + ROW + MARGIN
     assert (tiles(drawn, 1)[0] != SHADE).any()

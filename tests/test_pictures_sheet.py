@@ -5,7 +5,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from t2t_vit.common import figures
 from t2t_vit.common.errors import UserError
+from t2t_vit.common.figures import CHINESE_FONTS, chinese_font, figure_to
 from t2t_vit.pictures import sheet
 from t2t_vit.pictures.sheet import GAP, LINE, MARGIN, TILE, Cell, Heading, draw_sheet, fitted, load_font
 
@@ -86,16 +88,26 @@ def test_text_stays_within_its_column():
         ink = np.asarray(drawn).min(-1) < 200
         left = MARGIN + 100 + GAP
         assert ink.any() == bool(text)
-        assert not ink[:, :left].any() and not ink[:, left + 102 :].any()
+        assert not ink[:, :left].any() and not ink[:, left + 100 + GAP - 2 :].any()
 
 
-def test_long_rows_are_divided_evenly_and_short_ones_are_paired():
-    cells = [("image", str(place)) for place in range(12)]
-    assert sheet.lines_of("picture", cells) == [["picture", *cells[:6]], [None, *cells[6:]]]
-    assert sheet.lines_of("picture", cells[:10]) == [["picture", *cells[:10]]]
-    assert sheet.paired([["a", 1], ["b"], ["c", 3]]) == [["a", 1, "b"], ["c", 3]]
-    for lines in ([["a", 1]], [["a", 1], [None, 2], ["b", 2]], [[*"abcde"]] * 3):
-        assert sheet.paired(lines) == lines
+def test_tables_divide_long_rows_evenly_and_pair_short_ones():
+    def table(pictures, *captions):
+        """A table whose rows have these captions, each cell as its image, or its captions if it has none."""
+        rows_of = [[[Cell(f"{name}{line}", (line,)) for line in row] for row in captions] for name in pictures]
+        rows = sheet.table([Cell(name) for name in pictures], rows_of)
+        return [" ".join((cell.image or cell.lines[0]) if cell else "-" for cell in row) for row in rows]
+
+    assert table("ab", "12345678") == ["- 1 2 3 4", "a a1 a2 a3 a4", "b b1 b2 b3 b4",
+                                       "- 5 6 7 8", "a a5 a6 a7 a8", "b b5 b6 b7 b8"]  # fmt: skip
+    assert table("a", "1234567") == ["- 1 2 3 4 5 6 7", "a a1 a2 a3 a4 a5 a6 a7"]
+    assert table("abc", "123") == ["- 1 2 3 - 1 2 3", "a a1 a2 a3 b b1 b2 b3", "c c1 c2 c3"]
+    assert table("a", "1", "2") == ["- 1", "a a1", "- 2", "a a2"]
+
+
+def test_paths_are_shortened_to_their_folder_and_number():
+    assert sheet.short_path("/data/automobile/0012.jpg") == "automobile/0012.jpg"
+    assert sheet.short_path("/data/n01440764/n01440764_10026.JPEG") == "n01440...10026.JPEG"
 
 
 def test_too_high_sheet_is_refused(tmp_path):
@@ -106,8 +118,31 @@ def test_too_high_sheet_is_refused(tmp_path):
 
 
 def test_chinese_names_use_an_installed_font():
-    if load_font(15, "\u732b").getname() == load_font(15).getname():
-        pytest.skip(f"none of the fonts {', '.join(sheet.CHINESE_FONTS)}")
+    if not chinese_font():
+        pytest.skip(f"none of the fonts {', '.join(CHINESE_FONTS)}")
     one, other = (np.asarray(draw_sheet([[Cell(None, (text,))]])) for text in "\u732b\u72d7")
     assert (one != other).any()  # two boxes would be the same
     assert load_font(15, "\u00e9").getname() == load_font(15).getname()
+
+
+def drawn_text(path, text):
+    """Pixels of a plot with a text."""
+    with figure_to(path, (1, 1)) as figure:
+        figure.text(0.5, 0.5, text)
+    return np.asarray(Image.open(path).convert("L"))
+
+
+def test_plots_use_an_installed_chinese_font(tmp_path):
+    pytest.importorskip("matplotlib")
+    if not chinese_font():
+        pytest.skip(f"none of the fonts {', '.join(CHINESE_FONTS)}")
+    one, other = (drawn_text(tmp_path / "x.png", text) for text in "\u732b\u72d7")
+    assert one.shape != other.shape or (one != other).any()  # two boxes would be the same
+
+
+def test_chinese_names_without_a_font_are_drawn_all_the_same(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    for module in (figures, sheet):
+        monkeypatch.setattr(module, "chinese_font", lambda *_: None)
+    assert (np.asarray(draw_sheet([[Cell(None, ("\u732b",))]])) < 128).any()
+    assert (drawn_text(tmp_path / "x.png", "\u732b") < 128).any()

@@ -36,17 +36,23 @@ def benchmark_growth(args, cfgs):
         "threads": _sweep(args, cfgs, None, args.batch_sizes[-1:], args.threads, [whole]),
     }
     print_rows([row for part in rows.values() for row in part], TITLES, args.markdown)
-    with figure_to(args.plot, (13, 4.2)) as figure:
-        places = figure.subplots(1, 3)
-        draw_sizes(places[0], rows["image_size"])
-        for axes, name in zip(places[1:], ("batch_size", "threads")):
-            draw_speed(axes, rows[name], name)
-    return {f"growth_{name}": part for name, part in rows.items()}
+    report = {f"growth_{name}": part for name, part in rows.items()}
+    draw_growth(report, args.plot)
+    return report
 
 
 def _sweep(args, cfgs, image_sizes, batch_sizes, threads, subjects):
     varied = {"image_sizes": image_sizes, "batch_sizes": batch_sizes, "threads": threads}
     return measure(argparse.Namespace(**{**vars(args), **varied}), cfgs, 1, lambda cfg: subjects)
+
+
+def draw_growth(report, path):
+    """Plot the result of `benchmark_growth`, which --json writes too."""
+    with figure_to(path, (9, 7)) as figure:
+        places = figure.subplot_mosaic([["image_size", "image_size"], ["batch_size", "threads"]])
+        draw_sizes(places["image_size"], report["growth_image_size"])
+        for name in ("batch_size", "threads"):
+            draw_speed(places[name], report[f"growth_{name}"], name)
 
 
 def draw_sizes(axes, rows):
@@ -67,22 +73,19 @@ def draw_sizes(axes, rows):
     sizes = {row["tokens"]: row["image_size"] for row in rows}
     axes.set_xticks(list(sizes), [f"{number}\n({size})" for number, size in sizes.items()])
     axes.set_xticks([], minor=True)
-    axes.set(title="One image of growing size", xlabel="tokens of the T2T module (pixels)")
-    axes.set_ylabel("ms per image, fastest round")
+    axes.set(xlabel="tokens of the T2T module (side of the image in pixels)", ylabel="ms for one image, fastest round")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.figure.legend(loc="outside upper center", ncols=len(models))  # its colours are those of all plots
 
 
 def draw_speed(axes, rows, key):
     """Plot images per second against a key of the rows: median, lowest and highest round."""
-    for (model, _), line in lines_of(rows).items():
+    for line in lines_of(rows).values():
         x, rates = [row[key] for row in line], [row["images_per_second"] for row in line]
         median, lowest, highest = (np.array([rate[edge] for rate in rates]) for edge in ("median", "lowest", "highest"))
-        axes.errorbar(x, median, (median - lowest, highest - median), marker="o", capsize=3, label=model)
-    name = key.replace("_", " ")
-    axes.set(title=name.capitalize(), xlabel=name, ylabel="images per second", ylim=(0, None), xticks=x)
+        axes.errorbar(x, median, (median - lowest, highest - median), marker="o", capsize=3)
+    axes.set(xlabel=key.replace("_", " "), ylabel="images per second (median)", ylim=(0, None), xticks=x)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
 def lines_of(rows):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -21,13 +19,13 @@ _COLOURS = np.array(
 
 
 def overlay(image: Image.Image, values: np.ndarray, box: Box | None = None, mark: Box | None = None) -> Image.Image:
-    """Lay a map over a picture. Colours run from its smallest value (dark) to its largest (light).
+    """Lay a map over a picture, each value as a cell. Colours run from the smallest (dark) to the largest (light).
 
     Args:
         image: PIL image; a small one is enlarged.
         values: (rows, columns) of numbers.
         box: (left, top, right, bottom) of the map in pixels of `image`, possibly beyond the image. Outside the box, the
-            values at its edge are repeated. None: the whole picture.
+            nearest cell continues. None: the whole picture.
         mark: box of a frame to draw, in pixels of `image`.
 
     Returns:
@@ -54,21 +52,20 @@ def enlarged(image: Image.Image) -> Image.Image:
 
 
 def stretched(values, size, box):
-    """Scale values to 0..1, and resize them from their `box` to a picture of `size` (width, height): float (H, W)."""
+    """Scale the values to 0..1, and repeat each in its cell of a `box` of a picture of `size` (width, height).
+
+    Returns float (height, width). Values between the cells would suggest more detail than the tokens have.
+    """
     values = np.asarray(values, np.float64)
     values = values - values.min()
-    relative = (values / (values.max() or 1)).astype(np.float32)
-    left, top, right, bottom = box
-    width, height = (right - left) / values.shape[1], (bottom - top) / values.shape[0]  # size of a cell
-    # The edges of the picture, in cells from the first cell of the map.
-    seen = np.array([-left / width, -top / height, (size[0] - left) / width, (size[1] - top) / height])
-    beside = max(0, math.ceil(max(*-seen[:2], *(seen[2:] - values.shape[::-1])) - 1e-6))
-    padded = Image.fromarray(np.pad(relative, beside, mode="edge"))
-    seen = np.clip(seen + beside, 0, 2 * padded.size)  # rounding may go beyond the edges
-    return np.clip(np.asarray(padded.resize(size, Image.Resampling.BICUBIC, box=tuple(seen))), 0, 1)
+    cells = []  # for each axis, the cell of every pixel
+    for start, end, length, count in zip(box[:2], box[2:], size, values.shape[::-1]):
+        places = (np.arange(length) + 0.5 - start) * count / (end - start)
+        cells.append(places.clip(0, count - 1).astype(int))
+    return (values / (values.max() or 1))[np.ix_(*cells[::-1])]
 
 
-def coloured(values):
+def coloured(values: np.ndarray) -> np.ndarray:
     """Colour values from 0 to 1: (H, W) -> uint8 (H, W, 3)."""
     places = np.linspace(0, 1, len(_COLOURS))
     channels = [np.interp(values, places, _COLOURS[:, channel]) for channel in range(3)]

@@ -1,5 +1,6 @@
 """The models of the page, and their predictions for pictures."""
 
+import contextlib
 import functools
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,11 @@ from t2t_vit.deploy.open_model import open_model, open_weights
 from t2t_vit.deploy.predict import classify, read_images
 from t2t_vit.explain.attention import attention_maps, gradient_maps, on_grid, rollout, token_box
 from t2t_vit.explain.overlay import overlay
+from t2t_vit.pictures.run_logs import read_run
 
 TOP = 5
 EXAMPLES = 10
+EXAMPLES_FOLDER = "docs/figures/examples"  # with a folder of class folders for a DATA.NAME, if its data is not at hand
 MAX_BYTES = 192 << 20  # limit for a decoded picture: 50 megapixels in RGB; predict.py allows more
 METHODS = ("gradient", "rollout", "last block")
 
@@ -38,7 +41,7 @@ class Shelf:
     """Models by name. Each is opened when first used, then kept. One thread computes for all visitors."""
 
     def __init__(self, args, cfg):
-        self.sources = _sources(args, cfg)
+        self.sources, self.labels = _sources(args, cfg)
         self.names = list(self.sources)
         self.thread = ThreadPoolExecutor(1)
         self._open = functools.cache(lambda name: self.sources[name]())
@@ -54,20 +57,36 @@ class Shelf:
 
 
 def _sources(args, cfg):
-    """Return {name: function that opens the model}: the given model, other runs in OUTPUT, then pretrained/."""
+    """Return {name: function that opens the model} and {name: label}.
+
+    First comes the given model, then other runs in OUTPUT, then those in its pretrained/.
+    """
     own = Path(args.pretrained or best_weights(cfg)).resolve()
     name = f"{cfg.NAME}: {own.name}" if args.weights_named and own.parent.name != cfg.NAME else cfg.NAME
-    sources = {name: functools.partial(open_model, args, cfg)}
+    sources, labels = {name: functools.partial(open_model, args, cfg)}, {name: _label(name, cfg, own)}
     device = [("DEVICE", cfg.DEVICE)] if cfg.DEVICE else []
     output = resolve(cfg.OUTPUT)
     for path in [*sorted(output.glob("*/best.pdparams")), *sorted(output.glob("pretrained/*/best.pdparams"))]:
         if path.with_name("config.yaml").is_file() and path.resolve() != own:
             sources.setdefault(path.parent.name, functools.partial(_open_run, path, device))
-    return sources
+            labels.setdefault(path.parent.name, _label(path.parent.name, None, path))
+    return sources, labels
 
 
 def _open_run(weights, device):
     return open_weights(load_config(weights.with_name("config.yaml"), device), str(weights))
+
+
+def _label(name, cfg, weights):
+    """Return the name with the data and the best validation accuracy of the run, where they are known."""
+    words = [name]
+    with contextlib.suppress(UserError, OSError):  # the model may be usable all the same
+        words.append((cfg or load_config(weights.with_name("config.yaml"), [])).DATA.NAME)
+        if weights.name == "best.pdparams":
+            run = read_run(weights.with_name("metrics.jsonl"))
+            found = filter(None, map(run.best, ("val_top1", "val_ema_top1")))
+            words += [f"{100 * top1:.2f}%" for top1, _ in sorted(found)[-1:]]
+    return " · ".join(dict.fromkeys(words))
 
 
 # --- Questions to an `OpenedModel` ---
@@ -117,11 +136,12 @@ def attention(opened, pixels, method, name):
 
 
 def examples(opened):
-    """Return {path: pixels as the model sees them}, one validation image per class; {} if the data is missing."""
+    """Return {path: pixels as the model sees them}, one image per class of its validation data or EXAMPLES_FOLDER."""
     folder = split_folder(resolve(opened.cfg.DATA.PATH), "val")
+    names = class_folders(folder) if folder else []
     if not folder:
-        return {}
-    names = class_folders(folder)
+        folder = resolve(EXAMPLES_FOLDER) / Path(opened.cfg.DATA.NAME).name
+        names = [name for name in opened.classes.folders if (folder / name).is_dir()]
     names = names[:: max(1, len(names) // EXAMPLES)][:EXAMPLES]
     paths = [path for name in names for path in image_files(folder / name)[:1]]
     return read_images(paths, opened.cfg, MAX_BYTES)[0]

@@ -14,8 +14,9 @@ def draw_confusion(labels, predicted, names, title, path):
     names = [name if len(name) <= 20 else f"{name[:17]}..." for name in map(short_name, names)]
     names = list(map(plain, names))
     if len(names) <= MAX_MATRIX:
-        side = 2.5 + 0.5 * len(names)
-        with figure_to(path, (max(side + 1, 6.5), side)) as figure:
+        side = 2.5 + max(0.5 * len(names), 2)
+        with figure_to(path, (side + 1, side)) as figure:
+            figure.set_layout_engine("compressed")  # no room beside a square
             _draw_matrix(figure.subplots(), confusion_matrix(labels, predicted, len(names)), names, plain(title))
         return
     pairs = confused_pairs(labels, predicted, len(names))[:PAIRS]
@@ -49,7 +50,8 @@ def _draw_matrix(axes, matrix, names, title):
         axes.text(other, true, str(matrix[true, other]), ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
-    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.figure.suptitle(title)
     axes.figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.8)
 
 
@@ -64,5 +66,6 @@ def _draw_pairs(axes, pairs, names, title):
     axes.bar_label(bars, [f" {fraction:.0%}" for *_, fraction in pairs], fontsize=8)
     axes.set_yticks(range(len(pairs)), [f"{names[true]} → {names[other]}" for true, other, _, _ in pairs])
     axes.margins(x=0.1)
+    axes.locator_params(axis="x", integer=True)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.set_xlabel("images of the true class (left) predicted as the other; as a fraction of the class")

@@ -26,7 +26,7 @@ def draw_curves(args: argparse.Namespace) -> None:
     if not panels:
         raise UserError(f"{runs[0].source} has nothing to draw: no loss, accuracy, learning rate or images per second")
     rows, columns = (1, 1) if len(panels) == 1 else (-(-len(panels) // 2), 2)
-    with figure_to(args.sheet, (6 * columns, 3.6 * rows + 0.5)) as figure:
+    with figure_to(args.sheet, (4.8 * columns, 3.2 * rows + 0.5)) as figure:
         draw(figure, list(figure.subplots(rows, columns, squeeze=False).flat), runs, panels)
     for run in runs:
         print(printable(summary(run)))
@@ -44,10 +44,8 @@ def summary(run):
     """Describe a run in one line: its epochs and its best validation results."""
     text = f"{run.name}: epochs {min(run.rows)} to {max(run.rows)}"
     for key, name in (("val_top1", "val"), ("val_ema_top1", "EMA")):
-        found = [(row[key], -epoch) for epoch, row in run.rows.items() if row.get(key) is not None]
-        if found:
-            top1, epoch = max(found)
-            text += f", best {name} top-1 {top1:.4f} in epoch {-epoch}"
+        if found := run.best(key):
+            text += f", best {name} top-1 {found[0]:.4f} in epoch {found[1]}"
     return text
 
 

@@ -6,14 +6,12 @@ import numpy as np
 from yacs.config import CfgNode
 
 from t2t_vit.explain.features import features
-from t2t_vit.explain.overlay import enlarged
-from t2t_vit.pictures.model import OVERLAY_TILE, chosen_numbers, open_pictures, short_path
-from t2t_vit.pictures.sheet import Cell, Heading, lines_of, paired, save_sheet
+from t2t_vit.pictures.model import chosen_numbers, open_pictures
+from t2t_vit.pictures.sheet import Cell, Heading, save_sheet, short_path, table
 
 NOTES = (
-    "tokens are coloured by the first three principal components of the layer, over all images of the sheet: tokens "
-    "with similar features have similar colours",
-    "captions: rows x columns of tokens, width of a token, variance that the three components explain",
+    "tokens with similar features have similar colours:",
+    "the first three principal components of the layer, over all images here",
 )
 
 
@@ -25,11 +23,9 @@ def draw_features(args: argparse.Namespace, cfg: CfgNode) -> int:
     opened, pictures, status = open_pictures(args, cfg)
     layers = list(zip(*(features(opened.model, picture.pixels) for picture in pictures)))
     columns = [column(layer) for layer in chosen(layers, args.block)]
-    lines = []
-    for picture, row in zip(pictures, zip(*columns)):
-        lines += lines_of(Cell(enlarged(picture.image), (short_path(picture.path),)), row)
+    cells = [Cell(picture.image, (short_path(picture.path),)) for picture in pictures]
     heading = Heading(f"{opened.cfg.NAME}: features after each layer", NOTES)
-    save_sheet([heading, *paired(lines)], args.sheet, OVERLAY_TILE)
+    save_sheet([heading, *table(cells, [[row] for row in zip(*columns)])], args.sheet)
     return status
 
 
@@ -52,7 +48,7 @@ def column(layer):
     tokens = np.concatenate([tokens.numpy() for _, tokens, _ in layer]).astype(np.float64)  # (images, N, C)
     width = tokens.shape[2]
     colours, explained = principal_colours(tokens.reshape(-1, width))
-    lines = (name, f"{rows}x{columns} of {width}, {100 * explained:.0f}%")
+    lines = (name, f"{rows}x{columns}, width {width}", f"variance {100 * explained:.0f}%")
     return [Cell(each, lines) for each in colours.reshape(len(layer), rows, columns, 3)]
 
 

@@ -69,13 +69,18 @@ class BlockMaps:
     def notes(self):
         """Describe what the sheet shows, one line per method."""
         token = "the marked token" if self.args.query else f"the {self.args.token or 'class'} token"
-        heads = "one head" if self.args.head else "mean of its heads"
+        heads = "one head" if self.args.head else "mean of the heads"
         texts = {
-            "attention": f"attention: how much {token} attends to each patch in one block, {heads}",
-            "rollout": f"rollout: how much each patch adds to {token} through the blocks (Abnar and Zuidema, 2020)",
-            "gradient": "gradient: patches whose attention increases the logit of a class (Chefer et al., 2021)",
+            "attention": f"attention: from {token} to each patch, {heads}",
+            "rollout": "rollout: the same through the blocks (Abnar and Zuidema, 2020)",
+            "gradient": f"gradient: for {self._class()} (Chefer et al., 2021)",
         }
         return [texts[method] for method in self.methods]
+
+    def _class(self):
+        """Name the class of the gradient."""
+        number = self.args.class_id
+        return "the predicted class" if number is None else short_name(self.names[number])
 
     def __call__(self, picture):
         """(logits (1, K), rows of `Map`s) of a `Picture`."""
@@ -85,26 +90,23 @@ class BlockMaps:
         else:
             with paddle.no_grad():
                 logits, maps, _ = attention.trace(self.model, picture.pixels)
-        name = short_name(self.names[int(logits.argmax()) if class_id is None else class_id])
         rows = []
         for method in self.methods:
             for query in self.queries:
-                title = f"gradient: {name}" if method == "gradient" else method
-                title += f" of {query[0] + 1},{query[1] + 1}" if query else ""
                 by_block = [
-                    [self._map(title, method, maps, gradients, block, head, query) for head in heads]
+                    [self._map(method, maps, gradients, block, head, query) for head in heads]
                     for block, heads in zip(self.blocks, self.heads)
                 ]
                 rows += by_block if self.args.head == "all" else [sum(by_block, [])]
         return logits, rows if max(map(len, rows)) > 1 else [sum(rows, [])]
 
-    def _map(self, title, method, maps, gradients, block, head, query):
+    def _map(self, method, maps, gradients, block, head, query):
         place, mark = self.backbone[block], None
         token = 1 if self.args.token == "distillation" else 0
         if query:
             token = attention.num_class_tokens(self.model) + query[0] * place.grid[1] + query[1]
             mark = cell(attention.token_box(self.model, block), place.grid, query)
-        box, words = attention.token_box(self.model, 0), f"to block {block + 1}"
+        box, words = attention.token_box(self.model, 0), f"blocks 1 to {block + 1}"
         if method == "rollout":
             values = attention.rollout(maps[: block + 1], self.model, token)
         elif method == "gradient":
@@ -114,7 +116,8 @@ class BlockMaps:
             values = attention.on_grid(rows[:, token], self.model, block)
             box = attention.token_box(self.model, block)
             words = f"block {block + 1}" if head is None else f"block {block + 1}, head {head + 1}"
-        return Map(values[0].numpy(), box, mark, (title, words))
+        title = f"gradient: {self._class()}" if method == "gradient" and self.args.class_id is not None else method
+        return Map(values[0].numpy(), box, mark, (title, words, *([place_name(query)] if query else [])))
 
 
 class StageMaps:
@@ -140,9 +143,12 @@ class StageMaps:
         logits, maps = attention.token_maps(self.model, picture.pixels, self.index, places)
         row = []
         for query, values in zip(self.queries, maps[0].numpy()):
-            lines = (f"layer {self.index + 1}", f"token {query[0] + 1},{query[1] + 1}")
-            row.append(Map(values, box, cell(box, grid, query), lines))
+            row.append(Map(values, box, cell(box, grid, query), (f"layer {self.index + 1}", place_name(query))))
         return logits, [row]
+
+
+def place_name(query):
+    return f"row {query[0] + 1}, column {query[1] + 1}"
 
 
 def check_queries(queries, grid, where):

@@ -1,7 +1,6 @@
 """Shared by the pictures of a model: open the model, and read images as it sees them."""
 
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import paddle
@@ -14,8 +13,6 @@ from t2t_vit.deploy.engines import to_input
 from t2t_vit.deploy.open_model import open_model
 from t2t_vit.deploy.predict import find_images, read_images
 from t2t_vit.pictures.sheet import check_sheet
-
-OVERLAY_TILE = 192  # pixels: side of a picture on the sheets
 
 
 class Picture(NamedTuple):
@@ -68,9 +65,3 @@ def chosen_numbers(option, chosen, count, what):
     if chosen > count:
         raise UserError(f"{option} is {chosen} but {what} are 1 to {count}")
     return [chosen - 1]
-
-
-def short_path(path):
-    """Return the last two parts of a path, shortened to fit a caption."""
-    name = "/".join(Path(path).absolute().parts[-2:])
-    return name if len(name) <= 24 else f"{name[:10]}...{name[-11:]}"

@@ -42,8 +42,8 @@ def features_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "features",
         "Draw the features of images after each layer of a model.",
-        8,
-        [f"photo.jpg {RUN}", f"pictures/ {RUN} --count 2"],
+        2,
+        [f"photo.jpg {RUN}", f"pictures/ {RUN} --count 4"],
         words=IMAGES,
     )
     parser.set_defaults(opens_run=True)
@@ -57,7 +57,7 @@ def predictions_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "predictions",
         "Draw images with their predictions, and which classes are confused.",
-        32,
+        24,
         [RUN, f"{RUN} --order best --confusion confusion.png"],
     )
     add_evaluation_options(parser)

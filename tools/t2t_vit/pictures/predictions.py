@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 
 import numpy as np
 import paddle.nn.functional as F
@@ -17,11 +16,10 @@ from t2t_vit.data.images import load_image, reading
 from t2t_vit.deploy.validate import evaluate_split, open_evaluation
 from t2t_vit.pictures.confusion import draw_confusion
 from t2t_vit.pictures.options import ORDERS
-from t2t_vit.pictures.sheet import FAINT, Cell, Heading, check_sheet, save_sheet, short_name
+from t2t_vit.pictures.sheet import FAINT, RIGHT, WRONG, Cell, Heading, check_sheet, save_sheet, short_name, short_path
 from t2t_vit.training.evaluator import top_classes
 
-COLUMNS = 16
-RIGHT, WRONG = (0, 120, 60), (190, 30, 30)
+COLUMNS = 6  # which a page of a README can show
 
 
 def draw_predictions(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -38,12 +36,15 @@ def draw_predictions(args: argparse.Namespace, cfg: CfgNode) -> None:
     scores, results = evaluate_images(opened, split, classes.names)
     log.info("%s on %s", opened, display_path(split.source))
     log.info(scores.line())
-    title = f"{cfg.DATA.NAME}: top-1 {scores.top1:.4f}, top-5 {scores.top5:.4f} of {len(split)} images"
+    title = title_of(cfg.DATA.NAME, scores, len(classes), len(split))
     chosen = ordered(results, args.order, cfg.SEED)[: args.count]
-    note = f"{len(chosen)} images, {ORDERS[args.order]}: the predicted class, the true one, their probabilities"
+    notes = (
+        f"{cfg.NAME}: {len(chosen)} images, {ORDERS[args.order]}",
+        "below an image: the predicted class (red: wrong), the true class, their probabilities, the file",
+    )
     cells = [image_cell(result, cfg) for result in chosen]
     rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
-    save_sheet([Heading(title, (f"{cfg.NAME}, {note}, the file",)), *rows], args.sheet, columns=COLUMNS)
+    save_sheet([Heading(title, notes), *rows], args.sheet, columns=COLUMNS)
     if args.confusion:
         labels, predicted = (np.array([result[key] for result in results]) for key in ("label", "predicted"))
         draw_confusion(labels, predicted, classes.names, title, args.confusion)
@@ -51,6 +52,11 @@ def draw_predictions(args: argparse.Namespace, cfg: CfgNode) -> None:
     if args.json:
         write_text(args.json, json.dumps({**dataclasses.asdict(scores), "results": results}, indent=1) + "\n")
         log.info("%s written", display_path(args.json))
+
+
+def title_of(data, scores, num_classes, num_images):
+    top5 = f", top-5 {scores.top5:.4f}" if num_classes > 5 else ""  # of five classes it is always 1
+    return f"{data}: top-1 {scores.top1:.4f}{top5} of {num_images} images"
 
 
 def evaluate_images(opened, split, names):
@@ -99,6 +105,6 @@ def image_cell(result, cfg):
     lines = (
         (f"{probability:.2f} {short_name(result['predicted_name'])}", colour),
         (f"{math.exp(-loss):.2f} {short_name(result['name'])}", FAINT),
-        (os.path.basename(result["path"]), FAINT),
+        (short_path(result["path"]), FAINT),
     )
     return Cell(load_image(result["path"], **reading(cfg)), lines)

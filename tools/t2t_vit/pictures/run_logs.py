@@ -1,5 +1,7 @@
 """Read training runs, of this repository or others, as rows of numbers by epoch."""
 
+from __future__ import annotations
+
 import csv
 import json
 import math
@@ -33,10 +35,15 @@ class Run:
     source: Path  # file that was read
     rows: dict  # {epoch from 1: {key of KEYS: number, or None if it is not finite}}
 
-    def series(self, key):
+    def series(self, key: str) -> tuple[list[int], list[float]]:
         """Return (epochs, numbers) for the epochs that have `key`. A number that is not finite becomes nan."""
         found = {epoch: row[key] for epoch, row in sorted(self.rows.items()) if key in row}
         return list(found), [math.nan if number is None else number for number in found.values()]
+
+    def best(self, key: str) -> tuple[float, int] | None:
+        """Return (largest number, its first epoch) of `key`, or None if there is no number."""
+        found = [(row[key], -epoch) for epoch, row in self.rows.items() if row.get(key) is not None]
+        return (max(found)[0], -max(found)[1]) if found else None
 
 
 def read_runs(paths):
@@ -48,7 +55,7 @@ def read_runs(paths):
     ]
 
 
-def read_run(path):
+def read_run(path: str | Path) -> Run:
     """Read a run folder (also timm's), a metrics.jsonl (and times.jsonl beside it), timm's summary.csv, or a log.
 
     Logs may come from this repository, T2T_paddle or paddle_pit. If an epoch occurs twice, the last row counts.

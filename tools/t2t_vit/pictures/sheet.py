@@ -1,6 +1,5 @@
 """Draw sheets of pictures with captions, with Pillow: rows of square cells below a title."""
 
-import contextlib
 import itertools
 import math
 from dataclasses import dataclass
@@ -9,26 +8,28 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.figures import check_suffix
+from t2t_vit.common.figures import check_suffix, chinese_font
 from t2t_vit.common.files import atomic_path, check_outputs, display_path
 from t2t_vit.common.logger import log
 from t2t_vit.data.images import to_image
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".pdf": "PDF"}
 TILE = 128  # pixels: side of a picture, unless the sheet sets another
-GAP, MARGIN, LINE = 12, 20, 20  # pixels: between pictures, around the sheet, per line of text
-LONGEST_ROW = 11  # maximum number of cells per row in `lines_of`
+GAP, MARGIN, LINE = 16, 20, 20  # pixels: between pictures, around the sheet, per line of text
+LONGEST_ROW = 8  # maximum number of cells per row in `table`; a wider sheet would be unreadable on a page
+BAR = (192, 12)  # pixels: width and height of a colour bar
 MAX_HEIGHT = 65_500  # pixels; JPEG allows no more
 PAPER, SHADE, INK, FAINT = "white", (233, 236, 240), (25, 25, 25), (110, 110, 110)
-CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")
+RIGHT, WRONG = (0, 120, 60), (190, 30, 30)
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A title with lines of smaller text, as wide as the sheet."""
+    """A title with lines of smaller text, as wide as the sheet, and a colour bar."""
 
     title: str
     notes: tuple = ()
+    bar: tuple = ()  # (text at its left end, colours as uint8 (1, W, 3), text at its right end)
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ def draw_sheet(rows, tile=TILE, columns=4):
     draw, top = ImageDraw.Draw(sheet), MARGIN
     for row, height in zip(rows, heights):
         if isinstance(row, Heading):
-            write(draw, row.title, MARGIN, top + 8, width - 2 * MARGIN, size=25)
-            for place, note in enumerate(row.notes):
-                write(draw, note, MARGIN, top + 42 + LINE * place, width - 2 * MARGIN, colour=FAINT)
+            _draw_heading(sheet, draw, row, top, width - 2 * MARGIN)
         else:
             for column, cell in enumerate(row):
                 if cell:
@@ -85,10 +84,24 @@ def draw_sheet(rows, tile=TILE, columns=4):
 
 def _height(row, tile):
     if isinstance(row, Heading):
-        return 54 + LINE * len(row.notes)
+        return 54 + LINE * (len(row.notes) + bool(row.bar))
     cells = [cell for cell in row if cell]
     picture = tile if any(cell.image is not None for cell in cells) else 0
     return picture + LINE * max(len(cell.lines) for cell in cells) + 14
+
+
+def _draw_heading(sheet, draw, heading, top, room):
+    write(draw, heading.title, MARGIN, top + 8, room, size=25)
+    top += 42
+    for note in heading.notes:
+        write(draw, note, MARGIN, top, room, colour=FAINT)
+        top += LINE
+    if heading.bar:
+        least, colours, most = heading.bar
+        left = MARGIN + round(draw.textlength(least, load_font(15, least))) + 8
+        write(draw, least, MARGIN, top, room, colour=FAINT)
+        sheet.paste(to_image(colours).resize(BAR), (left, top + 4))
+        write(draw, most, left + BAR[0] + 8, top, room, colour=FAINT)
 
 
 def _draw_cell(sheet, draw, cell, place, tile, height):
@@ -100,7 +113,7 @@ def _draw_cell(sheet, draw, cell, place, tile, height):
         top += tile + 4
     for number, line in enumerate(cell.lines):
         text, colour = (line, INK) if isinstance(line, str) else line
-        write(draw, text, left + 2, top + LINE * number, tile - 2, colour=colour)
+        write(draw, text, left, top + LINE * number, tile + GAP - 4, colour=colour)
 
 
 def fitted(image, tile=TILE):
@@ -114,23 +127,39 @@ def fitted(image, tile=TILE):
     return square
 
 
-def lines_of(picture, row):
-    """Return sheet rows for one picture: the cell `picture`, then those of `row`, split evenly if there are many."""
-    length = math.ceil(len(row) / math.ceil(len(row) / (LONGEST_ROW - 1)))
-    starts = range(0, len(row), length)
-    return [[None if start else picture, *row[start : start + length]] for start in starts]
+def table(pictures, rows_of):
+    """Build the rows of a sheet with pictures and what belongs to each, with the captions once above each column.
 
-
-def paired(lines):
-    """Put two short rows, each for one picture, side by side."""
-    if max(map(len, lines)) > 4 or not all(line[0] for line in lines):
-        return lines
-    return [[*left, *right] for left, right in itertools.zip_longest(lines[::2], lines[1::2], fillvalue=[])]
+    Args:
+        pictures: the `Cell` of each picture.
+        rows_of: for each picture, its rows of `Cell`s. Their number and captions are the same for all pictures. A row
+            that is too long is split evenly; two short ones stand side by side.
+    """
+    table = []
+    for rows in zip(*rows_of):  # the same row of every picture
+        length = math.ceil(len(rows[0]) / math.ceil(len(rows[0]) / (LONGEST_ROW - 1)))
+        for start in range(0, len(rows[0]), length):
+            parts = [row[start : start + length] for row in rows]
+            header = [None, *(Cell(None, cell.lines) for cell in parts[0])]
+            lines = [[picture, *(Cell(cell.image) for cell in part)] for picture, part in zip(pictures, parts)]
+            if len(lines) > 1 and 2 * len(header) <= LONGEST_ROW:
+                header *= 2
+                lines = [
+                    [*left, *right] for left, right in itertools.zip_longest(lines[::2], lines[1::2], fillvalue=[])
+                ]
+            table += [header, *lines]
+    return table
 
 
 def short_name(name):
     """Return the first name of a class: "tench" of "tench, Tinca tinca"."""
     return name.split(",")[0].strip()
+
+
+def short_path(path):
+    """Return the folder and the name of a file, shortened to fit a caption."""
+    name = "/".join(Path(path).absolute().parts[-2:])
+    return name if len(name) <= 19 else f"{name[:6]}...{name[-10:]}"
 
 
 def write(draw, text, left, top, room, size=15, colour=INK):
@@ -146,10 +175,9 @@ def write(draw, text, left, top, room, size=15, colour=INK):
 
 
 def load_font(size, text=""):
-    """Load Pillow's own font, or an installed one of `CHINESE_FONTS` if the text has Chinese characters."""
-    for name in CHINESE_FONTS if max(text, default="") >= "\u2e80" else ():
-        with contextlib.suppress(OSError, ImportError):
-            return ImageFont.truetype(name, size)  # found in the system's font folders
+    """Load Pillow's own font, or an installed Chinese one if the text has Chinese characters."""
+    if max(text, default="") >= "\u2e80" and chinese_font(size):
+        return chinese_font(size)
     try:
         return ImageFont.load_default(size)
     except (TypeError, ImportError):  # Pillow before 10.1, or without FreeType
