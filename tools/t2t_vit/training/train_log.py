@@ -44,6 +44,8 @@ def log_summary(trainer, notes=()):
     for note in notes:
         log.info("%s", note)
     log.info("lr: %s", step.optimizer.rates.summary(sorted({0, min(cfg.TRAIN.WARMUP_EPOCHS, last), last})))
+    if cfg.TRAIN.WARMUP_EPOCHS and cfg.TRAIN.WARMUP_LR < cfg.TRAIN.BASE_LR / 100:
+        log.info("epoch 1 hardly changes the weights: TRAIN.WARMUP_LR is %g", cfg.TRAIN.WARMUP_LR)
     _warn_of_short_average(cfg, trainer.total_epochs * loader.steps())
     log.info("ready %.1f s after the start", time.monotonic() - trainer.interrupts.started)
 
@@ -60,9 +62,8 @@ def _parameters(model):
 
 def _warn_of_short_average(cfg, steps):
     decay = cfg.TRAIN.EMA_DECAY
-    if (
-        cfg.VAL.BEST == "ema" and decay and decay**steps > 0.05
-    ):  # decay**steps: weight of the initial weights at the end
+    # decay**steps: weight of the initial weights at the end
+    if cfg.VAL.BEST == "ema" and decay and decay**steps > 0.05:
         log.warning(
             "warning: TRAIN.EMA_DECAY %g averages over about %.0f steps but the run has only %d: best.pdparams would "
             "still contain much of the initial weights; set TRAIN.EMA_DECAY %g or VAL.BEST better",
