@@ -81,7 +81,7 @@ def test_unreadable_files_are_listed_with_their_reasons(spoilt):
         assert part in reason and f"  {reason}\n" in done.stdout
     assert "fault: 5 of 13 images of train cannot be read\n" in done.stdout
     assert "note: repair or remove the unreadable images of train: too many to skip\n" in done.stdout
-    assert done.stderr == "error: 1 fault(s) would stop or harm training, see above\n"
+    assert done.stderr == "error: 1 fault would stop or harm training, see above\n"
     assert "DATA.ON_ERROR" not in done.stdout
 
 
@@ -134,7 +134,7 @@ def test_data_that_training_refuses_is_explained(tmp_path):
     root = make(tmp_path / "own data", {"train/ant": 2, "train/bee": 1, "train/fly": 0, "val/ant": 1, "val/bee": 1})
     done, report = check("--config", "configs/t2t_vit_7.yaml", "--data-path", root, status=1)
     listed = CLASS_LISTS["imagenet1k"]
-    assert f"fault: {root}/train has 3 class(es) that are not in {listed}: ant, bee, fly\n" in done.stdout
+    assert f"fault: {root}/train has 3 classes not in {listed}: ant, bee, fly\n" in done.stdout
     assert report["splits"]["train"]["classes"] == {"ant": 2, "bee": 1, "fly": 0}
     assert 'DATA.CLASSES "" MODEL.NUM_CLASSES 3' in done.stdout.splitlines()[-1]
     cfg = settings_of(done)[1]
@@ -158,7 +158,7 @@ def test_wrong_number_of_classes_is_a_fault_only_with_a_config(tmp_path):
 def test_validation_class_without_training_images_is_a_fault(tmp_path):
     root = make(tmp_path / "set", {"train/ant": 1, "train/bee": 1, "train/fly": 0, "val/fly": 1, "val/wasp": 1})
     report = check("--data-path", root, status=1)[1]
-    assert report["faults"] == ["2 class(es) of val have no image in train: fly, wasp"]
+    assert report["faults"] == ["2 of val's classes without an image in train: fly, wasp"]
 
 
 def test_class_list_beside_the_data_is_used_and_checked(tmp_path):
@@ -169,7 +169,7 @@ def test_class_list_beside_the_data_is_used_and_checked(tmp_path):
     assert "1 of 3 classes have no image in train: wasp" in report["notes"]
     (root / "classes.txt").write_text("bee\nwasp\n")
     report = check("--data-path", root, status=1)[1]
-    assert f"{root}/train has 1 class(es) that are not in {root}/classes.txt: ant" in report["faults"]
+    assert f"{root}/train has 1 class not in {root}/classes.txt: ant" in report["faults"]
     (root / "classes.txt").write_text("bee\nbee\n")
     report = check("--data-path", root, status=1)[1]
     assert report["faults"] == [f"class list {root}/classes.txt names bee more than once"]
@@ -199,7 +199,7 @@ def test_list_files_with_relative_and_absolute_paths(tmp_path):
     done, report = check("--data-path", root, "DATA.TRAIN_LIST", "train list.txt", "DATA.VAL_LIST", "v.txt", status=1)
     assert report["splits"]["train"]["classes"] == {"0": 1, "2": 2}
     assert list(report["splits"]["train"]["unreadable"]) == [f"{root}/pictures/gone.jpg"]
-    assert "1 class(es) of val have no image in train: 3" in report["faults"]
+    assert "1 of val's classes without an image in train: 3" in report["faults"]
     assert report["settings"]["MODEL.NUM_CLASSES"] == 4
     assert "DATA.TRAIN_LIST 'train list.txt'" in report["command"]
 
@@ -228,7 +228,7 @@ def test_labels_of_a_list_file_against_the_class_list(tmp_path):
     (root / "v.txt").write_text("x/0.jpg ant\nx/1.jpg 1\nx/2.jpg 2\n")
     report = check("--data-path", root, "DATA.VAL_LIST", "v.txt", status=1)[1]
     absent, misfit = report["faults"]
-    assert absent == "1 class(es) of val have no image in train: 2"
+    assert absent == "1 of val's classes without an image in train: 2"
     assert misfit.endswith("v.txt, line 3: label 2 is out of range, the last of 2 classes is 1 (MODEL.NUM_CLASSES)")
 
 

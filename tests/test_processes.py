@@ -256,7 +256,7 @@ def test_killed_process_stops_all_and_the_run_resumes(tmp_path):
     state = checkpoint.read(tmp_path / "lit_data/latest.pdparams")
     assert state["images"] == state["meter"]["step"] * 64
     done = train(tmp_path, *words, "TRAIN.TIME_LIMIT", "3s")
-    assert "warning: process(es) was 2 and is now 1: the run is no longer bit-exact" in done.stderr
+    assert "warning: number of processes was 2 and is now 1: the run is no longer bit-exact" in done.stderr
     assert "warning: a step had 64 images and now has 32; TRAIN.GLOBAL_BATCH 64 keeps the old number" in done.stderr
     first = re.search(r"Epoch \[(\d+)/500\], Step \[(\d+)/(\d+)\]", done.stdout)
     epoch, step, left = state["epoch"], state["meter"]["step"], (1437 - state["images"]) // 32

@@ -11,7 +11,7 @@ from t2t_vit.runs.place import check_move, check_place
 from t2t_vit.runs.run_folder import RunFolder
 from t2t_vit.weights import checkpoint
 
-SUMMARY = "x, 2026-01-01 00:00:00: PaddlePaddle 3.3.1 on cpu, float32, 1 process(es), Python 3.11.7\n"
+SUMMARY = "x, 2026-01-01 00:00:00: PaddlePaddle 3.3.1 on cpu, float32, 1 process, Python 3.11.7\n"
 CONFIG = load_config(ROOT / "configs/lit_data.yaml").dump()
 
 

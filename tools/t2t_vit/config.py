@@ -14,7 +14,7 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
-from t2t_vit.common.errors import UserError
+from t2t_vit.common.errors import UserError, counted
 from t2t_vit.common.files import read_text
 from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.config_values import RENAMED, check, fit_short_run, leaves, put, set_value, value_of
@@ -241,8 +241,8 @@ def accumulation(cfg: CN, processes: int) -> int:
         fitting = [size for size in range(1, batch + 1) if total % (size * processes) == 0]
         hint = f"set TRAIN.BATCH_SIZE {fitting[-1]}" if fitting else "set another number of processes"
         raise UserError(
-            f"TRAIN.GLOBAL_BATCH {total} is not a multiple of TRAIN.BATCH_SIZE {batch} x {processes} process(es); "
-            f"{hint}, or TRAIN.GLOBAL_BATCH {-(-total // images) * images}"
+            f"TRAIN.GLOBAL_BATCH {total} is not a multiple of TRAIN.BATCH_SIZE {batch} x {counted(processes, 'process')}"
+            f"; {hint}, or TRAIN.GLOBAL_BATCH {-(-total // images) * images}"
         )
     return total // images
 

@@ -14,7 +14,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from t2t_vit.common import ranks
-from t2t_vit.common.errors import UserError
+from t2t_vit.common.errors import UserError, counted
 
 # {old key: new key}. Old keys are still accepted in YAML files, run folders, states and on the command line.
 RENAMED = {"DATA.VAL_SHARE": "DATA.VAL_FRACTION"}
@@ -204,7 +204,7 @@ def _is_split(split):
 def _other_rules(cfg):
     """List the rules that depend on several keys or check a text: (key, whether it holds, what is allowed)."""
     model, distill, data, aug, train = cfg.MODEL, cfg.DISTILL, cfg.DATA, cfg.AUG, cfg.TRAIN
-    per_channel = f"a list of {data.CHANNELS} number(s), one per channel"
+    per_channel = f"a list of {counted(data.CHANNELS, 'number')}, one per channel"
     lr = train.BACKBONE_LR
     return [
         ("NAME", cfg.NAME not in (".", "..") and not re.search(r"[/\0]", cfg.NAME), "a plain name without a path"),

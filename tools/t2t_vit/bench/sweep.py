@@ -9,6 +9,7 @@ from t2t_vit.bench.counts import count
 from t2t_vit.bench.process import Process
 from t2t_vit.bench.rounds import interleave, spread, summary, table
 from t2t_vit.bench.samples import training_samples
+from t2t_vit.common.errors import counted
 from t2t_vit.common.logger import log, progress_bar
 from t2t_vit.config import with_keys
 
@@ -120,7 +121,7 @@ def print_rows(rows, titles, markdown):
     log.info("")
     for threads in sorted({row["threads"] for row in rows}):
         values = [value for row in rows if row["threads"] == threads for value in row["limit_gflops"]["rounds"]]
-        log.info("matmul limit, float32, %d thread(s): %s GFLOP/s", threads, spread(summary(values)))
+        log.info("matmul limit, float32, %s: %s GFLOP/s", counted(threads, "thread"), spread(summary(values)))
     log.info("")
     for line in table(titles, [[cell(row, title) for title in titles] for row in rows], markdown):
         log.info(line)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from yacs.config import CfgNode
 
-from t2t_vit.common.errors import UserError
+from t2t_vit.common.errors import UserError, counted
 from t2t_vit.common.files import check_outputs, write_text
 from t2t_vit.config import all_keys, load_config, with_keys
 from t2t_vit.data.classes import composed, load_classes, some
@@ -54,7 +54,9 @@ def check(args: argparse.Namespace, cfg: CfgNode, overrides: Sequence[tuple[str,
     if args.json:
         write_text(args.json, json.dumps(to_json(splits, findings), indent=1) + "\n")
     if findings.faults:
-        print(f"error: {len(findings.faults)} fault(s) would stop or harm training, see above", file=sys.stderr)
+        print(
+            f"error: {counted(len(findings.faults), 'fault')} would stop or harm training, see above", file=sys.stderr
+        )
     return 1 if findings.faults else 0
 
 
@@ -149,7 +151,7 @@ def judge_classes(cfg, splits, findings, demanded):
     absent = shown[1] - shown[0] if len(splits) == 2 else set()
     if absent:
         names = some(sorted(map(str, absent)))
-        findings.faults.append(f"{len(absent)} class(es) of val have no image in train: {names}")
+        findings.faults.append(f"{len(absent)} of val's classes without an image in train: {names}")
     # If the user did not set DATA.CLASSES, a misfit is not a fault: another class list is suggested below.
     is_held_to_list = "DATA.CLASSES" in demanded or not cfg.DATA.CLASSES
     fits = classes is not None
@@ -157,7 +159,7 @@ def judge_classes(cfg, splits, findings, demanded):
         unknown = split.classes.keys() - known if classes else set()
         fits = fits and not unknown
         if is_held_to_list and (split.misfit or unknown - absent):
-            line = f"{split.source} has {len(unknown)} class(es) that are not in {classes.source}: "
+            line = f"{split.source} has {counted(len(unknown), 'class')} not in {classes.source}: "
             findings.faults.append(split.misfit or line + some(sorted(map(str, unknown))))
         empty = [name for i, name in enumerate(classes.folders) if not {i, name} & present] if classes else []
         if empty and not unknown:

@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 from yacs.config import CfgNode
 
-from t2t_vit.common.errors import UserError, one_line
+from t2t_vit.common.errors import UserError, counted, one_line
 from t2t_vit.data.batch import Batch, BatchDraws
 from t2t_vit.data.dataset import Split
 from t2t_vit.data.erasing import RandomErasing
@@ -168,7 +168,7 @@ class TrainLoader:
             lower = "TRAIN.GLOBAL_BATCH" if cfg.TRAIN.GLOBAL_BATCH else "TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
             raise UserError(
                 f"{split.source} has {len(split)} images, fewer than one step of {self.order.images_per_step} on "
-                f"{world_size} process(es); lower {lower}"
+                f"{counted(world_size, 'process')}; lower {lower}"
             )
         fits = shared_memory_fits(cfg)
         self.batches = data_loader(TrainDataset(split, cfg), self.order, TrainCollate(cfg), cfg.DATA.NUM_WORKERS, fits)

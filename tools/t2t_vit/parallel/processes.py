@@ -17,7 +17,7 @@ import paddle
 from paddle import distributed
 from yacs.config import CfgNode
 
-from t2t_vit.common.errors import UserError
+from t2t_vit.common.errors import UserError, counted
 from t2t_vit.common.ranks import is_main, rank, world_size  # noqa: F401 (callers use processes.rank)
 from t2t_vit.models import cpu_ops, tf32
 from t2t_vit.parallel import gpu
@@ -34,7 +34,7 @@ def setup(cfg: CfgNode) -> str:
     if name == "gpu" and gpus:
         name = f"gpu:{distributed.ParallelEnv().device_id}"
     if name.startswith("gpu:") and int(name[4:]) >= gpus:
-        raise UserError(f"DEVICE is {name} but there are {gpus} GPU(s), gpu:0 to gpu:{gpus - 1}")
+        raise UserError(f"DEVICE is {name} but this machine has {counted(gpus, 'GPU')}, gpu:0 to gpu:{gpus - 1}")
     tf32.allow(False)  # TrainStep turns it on for TRAIN.TF32
     if not cfg.TRAIN.TF32:
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # read by cuBLAS and cuDNN when they are loaded

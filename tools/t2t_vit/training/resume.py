@@ -31,8 +31,8 @@ _SPLIT_KEYS = ("TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS")
 _STEP_KEYS = {*_SPLIT_KEYS, "TRAIN.GLOBAL_BATCH"}
 # {part of a setting: name}. If these change, the run is no longer bit-exact. States of earlier versions lack some.
 _ROUNDING_PARTS = {
-    "processes": "process(es)", "threads": "thread(s)", "paddle": "PaddlePaddle", "reader": "image reader",
-    "code": "code version", "train_sizes": "checksum of the training files' sizes",
+    "processes": "number of processes", "threads": "number of threads", "paddle": "PaddlePaddle",
+    "reader": "image reader", "code": "code version", "train_sizes": "checksum of the training files' sizes",
     "val_sizes": "checksum of the validation files' sizes",
 }  # fmt: skip
 # {part that changes the result: (name, value to assume if a state of an earlier version lacks it)}
