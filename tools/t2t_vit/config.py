@@ -241,8 +241,8 @@ def accumulation(cfg: CN, processes: int) -> int:
         fitting = [size for size in range(1, batch + 1) if total % (size * processes) == 0]
         hint = f"set TRAIN.BATCH_SIZE {fitting[-1]}" if fitting else "set another number of processes"
         raise UserError(
-            f"TRAIN.GLOBAL_BATCH {total} is not a multiple of TRAIN.BATCH_SIZE {batch} x {counted(processes, 'process')}"
-            f"; {hint}, or TRAIN.GLOBAL_BATCH {-(-total // images) * images}"
+            f"TRAIN.GLOBAL_BATCH {total} is not a multiple of TRAIN.BATCH_SIZE {batch} x "
+            f"{counted(processes, 'process')}; {hint}, or TRAIN.GLOBAL_BATCH {-(-total // images) * images}"
         )
     return total // images
 
