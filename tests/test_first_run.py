@@ -14,7 +14,7 @@ from t2t_vit.data.layout import with_data_name
 from t2t_vit.models.zoo import create_model
 from t2t_vit.training.schedule import learning_rate
 from t2t_vit.weights import checkpoint
-from t2t_vit.weights.model_of import with_model_of
+from t2t_vit.weights.model_config import with_model_of
 
 SEVEN = ROOT / "output/pretrained/cifar10_seven/best.pdparams"
 SMALL = ["MODEL.T2T.DEPTH", 1, "MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.TOKEN_DIM", 8]

@@ -82,7 +82,7 @@ def open_weights(cfg: CfgNode, chosen: str | Path | None = None) -> OpenedModel:
     # Here because they import Paddle.
     from t2t_vit.parallel.microbatch import inference
     from t2t_vit.weights.build import build_trained_model, classes_of, trained_weights
-    from t2t_vit.weights.model_of import with_model_of
+    from t2t_vit.weights.model_config import with_model_of
 
     path = trained_weights(cfg, chosen)
     cfg = with_model_of(cfg, path)

@@ -31,7 +31,7 @@ from t2t_vit.training.train_log import log_summary
 from t2t_vit.training.trainer import Stopped, Trainer
 from t2t_vit.weights.build import require_model
 from t2t_vit.weights.download import local_file
-from t2t_vit.weights.model_of import with_model_of
+from t2t_vit.weights.model_config import with_model_of
 
 
 def train(args: argparse.Namespace, cfg: CfgNode) -> None:
