@@ -298,9 +298,9 @@ def test_t2t_vit_learns_real_pictures(imagenet_sample, tmp_path):
     model += ["MODEL.T2T.DEPTH", 3]
     words = [*model, "--data-path", imagenet_sample, "DATA.TRAIN_LIST", "train.txt", "DATA.VAL_LIST", "val.txt",
              "DATA.NUM_WORKERS", 0, "--output", tmp_path]  # fmt: skip
-    recipe = ["--batch-size", 16, "TRAIN.GLOBAL_BATCH", 0, "TRAIN.EPOCHS", 40, "TRAIN.WARMUP_EPOCHS", 2]
+    recipe = ["--batch-size", 16, "TRAIN.GLOBAL_BATCH", 0, "TRAIN.EPOCHS", 60, "TRAIN.WARMUP_EPOCHS", 2]
     recipe += ["TRAIN.WARMUP_LR", 1e-4, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.LABEL_SMOOTHING", 0.0]
-    recipe += ["MODEL.DROP_PATH_RATE", 0.0, "VAL.EVERY", 40]
+    recipe += ["MODEL.DROP_PATH_RATE", 0.0, "VAL.EVERY", 60]
     recipe += ["AUG.HFLIP", 0.0, "AUG.SCALE", "[0.9, 1.0]", "AUG.RATIO", "[1.0, 1.0]"]
     recipe += ["AUG.AUTO_AUGMENT", "", "AUG.COLOR_JITTER", 0.0, "AUG.ERASE_PROB", 0.0]
     recipe += ["AUG.MIXUP", 0.0, "AUG.CUTMIX", 0.0]

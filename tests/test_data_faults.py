@@ -64,7 +64,7 @@ def test_skip_replaces_and_lists_each_file_once(data, tmp_path):
     done = tool("train", *words)
     for path, (_, reason) in zip(broken, FAULTS.values()):
         assert len(re.findall(f"^warning: replaced: image {path} .*{reason}", done.stderr, re.MULTILINE)) == 1
-    totals = re.findall(r"^warning: (\d+) unreadable images were replaced in this epoch$", done.stderr, re.MULTILINE)
+    totals = re.findall(r"^warning: (\d+) unreadable images replaced in this epoch$", done.stderr, re.MULTILINE)
     rows = [json.loads(line) for line in (tmp_path / "lit_data/metrics.jsonl").read_text().splitlines()]
     assert [row["skipped_images"] for row in rows] == [int(total) for total in totals]
     assert len(rows) == 3 and all(4 <= row["skipped_images"] <= 8 for row in rows)  # an epoch drops 24
@@ -84,7 +84,7 @@ def test_an_unreadable_image_with_any_name_ends_the_training(data, tmp_path):
 
 def test_folder_named_like_an_image_is_not_one(data, tmp_path):
     (data / "train/3/x.jpg").mkdir()
-    assert "1437 train" in tool("train", "--data-path", data, "--output", tmp_path, *WORDS, 1).stdout
+    assert "1,437 images to train" in tool("train", "--data-path", data, "--output", tmp_path, *WORDS, 1).stdout
     (data / "train.txt").write_text((data / "train.txt").read_text() + "3/x.jpg 3\n")
     line = error_line("train", "--data-path", data, "--output", tmp_path, *WORDS, 3, "DATA.TRAIN_LIST", "train.txt",
                       "NAME", "list")  # fmt: skip
@@ -107,7 +107,7 @@ def test_three_images_of_a_small_data_set_may_be_replaced(data, tmp_path):
              "TRAIN.BATCH_SIZE", 59, "DATA.ON_ERROR", "skip"]  # fmt: skip
     for path in images(data, 3)[:3]:
         path.write_text("no picture")
-    assert tool("train", *words).stderr.endswith("warning: 3 unreadable images were replaced in this epoch\n")
+    assert tool("train", *words).stderr.endswith("warning: 3 unreadable images replaced in this epoch\n")
     images(data, 3)[3].write_text("no picture")
     line = error_line("train", *words, "NAME", "four")
     assert "4 images could not be read, but DATA.ON_ERROR skip allows only 3 of the 59 in an epoch" in line

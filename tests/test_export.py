@@ -197,9 +197,9 @@ def test_sigterm_leaves_nothing(tmp_path):
 def test_command_writes_and_compares(tmp_path):
     done = tool("export", "--format", "onnx", "--file", tmp_path / "digits.onnx", "--images", 50)
     lines = done.stdout.splitlines()
-    assert "fp32, batches of 1" in lines[-2] and "digits.onnx" in lines[-2]
-    assert "compared on 50 images of lit_data/val" in lines[-1] and "top-1 agreement 1.0000" in lines[-1]
-    assert done.stderr == "" and [path.name for path in tmp_path.iterdir()] == ["digits.onnx"]
+    assert "fp32, batches of 1" in lines[-3] and "digits.onnx" in lines[-3]
+    assert "compared on 50 images of lit_data/val" in lines[-2] and "top-1 agreement 1.0000" in lines[-2]
+    assert done.stderr == "" and sorted(path.name for path in tmp_path.iterdir()) == ["digits.onnx", "predict_onnx.py"]
     metadata = open_predictor("onnxruntime", tmp_path / "digits.onnx").metadata
     assert (metadata.model, metadata.data, metadata.classes[3]) == ("t2t_vit_7", "lit_data", "three")
 
