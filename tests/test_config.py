@@ -6,6 +6,7 @@ from t2t_vit import config, config_values
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import default_config, load_config, with_keys
 from t2t_vit.data.images import reading
+from t2t_vit.training import resume
 
 
 def write(folder, text, name="x.yaml"):
@@ -130,7 +131,7 @@ def test_names_of_earlier_versions_are_accepted(tmp_path, capsys, old, new):
     assert config_values.value_of(load_config(path), new) == 0.25
     assert config_values.value_of(load_config(write(tmp_path, "SEED: 1", "y.yaml"), [(old, "0.25")]), new) == 0.25
     assert capsys.readouterr().err == f"note: {old} is now called {new}\n"  # once in a process
-    assert config.stored_values(path.read_text())[new] == 0.25  # of a state
+    assert resume._config({"config": path.read_text()})[new] == 0.25  # of a state
 
 
 def test_class_list_comes_with_the_package(tmp_path, capsys):

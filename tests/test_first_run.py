@@ -136,8 +136,8 @@ def test_finetuning_takes_the_model_from_beside_the_weights(pets, tmp_path):
     words += ["TRAIN.EPOCHS", 1]
     line = error_line("train", *words)
     assert line == (
-        "error: MODEL.NAME is empty, so the weights choose the model, but none are given: add --pretrained FILE, or "
-        "set MODEL.NAME to start without weights"
+        "error: MODEL.NAME is empty and no weights choose the model: set MODEL.NAME, or add --pretrained FILE to "
+        "train, val, predict, export or visualize"
     )
     assert not list(tmp_path.iterdir())
     log = tool("train", *words, "--pretrained", SEVEN, "TRAIN.EPOCHS", 1, fresh=False).stdout
@@ -167,6 +167,14 @@ def test_files_of_other_programs_are_recognised_by_their_shapes(tmp_path):
     peers.save_paddle(path, {name: value.numpy() for name, value in state.items()})
     cfg = with_model_of(finetune, path)
     assert (cfg.MODEL.NAME, cfg.DATA.IMAGE_SIZE) == ("t2t_vit_14", 64)  # t2t_vit_14_resnext has the same shapes
+    for channels, mean in ((1, [0.449]), (2, None)):
+        weights = create_model("t2t_vit_7", num_classes=5, in_chans=channels, image_size=64).state_dict()
+        peers.save_paddle(path, {name: value.numpy() for name, value in weights.items()})
+        if mean:
+            assert with_model_of(finetune, path).DATA.MEAN == mean
+        else:
+            with pytest.raises(UserError, match="theirs.pdparams has 2 input channels"):
+                with_model_of(finetune, path)
     (tmp_path / "alone").mkdir()
     shutil.copy(SEVEN, tmp_path / "alone/best.pdparams")  # without the config of its run
     with pytest.raises(UserError, match="alone/best.pdparams .* fits no variant: set MODEL.NAME"):

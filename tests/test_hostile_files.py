@@ -342,6 +342,7 @@ def metadata_entries():
     ("crop_mode", "[]"), ("interpolation", "{}"), ("folders", '["a"]'), ("classes", "[]"), ("classes", "[1, 2]"),
     ("precision", "[]"), ("batch_size", "true"), ("batch_size", "-1"), ("batch_size", "1.5"), ("weights", "0"),
     ("std", None), ("classes", None), ("version", 3), ("mean", ["x"]), ("mean", "\ud800"),
+    ("mean", "[]"), ("std", "[]"), ("channels", "0"),
 ])  # fmt: skip
 def test_odd_metadata_is_one_line(name, text):
     from t2t_vit.deploy.metadata import Metadata

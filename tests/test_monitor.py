@@ -63,7 +63,7 @@ def test_monitor_reports_the_death_of_the_main_process(tmp_path):
     job.signal(0, signal.SIGKILL)
     _, (status, stderr) = job.ended()
     assert (status, stderr) == (-signal.SIGKILL, "error: the main process has stopped; its log has the reason\n")
-    assert job.log.read_text().startswith("error: rank 0 of 2: killed, ")
+    assert job.log.read_text().startswith("error: rank 0 of 2: crashed, or was killed ")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

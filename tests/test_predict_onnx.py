@@ -65,6 +65,18 @@ def test_the_program_beside_an_onnx_file_answers_like_predict(settings, batch_si
     assert done.stdout == tool("predict", "--pretrained", target, *pictures).stdout
 
 
+def test_a_broken_picture_does_not_stop_the_program(three_packages, tmp_path):
+    tool("export", "--format", "onnx", "--file", tmp_path / "x.onnx", "--images", 2)
+    (tmp_path / "broken.png").write_text("no picture")
+    environment = {"PYTHONPATH": str(three_packages), "PATH": ENVIRONMENT["PATH"]}
+    digit = str(ROOT / "lit_data/val/3/0045.png")
+    command = [sys.executable, "-S", "-s", "predict_onnx.py", "x.onnx", "broken.png", "absent.png", digit]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == f"{digit} (class: 3) three, prob: 0.9307\n"
+    errors = done.stderr.splitlines()
+    assert len(errors) == 2 and errors[0].startswith("error: broken.png cannot be read: ")
+
+
 def test_another_program_of_that_name_is_kept(tmp_path):
     (tmp_path / "predict_onnx.py").write_text("print('mine')\n")
     done = tool("export", "--format", "onnx", "--file", tmp_path / "x.onnx", "--images", 2)

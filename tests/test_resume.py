@@ -76,7 +76,7 @@ def test_interrupted_before_validation_and_killed_after_it(left_alone, tmp_path)
     words = ["TRAIN.SAVE_MINUTES", 0.0]
     assert "0 epochs and 6 steps" in terminate(tmp_path, 1, 6, *words).stdout
     kill(tmp_path, 2, 3, *words)
-    assert ": 1 epochs done" in run(tmp_path, *words).stdout
+    assert ": 1 epoch done" in run(tmp_path, *words).stdout
     assert_same_run(tmp_path / "lit_data", left_alone)
 
 
@@ -89,7 +89,7 @@ def test_signals_save_and_print_how_to_continue(left_alone, tmp_path, number):
         # After the last step of an epoch the signal meets the validation.
         done = run_until(tmp_path, epoch, step, send(number))
         stopped, going_on = done.stdout.splitlines()[-2:]
-        assert re.fullmatch(rf"stopped by {number.name} after \d epochs( and \d+ steps)?, saved in \S+", stopped)
+        assert re.fullmatch(rf"stopped by {number.name} after \d epochs?( and \d+ steps?)?, saved in \S+", stopped)
         words = " ".join(map(str, SMALL)).replace("[1.0, 1.0]", "'[1.0, 1.0]'")
         assert going_on == f"continue with: python {ROOT}/tools/train.py --output {tmp_path} {words} --resume auto"
     run(tmp_path)

@@ -82,7 +82,7 @@ def test_deleted_data_keeps_the_last_state(left_alone, tmp_path):
     shutil.copytree(ROOT / "lit_data", data)
     words = ["--data-path", data, *OFTEN]
     line = the_only_error(run_until(tmp_path, 2, 3, lambda: data.rename(away), *words, status=1))
-    assert re.fullmatch(r"error: image \S+ not found; \S+latest.pdparams contains \d epochs.*, --resume auto .*", line)
+    assert re.fullmatch(r"error: image \S+ not found; \S+latest.pdparams contains \d epoch.*, --resume auto .*", line)
     assert "data folder" in the_only_error(run(tmp_path, *words, status=1))
     away.rename(data)
     run(tmp_path, *words)

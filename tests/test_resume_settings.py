@@ -10,7 +10,7 @@ from resuming import rows, run, run_after_deaths, the_only_error
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import accumulation, load_config, with_keys
 from t2t_vit.data.dataset import load_data
-from t2t_vit.training.resume import _code_version, check_setting, setting
+from t2t_vit.training.resume import _code_version, check_setting, setting, with_model_of_state
 from t2t_vit.weights import checkpoint
 
 SAME = ["TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
@@ -76,15 +76,24 @@ def test_another_global_batch_names_the_one_that_keeps_the_steps():
 
 
 def test_short_run_of_an_earlier_version_is_refused_with_the_keys_that_continue_it():
-    own = [("TRAIN.WARMUP_EPOCHS", "1"), ("TRAIN.COOLDOWN_EPOCHS", "10"), ("VAL.BEST", "ema")]
+    own = [("TRAIN.WARMUP_EPOCHS", "1"), ("TRAIN.COOLDOWN_EPOCHS", "10")]
     then, now = (setting_of(1, ("TRAIN.EPOCHS", "2"), *pairs) for pairs in (own, own[:1]))
-    message = (
-        "TRAIN.COOLDOWN_EPOCHS was 10, is 0; VAL.BEST was 'ema', is 'better'; "
-        "TRAIN.COOLDOWN_EPOCHS 10 VAL.BEST ema keeps the run's, --force"
-    )
+    message = "TRAIN.COOLDOWN_EPOCHS was 10, is 0; TRAIN.COOLDOWN_EPOCHS 10 keeps the run's, --force"
     with pytest.raises(UserError, match=message):
         check_setting(then, now, "latest.pdparams")
     check_setting(then, then, "latest.pdparams")
+
+
+def test_another_choice_of_the_best_weights_is_a_warning(warned):
+    check_setting(setting_of(1, ("VAL.BEST", "ema")), setting_of(1), "latest.pdparams")
+    assert "VAL.BEST was ema and is now better: from here on, best.pdparams is chosen differently" in warned.text
+
+
+@pytest.mark.parametrize("pair", [("MODEL.QK_SCALE", "0.1"), ("MODEL.T2T.DEPTH", "3")])
+def test_settings_of_the_model_are_not_taken_from_the_state(pair):
+    state = {"setting": setting_of(1, pair)}
+    cfg = load_config("configs/t2t_vit_7.yaml")
+    assert with_model_of_state(cfg, state) == cfg
 
 
 def test_another_version_is_a_warning(warned):

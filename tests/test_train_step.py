@@ -251,7 +251,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     trainer.run.start(trainer.cfg, trainer.classes)
     bias = trainer.train_step.model.head.bias
     bias.set_value(paddle.full_like(bias, float("inf")))
-    with pytest.raises(UserError, match=r"weights are not finite any more \(head.bias\); a lower TRAIN.BASE_LR"):
+    with pytest.raises(UserError, match=r"weights are no longer finite \(head.bias\); a lower TRAIN.BASE_LR"):
         trainer._save()
     assert not trainer.run.latest.exists()
 
@@ -273,8 +273,11 @@ def test_a_run_without_a_best_epoch_says_so(tmp_path, warned):
     trainer = make_trainer(lit_config(("OUTPUT", str(tmp_path))))
     trainer.epoch, trainer.scores = trainer.total_epochs, {"raw": 0.1, "ema": 0.25}
     trainer.fit()
-    done = f"done: no validation had a finite loss; latest raw 0.1000, ema 0.2500 in {trainer.run.latest}"
-    assert warned.messages == [f"all {trainer.epoch} epochs are done; --resume none starts a new run", done]
+    assert warned.messages == [
+        f"all done: {trainer.epoch} epochs; --resume none starts a new run",
+        f"latest: raw 0.1000, ema 0.2500 in {trainer.run.latest}",
+        "done: no validation had a finite loss",
+    ]
 
 
 def test_too_many_unreadable_images_end_the_run():
@@ -354,7 +357,7 @@ def test_slow_reading_is_a_warning_once(warned):
     for read, seconds in ((42, 100), (90, 100)):
         log.check_reading(Lap(1, read, seconds - read), 0)
     assert warned.text.count("of the time was spent waiting for images") == 1
-    assert "warning: 42 % of the time" in warned.text and "raise DATA.NUM_WORKERS (0; " in warned.text
+    assert "warning: 42% of the time" in warned.text and "raise DATA.NUM_WORKERS (0; " in warned.text
 
 
 # --- When to save and stop ---
@@ -532,7 +535,7 @@ def test_global_batch_is_the_same_on_any_number_of_cards(processes, batch, passe
     if passes:
         assert accumulation(cfg, processes) == passes
         return
-    message = "TRAIN.GLOBAL_BATCH 512 is not a multiple of TRAIN.BATCH_SIZE 64 x 3 process.es.; "
+    message = "TRAIN.GLOBAL_BATCH 512 is not a multiple of TRAIN.BATCH_SIZE 64 x 3 processes; "
     with pytest.raises(UserError, match=message + "set another number of processes, or TRAIN.GLOBAL_BATCH 576"):
         accumulation(cfg, processes)
     with pytest.raises(UserError, match="set TRAIN.BATCH_SIZE 32, or TRAIN.GLOBAL_BATCH 1024"):

@@ -107,7 +107,7 @@ def _load(args, parser, split_words):
     if args.opens_run and not (args.config or cfg.MODEL.PRETRAINED):
         own = config.best_weights(cfg).with_name("config.yaml")
         if own.is_file() and _best_beside(own):
-            path, cfg = own, config.load_config(own, overrides(args))
+            path, cfg = own, with_data_name(config.load_config(own, overrides(args)))
     args.inputs = _files_read(path, cfg)
     args.weights_named = bool(args.pretrained or "MODEL.PRETRAINED" in args.opts[::2])
     args.pretrained = cfg.MODEL.PRETRAINED if args.weights_named else _best_beside(path)

@@ -17,7 +17,7 @@ from yacs.config import CfgNode as CN
 from t2t_vit.common.errors import UserError, counted
 from t2t_vit.common.files import read_text
 from t2t_vit.common.plain_yaml import load_yaml
-from t2t_vit.config_values import RENAMED, check, fit_short_run, leaves, put, set_value, value_of
+from t2t_vit.config_values import check, fit_short_run, leaves, put, set_value, value_of
 from t2t_vit.spellings import refusal
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -188,15 +188,6 @@ def default_config() -> CN:
     return cfg
 
 
-def stored_values(text: str) -> dict[str, Any]:
-    """Read {key: value} from the YAML text of an earlier run's config. Missing keys get their defaults.
-
-    Raises ValueError if the text is not YAML.
-    """
-    stored = {RENAMED.get(key, key): value for key, value in leaves(load_yaml(text))}
-    return {key: stored.get(key, value_of(_C, key)) for key in all_keys()}
-
-
 def with_keys(cfg: CN, values: dict[str, Any]) -> CN:
     """Return a frozen copy with {key: value} set. Raises ValueError for a wrong type, UserError for a wrong value."""
     cfg = cfg.clone()
@@ -211,9 +202,14 @@ def with_keys(cfg: CN, values: dict[str, Any]) -> CN:
 def with_open_keys(cfg: CN, values: dict[str, Any]) -> CN:
     """Return the config with the OPEN_KEYS that it leaves open set from {key: value}, or else to the default.
 
-    What differs from the variant comes along with MODEL.NAME, which stays open if `values` lacks it.
+    What differs from the variant comes along with MODEL.NAME, which stays open if `values` lacks it. A config that
+    leaves nothing open stays as it is.
     """
+    if all(value_of(cfg, key) for key in OPEN_KEYS):
+        return cfg
     defaults = {key: value_of(_C, key) for key in OPEN_KEYS if key != "MODEL.NAME"}
+    if (cfg.DATA.CHANNELS or values.get("DATA.CHANNELS")) == 1:  # as timm has it: the means of the three
+        defaults |= {key: [round(sum(defaults[key]) / 3, 3)] for key in ("DATA.MEAN", "DATA.STD")}
     keys = list(OPEN_KEYS)
     if cfg.MODEL.NAME in ("", values.get("MODEL.NAME")):
         keys += [key for key in all_keys() if key.startswith(("MODEL.T2T.", "MODEL.PIT.", "MODEL.QK_SCALE"))]

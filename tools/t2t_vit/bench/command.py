@@ -21,7 +21,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_outputs, write_text
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.common.runtime import asked_threads, cores
-from t2t_vit.config import load_config
+from t2t_vit.config import load_config, with_open_keys
 from t2t_vit.models.zoo import family_of, list_models
 from t2t_vit.parallel import processes
 
@@ -80,4 +80,4 @@ def chosen_configs(args, cfg):
     names = list_models() if "all" in names else names
     if args.benchmark == "growth" and not (names or args.config):
         names = GROWTH_MODELS
-    return [load_config(f"configs/{name}.yaml", overrides(args)) for name in names] or [cfg]
+    return [with_open_keys(load_config(f"configs/{name}.yaml", overrides(args)), {}) for name in names] or [cfg]

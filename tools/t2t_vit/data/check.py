@@ -49,7 +49,7 @@ def check(args: argparse.Namespace, cfg: CfgNode, overrides: Sequence[tuple[str,
     judge_classes(cfg, splits, findings, demanded)
     judge_images(cfg, splits, findings)
     judge_doubles(splits, findings)
-    findings.command = command(args, tool, findings.settings)
+    findings.command = command(args, tool, cfg, findings.settings)
     print_report(splits, findings)
     if args.json:
         write_text(args.json, json.dumps(to_json(splits, findings), indent=1) + "\n")
@@ -239,10 +239,12 @@ def judge_doubles(splits, findings):
         findings.notes.append(f"{line}: {pairs[0][0]} and {pairs[0][1]}")
 
 
-def command(args, tool, settings):
+def command(args, tool, cfg, settings):
     """Return a command to copy and paste. It trains, or validates if there is no training split."""
     words = ["python", f"tools/{tool}.py", "--config", args.config]
     words += ["--data-path", args.data_path] if args.data_path else []
+    if args.weights_named or not cfg.MODEL.NAME:
+        words += ["--pretrained", args.pretrained if args.weights_named else "WEIGHTS"]
     pairs = dict(zip(args.opts[::2], args.opts[1::2])) | settings
     words += map(str, itertools.chain(*pairs.items()))
     return " ".join(shlex.quote(word) if word else '""' for word in words)

@@ -82,9 +82,9 @@ def export(args: argparse.Namespace, cfg: CfgNode) -> None:
 def _add_program(target):
     """Write predict_onnx.py beside an .onnx file. Another file of this name is kept."""
     program, code = target.with_name(_PREDICT_ONNX.name), _PREDICT_ONNX.read_text(encoding="utf-8")
-    if not program.exists():
+    if not os.path.lexists(program):
         write_text(program, code)
-    if program.read_bytes() == code.encode():
+    if program.is_file() and program.read_bytes() == code.encode():
         log.info("use it without this repository: python %s %s IMAGE", display_path(program), display_path(target))
     else:
         log.warning("warning: %s is another program and is kept", display_path(program))

@@ -106,6 +106,8 @@ class Metadata:
             raise ValueError("classes and folders must be lists of names of the same length")
         if self.batch_size < 0:
             raise ValueError(f"batch_size is {self.batch_size}")
+        if not (self.channels and len(self.mean) == len(self.std) == self.channels):
+            raise ValueError(f"channels is {self.channels}, mean {self.mean!r}, std {self.std!r}")
         with_keys(default_config(), self.config_keys())  # checks the rest
 
     def to_entries(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 def prepare(path, about):
     """Read an image file: float32 (channels, H, W), normalised."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")) as image:
         image = image if about["exif"] == "ignore" else ImageOps.exif_transpose(image)
         if "A" in image.getbands() or "transparency" in image.info:  # blend with white
             image, transparent = Image.new("RGB", image.size, "white"), image.convert("RGBA")
@@ -34,18 +34,29 @@ def prepare(path, about):
 
 
 def main(model, *paths):
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        sys.exit(f"error: {model} cannot be read: {error}")
     about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    broken = 0
     for path in paths:
-        batch = np.stack([prepare(path, about)] * max(1, about["batch_size"]))
+        try:
+            image = prepare(path, about)
+        except Exception as error:  # Pillow raises many kinds
+            print(f"error: {path} cannot be read: {error}", file=sys.stderr)
+            broken += 1
+            continue
+        batch = np.stack([image] * max(1, about["batch_size"]))
         logits = session.run(None, {session.get_inputs()[0].name: batch})[0][0].astype(np.float64)  # (classes,)
         probabilities = np.exp(logits - logits.max())
         probabilities /= probabilities.sum()
         best = int(probabilities.argmax())
         print(f"{path} (class: {best}) {about['classes'][best]}, prob: {probabilities[best]:.4f}")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -23,6 +23,7 @@ from t2t_vit.pictures.run_logs import read_run
 
 TOP = 5
 EXAMPLES = 10
+_MOST_METRICS = 4 << 20  # bytes, of thousands of epochs
 EXAMPLES_FOLDER = "docs/figures/examples"  # with a folder of class folders for a DATA.NAME, if its data is not at hand
 MAX_BYTES = 192 << 20  # limit for a decoded picture: 50 megapixels in RGB; predict.py allows more
 METHODS = ("gradient", "rollout", "last block")
@@ -81,11 +82,14 @@ def _label(name, cfg, weights):
     """Return the name with the data and the best validation accuracy of the run, where they are known."""
     words = [name]
     with contextlib.suppress(UserError, OSError):  # the model may be usable all the same
-        words.append((cfg or load_config(weights.with_name("config.yaml"), [])).DATA.NAME)
-        if weights.name == "best.pdparams":
-            run = read_run(weights.with_name("metrics.jsonl"))
-            found = filter(None, map(run.best, ("val_top1", "val_ema_top1")))
-            words += [f"{100 * top1:.2f}%" for top1, _ in sorted(found)[-1:]]
+        cfg = cfg or load_config(weights.with_name("config.yaml"), [])
+        words.append(cfg.DATA.NAME)
+        metrics = weights.with_name("metrics.jsonl")
+        if weights.name == "best.pdparams" and metrics.stat().st_size < _MOST_METRICS:
+            run = read_run(metrics)
+            which = {"raw": ["val_top1"], "ema": ["val_ema_top1"], "better": ["val_top1", "val_ema_top1"]}[cfg.VAL.BEST]
+            found = list(filter(None, map(run.best, which))) or list(filter(None, [run.best("val_top1")]))
+            words += [f"{100 * top1:.2f}%" for top1, _ in sorted(found)[-1:] if 0 <= top1 <= 1]
     return " · ".join(dict.fromkeys(words))
 
 

@@ -10,8 +10,10 @@ import paddle
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import log
+from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.common.runtime import asked_threads
-from t2t_vit.config import ROOT, all_keys, stored_values, with_keys, with_open_keys
+from t2t_vit.config import ROOT, all_keys, default_config, with_keys, with_open_keys
+from t2t_vit.config_values import RENAMED, leaves
 from t2t_vit.data.images import reader_name, reading
 from t2t_vit.parallel import processes
 from t2t_vit.training import teacher
@@ -45,7 +47,7 @@ _RESULT_PARTS = {
     "teacher": ("checksum of the teacher's weights", ""),
 }
 # Keys that earlier versions set differently for the same command.
-_CHANGED_DEFAULTS = ("TRAIN.WARMUP_EPOCHS", "TRAIN.COOLDOWN_EPOCHS", "TRAIN.WARMUP_LR", "VAL.BEST")
+_CHANGED_DEFAULTS = ("TRAIN.WARMUP_EPOCHS", "TRAIN.COOLDOWN_EPOCHS", "TRAIN.WARMUP_LR")
 _TYPES = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "epoch": int, "images": int, "meter": dict,
           "best_top1": float, "best_epoch": int, "scores": dict, "streak": np.ndarray, "validation_seconds": float,
           "sizes": dict, "setting": dict}  # fmt: skip
@@ -162,6 +164,11 @@ def check_setting(then, now, path, force=False):
             "--resume none starts a new run",
             after["MODEL.PRETRAINED"],
         )
+    if before["VAL.BEST"] != after["VAL.BEST"]:
+        log.warning(
+            "warning: VAL.BEST was %s and is now %s: from here on, best.pdparams is chosen differently; the training "
+            "is the same", before["VAL.BEST"], after["VAL.BEST"],
+        )  # fmt: skip
     changes = [(key, before[key], after[key]) for key in sorted(_ROUNDING_KEYS) + list(_SPLIT_KEYS)]
     changes += [(name, then[part], now[part]) for part, name in _ROUNDING_PARTS.items() if part in then]
     for name, old, new in changes:
@@ -197,7 +204,7 @@ def with_start_of(cfg, state):
 def _differences(then, now):
     """Describe all differences between two settings that change the result."""
     before, after = _config(then), _config(now)
-    keys = [key for key in all_keys() if key not in FREE_KEYS | _ROUNDING_KEYS]
+    keys = [key for key in all_keys() if key not in FREE_KEYS | _ROUNDING_KEYS | {"VAL.BEST"}]
     if _step_images(then, before) == _step_images(now, after):
         keys = [key for key in keys if key not in _STEP_KEYS]  # the step is the same, only split differently
     pairs = [(key, before[key], after[key]) for key in keys]
@@ -212,5 +219,6 @@ def _step_images(setting, config):
 
 
 def _config(setting):
-    """Return {key: value}. A key that is newer than the setting gets its default, which keeps the earlier behaviour."""
-    return stored_values(str(setting.get("config")))
+    """Return {key: value} of a setting. Newer keys have their defaults. Raises ValueError if it is not YAML."""
+    stored = {RENAMED.get(key, key): value for key, value in leaves(load_yaml(str(setting.get("config"))))}
+    return {**dict(leaves(default_config())), **stored}

@@ -40,11 +40,14 @@ def log_summary(trainer, notes=()):
         counted(loader.order.images_per_step, "image"), counted(loader.steps(), "step"),
         counted(trainer.total_epochs, "epoch"),
     )  # fmt: skip
+    left_out = loader.num_images % loader.order.images_per_step
+    if left_out > loader.num_images / 10:
+        log.info("%s left out of each epoch, because they fill no step; others each time", counted(left_out, "image"))
     last = trainer.total_epochs - 1
     for note in notes:
         log.info("%s", note)
     log.info("lr: %s", step.optimizer.rates.summary(sorted({0, min(cfg.TRAIN.WARMUP_EPOCHS, last), last})))
-    if cfg.TRAIN.WARMUP_EPOCHS and cfg.TRAIN.WARMUP_LR < cfg.TRAIN.BASE_LR / 100:
+    if trainer.epoch == 0 and cfg.TRAIN.WARMUP_EPOCHS and cfg.TRAIN.WARMUP_LR < cfg.TRAIN.BASE_LR / 100:
         log.info("epoch 1 hardly changes the weights: TRAIN.WARMUP_LR is %g", cfg.TRAIN.WARMUP_LR)
     _warn_of_short_average(cfg, trainer.total_epochs * loader.steps())
     log.info("ready %.1f s after the start", time.monotonic() - trainer.interrupts.started)

@@ -50,8 +50,8 @@ def require_model(cfg: CfgNode) -> None:
     """Raise UserError if the config leaves the model to weights that are not given."""
     if not cfg.MODEL.NAME:
         raise UserError(
-            "MODEL.NAME is empty, so the weights choose the model, but none are given: add --pretrained FILE, or set "
-            "MODEL.NAME to start without weights"
+            "MODEL.NAME is empty and no weights choose the model: set MODEL.NAME, or add --pretrained FILE to train, "
+            "val, predict, export or visualize"
         )
 
 

@@ -23,7 +23,7 @@ def with_model_of(cfg: CfgNode, path: Path) -> CfgNode:
     variant has these shapes.
     """
     if all(value_of(cfg, key) for key in OPEN_KEYS):
-        return cfg
+        return cfg  # without reading the weights
     source = path.with_name("config.yaml")
     values = _values_beside(source, path)
     if not values:
@@ -38,15 +38,8 @@ def with_model_of(cfg: CfgNode, path: Path) -> CfgNode:
 
 
 def _values_beside(config, weights):
-    """Return {key: value} of a config.yaml beside weights; {} if it is missing or belongs to another program."""
-    if not config.is_file():
-        return {}
-    try:
-        return dict(leaves(load_config(config)))
-    except UserError:
-        if checkpoint.is_own(weights):
-            raise
-        return {}
+    """Return {key: value} of the config.yaml beside weights of this program, or {}."""
+    return dict(leaves(load_config(config))) if config.is_file() and checkpoint.is_own(weights) else {}
 
 
 def _values_of_tensors(cfg, path):
@@ -60,5 +53,7 @@ def _values_of_tensors(cfg, path):
         )
     name = cfg.MODEL.NAME or names[0]  # of variants with equal shapes, the first is the one with published weights
     input_of = candidates.get(name, {})
+    if input_of.get("in_chans") not in (None, 1, 3):
+        raise UserError(f"{path} has {input_of['in_chans']} input channels, but images have 3 (RGB) or 1 (grey)")
     values = {"DATA.CHANNELS": input_of.get("in_chans"), "DATA.IMAGE_SIZE": input_of.get("image_size")}
     return {"MODEL.NAME": name, **{key: value for key, value in values.items() if value}}
