@@ -40,6 +40,8 @@ def settings_of(done):
     config, pairs = words[words.index("--config") + 1], words[words.index("--config") + 2 :]
     overrides = dict(zip(pairs[::2], pairs[1::2]))
     overrides["DATA.PATH"] = os.path.abspath(overrides.pop("--data-path"))
+    if not load_config(ROOT / config).MODEL.NAME:
+        assert overrides.pop("--pretrained") == "WEIGHTS"
     return overrides, load_config(ROOT / config, overrides.items())
 
 

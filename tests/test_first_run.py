@@ -171,7 +171,7 @@ def test_files_of_other_programs_are_recognised_by_their_shapes(tmp_path):
         weights = create_model("t2t_vit_7", num_classes=5, in_chans=channels, image_size=64).state_dict()
         peers.save_paddle(path, {name: value.numpy() for name, value in weights.items()})
         if mean:
-            assert with_model_of(finetune, path).DATA.MEAN == mean
+            assert mean == with_model_of(finetune, path).DATA.MEAN
         else:
             with pytest.raises(UserError, match="theirs.pdparams has 2 input channels"):
                 with_model_of(finetune, path)

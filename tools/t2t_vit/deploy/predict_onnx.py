@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 def prepare(path, about):
     """Read an image file: float32 (channels, H, W), normalised."""
-    with Image.open(path, formats=("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")) as image:
+    with Image.open(path, formats=("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")) as image:
         image = image if about["exif"] == "ignore" else ImageOps.exif_transpose(image)
         if "A" in image.getbands() or "transparency" in image.info:  # blend with white
             image, transparent = Image.new("RGB", image.size, "white"), image.convert("RGBA")
