@@ -200,6 +200,8 @@ def test_file_urls_and_names_without_suffix(tmp_path):
     assert local_file(tmp_path / "w") == path
     with pytest.raises(UserError, match="not found; train first, or give a file with --pretrained"):
         local_file(tmp_path / "x")
+    with pytest.raises(UserError, match="are a folder; name the file in it, such as .*best.pdparams"):
+        local_file(tmp_path)
 
 
 def test_commands_take_a_url(server, tmp_path):

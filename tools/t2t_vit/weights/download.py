@@ -37,6 +37,8 @@ def local_file(choice: str | Path, advice: str = "train first, or give a file wi
     for candidate in (path, path.with_name(path.name + _SUFFIX)):
         if candidate.is_file():
             return candidate
+    if path.is_dir():
+        raise UserError(f"weights {path} are a folder; name the file in it, such as {path / 'best.pdparams'}")
     raise UserError(f"weights {path} not found; {advice}")
 
 
