@@ -100,7 +100,7 @@ def test_small_models_learn(tokens_type):
     x, labels = paddle.randn([10, 3, 32, 32]), paddle.arange(10) % 5
     optimizer = paddle.optimizer.AdamW(8e-3, parameters=[p for p in model.parameters() if not p.stop_gradient])
     losses = []
-    for _ in range(40):
+    for _ in range(80):
         loss = F.cross_entropy(model(x), labels)
         loss.backward()
         optimizer.step()
