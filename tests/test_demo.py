@@ -267,7 +267,7 @@ def test_methods_and_classes_show_other_maps(visitor):
 
 
 def test_examples_are_the_digits(visitor):
-    assert len(visitor.all("#examples button.thumbnail-item")) == 10
+    visitor.wait(lambda: len(visitor.all("#examples button.thumbnail-item")) == 10)
     visitor.all("#examples button.thumbnail-item")[4].click()
     visitor.wait(lambda: visitor.top_class() == "four")
 

@@ -15,6 +15,8 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, Page
 from documents import ENGLISH, blocks
 
+from t2t_vit import cli
+from t2t_vit.bench.options import benchmark_parser
 from t2t_vit.config import CLASS_LISTS
 from t2t_vit.models.zoo import create_model
 from t2t_vit.weights import checkpoint
@@ -115,11 +117,7 @@ def with_little_to_measure(line):
         return f"{line} --images 8 --rounds 1"
     if "--engines" in line:  # test_benchmark_speed.py measures all of them
         line = re.sub(r" --precisions \S+", "", line) + " --precisions fp32 --engines paddle,onnxruntime"
-    if kind == "growth":
-        pytest.importorskip("matplotlib", reason="the command draws")
-        line += " t2t_vit_7 --image-sizes 32"
-    line = line.replace(" t2t_vit_14 pit_s t2t_vit_t_14", " t2t_vit_t_14")
-    shallow = "DATA.IMAGE_SIZE 32 " + ("MODEL.PIT.DEPTH '[1, 1, 1]'" if "pit" in line else "MODEL.T2T.DEPTH 1")
+    shallow = "DATA.IMAGE_SIZE 32 MODEL.T2T.DEPTH 1"
     return line if kind == "model" else f"{line} --rounds 1 --threads 1 --batch-sizes 2 {shallow}"
 
 
@@ -166,6 +164,11 @@ def run(line):
 
 @pytest.mark.parametrize("line", commands())
 def test_command_runs(line, place):
+    if "benchmark.py growth" in line or "benchmark.py train t2t_vit_7 t2t_vit_14" in line:
+        # test_benchmark_growth.py and test_benchmark_speed.py run these measurements
+        kind, *words = line.split()[2:]
+        assert cli.parse_words(words, benchmark_parser(kind)).benchmark == kind
+        return
     if "convert.py" in line:
         pytest.importorskip("torch", reason="the command reads a PyTorch file")
         tensors = peers.official_tensors("T2T_paddle/t2t_vit_7")
