@@ -103,10 +103,12 @@ class Visitor:
         return self.driver.find_elements("css selector", selector)
 
     def wait(self, condition):
-        from selenium.common.exceptions import StaleElementReferenceException
+        from selenium.common import exceptions
         from selenium.webdriver.support.ui import WebDriverWait
 
-        waiting = WebDriverWait(self.driver, 60, 0.05, ignored_exceptions=[StaleElementReferenceException])
+        # The page may draw an element again while it is looked at or clicked.
+        passing = [exceptions.StaleElementReferenceException, exceptions.ElementClickInterceptedException]
+        waiting = WebDriverWait(self.driver, 60, 0.05, ignored_exceptions=passing)
         return waiting.until(lambda _: condition())
 
     def text(self, name):
@@ -137,8 +139,13 @@ class Visitor:
 
     def pick(self, name, choice):
         """Pick from a list the entry whose first word this is."""
-        self.all(f"#{name} input")[0].click()
-        self.wait(lambda: [each for each in self.all("[role=option]") if first_word(each.text) == choice])[0].click()
+        self.wait(lambda: self.all(f"#{name} input")[0].click() is None)
+
+        def click_choice():
+            found = [each for each in self.all("[role=option]") if first_word(each.text) == choice]
+            return found and found[0].click() is None
+
+        self.wait(click_choice)
 
 
 def first_word(text):
@@ -262,7 +269,7 @@ def test_methods_and_classes_show_other_maps(visitor):
     assert len(seen) == len(METHODS)
     visitor.pick("method", METHODS[0])
     visitor.wait(lambda: visitor.attention() in seen)
-    visitor.pick("class", list(visitor.top())[1])
+    visitor.pick("class", visitor.wait(lambda: list(visitor.top()))[1])
     assert visitor.wait(lambda: visitor.attention() not in seen and visitor.attention())
 
 
