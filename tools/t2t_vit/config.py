@@ -199,13 +199,17 @@ def with_keys(cfg: CN, values: dict[str, Any]) -> CN:
     return cfg
 
 
+def leaves_open(cfg: CN) -> bool:
+    """Whether a config leaves one of the OPEN_KEYS to the weights."""
+    return not all(value_of(cfg, key) for key in OPEN_KEYS)
+
+
 def with_open_keys(cfg: CN, values: dict[str, Any]) -> CN:
     """Return the config with the OPEN_KEYS that it leaves open set from {key: value}, or else to the default.
 
-    What differs from the variant comes along with MODEL.NAME, which stays open if `values` lacks it. A config that
-    leaves nothing open stays as it is.
+    What differs from the variant comes along with MODEL.NAME, which stays open if `values` lacks it.
     """
-    if all(value_of(cfg, key) for key in OPEN_KEYS):
+    if not leaves_open(cfg):
         return cfg
     defaults = {key: value_of(_C, key) for key in OPEN_KEYS if key != "MODEL.NAME"}
     if (cfg.DATA.CHANNELS or values.get("DATA.CHANNELS")) == 1:  # as timm has it: the means of the three

@@ -95,7 +95,7 @@ class TrainLog:
         )  # fmt: skip
         if time.monotonic() - self._progress_logged >= _PROGRESS_SECONDS:
             self._progress_logged = time.monotonic()
-            log.info("%s", self._progress(images_per_second, steps_left))
+            log.info("%s", self._progress(images_per_second, steps_left * self.images_per_step))
         curves = {
             "accuracy/train": means.acc,
             "loss/train": means.loss,
@@ -107,15 +107,14 @@ class TrainLog:
         }
         self.scalars.add(epoch * steps + step, curves)
 
-    def _progress(self, images_per_second, steps_left):
+    def _progress(self, images_per_second, images_left):
         """The time of day, the speed and the time left at this speed, without validations."""
-        left = datetime.timedelta(seconds=round(steps_left * self.images_per_step / images_per_second))
+        left = datetime.timedelta(seconds=round(images_left / images_per_second))
         return f"{time.strftime('%H:%M:%S')}, images/s: {images_per_second:.1f}, ETA: {left}"
 
-    def epoch(self, epoch, steps, means, lap):
-        """Log the `Means` and the `Lap` of a whole epoch (from 0) of `steps`."""
-        images_per_second = steps * self.images_per_step / max(lap.seconds, 1e-9)
-        progress = self._progress(images_per_second, (self.total_epochs - epoch - 1) * steps)
+    def epoch(self, epoch, images, means, lap):
+        """Log the `Means` and the `Lap` of a whole epoch (from 0) of `images`."""
+        progress = self._progress(images / max(lap.seconds, 1e-9), (self.total_epochs - epoch - 1) * images)
         position = f"Epoch [{epoch + 1}/{self.total_epochs}]"
         log.info("%s, avg_Loss: %.4f, avg_acc: %.4f, %s", position, means.loss, means.acc, progress)
         if means.skipped_images:

@@ -158,7 +158,7 @@ class Trainer:
     def _end_epoch(self, lr, scores):
         """Log and save the epoch and its validation."""
         means = self.sums.means()
-        self.log.epoch(self.epoch, self.step, means, self.stopwatch.epoch)
+        self.log.epoch(self.epoch, self.images, means, self.stopwatch.epoch)
         metrics, times = epoch_rows(self.epoch, lr, self.images, means, self.stopwatch.epoch)
         for which, score in scores.items():
             prefix = "" if which == "raw" else f"{which}_"

@@ -9,8 +9,8 @@ from yacs.config import CfgNode
 from t2t_vit.common.errors import UserError, counted
 from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log
-from t2t_vit.config import OPEN_KEYS, load_config, with_open_keys
-from t2t_vit.config_values import leaves, value_of
+from t2t_vit.config import leaves_open, load_config, with_open_keys
+from t2t_vit.config_values import leaves
 from t2t_vit.weights import checkpoint
 from t2t_vit.weights.formats import read_weights
 from t2t_vit.weights.identify import closest, identify
@@ -22,7 +22,7 @@ def with_model_of(cfg: CfgNode, path: Path) -> CfgNode:
     They come from the config.yaml beside the weights, or else from the shapes of the tensors. Raises UserError if no
     variant has these shapes.
     """
-    if all(value_of(cfg, key) for key in OPEN_KEYS):
+    if not leaves_open(cfg):
         return cfg  # without reading the weights
     source = path.with_name("config.yaml")
     values = _values_beside(source, path)
