@@ -8,7 +8,8 @@ from conftest import ROOT
 from resuming import rows, run, run_after_deaths, the_only_error
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import accumulation, load_config, with_keys
+from t2t_vit.config import load_config, with_keys
+from t2t_vit.config_values import accumulation
 from t2t_vit.data.dataset import load_data
 from t2t_vit.training.resume import _code_version, check_setting, setting, with_model_of_state
 from t2t_vit.weights import checkpoint
@@ -73,6 +74,13 @@ def test_another_global_batch_names_the_one_that_keeps_the_steps():
     with pytest.raises(UserError, match="TRAIN.GLOBAL_BATCH 32 keeps its images per step"):
         check_setting(setting_of(1), setting_of(1, ("TRAIN.GLOBAL_BATCH", "64")), "latest.pdparams")
     check_setting(setting_of(1), setting_of(1, ("TRAIN.GLOBAL_BATCH", "32")), "latest.pdparams")
+
+
+@pytest.mark.parametrize("pair", [("TRAIN.SAMPLER", "balanced"), ("TRAIN.CLASS_WEIGHTS", "auto")])
+def test_other_classes_weights_are_refused(pair):
+    key, value = pair
+    with pytest.raises(UserError, match=f"{key} was '', is '{value}'"):
+        check_setting(setting_of(1), setting_of(1, pair), "latest.pdparams")
 
 
 def test_short_run_of_an_earlier_version_is_refused_with_the_keys_that_continue_it():
