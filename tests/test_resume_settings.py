@@ -92,6 +92,18 @@ def test_short_run_of_an_earlier_version_is_refused_with_the_keys_that_continue_
     check_setting(then, then, "latest.pdparams")
 
 
+def test_longer_run_is_refused_in_a_short_line():
+    then, now = setting_of(1, ("TRAIN.EPOCHS", "2")), setting_of(1, ("TRAIN.EPOCHS", "3"))
+    message = (
+        "latest.pdparams is of a run with TRAIN.EPOCHS 2, not 3: --force continues it with the new number and its "
+        "learning rates, --resume none starts a new run"
+    )
+    with pytest.raises(UserError, match=f"^{message}$"):
+        check_setting(then, now, "latest.pdparams")
+    with pytest.raises(UserError, match="other settings: SEED was 42, is 7; TRAIN.EPOCHS was 2, is 3; TRAIN.WARMUP"):
+        check_setting(then, setting_of(1, ("TRAIN.EPOCHS", "3"), ("SEED", "7")), "latest.pdparams")
+
+
 def test_another_choice_of_the_best_weights_is_a_warning(warned):
     check_setting(setting_of(1, ("VAL.BEST", "ema")), setting_of(1), "latest.pdparams")
     assert "VAL.BEST was ema and is now better: from here on, best.pdparams is chosen differently" in warned.text
