@@ -132,6 +132,13 @@ def test_few_unreadable_training_images_may_be_skipped_but_none_of_validation(tm
 # --- Classes ---
 
 
+@pytest.mark.parametrize("large, is_noted", [(20, True), (19, False)])
+def test_classes_of_very_different_sizes_are_a_note(tmp_path, large, is_noted):
+    root = make(tmp_path / "set", {"train/ant": large, "train/bee": 2, "val/ant": 1, "val/bee": 12})
+    line = "note: the classes of train have 2 to 20 images; TRAIN.SAMPLER balanced or TRAIN.CLASS_WEIGHTS auto evens"
+    assert (line in check("--data-path", root)[0].stdout) == is_noted
+
+
 def test_data_that_training_refuses_is_explained(tmp_path):
     root = make(tmp_path / "own data", {"train/ant": 2, "train/bee": 1, "train/fly": 0, "val/ant": 1, "val/bee": 1})
     done, report = check("--config", "configs/t2t_vit_7.yaml", "--data-path", root, status=1)

@@ -9,6 +9,7 @@ from conftest import ROOT
 import predict
 from t2t_vit import cli
 from t2t_vit.config import load_config
+from t2t_vit.pictures.options import predictions_parser
 
 
 def parsed(*words):
@@ -37,6 +38,16 @@ def test_other_words_with_a_dash_are_unknown_options(words, capsys):
     with pytest.raises(SystemExit):
         parsed(*words)
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_picture_is_not_the_folder_of_the_runs(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.parse_words(["--output", "x.png"], predictions_parser())
+    assert end.value.code == 2
+    message = "error: argument --output: is the folder of the runs, not a file; visualize.py writes --sheet x.png\n"
+    assert capsys.readouterr().err.endswith(message)
+    (tmp_path / "runs.png").mkdir()
+    assert cli.parse_words(["--output", str(tmp_path / "runs.png")], predictions_parser()).output
 
 
 def test_key_and_value_with_an_equals_sign_are_refused(capsys):

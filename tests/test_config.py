@@ -98,6 +98,8 @@ def test_dumped_config_loads_to_the_same(tmp_path):
         ("TRAIN: {FREEZE: blocks.*}", "TRAIN.FREEZE must be of type list, not 'blocks.*'"),
         ("TRAIN: {FREEZE: [0]}", r"TRAIN.FREEZE is \[0\] but must be a list of patterns such as"),
         ("TRAIN: {FREEZE: ['!']}", "TRAIN.FREEZE is"),
+        ("TRAIN: {SAMPLER: uniform}", 'TRAIN.SAMPLER is .uniform. but must be balanced, sqrt or ""'),
+        ("TRAIN: {CLASS_WEIGHTS: auto, SAMPLER: sqrt}", r'CLASS_WEIGHTS .* must be "" if TRAIN.SAMPLER is set .sqrt.'),
         ("MODEL: {DROP_PATH_RATE: 1.5}", "MODEL.DROP_PATH_RATE"),
     ],
 )

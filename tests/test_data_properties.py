@@ -32,23 +32,26 @@ def test_evaluation_sees_every_image_once(num_images, batch_size, world_size):
 @few
 @given(
     st.integers(1, 90), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 9),
-    st.integers(0, 20),
+    st.integers(0, 20), st.sampled_from(["", "balanced", "sqrt"]),
 )  # fmt: skip
-def test_training_order(num_images, batch_size, world_size, accum_steps, repeats, seed, done):
+def test_training_order(num_images, batch_size, world_size, accum_steps, repeats, seed, done, sampler):
     """Every epoch has each image once, except those of the incomplete last step, and can be resumed after any step."""
     keys = {"TRAIN.BATCH_SIZE": batch_size, "TRAIN.ACCUM_STEPS": accum_steps, "AUG.REPEATS": repeats, "SEED": seed}
-    cfg = with_keys(CFG, keys)
-    orders = [TrainOrder(num_images, cfg, rank, world_size, epochs=2) for rank in range(world_size)]
+    cfg = with_keys(CFG, {**keys, "TRAIN.SAMPLER": sampler})
+    labels = np.arange(num_images) ** 2 % 7
+    orders = [TrainOrder(labels, cfg, rank, world_size, epochs=2) for rank in range(world_size)]
     batches = [list(order) for order in orders]
     step = batch_size * world_size * accum_steps
     for epoch in (0, 1):
         samples = [sample for mine in batches for batch in mine for sample in batch if sample[0] == epoch]
         assert len(samples) == len(set(samples)) == num_images // step * step
-        copies = {}
+        copies = {}  # {(image, number of its draw): its copies}
         for _, index, copy in samples:
-            copies.setdefault(index, set()).add(copy)
-        assert set(copies) <= set(range(num_images)) and len(copies) == math.ceil(len(samples) / repeats)
+            copies.setdefault((index, copy // repeats), set()).add(copy)
+        assert {index for index, _ in copies} <= set(range(num_images))
+        assert len(copies) == math.ceil(len(samples) / repeats)
         assert sum(len(found) < repeats for found in copies.values()) <= 1  # the last image may be cut
+        assert sampler or all(draw == 0 for _, draw in copies)
     steps_done = min(done, num_images // step)
     for order, whole in zip(orders, batches):
         order.start = steps_done * step

@@ -23,6 +23,8 @@ RECIPE = {
     "AUG__CUTMIX": "1.0",
 }
 
+LABELS = np.arange(50) // 40  # 40 images of one class, 10 of another
+
 
 @pytest.fixture(scope="module")
 def digits():
@@ -44,7 +46,7 @@ def test_validation_sees_each_image_once(world_size, num_images):
 def global_batches(world_size, epochs=1, **keys):
     """Every step's samples of all processes, sorted."""
     cfg = settings(TRAIN__BATCH_SIZE=str(12 // world_size), **keys)
-    orders = [TrainOrder(50, cfg, rank, world_size, epochs) for rank in range(world_size)]
+    orders = [TrainOrder(LABELS, cfg, rank, world_size, epochs) for rank in range(world_size)]
     return [sorted(sum(parts, [])) for parts in zip(*orders)]
 
 
@@ -59,9 +61,23 @@ def test_training_order_depends_on_seed_and_epoch_and_not_on_the_processes():
     assert indices[:4] != [[index for _, index, _ in batch] for batch in global_batches(1, SEED="4")]
 
 
-def test_epoch_can_start_in_the_middle():
-    cfg = settings(TRAIN__BATCH_SIZE="6", TRAIN__ACCUM_STEPS="2")
-    whole, rest = TrainOrder(50, cfg, epochs=2), TrainOrder(50, cfg, epochs=2)
+@pytest.mark.parametrize("repeats", ["1", "3"])
+def test_balanced_order_depends_on_seed_and_epoch_and_not_on_the_processes(repeats):
+    keys = {"TRAIN__SAMPLER": "balanced", "AUG__REPEATS": repeats}
+    batches = global_batches(1, epochs=2, **keys)
+    assert len(batches) == 8 and batches == global_batches(2, epochs=2, **keys) == global_batches(4, epochs=2, **keys)
+    samples = sum(batches, [])
+    assert len(set(samples)) == 96  # copies of an image have numbers of their own
+    assert [index for _, index, _ in batches[0]] != [index for _, index, _ in batches[4]]
+    assert batches != global_batches(1, epochs=2, SEED="4", **keys)
+    rare = np.mean([LABELS[index] for _, index, _ in samples])
+    assert 0.4 < rare < 0.6  # a fifth of the images
+
+
+@pytest.mark.parametrize("sampler", ["", "balanced"])
+def test_epoch_can_start_in_the_middle(sampler):
+    cfg = settings(TRAIN__BATCH_SIZE="6", TRAIN__ACCUM_STEPS="2", TRAIN__SAMPLER=sampler)
+    whole, rest = TrainOrder(LABELS, cfg, epochs=2), TrainOrder(LABELS, cfg, epochs=2)
     rest.start = 24
     assert list(whole)[4:] == list(rest) and len(rest) == 4
 
@@ -74,7 +90,7 @@ def test_repeated_augmentation_spreads_the_copies_over_the_processes():
     assert (counts == 3).all() and len(indices) == 16  # a third of the images
     cfg = settings(TRAIN__BATCH_SIZE="4", AUG__REPEATS="3")
     for rank in range(3):
-        batch = next(iter(TrainOrder(50, cfg, rank, 3)))
+        batch = next(iter(TrainOrder(LABELS, cfg, rank, 3)))
         assert len({index for _, index, _ in batch}) == 4  # no image twice in a process's batch
 
 

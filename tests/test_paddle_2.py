@@ -28,7 +28,8 @@ def tool(folder, *words):
     "words",
     [
         "",
-        f"{PLAIN} TRAIN.AMP O1 TRAIN.AMP_DTYPE bfloat16 TRAIN.RECOMPUTE True MODEL.FUSED_ATTENTION True",
+        f"{PLAIN} TRAIN.AMP O1 TRAIN.AMP_DTYPE bfloat16 TRAIN.RECOMPUTE True MODEL.FUSED_ATTENTION True "
+        "TRAIN.CLASS_WEIGHTS auto",
         f"{PLAIN} TRAIN.TO_STATIC True TRAIN.OPTIMIZER sgd TRAIN.FREEZE ['tokens_to_token*']",
     ],
 )

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from t2t_vit.common import figures
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.figures import CHINESE_FONTS, chinese_font, figure_to
 from t2t_vit.pictures import sheet
-from t2t_vit.pictures.sheet import GAP, LINE, MARGIN, TILE, Cell, Heading, draw_sheet, fitted, load_font
+from t2t_vit.pictures.sheet import GAP, LINE, MARGIN, SPACE, TILE, Cell, Heading, draw_sheet, fitted, load_font
 
 GOLDEN = ROOT / "tests/golden/sheet.png"
 
@@ -88,7 +88,7 @@ def test_text_stays_within_its_column():
         ink = np.asarray(drawn).min(-1) < 200
         left = MARGIN + 100 + GAP
         assert ink.any() == bool(text)
-        assert not ink[:, :left].any() and not ink[:, left + 100 + GAP - 2 :].any()
+        assert not ink[:, :left].any() and not ink[:, left + 100 + GAP - SPACE :].any()
 
 
 def test_tables_divide_long_rows_evenly_and_pair_short_ones():
@@ -106,8 +106,14 @@ def test_tables_divide_long_rows_evenly_and_pair_short_ones():
 
 
 def test_paths_are_shortened_to_their_folder_and_number():
-    assert sheet.short_path("/data/automobile/0012.jpg") == "automobile/0012.jpg"
-    assert sheet.short_path("/data/n01440764/n01440764_10026.JPEG") == "n01440...10026.JPEG"
+    draw = ImageDraw.Draw(Image.new("RGB", (9, 9)))
+    for path, short in (
+        ("/data/pickup/0012.jpg", "pickup/0012.jpg"),
+        ("/data/automobile/0012.jpg", "autom.../0012.jpg"),
+        ("/data/n01440764/n01440764_10026.JPEG", "n0144...0026.JPEG"),
+    ):
+        assert sheet.short_path(path) == short
+        assert draw.textlength(short, load_font(15)) <= TILE + GAP - SPACE
 
 
 def test_too_high_sheet_is_refused(tmp_path):

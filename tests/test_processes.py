@@ -156,9 +156,12 @@ def test_two_processes_distil_a_pit_like_one(ten_steps, tmp_path):
     assert_close(tmp_path / "two/lit_data", tmp_path / "one/lit_data")
 
 
-def test_two_processes_fine_tune_like_one(ten_steps, tmp_path):
+def test_two_processes_fine_tune_unbalanced_classes_like_one(ten_steps, tmp_path):
+    lines = (ROOT / "lit_data/train.txt").read_text().splitlines(keepends=True)
+    few = [line for digit in "56789" for line in [line for line in lines if line[0] == digit][:12]]
+    (tmp_path / "train.txt").write_text("".join(few + [line for line in lines if line[0] in "01234"][: 640 - len(few)]))
     words = [*ten_steps[0], "TRAIN.OPTIMIZER", "sgd", "TRAIN.BASE_LR", 0.05, "TRAIN.LAYER_DECAY", 0.7,
-             "TRAIN.CLIP_NORM", 1.0,
+             "TRAIN.CLIP_NORM", 1.0, "DATA.TRAIN_LIST", tmp_path / "train.txt", "TRAIN.CLASS_WEIGHTS", "auto",
              "TRAIN.FREEZE", "['tokens_to_token.*', 'blocks.0.attn.*', 'cls_token']"]  # fmt: skip
     train(tmp_path / "one", "--batch-size", 64, *words)
     launched(tmp_path / "launch", "train", "--output", tmp_path, "--batch-size", 32, *words)
@@ -302,10 +305,8 @@ def test_broken_image_of_one_process_stops_all(tmp_path):
     cfg = load_config(
         ROOT / "configs/lit_data.yaml", [("DATA.PATH", str(tmp_path / "data")), ("TRAIN.BATCH_SIZE", "32")]
     )
-    samples = [
-        {sample for rank in ranks for batch in TrainOrder(1437, cfg, rank, world_size=2, epochs=2) for sample in batch}
-        for ranks in ((0, 1), (1,))
-    ]
+    orders = [TrainOrder(np.zeros(1437, int), cfg, rank, world_size=2, epochs=2) for rank in (0, 1)]
+    samples = [{sample for order in some for batch in order for sample in batch} for some in (orders, orders[1:])]
     first = {index for epoch, index, _ in samples[0] if epoch == 0}
     second = {index for epoch, index, _ in samples[1] if epoch == 1}
     broken = Path(load_data(cfg)[1]["train"].paths[min(second - first)])

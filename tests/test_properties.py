@@ -70,6 +70,8 @@ VALUES = {
     "TRAIN.FREEZE": st.lists(NAMES.filter(lambda name: name.strip("!")), max_size=3),
     "TRAIN.WEIGHT_DECAY": numbers(0, 1), "TRAIN.BETAS": lists(BELOW_ONE, 2), "TRAIN.EPSILON": numbers(1e-12, 0.5),
     "TRAIN.MOMENTUM": BELOW_ONE, "TRAIN.LABEL_SMOOTHING": BELOW_ONE, "TRAIN.CLIP_NORM": numbers(0, 100),
+    "TRAIN.SAMPLER": st.sampled_from(["balanced", "sqrt", ""]),
+    "TRAIN.CLASS_WEIGHTS": st.sampled_from(["auto", "sqrt", ""]),
     "TRAIN.EMA_DECAY": BELOW_ONE, "TRAIN.AMP": st.sampled_from(["", "O1", "O2"]),
     "TRAIN.AMP_DTYPE": st.sampled_from(["float16", "bfloat16"]), "TRAIN.TF32": SWITCH, "TRAIN.RECOMPUTE": SWITCH,
     "TRAIN.TO_STATIC": SWITCH, "TRAIN.MAX_BAD_STEPS": st.integers(1, 99), "TRAIN.LOG_EVERY": st.integers(1, 999),

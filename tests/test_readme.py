@@ -179,9 +179,9 @@ def test_command_runs(line, place):
     if "visualize.py curves" in line or "--confusion" in line:
         pytest.importorskip("matplotlib", reason="the command draws")
     line = line.replace("$SAMPLE", "/path/to/imagenet").replace("$PWD/", "")
-    line = re.sub(r"output/(memorise|finetune)/", rf"{place}/output/\1/", line)
+    line = re.sub(r"output/(memorise|finetune|balanced)/", rf"{place}/output/\1/", line)
     line = line.replace("/path/to/", f"{place}/")
-    files = "(?:attention|curves|predictions|confusion|growth|picture).png|photo.jpg|few.txt|"
+    files = "(?:attention|curves|predictions|confusion|growth|picture).png|photo.jpg|(?:few|unbalanced|small).txt|"
     files += "(?:predictions|speed|growth).json|t2t_vit_7_official.pdparams"
     line = re.sub(rf"\b({files})", rf"{place}/\1", line)
     line = re.sub(r"^(NNODES=\S+ MASTER=\S+ NODE_RANK=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here

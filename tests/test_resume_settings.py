@@ -8,7 +8,8 @@ from conftest import ROOT
 from resuming import rows, run, run_after_deaths, the_only_error
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import accumulation, load_config, with_keys
+from t2t_vit.config import load_config, with_keys
+from t2t_vit.config_values import accumulation
 from t2t_vit.data.dataset import load_data
 from t2t_vit.training.resume import _code_version, check_setting, setting, with_model_of_state
 from t2t_vit.weights import checkpoint
@@ -75,6 +76,13 @@ def test_another_global_batch_names_the_one_that_keeps_the_steps():
     check_setting(setting_of(1), setting_of(1, ("TRAIN.GLOBAL_BATCH", "32")), "latest.pdparams")
 
 
+@pytest.mark.parametrize("pair", [("TRAIN.SAMPLER", "balanced"), ("TRAIN.CLASS_WEIGHTS", "auto")])
+def test_other_classes_weights_are_refused(pair):
+    key, value = pair
+    with pytest.raises(UserError, match=f"{key} was '', is '{value}'"):
+        check_setting(setting_of(1), setting_of(1, pair), "latest.pdparams")
+
+
 def test_short_run_of_an_earlier_version_is_refused_with_the_keys_that_continue_it():
     own = [("TRAIN.WARMUP_EPOCHS", "1"), ("TRAIN.COOLDOWN_EPOCHS", "10")]
     then, now = (setting_of(1, ("TRAIN.EPOCHS", "2"), *pairs) for pairs in (own, own[:1]))
@@ -82,6 +90,18 @@ def test_short_run_of_an_earlier_version_is_refused_with_the_keys_that_continue_
     with pytest.raises(UserError, match=message):
         check_setting(then, now, "latest.pdparams")
     check_setting(then, then, "latest.pdparams")
+
+
+def test_longer_run_is_refused_in_a_short_line():
+    then, now = setting_of(1, ("TRAIN.EPOCHS", "2")), setting_of(1, ("TRAIN.EPOCHS", "3"))
+    message = (
+        "latest.pdparams is of a run with TRAIN.EPOCHS 2, not 3: --force continues it with the new number and its "
+        "learning rates, --resume none starts a new run"
+    )
+    with pytest.raises(UserError, match=f"^{message}$"):
+        check_setting(then, now, "latest.pdparams")
+    with pytest.raises(UserError, match="other settings: SEED was 42, is 7; TRAIN.EPOCHS was 2, is 3; TRAIN.WARMUP"):
+        check_setting(then, setting_of(1, ("TRAIN.EPOCHS", "3"), ("SEED", "7")), "latest.pdparams")
 
 
 def test_another_choice_of_the_best_weights_is_a_warning(warned):

@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, few_digits, tool
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.config import accumulation, all_keys, load_config
-from t2t_vit.config_values import to_seconds
+from t2t_vit.config import all_keys, load_config
+from t2t_vit.config_values import accumulation, to_seconds
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.models import cpu_ops
@@ -48,9 +48,9 @@ def arrays(tensors):
     return {name: tensor.numpy().copy() for name, tensor in tensors.items()}
 
 
-def make_step(cfg):
+def make_step(cfg, labels=None):
     paddle.seed(0)
-    step = TrainStep(cfg)
+    step = TrainStep(cfg, labels)
     step.model.train()
     return step
 
@@ -296,9 +296,10 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
     """
     monkeypatch.setattr(cpu_ops, "_enabled", False)  # forms for a CPU, which may read the weights
     recipe = [("AUG.ERASE_PROB", "1.0"), ("AUG.MIXUP", "0.8"), ("AUG.CUTMIX", "1.0"), ("AUG.MIX_MODE", "elem")]
+    recipe += [("TRAIN.CLASS_WEIGHTS", "auto")]
     cfg = lit_config(("TRAIN.LOG_EVERY", "3"), ("TRAIN.CLIP_NORM", "1.0"), ("TRAIN.ACCUM_STEPS", "2"), *recipe,
                      ("TRAIN.LAYER_DECAY", "0.9"), ("CPU.MICRO_BATCH", "0"))  # fmt: skip
-    step, sums, rule, log = make_step(cfg), EpochSums(), BadSteps(10), TrainLog(1, 32)
+    step, sums, rule, log = make_step(cfg, np.arange(10)), EpochSums(), BadSteps(10), TrainLog(1, 32)
     batches = [batches for _, batches in zip(range(2), steps(cfg))]
 
     def run(number):

@@ -18,8 +18,8 @@ from t2t_vit.cli import check_pairs, exit_with, overrides, parse_words
 from t2t_vit.common import wheels
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import atomic_path, check_writable, display_path
-from t2t_vit.config import ROOT, accumulation, default_config, load_config, resolve
-from t2t_vit.config_values import to_seconds
+from t2t_vit.config import ROOT, default_config, load_config, resolve
+from t2t_vit.config_values import accumulation, to_seconds
 from t2t_vit.data.unpack import unpack
 from t2t_vit.spellings import take_data_folder
 from train import parser as train_parser

@@ -14,7 +14,7 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
-from t2t_vit.common.errors import UserError, counted
+from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import read_text
 from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.config_values import check, fit_short_run, leaves, put, set_value, value_of
@@ -110,6 +110,7 @@ _C.TRAIN = CN()
 _C.TRAIN.BATCH_SIZE = 64  # images per process and forward pass
 _C.TRAIN.ACCUM_STEPS = 1  # gradient accumulation: passes per step
 _C.TRAIN.GLOBAL_BATCH = 0  # images per step over all processes; sets ACCUM_STEPS. 0 = use ACCUM_STEPS
+_C.TRAIN.SAMPLER = ""  # classes of any size equally often per epoch: balanced, sqrt (half-way), "" = each image once
 _C.TRAIN.EPOCHS = 300  # epochs of warm-up and cosine
 _C.TRAIN.COOLDOWN_EPOCHS = 10  # more epochs, at MIN_LR; at most EPOCHS / 10, unless set where EPOCHS is set
 _C.TRAIN.WARMUP_EPOCHS = 10  # at most EPOCHS / 3, unless set where EPOCHS is set
@@ -125,6 +126,7 @@ _C.TRAIN.BETAS = [0.9, 0.999]  # adamw
 _C.TRAIN.EPSILON = 1e-8  # adamw
 _C.TRAIN.MOMENTUM = 0.9  # sgd
 _C.TRAIN.LABEL_SMOOTHING = 0.1  # applies to mixed targets too
+_C.TRAIN.CLASS_WEIGHTS = ""  # weight of a class in the loss: auto (1 / its images), sqrt (1 / their root), "" = 1
 _C.TRAIN.CLIP_NORM = 0.0  # largest global norm of the gradients; 0.0 = no clipping
 _C.TRAIN.EMA_DECAY = 0.99996  # decay per step of the moving average of the weights (EMA); 0.0 = no EMA
 _C.TRAIN.AMP = ""  # mixed precision on a GPU: O1 (per operation), O2 (weights too, with float32 copies); "" = float32
@@ -226,25 +228,6 @@ def with_classes(cfg: CN, number: int) -> CN:
     if not cfg.MODEL.NUM_CLASSES and number < 2:
         raise UserError(f"there is only {number} class, but a classifier needs 2 or more")
     return cfg if cfg.MODEL.NUM_CLASSES else with_keys(cfg, {"MODEL.NUM_CLASSES": number})
-
-
-def accumulation(cfg: CN, processes: int) -> int:
-    """Return the forward passes per training step: ACCUM_STEPS, or as many as GLOBAL_BATCH requires.
-
-    Raises UserError if GLOBAL_BATCH is not a multiple of BATCH_SIZE * `processes`. The message names values that work.
-    """
-    batch, total = cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.GLOBAL_BATCH
-    if not total:
-        return cfg.TRAIN.ACCUM_STEPS
-    images = batch * processes
-    if total % images:
-        fitting = [size for size in range(1, batch + 1) if total % (size * processes) == 0]
-        hint = f"set TRAIN.BATCH_SIZE {fitting[-1]}" if fitting else "set another number of processes"
-        raise UserError(
-            f"TRAIN.GLOBAL_BATCH {total} is not a multiple of TRAIN.BATCH_SIZE {batch} x "
-            f"{counted(processes, 'process')}; {hint}, or TRAIN.GLOBAL_BATCH {-(-total // images) * images}"
-        )
-    return total // images
 
 
 def all_keys() -> list[str]:

@@ -64,6 +64,8 @@ _CHOICES = {
     "AUG.ERASE_MODE": ("pixel", "rand", "const"),
     "AUG.MIX_MODE": ("batch", "pair", "elem"),
     "TRAIN.OPTIMIZER": ("adamw", "sgd"),
+    "TRAIN.SAMPLER": ("balanced", "sqrt", ""),
+    "TRAIN.CLASS_WEIGHTS": ("auto", "sqrt", ""),
     "TRAIN.AMP": ("O1", "O2", ""),
     "TRAIN.AMP_DTYPE": ("float16", "bfloat16"),
     "VAL.INTERPOLATION": ("bilinear", "bicubic"),
@@ -159,6 +161,25 @@ def fit_short_run(train: CfgNode, file: Collection[str], command_line: Collectio
     return f"short run, TRAIN.EPOCHS {train.EPOCHS}: {', '.join(changes)}" if changes else ""
 
 
+def accumulation(cfg: CfgNode, processes: int) -> int:
+    """Return the forward passes per training step: ACCUM_STEPS, or as many as GLOBAL_BATCH requires.
+
+    Raises UserError if GLOBAL_BATCH is not a multiple of BATCH_SIZE * `processes`. The message names values that work.
+    """
+    batch, total = cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.GLOBAL_BATCH
+    if not total:
+        return cfg.TRAIN.ACCUM_STEPS
+    images = batch * processes
+    if total % images:
+        fitting = [size for size in range(1, batch + 1) if total % (size * processes) == 0]
+        hint = f"set TRAIN.BATCH_SIZE {fitting[-1]}" if fitting else "set another number of processes"
+        raise UserError(
+            f"TRAIN.GLOBAL_BATCH {total} is not a multiple of TRAIN.BATCH_SIZE {batch} x "
+            f"{counted(processes, 'process')}; {hint}, or TRAIN.GLOBAL_BATCH {-(-total // images) * images}"
+        )
+    return total // images
+
+
 # --- Allowed values ---
 
 
@@ -234,6 +255,8 @@ def _other_rules(cfg):
          f"0.0, or TRAIN.WARMUP_LR {train.WARMUP_LR} or more"),
         ("TRAIN.FREEZE", all(isinstance(pattern, str) and pattern.lstrip("!") for pattern in train.FREEZE),
          'a list of patterns such as ["blocks.0.*", "!head*"]'),
+        ("TRAIN.CLASS_WEIGHTS", not (train.CLASS_WEIGHTS and train.SAMPLER),
+         f'"" if TRAIN.SAMPLER is set ({train.SAMPLER}): each of them evens out the classes'),
         ("TRAIN.BETAS", len(train.BETAS) == 2, "two numbers"),
         ("TRAIN.TF32", not (train.TF32 and train.TO_STATIC),
          "False if TRAIN.TO_STATIC is True, which would also round the performer's exponents"),

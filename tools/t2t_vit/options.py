@@ -8,6 +8,7 @@ import re
 
 _NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$|-nan$", re.IGNORECASE)
 DEFAULT_CONFIG = "configs/lit_data.yaml"
+_PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 _EPILOG = """KEY VALUE pairs override any key of the config, e.g. TRAIN.EPOCHS 100.
 tools/t2t_vit/config.py lists all keys with their units and defaults.
 Exit status: 0 done, 1 failed (one line on stderr), 2 wrong options or a KEY without a VALUE."""
@@ -56,7 +57,7 @@ def common_parser(
         help="data folder: train/ and val/, or class folders and DATA.VAL_FRACTION (sets DATA.PATH)",
     )
     add("--batch-size", metavar="N", help=f"images per process and forward pass ({batch_size_key})")
-    add("--output", type=not_empty, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)")
+    add("--output", type=run_folders, metavar="DIR", help="folder of the run folders and their logs (OUTPUT, LOG)")
     add(
         "--pretrained",
         type=not_empty,
@@ -97,6 +98,13 @@ def not_empty(value: str) -> str:
     """Option type: a string that is not empty."""
     if not value:
         raise argparse.ArgumentTypeError("is empty")
+    return value
+
+
+def run_folders(value: str) -> str:
+    """Option type: the folder of the run folders. The name of a picture is refused."""
+    if not_empty(value).lower().endswith(_PICTURES) and not os.path.isdir(value):
+        raise argparse.ArgumentTypeError(f"is the folder of the runs, not a file; visualize.py writes --sheet {value}")
     return value
 
 

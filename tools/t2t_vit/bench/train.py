@@ -27,7 +27,7 @@ class TrainingSteps:
         cfg = with_keys(cfg, {"DATA.NUM_WORKERS": 0, "TRAIN.ACCUM_STEPS": 1, "DISTILL.TYPE": ""})
         self.batches = next(TrainLoader(repeated(samples, cfg.TRAIN.BATCH_SIZE), cfg).epoch_steps(0))
         self.lr, self.number, self.laps = cfg.TRAIN.WARMUP_LR, 0, collections.Counter()
-        self.step = TrainStep(cfg)
+        self.step = TrainStep(cfg, samples.labels)
         self.step.train()
 
     def __call__(self):

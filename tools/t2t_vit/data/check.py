@@ -23,6 +23,7 @@ from t2t_vit.data.index import class_folders, image_files, scan
 from t2t_vit.data.layout import VAL_FRACTION, Layout
 from t2t_vit.data.report import Findings, SplitReport, print_report, spread, to_json
 
+_UNBALANCED = 10  # images of the largest class / images of the smallest
 # Without --config, the config to start from depends on the median of the shorter sides in pixels.
 CONFIGS = ((64, "configs/t2t_vit_7.yaml"), (24, "configs/cifar10.yaml"), (0, "configs/lit_data.yaml"))
 
@@ -47,6 +48,7 @@ def check(args: argparse.Namespace, cfg: CfgNode, overrides: Sequence[tuple[str,
         args.config = next(path for side, path in CONFIGS if median >= side)
         cfg = with_keys(load_config(args.config, overrides), findings.settings)
     judge_classes(cfg, splits, findings, demanded)
+    judge_sizes(splits, findings)
     judge_images(cfg, splits, findings)
     judge_doubles(splits, findings)
     findings.command = command(args, tool, cfg, findings.settings)
@@ -169,6 +171,14 @@ def judge_classes(cfg, splits, findings, demanded):
     if classes and classes.source != "MODEL.NUM_CLASSES" and not cfg.DATA.CLASSES:
         labels = []  # classes.txt determines the number of classes
     suggest_classes(cfg, classes if fits else None, labels, findings, demanded)
+
+
+def judge_sizes(splits, findings):
+    """Report training classes of very different sizes."""
+    sizes = [number for split in splits if split.name == "train" for number in split.classes.values() if number]
+    if sizes and max(sizes) >= _UNBALANCED * min(sizes):
+        line = f"the classes of train have {min(sizes):,} to {max(sizes):,} images"
+        findings.notes.append(f"{line}; TRAIN.SAMPLER balanced or TRAIN.CLASS_WEIGHTS auto evens them out")
 
 
 def _classes_of(cfg):

@@ -15,6 +15,7 @@ import paddle
 from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError, counted, one_line
+from t2t_vit.data.balance import draw_images
 from t2t_vit.data.batch import Batch, BatchDraws
 from t2t_vit.data.dataset import Split
 from t2t_vit.data.erasing import RandomErasing
@@ -97,14 +98,16 @@ class EvalOrder(paddle.io.BatchSampler):
 class TrainOrder(paddle.io.BatchSampler):
     """Batches of samples (epoch, index, copy) for one process, from image `start` of `epoch` to the last epoch.
 
-    Each epoch is shuffled by (seed, epoch), and its incomplete last step is dropped. With AUG.REPEATS R, every image
-    is repeated R times in a row, and an epoch uses only the first 1/R of the images (Hoffer et al. 2020; DeiT's
-    RASampler).
+    The images of an epoch and their order are drawn by (seed, epoch): each image once, or as TRAIN.SAMPLER says. The
+    incomplete last step is dropped. With AUG.REPEATS R, every drawn image is repeated R times in a row, and an epoch
+    uses only the first 1/R of them (Hoffer et al. 2020; DeiT's RASampler). `copy` counts the repeats of an image, of
+    all its draws.
     The images of a step are dealt out to the processes in turn, so that copies of an image go to different processes.
     """
 
-    def __init__(self, num_images, cfg, rank=0, world_size=1, epochs=1):
-        self.num_images, self.seed, self.batch_size = num_images, cfg.SEED, cfg.TRAIN.BATCH_SIZE
+    def __init__(self, labels, cfg, rank=0, world_size=1, epochs=1):
+        self.labels, self.num_images, self.sampler = labels, len(labels), cfg.TRAIN.SAMPLER
+        self.seed, self.batch_size = cfg.SEED, cfg.TRAIN.BATCH_SIZE
         self.rank, self.world_size, self.passes = rank, world_size, cfg.TRAIN.ACCUM_STEPS
         self.repeats, self.epochs = cfg.AUG.REPEATS, epochs
         self.images_per_step = self.batch_size * world_size * self.passes
@@ -123,11 +126,13 @@ class TrainOrder(paddle.io.BatchSampler):
             yield from self._epoch(epoch, self.start if epoch == self.epoch else 0)
 
     def _epoch(self, epoch, start):
-        order = generator(self.seed, ORDER, (epoch,)).permutation(self.num_images)
+        drawn, before = draw_images(self.labels, self.sampler, generator(self.seed, ORDER, (epoch,)))
         batches = self.steps(start) * self.passes
         places = np.arange(start, start + batches * self.batch_size * self.world_size)
         for mine in places.reshape(batches, self.batch_size, self.world_size)[:, :, self.rank]:
-            yield [(epoch, int(order[place // self.repeats]), int(place % self.repeats)) for place in mine]
+            draws, repeats = mine // self.repeats, mine % self.repeats
+            copies = before[draws] * self.repeats + repeats
+            yield [(epoch, index, copy) for index, copy in zip(drawn[draws].tolist(), copies.tolist())]
 
 
 class EvalLoader:
@@ -163,7 +168,7 @@ class TrainLoader:
 
     def __init__(self, split: Split, cfg: CfgNode, rank: int = 0, world_size: int = 1, epochs: int = 1) -> None:
         self.num_images = len(split)
-        self.order = TrainOrder(len(split), cfg, rank, world_size, epochs)
+        self.order = TrainOrder(split.labels, cfg, rank, world_size, epochs)
         if self.order.steps() == 0:
             lower = "TRAIN.GLOBAL_BATCH" if cfg.TRAIN.GLOBAL_BATCH else "TRAIN.BATCH_SIZE or TRAIN.ACCUM_STEPS"
             raise UserError(

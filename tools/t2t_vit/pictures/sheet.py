@@ -16,6 +16,7 @@ from t2t_vit.data.images import to_image
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".pdf": "PDF"}
 TILE = 128  # pixels: side of a picture, unless the sheet sets another
 GAP, MARGIN, LINE = 16, 20, 20  # pixels: between pictures, around the sheet, per line of text
+SPACE = 12  # pixels: smallest distance between the captions of two pictures, wider than a blank
 LONGEST_ROW = 8  # maximum number of cells per row in `table`; a wider sheet would be unreadable on a page
 BAR = (192, 12)  # pixels: width and height of a colour bar
 MAX_HEIGHT = 65_500  # pixels; JPEG allows no more
@@ -113,7 +114,7 @@ def _draw_cell(sheet, draw, cell, place, tile, height):
         top += tile + 4
     for number, line in enumerate(cell.lines):
         text, colour = (line, INK) if isinstance(line, str) else line
-        write(draw, text, left, top + LINE * number, tile + GAP - 4, colour=colour)
+        write(draw, text, left, top + LINE * number, tile + GAP - SPACE, colour=colour)
 
 
 def fitted(image, tile=TILE):
@@ -159,7 +160,7 @@ def short_name(name):
 def short_path(path):
     """Return the folder and the name of a file, shortened to fit a caption."""
     name = "/".join(Path(path).absolute().parts[-2:])
-    return name if len(name) <= 19 else f"{name[:6]}...{name[-10:]}"
+    return name if len(name) <= 17 else f"{name[:5]}...{name[-9:]}"
 
 
 def write(draw, text, left, top, room, size=15, colour=INK):

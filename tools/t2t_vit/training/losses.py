@@ -3,6 +3,10 @@
 In training, a model returns logits, or the tuple (class logits, distillation logits) if it is distilled.
 """
 
+from __future__ import annotations
+
+import numpy as np
+import paddle
 import paddle.nn.functional as F
 
 
@@ -21,12 +25,19 @@ class CrossEntropy:
 
     Targets (B, K) are distributions, already smoothed by mixup. Labels (B,) are smoothed by s: 1 - s + s/K for the
     target class, s/K for the others.
+
+    `weights` (K,) multiply the loss of an image by the weight of its class, also the part that smoothing gives to other
+    classes. In a mixed image, each of the two labels has the weight of its class. The mean is over the images, not over
+    the sum of their weights, so the mean of parts of a batch is that of the batch.
     """
 
-    def __init__(self, smoothing):
+    def __init__(self, smoothing: float, weights: np.ndarray | None = None) -> None:
         self.smoothing = smoothing
+        self.weights = None if weights is None else paddle.to_tensor(weights, "float32")
 
     def __call__(self, logits, targets):
+        if self.weights is not None:
+            return self._weighted(logits, targets)
         if targets.ndim == 2:
             return _cross_entropy(logits, targets, soft_label=True)
         loss = _cross_entropy(logits, targets)
@@ -34,6 +45,17 @@ class CrossEntropy:
             return loss
         uniform = -F.log_softmax(logits, axis=-1).mean()
         return (1 - self.smoothing) * loss + self.smoothing * uniform
+
+    def _weighted(self, logits, targets):
+        classes = logits.shape[-1]
+        if targets.ndim == 1:
+            labels = F.one_hot(targets, classes)
+        else:
+            labels = (targets - self.smoothing / classes) / (1 - self.smoothing)
+        labels = labels * self.weights  # (B, K)
+        smooth = (1 - self.smoothing) * labels + self.smoothing * labels.mean(axis=-1, keepdim=True)
+        # Not cross_entropy, whose gradient is wrong unless the rows sum to 1.
+        return -(smooth * F.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
 
 
 class DistillationLoss:
@@ -45,7 +67,8 @@ class DistillationLoss:
     - soft: T^2 / (B K) times the sum of KL(teacher || student) over the batch, both softened by the temperature T. As
       in DeiT, this is divided by K, so with many classes alpha must be large for the teacher to matter.
 
-    In a model with two heads, the first learns from the targets and the second from the teacher.
+    In a model with two heads, the first learns from the targets and the second from the teacher. Class weights apply
+    only to the targets; the distance from the teacher has none.
     """
 
     def __init__(self, criterion, distill):

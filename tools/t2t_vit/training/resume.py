@@ -48,6 +48,8 @@ _RESULT_PARTS = {
 }
 # Keys that earlier versions set differently for the same command.
 _CHANGED_DEFAULTS = ("TRAIN.WARMUP_EPOCHS", "TRAIN.COOLDOWN_EPOCHS", "TRAIN.WARMUP_LR")
+# Keys that differ if a run is made longer or shorter; the warm-up and the cool-down follow (`fit_short_run`).
+_LENGTH_KEYS = {"TRAIN.EPOCHS", "TRAIN.WARMUP_EPOCHS", "TRAIN.COOLDOWN_EPOCHS"}
 _TYPES = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "epoch": int, "images": int, "meter": dict,
           "best_top1": float, "best_epoch": int, "scores": dict, "streak": np.ndarray, "validation_seconds": float,
           "sizes": dict, "setting": dict}  # fmt: skip
@@ -144,14 +146,8 @@ def check_setting(then, now, path, force=False):
     before, after = _config(then), _config(now)
     old_images, new_images = _step_images(then, before), _step_images(now, after)
     if differences and not force:
-        hint = f"TRAIN.GLOBAL_BATCH {old_images} keeps its images per step, " if old_images != new_images else ""
-        kept = [f"{key} {before[key]}" for key in _CHANGED_DEFAULTS if before[key] != after[key]]
-        hint += f"{' '.join(kept)} keeps the run's, " if kept else ""
-        raise UserError(
-            f"{path} has other settings: {'; '.join(differences)}; {hint}--force continues with the current ones, "
-            "--resume none starts a new run, another NAME gives this run its own folder"
-        )
-    for difference in differences:
+        raise UserError(f"{path} {_refusal(differences, before, after, old_images, new_images)}")
+    for difference in _described(differences):
         log.warning("warning: continuing with other settings (--force): %s", difference)
     if old_images != new_images and not differences:
         log.warning(
@@ -177,11 +173,28 @@ def check_setting(then, now, path, force=False):
             log.warning("warning: %s was %s and is now %s: the run is no longer bit-exact", name, old, new)
 
 
+def _refusal(differences, before, after, old_images, new_images):
+    """Say why a run cannot continue from a state, and what to do. The arguments are those of `check_setting`."""
+    if "TRAIN.EPOCHS" in (names := {name for name, _, _ in differences}) and names <= _LENGTH_KEYS:
+        return (
+            f"is of a run with TRAIN.EPOCHS {before['TRAIN.EPOCHS']}, not {after['TRAIN.EPOCHS']}: --force continues "
+            "it with the new number and its learning rates, --resume none starts a new run"
+        )
+    hint = f"TRAIN.GLOBAL_BATCH {old_images} keeps its images per step, " if old_images != new_images else ""
+    kept = [f"{key} {before[key]}" for key in _CHANGED_DEFAULTS if before[key] != after[key]]
+    hint += f"{' '.join(kept)} keeps the run's, " if kept else ""
+    return (
+        f"has other settings: {'; '.join(_described(differences))}; {hint}--force continues with the current ones, "
+        "--resume none starts a new run, another NAME gives this run its own folder"
+    )
+
+
 def check_same_everywhere(setting):
     """Raise UserError if the settings of this process differ from those of rank 0."""
     expected = processes.from_main(setting)
     if expected != setting and (differences := _differences(expected, setting)):
-        raise UserError(f"rank {processes.rank()} has other settings than rank 0: {'; '.join(differences)}")
+        described = "; ".join(_described(differences))
+        raise UserError(f"rank {processes.rank()} has other settings than rank 0: {described}")
 
 
 def check_classes(classes, path, force=False):
@@ -202,7 +215,7 @@ def with_start_of(cfg, state):
 
 
 def _differences(then, now):
-    """Describe all differences between two settings that change the result."""
+    """List the differences between two settings that change the result: (name, old value, new value)."""
     before, after = _config(then), _config(now)
     keys = [key for key in all_keys() if key not in FREE_KEYS | _ROUNDING_KEYS | {"VAL.BEST"}]
     if _step_images(then, before) == _step_images(now, after):
@@ -210,7 +223,11 @@ def _differences(then, now):
     pairs = [(key, before[key], after[key]) for key in keys]
     for part, (name, missing) in _RESULT_PARTS.items():
         pairs.append((name, then.get(part, now[part] if missing is None else missing), now[part]))
-    return [f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new]
+    return [(name, old, new) for name, old, new in pairs if old != new]
+
+
+def _described(differences):
+    return [f"{name} was {old!r}, is {new!r}" for name, old, new in differences]
 
 
 def _step_images(setting, config):

@@ -11,7 +11,8 @@ from yacs.config import CfgNode
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.files import display_path, is_url
 from t2t_vit.common.logger import log, log_to_file, setup_logging, write_to_file_only
-from t2t_vit.config import accumulation, resolve, with_classes, with_keys, with_open_keys
+from t2t_vit.config import resolve, with_classes, with_keys, with_open_keys
+from t2t_vit.config_values import accumulation
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.layout import above_train
 from t2t_vit.parallel import processes

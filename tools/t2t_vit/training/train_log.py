@@ -12,6 +12,7 @@ import paddle
 from t2t_vit.common.errors import counted
 from t2t_vit.common.logger import log
 from t2t_vit.common.runtime import cores
+from t2t_vit.data.balance import balance_lines
 from t2t_vit.parallel import processes
 from t2t_vit.runs.visualdl import Scalars
 from t2t_vit.training.parameters import parameter_groups
@@ -44,7 +45,7 @@ def log_summary(trainer, notes=()):
     if left_out > loader.num_images / 10:
         log.info("%s left out of each epoch, because they fill no step; others each time", counted(left_out, "image"))
     last = trainer.total_epochs - 1
-    for note in notes:
+    for note in (*balance_lines(cfg.TRAIN, loader.order.labels), *notes):
         log.info("%s", note)
     log.info("lr: %s", step.optimizer.rates.summary(sorted({0, min(cfg.TRAIN.WARMUP_EPOCHS, last), last})))
     if trainer.epoch == 0 and cfg.TRAIN.WARMUP_EPOCHS and cfg.TRAIN.WARMUP_LR < cfg.TRAIN.BASE_LR / 100:

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 from yacs.config import CfgNode
 
+from t2t_vit.data.balance import class_weights
 from t2t_vit.data.batch import Batch, TrainInput
 from t2t_vit.models import tf32
 from t2t_vit.models.recompute import recompute_activations
@@ -44,9 +45,13 @@ class TrainStep:
     """The model of a config with its optimizer and moving average. A call makes one training step.
 
     A step never waits for the device, except in Paddle's own loss scaler in float16.
+
+    Args:
+        cfg: config.
+        labels: int (N,), of all training images; needed for TRAIN.CLASS_WEIGHTS.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, labels: np.ndarray | None = None) -> None:
         train = cfg.TRAIN
         self.cfg = cfg
         self.model = build_model(cfg)  # in float32; it is updated, validated and saved
@@ -64,7 +69,9 @@ class TrainStep:
             paddle.jit.to_static(self.live_model, full_graph=True)
         # Not with several processes: each has few cores, and DataParallel averages the gradients of whole batches.
         self.micro_batches = micro_batches(cfg, train.BATCH_SIZE) if processes.world_size() == 1 else None
-        self.criterion = CrossEntropy(train.LABEL_SMOOTHING)
+        rule = train.CLASS_WEIGHTS
+        weights = class_weights(labels, cfg.MODEL.NUM_CLASSES, rule) if rule else None
+        self.criterion = CrossEntropy(train.LABEL_SMOOTHING, weights)
         self.teacher = Teacher(cfg) if cfg.DISTILL.TYPE else None
         self.distillation = DistillationLoss(self.criterion, cfg.DISTILL) if self.teacher else None
         self.train_input = TrainInput(cfg)

@@ -41,7 +41,7 @@ class Trainer:
         self.train_loader = TrainLoader(splits["train"], cfg, rank, world_size, self.total_epochs)
         self.val_loader = EvalLoader(splits["val"], cfg, rank, world_size)
         paddle.seed(cfg.SEED)
-        self.train_step = TrainStep(cfg)
+        self.train_step = TrainStep(cfg, splits["train"].labels)
         if self.train_step.teacher and (other := first_other_class(classes, self.train_step.teacher.weights)):
             raise UserError(f"the teacher has other classes than the data: {other}")
         self.images_per_step = self.train_loader.order.images_per_step
