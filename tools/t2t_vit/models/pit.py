@@ -212,7 +212,7 @@ def read_shapes(shapes):
         "patch_size": patch_size,
         "widths": [shapes[f"{blocks}0.norm1.bias"][0] for blocks in transformers],
         "depth": [count_layers(shapes, blocks) for blocks in transformers],
-        "distilled": "head_dist.bias" in shapes,
+        "distilled": shapes["cls_token"][1] == 2,
     }
     stride = patch_size // 2  # holds for all variants
     image_size = (shapes["pos_embed"][2] - 1) * stride + patch_size
