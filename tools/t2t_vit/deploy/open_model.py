@@ -50,9 +50,8 @@ def open_model(args: argparse.Namespace, cfg: CfgNode, weights_only: bool = Fals
     """
     engine = choose_engine(args)
     if weights_only and engine != "paddle":
-        raise UserError(
-            f"{args.pretrained} is an exported model: give the weights that it was exported from with --pretrained"
-        )
+        exported = f"{args.pretrained} is" if engine_of(args.pretrained) == engine else f"--engine {engine} runs"
+        raise UserError(f"{exported} an exported model: give the weights that it was exported from with --pretrained")
     if engine in ("paddle", "inference") and not sys.modules.get("paddle"):
         import_paddle(cfg.DEVICE)
     if engine == "paddle":
