@@ -93,7 +93,7 @@ def test_it_is_fitted_by_paddle_model(model):
         *outputs, label = outputs_and_label
         return sum(nn.functional.cross_entropy(output, label) for output in outputs)
 
-    optimizer = paddle.optimizer.AdamW(1e-3, parameters=t2t_vit.param_groups(model, 0.05))
+    optimizer = paddle.optimizer.AdamW(1e-3, parameters=model.parameters())
     fitted.prepare(optimizer, loss)
     fitted.fit(Pairs(), batch_size=2, epochs=1, num_iters=1, verbose=0)
     frozen = {name for name, parameter in model.named_parameters() if parameter.stop_gradient}
@@ -295,6 +295,13 @@ def test_embeddings_are_the_pooled_features_of_each_picture(tmp_path):
     with paddle.no_grad():
         expected = opened.model.forward_head(opened.model.forward_features(batch), pre_logits=True)
     np.testing.assert_allclose(found[:3], expected, atol=1e-5)
+
+
+def test_embeddings_need_no_head(tmp_path):
+    checkpoint.save(tmp_path / "backbone.pdparams", create_model("pit_ti", num_classes=0, image_size=32).state_dict())
+    words = ("--embeddings", tmp_path / "x.npz", "--pretrained", tmp_path / "backbone.pdparams")
+    tool("predict", *words, "--config", "configs/finetune.yaml", "lit_data/val/3/0045.png")
+    assert embeddings(tmp_path / "x.npz")[0].shape == (1, 256)
 
 
 def test_unreadable_pictures_are_listed_and_left_out(tmp_path):

@@ -33,7 +33,7 @@ def predict(args: argparse.Namespace, cfg: CfgNode) -> int:
         raise UserError("--embeddings writes features, not classes: leave out --json and --json-ids")
     paths = find_images(args.words)
     check_outputs((args.json, args.json_ids, args.embeddings), [*args.inputs, *paths])
-    opened = open_model(args, cfg, weights_only=bool(args.embeddings))
+    opened = open_model(args, cfg, weights_only=bool(args.embeddings), with_head=not args.embeddings)
     if not args.weights_named:
         log.info("note: %s", opened)
     if args.embeddings:
@@ -120,9 +120,8 @@ def classify(predictor: Predictor, pixels: Sequence[np.ndarray], top_k: int) -> 
 def write_embeddings(file: str, opened: OpenedModel, paths: Sequence[str]) -> int:
     """Write pooled features to an .npz file: `embeddings` (N, C) float32, `files` (N). Returns the exit status.
 
-    The opened model loses its head. Images that cannot be read are listed on stderr and are not in the file.
+    The opened model has no head. Images that cannot be read are listed on stderr and are not in the file.
     """
-    opened.model.reset_classifier(0)
     results, size = {}, opened.cfg.VAL.BATCH_SIZE
     for start in progress_bar(range(0, len(paths), size), desc="predict"):
         pixels, errors = read_images(paths[start : start + size], opened.cfg)
