@@ -101,14 +101,15 @@ def test_it_is_fitted_by_paddle_model(model):
     assert changed == set(before) - frozen
 
 
-def test_paddle_counts_it_and_wraps_it(model):
+def test_paddle_counts_and_wraps_it(model):
     model.eval()
-    counted = paddle.summary(model, (1, 3, 32, 32))
-    assert counted["total_params"] == sum(parameter.size for parameter in model.parameters())
-    weights = sum(p.size for name, p in model.named_parameters() if "blocks" in name and p.ndim == 2)
-    assert paddle.flops(model, [1, 3, 32, 32]) > weights  # a token or more pass each weight
-    wrapped = paddle.DataParallel(model)
-    np.testing.assert_allclose(wrapped(images()), model(images()), atol=1e-6)
+    named = dict(model.named_parameters())
+    # Without the parameters that the model itself holds. test_layers.py has exact numbers of operations.
+    inside = sum(parameter.size for name, parameter in named.items() if "." in name)
+    assert paddle.summary(model, (1, 3, 32, 32))["total_params"] == inside
+    weights = sum(parameter.size for name, parameter in named.items() if "blocks" in name and parameter.ndim == 2)
+    assert paddle.flops(model, [1, 3, 32, 32]) >= weights  # a token or more pass each weight
+    assert (paddle.DataParallel(model)(images()) == model(images())).all()
 
 
 # --- Parameter groups ---
