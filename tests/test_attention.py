@@ -54,7 +54,7 @@ def test_maps_rebuild_the_output_of_every_block(kind, monkeypatch):
     maps = attention_maps(model, images)
     assert len(maps) == len(calls) == len(model.backbone())
     for found, (y, v), place in zip(maps, calls, model.backbone()):
-        tokens = attention.num_class_tokens(model) + place.grid[0] * place.grid[1]
+        tokens = model.num_class_tokens + place.grid[0] * place.grid[1]
         assert found.shape == [2, place.block.attn.num_heads, tokens, tokens] and found.stop_gradient
         close(found.sum(axis=-1), np.ones(found.shape[:3]))
         rebuilt = np.einsum("bhmn,bnhc->bmhc", found.numpy(), v)
@@ -210,7 +210,7 @@ def test_rollout_passes_through_poolings_of_a_pit():
 def test_rollout_is_the_product_of_its_matrices(kind):
     model = small_model(kind)
     maps = attention_maps(model, images_for(model))
-    backbone, T = model.backbone(), attention.num_class_tokens(model)
+    backbone, T = model.backbone(), model.num_class_tokens
     for token in range(T):
         product, before = None, None
         for place, found in zip(backbone, maps):
@@ -379,7 +379,7 @@ def test_module_without_attention():
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_the_tokens_between_the_layers(kind, monkeypatch):
     model = small_model(kind)
-    images, T = images_for(model), attention.num_class_tokens(model)
+    images, T = images_for(model), model.num_class_tokens
     outputs = []
     with monkeypatch.context() as patch:
         spy(patch, layers.Block, "forward", lambda y, *_: outputs.append(y.numpy()))

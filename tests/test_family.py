@@ -69,24 +69,99 @@ def test_its_models_are_built_by_name_and_recognised_by_shapes():
         assert found == {name: {"num_classes": 7, "in_chans": 1, "image_size": 32}} and closest(found) == [name]
 
 
-@pytest.mark.parametrize("name", ["toy_small", "t2t_vit_7", "t2t_vit_t_14", "pit_ti", "pit_ti_distilled"])
-def test_features_and_intermediate_tokens_of_every_family(name):
+SMALL = {
+    "toy_small": {},
+    "t2t_vit_7": dict(image_size=(64, 48), depth=3),
+    "t2t_vit_t_14": dict(image_size=64, depth=2),
+    "pit_ti": dict(image_size=(64, 80), depth=(1, 1, 2)),
+    "pit_ti_distilled": dict(image_size=64, depth=(1, 2, 1)),
+}
+
+
+@pytest.fixture(params=SMALL)
+def model(request):
+    """A small model of each family in eval mode, with 3 classes."""
     paddle.seed(0)
-    model, headless = (create_model(name, image_size=64 if name != "toy_small" else 32, num_classes=count)
-                       for count in (3, 0))  # fmt: skip
-    headless.set_state_dict({key: value for key, value in model.state_dict().items() if not key.startswith("head")})
-    for each in (model, headless):
-        each.eval()
-    images = paddle.randn([2, 3, *model.image_size])
-    with paddle.no_grad():
-        logits, features, tokens = model(images), model.forward_features(images), model.forward_intermediates(images)
-        assert (model(images) == logits).all(), "recording has changed the model"
-        if name != "pit_ti_distilled":  # which averages its two tokens
-            assert (headless(images) == features).all()
-        T, backbone = model.cls_token.shape[1], model.backbone()
-        assert [each.shape[:2] for each in tokens] == [[2, T + math.prod(place.grid)] for place in backbone]
-        np.testing.assert_allclose(model.norm(tokens[-1])[:, 0], features, atol=1e-5)
-    assert headless(images).shape == features.shape
+    model = create_model(request.param, num_classes=3, **SMALL[request.param])
+    model.eval()
+    return model
+
+
+def images_for(model):
+    return paddle.randn([2, 3, *model.image_size])
+
+
+@paddle.no_grad()
+def test_features_and_head_are_the_parts_of_the_model(model):
+    images = images_for(model)
+    logits, tokens = model(images), model.forward_features(images)
+    N = math.prod(model.backbone()[-1].grid)
+    assert tokens.shape == [2, model.num_class_tokens + N, model.num_features]
+    np.testing.assert_allclose(model.forward_head(tokens), logits, atol=1e-5)
+    np.testing.assert_allclose(tokens.mean(axis=-1), paddle.zeros(tokens.shape[:2]), atol=1e-5)  # all are normalised
+    pooled = model.forward_head(tokens, pre_logits=True)
+    np.testing.assert_allclose(pooled, tokens[:, : model.num_class_tokens].mean(axis=1), atol=1e-6)
+    model.reset_classifier(0)
+    np.testing.assert_allclose(model(images), pooled, atol=1e-5)
+    model.train()
+    assert model(images).shape == pooled.shape  # a distilled model, too, has one vector per image
+
+
+def test_the_last_block_computes_only_the_class_tokens(model):
+    counts = []
+    model.backbone()[-1].block.mlp.register_forward_post_hook(lambda layer, inputs, y: counts.append(y.shape[1]))
+    model(images_for(model))
+    model.forward_features(images_for(model))
+    T = model.num_class_tokens
+    assert counts == [T, T + math.prod(model.backbone()[-1].grid)]
+
+
+@paddle.no_grad()
+def test_intermediates_are_maps_of_the_chosen_blocks(model):
+    images, backbone = images_for(model), model.backbone()
+    maps, blocks = model.forward_intermediates(images), len(backbone)
+    assert [tuple(each.shape[2:]) for each in maps] == [place.grid for place in backbone]
+    last = maps[-1].flatten(2).transpose([0, 2, 1])  # (B, N, C)
+    np.testing.assert_allclose(model.norm(last), model.forward_features(images)[:, model.num_class_tokens :], atol=1e-5)
+    for indices, chosen in (([0], maps[:1]), ([-1, 0, 0], [maps[0], maps[-1]]), (1, maps[-1:]), (blocks, maps)):
+        found = model.forward_intermediates(images, indices)
+        assert len(found) == len(chosen) and all((a == b).all() for a, b in zip(found, chosen)), indices
+    for wrong in (0, blocks + 1, [blocks], [-blocks - 1]):
+        with pytest.raises(ValueError, match=f"has (blocks 0 to {blocks - 1}|{blocks} blocks)"):
+            model.forward_intermediates(images, wrong)
+
+
+def test_a_pixel_changes_the_map_where_it_is():
+    model = create_model("t2t_vit_7", image_size=(64, 96), depth=1, tokens_type="convolution")
+    model.blocks[0].attn.proj.weight.set_value(paddle.zeros_like(model.blocks[0].attn.proj.weight))
+    model.eval()
+    image = paddle.zeros([1, 3, 64, 96])
+    (before,) = model.forward_intermediates(image)
+    image[:, :, 20, 72] = 1.0
+    (after,) = model.forward_intermediates(image)
+    assert np.argwhere((before != after).numpy().any(axis=1)[0]).tolist() == [
+        [1, 4],
+        [1, 5],
+        [2, 4],
+        [2, 5],
+    ]  # token (r, c) sees rows 16 r - 14 to 16 r + 16, columns likewise
+
+
+def test_a_new_classifier_is_initialised_like_the_first(model):
+    heads = [name for name in model.state_dict() if name.startswith("head")]
+    order, width = list(model.state_dict()), model.num_features
+    model.reset_classifier(500)
+    assert list(model.state_dict()) == order and model(images_for(model)).shape == [2, 500]
+    for name in heads:
+        values = model.state_dict()[name].numpy()
+        if type(model).__name__ != "PoolingTransformer":
+            assert values.std() == pytest.approx(0.02 if "weight" in name else 0.0, rel=0.1)
+        else:  # uniform
+            assert np.abs(values).max() == pytest.approx(width**-0.5, rel=0.05)
+    assert not any(layer.training for layer in model.sublayers())
+    model.to(dtype="bfloat16")
+    model.reset_classifier(2)
+    assert {model.state_dict()[name].dtype for name in heads} == {paddle.bfloat16}
 
 
 def test_it_trains_and_validates(run, config):

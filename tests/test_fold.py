@@ -67,7 +67,7 @@ def test_folding_removes_scales_unfolded_tokens_and_unread_outputs(kind, monkeyp
     monkeypatch.setattr(F, "unfold", lambda *_: unfolded.append(1))
     blocks[-1].register_forward_post_hook(lambda layer, inputs, y: outputs.append(y.shape[1]))
     layer(paddle.randn([1, model.in_chans, *model.image_size]))
-    assert outputs == [model.cls_token.shape[1]] and not unfolded
+    assert outputs == [model.num_class_tokens] and not unfolded
 
 
 @pytest.mark.parametrize("kind", ["performer", "transformer", "grey"])

@@ -80,8 +80,9 @@ def test_distilled_model_gives_both_heads_in_training_and_their_mean_in_evaluati
     assert (class_logits.numpy() != distilled_logits.numpy()).all()
     model.eval()
     assert np.allclose(model(x).numpy(), (class_logits.numpy() + distilled_logits.numpy()) / 2, atol=1e-6)
-    assert model.forward_features(x).shape == [2, 16]
-    assert np.allclose(model.head(model.forward_features(x)).numpy(), class_logits.numpy(), atol=1e-6)
+    tokens = model.forward_features(x)
+    assert np.allclose(model.head(tokens[:, 0]).numpy(), class_logits.numpy(), atol=1e-6)
+    assert np.allclose(model.head_dist(tokens[:, 1]).numpy(), distilled_logits.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("distilled", [False, True])

@@ -5,16 +5,18 @@ is recognised by its content. No code in it is executed.
 """
 
 import argparse
+from pathlib import Path
 
-from t2t_vit.cli import absolute, exit_with, import_paddle
+from t2t_vit.cli import exit_with, import_paddle
 from t2t_vit.options import not_empty
+from t2t_vit.weights.published import meaning
 
 
 def main(args):
     import_paddle("cpu")
     from t2t_vit.weights.convert import convert
 
-    args.source = absolute(args.source)
+    args.source = meaning(args.source, Path.cwd())
     convert(args)
 
 

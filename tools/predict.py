@@ -1,7 +1,7 @@
 """Classify images: python tools/predict.py [IMAGE|FOLDER|GLOB ...] [--top-k K] [--json FILE] [KEY VALUE ...]."""
 
 from t2t_vit.cli import run, split_images
-from t2t_vit.options import IMAGES, add_engine_option, common_parser, json_file
+from t2t_vit.options import IMAGES, add_engine_option, common_parser, json_file, npz_file
 
 
 def main(args, cfg):
@@ -18,6 +18,7 @@ def parser():
         examples=[
             "predict.py photo.jpg --config configs/t2t_vit_7.yaml --pretrained weights.pdparams",
             "predict.py pictures/ --pretrained output/finetune/best.pdparams --json predictions.json",
+            "predict.py pictures/ --pretrained output/finetune/best.pdparams --embeddings features.npz",
         ],
         words=IMAGES,
     )
@@ -26,6 +27,12 @@ def parser():
     parser.add_argument("--json", type=json_file, metavar="FILE", help="write {path: result} as JSON")
     parser.add_argument(
         "--json-ids", type=json_file, metavar="FILE", help="write only {path: class id}, like MindSpore's T2T-ViT"
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=npz_file,
+        metavar="FILE",
+        help="write the model's features instead of classes: `embeddings` (N, C) float32 and `files` (N), for np.load",
     )
     return parser
 

@@ -4,8 +4,8 @@ import paddle
 from paddle import nn
 from paddle.nn.initializer import Normal
 
-from t2t_vit.models.family import BlockPlace, Family, Stage, VisionTransformer, count_layers
-from t2t_vit.models.layers import Block, LayerNorm, init_linear_and_norm
+from t2t_vit.models.family import BlockPlace, Family, Stage, VisionTransformer, count_layers, through_blocks
+from t2t_vit.models.layers import Block, LayerNorm, as_tokens
 
 KERNEL, STRIDE, PADDING = 5, 4, 2
 
@@ -27,8 +27,8 @@ class ToyViT(VisionTransformer):
         rates = dict(drop=drop_rate, attn_drop=attn_drop_rate, drop_path=drop_path_rate)
         self.blocks = nn.LayerList(Block(dim, num_heads, 2, qk_scale=qk_scale, **rates) for _ in range(depth))
         self.norm = LayerNorm(dim)
-        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-        self.apply(init_linear_and_norm)
+        self.add_heads(num_classes)
+        self.apply(self.init_layer)
 
     def stages(self):
         return [Stage(self.stem, (self.side, self.side), [(KERNEL, STRIDE, PADDING)], output_name="stem")]
@@ -37,15 +37,10 @@ class ToyViT(VisionTransformer):
         (stem,) = self.stages()
         return [BlockPlace(block, stem.grid, stem.windows) for block in self.blocks]
 
-    def forward_features(self, x):
-        x = self.stem(x).flatten(2).transpose([0, 2, 1])  # (B, N, C)
+    def forward_tokens(self, x, num_queries=None):
+        x = as_tokens(self.stem(x))  # (B, N, C)
         x = paddle.concat([self.cls_token.expand([x.shape[0], -1, -1]), x], axis=1) + self.pos_embed
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)[:, 0]
-
-    def forward(self, x):
-        return self.head(self.forward_features(x))
+        return through_blocks(self.blocks, x, num_queries)
 
 
 def traits(variant):

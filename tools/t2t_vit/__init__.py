@@ -5,13 +5,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from t2t_vit.config import load_config as load_config
-    from t2t_vit.models.zoo import create_model as create_model
+    from t2t_vit.deploy.preprocess import preprocess as preprocess
     from t2t_vit.models.zoo import list_models as list_models
+    from t2t_vit.training.parameters import param_groups as param_groups
+    from t2t_vit.weights.create import create_model as create_model
 
 _PUBLIC = {  # name: its module
-    "create_model": "models.zoo",
+    "create_model": "weights.create",
     "list_models": "models.zoo",
     "load_config": "config",
+    "param_groups": "training.parameters",
+    "preprocess": "deploy.preprocess",
 }
 __all__ = list(_PUBLIC)
 

@@ -30,6 +30,7 @@ from t2t_vit.data.layout import with_data_name  # noqa: E402
 from t2t_vit.options import DEFAULT_CONFIG  # noqa: E402
 from t2t_vit.parallel.failure_monitor import FailureMonitor  # noqa: E402
 from t2t_vit.spellings import take_data_folder, translate  # noqa: E402
+from t2t_vit.weights import published  # noqa: E402
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -166,7 +167,10 @@ def _check_current_folder():
 def _config_path(args):
     if args.config or not args.pretrained:
         return args.config or DEFAULT_CONFIG
-    folder = Path(args.pretrained).parent
+    weights = published.meaning(args.pretrained, Path.cwd())
+    if args.opens_run and weights in published.table():
+        return f"configs/{published.table()[weights].config}.yaml"
+    folder = Path(weights).parent
     folders = [folder, folder.parent] if folder.name == "export" else [folder]
     return next(filter(Path.is_file, (folder / "config.yaml" for folder in folders)), DEFAULT_CONFIG)
 
@@ -186,16 +190,19 @@ def overrides(args: argparse.Namespace) -> list[tuple[str, str]]:
         "DATA.PATH": args.data_path and absolute(args.data_path),
         "OUTPUT": args.output and absolute(args.output),
         "LOG": args.output and absolute(args.output),
-        "MODEL.PRETRAINED": args.pretrained and absolute(args.pretrained),
+        "MODEL.PRETRAINED": args.pretrained and published.meaning(args.pretrained, Path.cwd()),
         args.batch_size_key: args.batch_size,
         "DEVICE": args.device,
     }
     pairs = [(key, value) for key, value in flags.items() if value]
     for key, value in zip(args.opts[::2], args.opts[1::2]):
-        is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG", "MODEL.PRETRAINED", "DISTILL.WEIGHTS")
+        is_path = key in ("DATA.PATH", "DATA.CLASSES", "OUTPUT", "LOG")
         is_path = is_path or key == "DISTILL.TEACHER" and value.endswith((".yaml", ".yml"))
-        is_path = is_path and value and value not in config.CLASS_LISTS
-        pairs.append((key, absolute(value) if is_path else value))
+        if value and key in ("MODEL.PRETRAINED", "DISTILL.WEIGHTS"):
+            value = published.meaning(value, Path.cwd())
+        elif is_path and value and value not in config.CLASS_LISTS:
+            value = absolute(value)
+        pairs.append((key, value))
     return pairs
 
 

@@ -110,6 +110,15 @@ def run_folders(value: str) -> str:
 
 def json_file(value: str) -> str:
     """Option type: a JSON file to write. Other suffixes are refused, so that an image is not overwritten by mistake."""
-    if os.path.splitext(not_empty(value))[1].lower() not in ("", ".json"):
-        raise argparse.ArgumentTypeError(f"{value} must end in .json")
+    return _with_suffix(value, ("", ".json"))
+
+
+def npz_file(value: str) -> str:
+    """Option type: a NumPy .npz file to write."""
+    return _with_suffix(value, (".npz",))
+
+
+def _with_suffix(value, suffixes):
+    if os.path.splitext(not_empty(value))[1].lower() not in suffixes:
+        raise argparse.ArgumentTypeError(f"{value} must end in {suffixes[-1]}")
     return value

@@ -67,7 +67,7 @@ def products(model):
 
 def _parts(model):
     """Yield (layer, number of tokens that it processes, whether it is a block) in the order of the forward pass."""
-    T = model.cls_token.shape[1]
+    T = model.num_class_tokens
     for stage in model.stages():
         yield stage.layer, math.prod(stage.grid), False
     for place in model.backbone():

@@ -94,12 +94,28 @@ def load_image(
         raise ImageError(f"image {path} cannot be read: it is not a file")
     try:
         with open_image(path) as image:
-            return _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
+            picture = _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
+            picture.info = {}  # otherwise saving keeps the EXIF orientation, and viewers rotate the image again
+            return picture
     except FileNotFoundError:
         raise ImageError(f"image {path} {'is a broken link' if os.path.islink(path) else 'not found'}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
         reason = _format_of(path) if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)
         raise ImageError(f"image {path} cannot be read: {reason}") from error
+
+
+def convert_image(
+    image: Image.Image, channels: int = 3, upright: bool = False, grey_bits: int = 16, most_bytes: int = MOST_BYTES
+) -> Image.Image:
+    """Convert a PIL image of any mode to 8-bit RGB or grey, like `load_image` a file. `image` does not change.
+
+    Raises ImageError if it cannot be decoded or has values outside the supported range.
+    """
+    try:
+        return _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
+    except Exception as error:  # as in load_image
+        named = getattr(image, "filename", "") or "of Pillow"
+        raise ImageError(f"image {named} cannot be read: {str(error) or repr(error)}") from error
 
 
 def _read(image, mode, upright, grey_bits, most_bytes):
@@ -108,12 +124,10 @@ def _read(image, mode, upright, grey_bits, most_bytes):
     upright = upright and image.format != "TIFF"  # Pillow itself rotates TIFF images in load()
     image.load()
     if is_dim(image, grey_bits):
-        _warn_of_dim(image.filename, grey_bits)
+        _warn_of_dim(getattr(image, "filename", "") or "an image", grey_bits)
     turn = _UPRIGHT.get(_orientation(image)) if upright else None
     image = to_8_bits(image, mode, grey_bits)
-    image = image if turn is None else image.transpose(turn)
-    image.info = {}  # otherwise saving keeps the EXIF orientation, and viewers rotate the image again
-    return image
+    return image if turn is None else image.transpose(turn)
 
 
 def open_image(file: str | Path | IO[bytes]) -> Image.Image:

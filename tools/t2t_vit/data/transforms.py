@@ -4,6 +4,7 @@ All random numbers come from the NumPy generator that the caller passes.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,12 @@ class EvalTransform:
         # Rounded as in torchvision's CenterCrop.
         left, top = (int(round((length - self.size) / 2.0)) for length in new_size)
         return to_array(image.crop((left, top, left + self.size, top + self.size)))
+
+
+def model_input(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Normalise pixels for a model: uint8 (B, H, W, C) -> float32 (B, C, H, W)."""
+    mean, std = (np.array(values, np.float32) for values in (mean, std))
+    return np.ascontiguousarray(normalized(pixels, mean, std).transpose(0, 3, 1, 2))
 
 
 def normalized(images: Any, mean: Any, std: Any) -> Any:

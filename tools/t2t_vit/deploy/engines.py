@@ -20,7 +20,7 @@ from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.files import read_text, sha256
 from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.common.runtime import asked_threads, cores
-from t2t_vit.data.transforms import normalized
+from t2t_vit.data.transforms import model_input
 from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
@@ -119,8 +119,7 @@ def _in_one_line(path, engine):
 
 def to_input(pixels: np.ndarray, metadata: Metadata) -> np.ndarray:
     """uint8 (B, H, W, C) -> float32 (B, C, H, W), normalised."""
-    mean, std = (np.array(values, np.float32) for values in (metadata.mean, metadata.std))
-    return np.ascontiguousarray(normalized(pixels, mean, std).transpose(0, 3, 1, 2))
+    return model_input(pixels, metadata.mean, metadata.std)
 
 
 class Predictor:

@@ -17,7 +17,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from t2t_vit.models.family import VisionTransformer
-from t2t_vit.models.layers import check_images
+from t2t_vit.models.layers import as_map, as_tokens, check_images
 from t2t_vit.models.pit import PoolingTransformer
 from t2t_vit.models.zoo import FAMILIES
 
@@ -52,21 +52,6 @@ def folded_convolution(weight, bias, stride, padding):
     out, width, *kernel = weight.shape
     bias_attr = False if bias is None else None
     return _filled(nn.Conv2D(width, out, kernel, stride, padding, bias_attr=bias_attr), weight, bias)
-
-
-def as_tokens(x):
-    """Convert a map (B, C, h, w) to tokens (B, h*w, C).
-
-    Paddle Inference with oneDNN (3.3.1) fuses reshape, transpose and matrix product into one call, which misreads the
-    blocked layout of a convolution's output. Therefore this uses flatten. Transpose and then reshape before a concat
-    does not work either: the file cannot be opened.
-    """
-    return x.flatten(2).transpose([0, 2, 1])
-
-
-def as_map(x, grid):
-    """Convert tokens (B, h*w, C) to a map (B, C, h, w)."""
-    return x.transpose([0, 2, 1]).reshape([-1, x.shape[2], *grid])
 
 
 def plain_norm(norm):
@@ -180,12 +165,11 @@ class FoldedModel(nn.Layer):
         grids: Sequence[tuple[int, int]],
         embedding: nn.Layer,
         blocks: list[nn.Layer],
-        heads: list[nn.Layer],
     ) -> None:
         super().__init__()
         self.image_size, self.in_chans = model.image_size, model.in_chans
         self.stages, self.grids, self.embedding = nn.LayerList(stages), grids, embedding
-        self.blocks, self.heads = nn.Sequential(*blocks), FoldedHeads(model.norm, heads)
+        self.blocks, self.heads = nn.Sequential(*blocks), FoldedHeads(model.norm, model.heads)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         check_images(x, self.in_chans, self.image_size)
@@ -197,7 +181,7 @@ class FoldedModel(nn.Layer):
 
 def fold_pit(model: PoolingTransformer) -> FoldedModel:
     """Fold a `PoolingTransformer`. If it is distilled, the result is the mean of the two heads."""
-    conv, T = model.patch_embed.conv, model.cls_token.shape[1]
+    conv, T = model.patch_embed.conv, model.num_class_tokens
     positions = model.pos_embed[0].flatten(1).transpose([1, 0])  # (N, C)
     embedding = FoldedEmbedding(conv.weight, conv.bias, conv._stride, 0, positions, model.cls_token[0])
     places = model.backbone()
@@ -207,5 +191,4 @@ def fold_pit(model: PoolingTransformer) -> FoldedModel:
             layers.append(FoldedPool(place.pool, T, grid))
         layers.append(FoldedBlock(place.block, num_outputs=T if place is places[-1] else None))
         grid = place.grid
-    heads = [model.head, model.head_dist] if model.distilled else [model.head]
-    return FoldedModel(model, [], [], embedding, layers, heads)
+    return FoldedModel(model, [], [], embedding, layers)

@@ -14,11 +14,11 @@ from t2t_vit.deploy.fold import (
     FoldedEmbedding,
     FoldedMlp,
     FoldedModel,
-    as_tokens,
     folded_convolution,
     folded_linear,
     include_norm,
 )
+from t2t_vit.models.layers import as_tokens
 from t2t_vit.models.t2t import T2TViT
 from t2t_vit.models.token_layers import TokenPerformer
 
@@ -141,4 +141,4 @@ def fold_t2t(model: T2TViT) -> FoldedModel:
     class_token = model.cls_token[0] + positions[:1]
     embedding = FoldedEmbedding(kernels, module.project.bias, stride, padding, positions[1:], class_token)
     blocks = [*map(FoldedBlock, model.blocks[:-1]), FoldedBlock(model.blocks[-1], num_outputs=1)]
-    return FoldedModel(model, stages, module.grids, embedding, blocks, [model.head])
+    return FoldedModel(model, stages, module.grids, embedding, blocks)

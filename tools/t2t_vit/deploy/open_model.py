@@ -42,24 +42,27 @@ class OpenedModel:
         return f"{self.cfg.MODEL.NAME} with {display_path(self.path)}"
 
 
-def open_model(args: argparse.Namespace, cfg: CfgNode, weights_only: bool = False) -> OpenedModel:
+def open_model(
+    args: argparse.Namespace, cfg: CfgNode, weights_only: bool = False, with_head: bool = True
+) -> OpenedModel:
     """Open the model of a command line: --pretrained, or else the best weights or the export of the config's run.
+
+    Without its head (weights only), the model returns pooled features (B, C).
 
     Returns an `OpenedModel`. Raises UserError if the file is missing, is damaged, does not fit the options, or is
     exported although `weights_only` is set.
     """
     engine = choose_engine(args)
     if weights_only and engine != "paddle":
-        raise UserError(
-            f"{args.pretrained} is an exported model: give the weights that it was exported from with --pretrained"
-        )
+        exported = f"{args.pretrained} is" if engine_of(args.pretrained) == engine else f"--engine {engine} runs"
+        raise UserError(f"{exported} an exported model: give the weights that it was exported from with --pretrained")
     if engine in ("paddle", "inference") and not sys.modules.get("paddle"):
         import_paddle(cfg.DEVICE)
     if engine == "paddle":
         from t2t_vit.parallel import processes  # here because it imports Paddle
 
         processes.setup(cfg)
-        return open_weights(cfg, args.pretrained)
+        return open_weights(cfg, args.pretrained, with_head)
     return _open_exported(args, cfg, engine)
 
 
@@ -77,8 +80,11 @@ def choose_engine(args):
     return engine
 
 
-def open_weights(cfg: CfgNode, chosen: str | Path | None = None) -> OpenedModel:
-    """Open weights as an `OpenedModel`: the file or URL `chosen`, or else the best weights of the config's run."""
+def open_weights(cfg: CfgNode, chosen: str | Path | None = None, with_head: bool = True) -> OpenedModel:
+    """Open weights as an `OpenedModel`: the file or URL `chosen`, or else the best weights of the config's run.
+
+    Without its head, the model has no classes and returns pooled features.
+    """
     # Here because they import Paddle.
     from t2t_vit.parallel.microbatch import inference
     from t2t_vit.weights.build import build_trained_model, classes_of, trained_weights
@@ -86,9 +92,9 @@ def open_weights(cfg: CfgNode, chosen: str | Path | None = None) -> OpenedModel:
 
     path = trained_weights(cfg, chosen)
     cfg = with_model_of(cfg, path)
-    model, _ = build_trained_model(cfg, path)
-    cfg = with_classes(cfg, model.head.bias.shape[0])
-    classes = classes_of(cfg, path)
+    model, _ = build_trained_model(cfg, path, with_head)
+    cfg = with_classes(cfg, model.num_classes) if with_head else cfg
+    classes = classes_of(cfg, path) if with_head else ClassList((), (), "no head")
     metadata = Metadata.of(cfg, classes, "fp32", batch_size=0)
     return OpenedModel(eager_predictor(inference(model, cfg), metadata), cfg, classes, path, model)
 

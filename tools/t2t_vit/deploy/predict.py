@@ -12,14 +12,14 @@ import numpy as np
 from yacs.config import CfgNode
 
 from t2t_vit.common.errors import UserError, printable
-from t2t_vit.common.files import check_outputs, display_path, write_text
+from t2t_vit.common.files import atomic_path, check_outputs, display_path, write_text
 from t2t_vit.common.logger import above_progress_bars, log, progress_bar, setup_logging
 from t2t_vit.config import resolve
 from t2t_vit.data.images import MOST_BYTES, ImageError, load_image, reading
 from t2t_vit.data.index import EXTENSIONS, image_files
 from t2t_vit.data.transforms import EvalTransform
 from t2t_vit.deploy.engines import Predictor, to_input
-from t2t_vit.deploy.open_model import open_model
+from t2t_vit.deploy.open_model import OpenedModel, open_model
 
 DEFAULT_IMAGE = "lit_data/val/3/0045.png"
 
@@ -29,11 +29,15 @@ def predict(args: argparse.Namespace, cfg: CfgNode) -> int:
     setup_logging(aside=True)  # stdout is for the results
     if args.top_k < 1:
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
+    if args.embeddings and (args.json or args.json_ids):
+        raise UserError("--embeddings writes features, not classes: leave out --json and --json-ids")
     paths = find_images(args.words)
-    check_outputs((args.json, args.json_ids), [*args.inputs, *paths])
-    opened = open_model(args, cfg)
+    check_outputs((args.json, args.json_ids, args.embeddings), [*args.inputs, *paths])
+    opened = open_model(args, cfg, weights_only=bool(args.embeddings), with_head=not args.embeddings)
     if not args.weights_named:
         log.info("note: %s", opened)
+    if args.embeddings:
+        return write_embeddings(args.embeddings, opened, paths)
     results, size = {}, opened.cfg.VAL.BATCH_SIZE
     for start in progress_bar(range(0, len(paths), size), desc="predict"):
         batch = predict_batch(opened.predictor, paths[start : start + size], opened.cfg, args.top_k)
@@ -111,6 +115,27 @@ def classify(predictor: Predictor, pixels: Sequence[np.ndarray], top_k: int) -> 
         ]
         for row in probabilities
     ]
+
+
+def write_embeddings(file: str, opened: OpenedModel, paths: Sequence[str]) -> int:
+    """Write pooled features to an .npz file: `embeddings` (N, C) float32, `files` (N). Returns the exit status.
+
+    The opened model has no head. Images that cannot be read are listed on stderr and are not in the file.
+    """
+    results, size = {}, opened.cfg.VAL.BATCH_SIZE
+    for start in progress_bar(range(0, len(paths), size), desc="predict"):
+        pixels, errors = read_images(paths[start : start + size], opened.cfg)
+        results |= {path: {"error": reason} for path, reason in errors.items()}
+        if pixels:
+            images = to_input(np.stack(list(pixels.values())), opened.predictor.metadata)
+            results |= {path: {"features": row} for path, row in zip(pixels, opened.predictor(images))}
+    features = {path: result["features"] for path, result in results.items() if "features" in result}
+    if features:
+        table = np.stack(list(features.values()))  # (N, C)
+        with atomic_path(file) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, embeddings=table, files=np.array(list(features)))
+        print(printable(f"{file}: {table.shape[0]} x {table.shape[1]} features"))
+    return print_errors(results)
 
 
 def print_results(results, single):

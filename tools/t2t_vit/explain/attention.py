@@ -13,7 +13,7 @@ import paddle.nn.functional as F
 
 from t2t_vit.explain.overlay import Box
 from t2t_vit.models.family import Stage, VisionTransformer
-from t2t_vit.models.recording import all_tokens, frozen, inputs_of, outputs_of
+from t2t_vit.models.recording import frozen, inputs_of, not_fused, outputs_of
 
 
 def token_box(model: VisionTransformer, block: int = -1) -> Box:
@@ -39,11 +39,7 @@ def grid_box(windows: Sequence[tuple[int, int, int]], grid: tuple[int, int]) -> 
 def on_grid(rows: paddle.Tensor, model: VisionTransformer, block: int = -1) -> paddle.Tensor:
     """Drop the class tokens and put the patches of a block on their grid: (..., N) -> (..., H', W')."""
     grid = model.backbone()[block].grid
-    return rows[..., num_class_tokens(model) :].reshape([*rows.shape[:-1], *grid])
-
-
-def num_class_tokens(model: VisionTransformer) -> int:
-    return model.cls_token.shape[1]
+    return rows[..., model.num_class_tokens :].reshape([*rows.shape[:-1], *grid])
 
 
 # --- Maps ---
@@ -83,8 +79,8 @@ def trace(model: VisionTransformer, images: paddle.Tensor) -> tuple[paddle.Tenso
 
     handle = blocks[0].register_forward_pre_hook(start_gradients)
     try:
-        with all_tokens(blocks), outputs_of(blocks) as tokens, outputs_of([b.attn.attn_drop for b in blocks]) as maps:
-            logits = model(images)
+        with not_fused(blocks), outputs_of(blocks) as tokens, outputs_of([b.attn.attn_drop for b in blocks]) as maps:
+            logits = model.forward_head(model.forward_features(images))
     finally:
         handle.remove()
     return logits, maps, entering + tokens
@@ -163,7 +159,7 @@ def _through_blocks(transfers, model, token):
     for i in reversed(range(len(transfers) - 1)):
         pool = backbone[i + 1].pool
         if pool is not None:
-            row = paddle.matmul(row, pool_weights(pool, backbone[i].grid, num_class_tokens(model)))
+            row = paddle.matmul(row, pool_weights(pool, backbone[i].grid, model.num_class_tokens))
         row = paddle.matmul(row, transfers[i])
     return on_grid(row[:, 0], model, block=0)
 

@@ -62,8 +62,9 @@ def softmax_and_logsumexp(x):
 
 def attend(q, k, v):
     """softmax(q k^T) v: (B, M, E), (B, N, E), (B, N, E) -> (B, M, E)."""
-    rows = max(1, _LOGITS // (k.shape[0] * k.shape[1]))
-    if not uses_fast_form(q) or paddle.is_grad_enabled() or rows >= q.shape[1]:
+    in_parts = uses_fast_form(q) and not paddle.is_grad_enabled()  # not in a static graph: sizes may be unknown there
+    rows = max(1, _LOGITS // (k.shape[0] * k.shape[1])) if in_parts else None
+    if rows is None or rows >= q.shape[1]:
         return paddle.matmul(F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1), v)
     parts = (q[:, start : start + rows] for start in range(0, q.shape[1], rows))
     return paddle.concat([attend(part, k, v) for part in parts], axis=1)

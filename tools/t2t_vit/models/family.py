@@ -8,13 +8,16 @@ Sizes: B images, T class tokens, N patches, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Callable, NamedTuple
 
 import paddle
 from paddle import nn
 
-from t2t_vit.models.recording import all_tokens, outputs_of
+from t2t_vit.models.layers import Linear, as_map, init_linear_and_norm
+from t2t_vit.models.recompute import recomputed
+from t2t_vit.models.recording import outputs_of
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,21 @@ class BlockPlace(NamedTuple):
 
 
 class VisionTransformer(nn.Layer):
-    """Base class of the models: blocks over class tokens and patches.
+    """Base class of the models: blocks over class tokens and patches, a norm, and a linear head per class token.
 
-    A subclass sets `image_size` (H, W), `in_chans`, `cls_token` (1, T, C), `pos_embed` and `head`, and defines
-    `forward`, `forward_features`, `backbone`, and `stages` if layers precede its blocks.
+    A subclass sets `image_size` (H, W), `in_chans`, `cls_token` (1, T, C), `pos_embed`, `norm` and, with `add_heads`,
+    its heads. It defines `forward_tokens`, `backbone`, and `stages` if layers precede its blocks.
     """
+
+    distilled = False  # whether there is a distillation token with its own head, `head_dist`
+    init_layer = staticmethod(init_linear_and_norm)  # initialises one layer
+
+    def forward_tokens(self, x: paddle.Tensor, num_queries: int | None = None) -> paddle.Tensor:
+        """Return the tokens after the last block, not normalised: (B, Cin, H, W) -> (B, M, C), class tokens first.
+
+        The last block may compute only the first M = num_queries tokens; None for all T + N.
+        """
+        raise NotImplementedError
 
     def backbone(self) -> list[BlockPlace]:
         """Return a list of `BlockPlace`, from the first block to the last."""
@@ -87,12 +100,90 @@ class VisionTransformer(nn.Layer):
         """
         raise ValueError(f"the position embedding of a {type(self).__name__} cannot be resized")
 
-    def forward_intermediates(self, x: paddle.Tensor) -> list[paddle.Tensor]:
-        """Return the tokens after each block, class tokens first: (B, Cin, H, W) -> list of (B, T + N, C)."""
-        blocks = [place.block for place in self.backbone()]
-        with all_tokens(blocks), outputs_of(blocks) as outputs:
-            self(x)
-        return outputs
+    @property
+    def num_class_tokens(self) -> int:
+        """T: 2 with a distillation token, else 1."""
+        return self.cls_token.shape[1]
+
+    @property
+    def num_features(self) -> int:
+        """C: width of the tokens after the last block."""
+        return self.norm.weight.shape[0]
+
+    @property
+    def heads(self) -> list[nn.Layer]:
+        """The head of each class token; identities if num_classes is 0."""
+        return [self.head, self.head_dist] if self.distilled else [self.head]
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]:
+        """Return the logits (see `forward_head`): (B, Cin, H, W) -> (B, num_classes)."""
+        # The heads need only the class tokens of the last block.
+        return self.forward_head(self.norm(self.forward_tokens(x, num_queries=self.num_class_tokens)))
+
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Return all tokens, normalised: (B, Cin, H, W) -> (B, T + N, C), class tokens first.
+
+        Training uses only the class tokens of the last block, in all families.
+        """
+        return self.norm(self.forward_tokens(x))
+
+    def forward_head(
+        self, tokens: paddle.Tensor, pre_logits: bool = False
+    ) -> paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]:
+        """Return the logits of normalised tokens: (B, T + N, C) -> (B, num_classes). Only the class tokens are used.
+
+        A distilled model returns (class, distillation) logits in training and their mean in evaluation. With
+        `pre_logits`, or if num_classes is 0, returns the pooled features (B, C): the class token, or the mean of both.
+        """
+        if pre_logits or not self.num_classes:
+            return (tokens[:, 0] + tokens[:, 1]) / 2 if self.distilled else tokens[:, 0]
+        logits = self.head(tokens[:, 0])
+        if not self.distilled:
+            return logits
+        distilled_logits = self.head_dist(tokens[:, 1])
+        return (logits, distilled_logits) if self.training else (logits + distilled_logits) / 2
+
+    def forward_intermediates(
+        self, x: paddle.Tensor, indices: int | Sequence[int] | None = None
+    ) -> list[paddle.Tensor]:
+        """Return the patch tokens after blocks, on their grids: (B, Cin, H, W) -> list of (B, C, h, w), not normalised.
+
+        In a PiT, C, h and w differ between stages.
+
+        Args:
+            indices: numbers of the blocks, from 0, negative from the end; an int n for the last n blocks; None for all.
+                The maps are in the order of the blocks.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        places = self._chosen_places(indices)
+        with outputs_of([place.block for place in places]) as outputs:
+            self.forward_tokens(x)
+        return [as_map(x[:, self.num_class_tokens :], place.grid) for x, place in zip(outputs, places)]
+
+    @paddle.jit.not_to_static  # in 2.6.2, to_static cannot build a NamedTuple
+    def _chosen_places(self, indices):
+        backbone = self.backbone()
+        return [backbone[index] for index in _block_indices(indices, len(backbone))]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the heads by new ones. With 0 the model returns pooled features (see `forward_head`)."""
+        self.add_heads(num_classes)
+        for head in self.heads:
+            self.init_layer(head)
+            head.to(dtype=self.cls_token.dtype)
+            head.training = self.training
+
+    def add_heads(self, num_classes: int) -> None:
+        """Add heads with Paddle's initialisation. The constructor of a subclass calls this after it has set `norm`."""
+        self.num_classes = num_classes
+        for name in ("head", "head_dist") if self.distilled else ("head",):
+            setattr(self, name, Linear(self.num_features, num_classes) if num_classes else nn.Identity())
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that have no weight decay, besides biases and 1-D parameters."""
+        return {"cls_token", "pos_embed"}
 
     def layer_index(self, name: str) -> int:
         """Return the depth of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last.
@@ -107,6 +198,29 @@ class VisionTransformer(nn.Layer):
             if id(layer) in depths and name.startswith(f"{prefix}."):
                 return depths[id(layer)]
         return 0 if name in ("cls_token", "pos_embed") else len(backbone) + 1
+
+
+def through_blocks(
+    blocks: Sequence[nn.Layer], x: paddle.Tensor, num_queries: int | None = None, recompute: bool = False
+) -> paddle.Tensor:
+    """Run blocks: (B, T + N, C) -> (B, M, C). The last block computes only the first M = num_queries tokens, or all.
+
+    With `recompute`, the backward pass recomputes the blocks, but not a last one that computes fewer tokens: the
+    backward pass of the model starts there.
+    """
+    for block in blocks[:-1] if num_queries else blocks:
+        x = recomputed(block, x) if recompute else block(x)
+    return blocks[-1](x, num_queries=num_queries) if num_queries else x
+
+
+def _block_indices(indices, count):
+    """Return the sorted indices of blocks that timm's `indices` chooses: None, a number of last blocks, or a list."""
+    if isinstance(indices, int) and not 1 <= indices <= count:
+        raise ValueError(f"the model has {count} blocks, so the last {indices} cannot be chosen")
+    chosen = range(count)[-indices:] if isinstance(indices, int) else range(count) if indices is None else indices
+    if wrong := [index for index in chosen if not -count <= index < count]:
+        raise ValueError(f"the model has blocks 0 to {count - 1} (or -{count} to -1), not {wrong[0]}")
+    return sorted({index % count for index in chosen})
 
 
 def count_layers(shapes, prefix):

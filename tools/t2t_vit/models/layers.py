@@ -51,6 +51,21 @@ def init_from_fan_in(layer):
                 Uniform(-(fan_in**-0.5), fan_in**-0.5)(parameter)
 
 
+def as_tokens(x: paddle.Tensor) -> paddle.Tensor:
+    """Convert a map (B, C, h, w) to tokens (B, h*w, C).
+
+    Paddle Inference with oneDNN (3.3.1) fuses reshape, transpose and matrix product into one call, which misreads the
+    blocked layout of a convolution's output. Therefore this uses flatten. Transpose and then reshape before a concat
+    does not work either: the file cannot be opened.
+    """
+    return x.flatten(2).transpose([0, 2, 1])
+
+
+def as_map(x: paddle.Tensor, grid: Sequence[int]) -> paddle.Tensor:
+    """Convert tokens (B, h*w, C) to a map (B, C, h, w)."""
+    return x.transpose([0, 2, 1]).reshape([-1, x.shape[2], *grid])
+
+
 def check_images(x: paddle.Tensor, in_chans: int, image_size: Sequence[int]) -> None:
     """Raise ValueError unless `x` is (B, in_chans, H, W) with (H, W) = image_size."""
     if tuple(x.shape[1:]) != (in_chans, *image_size):
@@ -168,8 +183,6 @@ def fuse_attention(model: nn.Layer) -> None:
 class Block(nn.Layer):
     """Pre-norm transformer block: (B, N, C) -> (B, M, C), the first M = num_queries tokens or all N."""
 
-    all_tokens = False  # True: ignore num_queries, see recording.all_tokens
-
     def __init__(
         self,
         dim,
@@ -190,6 +203,5 @@ class Block(nn.Layer):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x, num_queries=None):
-        num_queries = None if self.all_tokens else num_queries
         x = x[:, :num_queries] + self.drop_path(self.attn(self.norm1(x), num_queries))
         return x + self.drop_path(self.mlp(self.norm2(x)))

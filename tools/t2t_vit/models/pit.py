@@ -15,10 +15,9 @@ from paddle import nn
 from paddle.nn.initializer import Normal
 
 from t2t_vit.models.dropout import Dropout
-from t2t_vit.models.family import BlockPlace, Family, Stage, VisionTransformer, count_layers
-from t2t_vit.models.layers import Block, LayerNorm, Linear, check_images, init_from_fan_in
+from t2t_vit.models.family import BlockPlace, Family, Stage, VisionTransformer, count_layers, through_blocks
+from t2t_vit.models.layers import Block, LayerNorm, Linear, as_map, as_tokens, check_images, init_from_fan_in
 from t2t_vit.models.position import resize_map
-from t2t_vit.models.recompute import recomputed
 
 # Patches, and width per head, depth and heads of the three stages: paper, table 2, and the official pit.py.
 _SIZES = {
@@ -47,9 +46,9 @@ class PatchEmbedding(nn.Layer):
 
 
 class Transformer(nn.Layer):
-    """The blocks of a stage, on the map's tokens and the class tokens together: (B, C, h, w), (B, T, C) -> the same.
+    """The blocks of a stage: map (B, C, h, w) and class tokens (B, T, C) -> tokens (B, T + h*w, C), class tokens first.
 
-    With `class_tokens_only` (last stage), the map is not computed, and None is returned in its place.
+    The last block may compute only the first M = num_queries tokens: (B, M, C).
     """
 
     recompute = False  # see recompute_activations
@@ -61,16 +60,9 @@ class Transformer(nn.Layer):
             for rate in drop_path_rates
         )
 
-    def forward(self, x, cls_tokens, class_tokens_only=False):
-        B, C, height, width = x.shape
-        num_cls_tokens = cls_tokens.shape[1]
-        x = paddle.concat([cls_tokens, x.flatten(2).transpose([0, 2, 1])], axis=1)  # (B, T + h*w, C)
-        for block in self.blocks[:-1] if class_tokens_only else self.blocks:
-            x = recomputed(block, x) if self.recompute else block(x)
-        if class_tokens_only:
-            return None, self.blocks[-1](x, num_queries=num_cls_tokens)
-        cls_tokens, x = x[:, :num_cls_tokens], x[:, num_cls_tokens:]
-        return x.transpose([0, 2, 1]).reshape([B, C, height, width]), cls_tokens
+    def forward(self, x, cls_tokens, num_queries=None):
+        x = paddle.concat([cls_tokens, as_tokens(x)], axis=1)  # (B, T + h*w, C)
+        return through_blocks(self.blocks, x, num_queries, self.recompute)
 
 
 class HeadPooling(nn.Layer):
@@ -99,7 +91,7 @@ class PoolingTransformer(VisionTransformer):
     Args:
         image_size: pixels, one number or (height, width), at least patch_size.
         in_chans: channels of the input.
-        num_classes: width of the logits; 0 for a model that returns its features.
+        num_classes: width of the logits; 0 for a model that returns pooled features.
         patch_size, stride: of the patches, in pixels.
         base_dims, depth, heads: width per head, number of blocks and of heads, one number per stage.
         mlp_ratio: hidden width of the blocks' MLP / width.
@@ -111,6 +103,8 @@ class PoolingTransformer(VisionTransformer):
     Raises:
         ValueError: arguments do not fit together. The message names them.
     """
+
+    init_layer = staticmethod(init_from_fan_in)
 
     def __init__(
         self,
@@ -155,10 +149,8 @@ class PoolingTransformer(VisionTransformer):
         )  # fmt: skip
         self.pools = nn.LayerList(HeadPooling(dim, next_dim) for dim, next_dim in zip(dims, dims[1:]))
         self.norm = LayerNorm(dims[-1], epsilon=_EPSILON)
-        self.head = Linear(dims[-1], num_classes) if num_classes else nn.Identity()
-        if distilled:
-            self.head_dist = Linear(dims[-1], num_classes) if num_classes else nn.Identity()
-        self.apply(init_from_fan_in)
+        self.add_heads(num_classes)
+        self.apply(self.init_layer)
 
     def fit_pos_embed(self, table: paddle.Tensor, recompute: bool = False) -> tuple[paddle.Tensor, str]:
         """Resize a position map (1, C, h, w) bicubically. Returns (map, description of what was done).
@@ -184,31 +176,15 @@ class PoolingTransformer(VisionTransformer):
                 places.append(BlockPlace(block, grid, windows, None if j else pool))
         return places
 
-    def forward_tokens(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Normalised class tokens: (B, Cin, H, W) -> (B, T, C of the last stage)."""
+    def forward_tokens(self, x: paddle.Tensor, num_queries: int | None = None) -> paddle.Tensor:
         check_images(x, self.in_chans, self.image_size)
         x = self.pos_drop(self.patch_embed(x) + self.pos_embed)  # (B, C, h, w)
-        cls_tokens = self.cls_token.expand([x.shape[0], -1, -1])  # (B, T, C)
+        cls_tokens, T = self.cls_token.expand([x.shape[0], -1, -1]), self.num_class_tokens  # (B, T, C)
         for transformer, pool in zip(self.transformers, self.pools):
-            x, cls_tokens = pool(*transformer(x, cls_tokens))
-        _, cls_tokens = self.transformers[-1](x, cls_tokens, class_tokens_only=True)
-        return self.norm(cls_tokens)
-
-    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Normalised class token: (B, Cin, H, W) -> (B, C of the last stage)."""
-        return self.forward_tokens(x)[:, 0]
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]:
-        """Logits: (B, Cin, H, W) -> (B, num_classes).
-
-        A distilled model returns (class, distillation) logits in training and their mean in evaluation.
-        """
-        tokens = self.forward_tokens(x)  # (B, T, C)
-        logits = self.head(tokens[:, 0])
-        if not self.distilled:
-            return logits
-        distilled_logits = self.head_dist(tokens[:, 1])
-        return (logits, distilled_logits) if self.training else (logits + distilled_logits) / 2
+            grid = x.shape[2:]
+            tokens = transformer(x, cls_tokens)  # (B, T + h*w, C)
+            x, cls_tokens = pool(as_map(tokens[:, T:], grid), tokens[:, :T])
+        return self.transformers[-1](x, cls_tokens, num_queries)
 
 
 def _patch_grid(image_size, patch_size, stride):
@@ -236,7 +212,7 @@ def read_shapes(shapes):
         "patch_size": patch_size,
         "widths": [shapes[f"{blocks}0.norm1.bias"][0] for blocks in transformers],
         "depth": [count_layers(shapes, blocks) for blocks in transformers],
-        "distilled": "head_dist.bias" in shapes,
+        "distilled": shapes["cls_token"][1] == 2,
     }
     stride = patch_size // 2  # holds for all variants
     image_size = (shapes["pos_embed"][2] - 1) * stride + patch_size

@@ -33,16 +33,16 @@ def _hooked(layers, register, hook):
 
 
 @contextlib.contextmanager
-def all_tokens(blocks: Sequence[paddle.nn.Layer]) -> Iterator[None]:
-    """Context manager: blocks compute all tokens, even those that are not needed, and attention is not fused."""
+def not_fused(blocks: Sequence[paddle.nn.Layer]) -> Iterator[None]:
+    """Context manager: the attention of blocks is not fused, so that its weights exist."""
     fused = [block.attn.fused for block in blocks]
     for block in blocks:
-        block.all_tokens, block.attn.fused = True, False
+        block.attn.fused = False
     try:
         yield
     finally:
         for block, flag in zip(blocks, fused):
-            block.all_tokens, block.attn.fused = False, flag
+            block.attn.fused = flag
 
 
 @contextlib.contextmanager

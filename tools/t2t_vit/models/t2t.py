@@ -17,15 +17,15 @@ from paddle import nn
 from paddle.nn.initializer import Normal
 
 from t2t_vit.models.dropout import Dropout
-from t2t_vit.models.family import BlockPlace, Family, Stage, VisionTransformer, count_layers
+from t2t_vit.models.family import BlockPlace, Family, Stage, VisionTransformer, count_layers, through_blocks
 from t2t_vit.models.layers import (
     Block,
     LayerNorm,
     Linear,
+    as_tokens,
     check_images,
     frozen_parameter,
     init_from_fan_in,
-    init_linear_and_norm,
 )
 from t2t_vit.models.position import is_sinusoid, resize_tokens, sinusoid_table, square_grid
 from t2t_vit.models.recompute import recomputed
@@ -127,7 +127,7 @@ class T2TModule(nn.Layer):
             return self._soft_split_tokens(x)
         for convolution in self.token_layers:
             x = convolution(x)  # (B, E or C, h, w)
-        return x.flatten(2).transpose([0, 2, 1])  # (B, N, C)
+        return as_tokens(x)  # (B, N, C)
 
     def _soft_split_tokens(self, x):
         # On a GPU, unfold and its gradient start one kernel per image (unfold_kernel_impl.h, 2.6.2 and 3.3.1).
@@ -145,7 +145,7 @@ class T2TViT(VisionTransformer):
     Args:
         image_size: pixels, one number or (height, width); any size that the soft splits can cover.
         in_chans: channels of the input.
-        num_classes: width of the logits; 0 for a model that returns its features.
+        num_classes: width of the logits; 0 for a model that returns pooled features.
         embed_dim, depth, num_heads, mlp_ratio: the backbone.
         tokens_type: "performer", "transformer" or "convolution".
         token_dim: width inside the T2T module.
@@ -200,8 +200,8 @@ class T2TViT(VisionTransformer):
             for rate in drop_path_rates
         )
         self.norm = LayerNorm(embed_dim, epsilon=1e-5)
-        self.head = Linear(embed_dim, num_classes) if num_classes else nn.Identity()
-        self.apply(init_linear_and_norm)
+        self.add_heads(num_classes)
+        self.apply(self.init_layer)
 
     def fit_pos_embed(self, table: paddle.Tensor, recompute: bool = False) -> tuple[paddle.Tensor, str]:
         """Resize a position embedding (1, 1+M, C) of another image size for this model: (1, 1+N, C).
@@ -229,21 +229,12 @@ class T2TViT(VisionTransformer):
         grid = self.tokens_to_token.grids[-1]
         return [BlockPlace(block, grid, self.tokens_to_token.splits) for block in self.blocks]
 
-    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Normalised class token: (B, Cin, H, W) -> (B, C)."""
+    def forward_tokens(self, x: paddle.Tensor, num_queries: int | None = None) -> paddle.Tensor:
         check_images(x, self.in_chans, self.image_size)
         x = self.tokens_to_token(x)  # (B, N, C)
         cls_token = self.cls_token.expand([x.shape[0], -1, -1])  # (B, 1, C)
         x = paddle.concat([cls_token, x], axis=1) + self.pos_embed  # (B, 1 + N, C)
-        x = self.pos_drop(x)
-        for block in self.blocks[:-1]:
-            x = recomputed(block, x) if self.recompute else block(x)
-        # Only the class token is needed from the last block.
-        return self.norm(self.blocks[-1](x, num_queries=1))[:, 0]  # (B, C)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Logits: (B, Cin, H, W) -> (B, num_classes)."""
-        return self.head(self.forward_features(x))
+        return through_blocks(self.blocks, self.pos_drop(x), num_queries, self.recompute)
 
 
 def traits(variant):

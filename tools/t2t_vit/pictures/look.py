@@ -56,7 +56,7 @@ class BlockMaps:
             check_queries(args.query, self.backbone[block].grid, f"block {block + 1}")
         if args.class_id is not None and not 0 <= args.class_id < len(names):
             raise UserError(f"--class-id is {args.class_id} but the classes are 0 to {len(names) - 1}")
-        if args.token == "distillation" and attention.num_class_tokens(model) < 2:
+        if args.token == "distillation" and model.num_class_tokens < 2:
             raise UserError("--token distillation needs a distilled model")
 
     def _chosen_heads(self, block):
@@ -104,7 +104,7 @@ class BlockMaps:
         place, mark = self.backbone[block], None
         token = 1 if self.args.token == "distillation" else 0
         if query:
-            token = attention.num_class_tokens(self.model) + query[0] * place.grid[1] + query[1]
+            token = self.model.num_class_tokens + query[0] * place.grid[1] + query[1]
             mark = cell(attention.token_box(self.model, block), place.grid, query)
         box, words = attention.token_box(self.model, 0), f"blocks 1 to {block + 1}"
         if method == "rollout":

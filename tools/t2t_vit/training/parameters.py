@@ -1,12 +1,14 @@
-"""Choose which parameters are trained, and which of them have weight decay."""
+"""Choose which parameters are trained, which of them have weight decay, and how the layer decay scales their rates."""
+
+from __future__ import annotations
 
 import difflib
 import fnmatch
+from typing import Any
 
 from t2t_vit.common.errors import UserError
+from t2t_vit.models.family import VisionTransformer
 from t2t_vit.models.layers import in_head
-
-NO_DECAY = ("cls_token", "pos_embed")
 
 
 def parameter_groups(model):
@@ -14,17 +16,45 @@ def parameter_groups(model):
 
     Returns:
         {"decayed": names, "undecayed": names, "frozen": names}, structured names. "undecayed" are 1-D parameters,
-        biases, cls_token and pos_embed. "frozen" are not trained.
+        biases and `model.no_weight_decay()`. "frozen" are not trained.
     """
-    groups = {"decayed": [], "undecayed": [], "frozen": []}
+    groups, exempt = {"decayed": [], "undecayed": [], "frozen": []}, model.no_weight_decay()
     for name, parameter in model.named_parameters():
         if parameter.stop_gradient:
             groups["frozen"].append(name)
-        elif parameter.ndim <= 1 or name.endswith(".bias") or name in NO_DECAY:
+        elif parameter.ndim <= 1 or name.endswith(".bias") or name in exempt:
             groups["undecayed"].append(name)
         else:
             groups["decayed"].append(name)
     return groups
+
+
+def layer_factors(model, layer_decay):
+    """Return {name: layer_decay ** (number of layers above)} of the trained parameters, from `model.layer_index`."""
+    layers = {name: model.layer_index(name) for name, _ in model.named_parameters()}
+    last = max(layers.values())
+    trained = [name for name, parameter in model.named_parameters() if not parameter.stop_gradient]
+    return {name: layer_decay ** (last - layers[name]) for name in trained}
+
+
+def param_groups(model: VisionTransformer, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Group the trained parameters of a model for an optimizer of Paddle, with weight decay as in the recipes.
+
+    Args:
+        weight_decay: of weights. Biases, 1-D parameters and `model.no_weight_decay()` have none.
+        layer_decay: the learning rate is multiplied by layer_decay ** (number of layers above). 1.0: the same in all.
+
+    Returns:
+        [{"params": parameters, "weight_decay": number, "learning_rate": factor of the optimizer's learning rate}].
+    """
+    decayed, groups = set(parameter_groups(model)["decayed"]), {}
+    named = dict(model.named_parameters())
+    for name, factor in layer_factors(model, layer_decay).items():
+        groups.setdefault((name in decayed, factor), []).append(named[name])
+    return [
+        {"params": parameters, "weight_decay": float(weight_decay) if decays else 0.0, "learning_rate": float(factor)}
+        for (decays, factor), parameters in groups.items()
+    ]
 
 
 def freeze(model, patterns):

@@ -3,6 +3,7 @@
 import math
 
 from t2t_vit.models.layers import in_head
+from t2t_vit.training.parameters import layer_factors
 
 
 def learning_rate(epoch, train, peak=None):
@@ -39,11 +40,9 @@ class LayerRates:
     """
 
     def __init__(self, model, train):
-        named = dict(model.named_parameters())
         self.train = train
-        self.layers = {name: model.layer_index(name) for name in named if not named[name].stop_gradient}
-        last = max(map(model.layer_index, named))
-        self.decays = {name: train.LAYER_DECAY ** (last - layer) for name, layer in self.layers.items()}
+        self.decays = layer_factors(model, train.LAYER_DECAY)
+        self.layers = {name: model.layer_index(name) for name in self.decays}
 
     def factors(self, epoch):
         """Return {name: learning rate / learning rate of the head} in an epoch (from 0)."""

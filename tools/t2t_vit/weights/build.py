@@ -17,14 +17,17 @@ from t2t_vit.weights.formats import read_weights
 from t2t_vit.weights.load import count_classes, load_weights
 
 
-def build_model(cfg: CfgNode) -> VisionTransformer:
+def build_model(cfg: CfgNode, num_classes: int | None = None) -> VisionTransformer:
     """Build the model of MODEL.* with fresh weights. The DATA keys determine the shape of its input.
+
+    `num_classes` is used instead of MODEL.NUM_CLASSES; 0 for a model without a head, which returns pooled features.
 
     Raises UserError for an unknown name or settings that do not fit together.
     """
     model = cfg.MODEL
     require_model(cfg)
-    if not model.NUM_CLASSES:
+    num_classes = model.NUM_CLASSES or None if num_classes is None else num_classes
+    if num_classes is None:
         raise UserError("MODEL.NUM_CLASSES is 0 (as in the data set or the weights), but neither is given; set it")
     try:
         overrides = _family_overrides(model)
@@ -32,7 +35,7 @@ def build_model(cfg: CfgNode) -> VisionTransformer:
             model.NAME,
             image_size=cfg.DATA.IMAGE_SIZE,
             in_chans=cfg.DATA.CHANNELS,
-            num_classes=model.NUM_CLASSES,
+            num_classes=num_classes,
             drop_rate=model.DROP_RATE,
             attn_drop_rate=model.ATTN_DROP_RATE,
             drop_path_rate=model.DROP_PATH_RATE,
@@ -77,15 +80,21 @@ def trained_weights(cfg: CfgNode, chosen: str | Path | None) -> Path:
     return local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))
 
 
-def build_trained_model(cfg: CfgNode, chosen: str | Path | None) -> tuple[VisionTransformer, Path]:
+def build_trained_model(
+    cfg: CfgNode, chosen: str | Path | None, with_head: bool = True
+) -> tuple[VisionTransformer, Path]:
     """Build the model of `cfg` with weights, see `trained_weights`. Returns (model in eval mode, path of the weights).
+
+    Without its head, the model returns pooled features, and the weights need no head.
 
     Raises UserError if there are no weights, or if they do not fit.
     """
     path = trained_weights(cfg, chosen)
     weights = read_weights(path)
-    model = build_model(cfg if cfg.MODEL.NUM_CLASSES else with_classes(cfg, count_classes(weights)))
-    load_weights(model, weights, pos_resize=cfg.MODEL.POS_RESIZE)
+    if with_head and not cfg.MODEL.NUM_CLASSES:
+        cfg = with_classes(cfg, count_classes(weights))
+    model = build_model(cfg, num_classes=None if with_head else 0)
+    load_weights(model, weights, head="same" if with_head else "fit", pos_resize=cfg.MODEL.POS_RESIZE)
     model.eval()
     return model, path
 

@@ -17,9 +17,9 @@ import httpx
 from t2t_vit.common.errors import UserError, printable
 from t2t_vit.common.files import atomic_path, is_url, is_web_page, lock, remove_temporary_files, sha256
 from t2t_vit.common.logger import log, progress_bar
-from t2t_vit.config import resolve
+from t2t_vit.config import ROOT
+from t2t_vit.weights import published
 
-_SUFFIX = ".pdparams"  # users of PaddleViT and MindSpore omit it
 # File names of torch.hub: name-<start of the SHA-256>.pth. Digits alone are more likely a date.
 _HUB_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$")
 _TIMEOUT = 30  # seconds without a response
@@ -27,19 +27,41 @@ _BLOCK = 2**20  # bytes per read
 
 
 def local_file(choice: str | Path, advice: str = "train first, or give a file with --pretrained FILE") -> Path:
-    """Return the path of the weights that a setting names: a file, with or without .pdparams, or a URL.
+    """Return the path of the weights that a setting names: a file (with or without .pdparams), a URL, a published name.
 
     Raises UserError with `advice` if there is no such file, or if it cannot be downloaded.
     """
-    if is_url(choice):
-        return download(str(choice))
-    path = resolve(choice)
-    for candidate in (path, path.with_name(path.name + _SUFFIX)):
+    word = published.meaning(choice, ROOT)
+    if is_url(word):
+        return download(word)
+    if word in published.table():
+        return download_published(published.table()[word])
+    path = Path(word)
+    for candidate in (path, path.with_name(path.name + published.SUFFIX)):
         if candidate.is_file():
             return candidate
     if path.is_dir():
-        raise UserError(f"weights {path} are a folder; name the file in it, such as {path / 'best.pdparams'}")
-    raise UserError(f"weights {path} not found; {advice}")
+        named = published.table().get(path.name)
+        other = f"; the published weights are {named.name}" if named and named.name != path.name else ""
+        raise UserError(f"weights {path} are a folder; name the file in it, such as {path / 'best.pdparams'}{other}")
+    near = ", ".join(published.similar(path.name))
+    raise UserError(f"weights {path} not found; {f'did you mean {near}?' if near else advice}")
+
+
+def download_published(row: published.Published) -> Path:
+    """Return the local file of a row of published.tsv; download it first if it is not in the cache.
+
+    Raises UserError like `download`. If only a browser can download it, the message names the page and the place for
+    the file.
+    """
+    if not row.needs_browser:
+        return download(row.url)
+    path = cache_folder() / row.name
+    if not path.is_file():
+        _make_folder(path.parent)
+        page = f"{row.url} ({row.remark})" if row.remark else row.url
+        raise UserError(f"{row.name} needs a browser: download the file of {page} and save it as {path}")
+    return path
 
 
 def cache_folder():
@@ -75,10 +97,7 @@ def download(url):
     name = "weights" if name in ("", ".", "..") else name
     # One folder per URL, so that files of the same name do not collide.
     path = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:12] / name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent} cannot be created ({error.strerror}); set T2T_CACHE to a folder") from None
+    _make_folder(path.parent)
     if not _is_complete(path, checksum):
         with open(path.parent / ".lock", "w") as file:
             lock(file, wait=True)  # on a file system without locks, each process downloads for itself
@@ -86,6 +105,13 @@ def download(url):
                 remove_temporary_files(path.parent)
                 _download(address, path, checksum, url)
     return path
+
+
+def _make_folder(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created ({error.strerror}); set T2T_CACHE to a folder") from None
 
 
 def _is_complete(path, checksum):

@@ -15,10 +15,10 @@ def identify(shapes):
 
     Returns:
         {variant: {"num_classes", "in_chans", "image_size"}}, arguments of `create_model` for these tensors. Empty if no
-        variant fits. The shapes do not show the number of heads: tensors of t2t_vit_14 fit t2t_vit_14_resnext
-        too.
+        variant fits. Tensors without a head are those of num_classes=0. The shapes do not show the number of heads:
+        tensors of t2t_vit_14 fit t2t_vit_14_resnext too.
     """
-    shapes = {name: list(shape) for name, shape in shapes.items()}
+    shapes = {"head.bias": [0], **{name: list(shape) for name, shape in shapes.items()}}
     found = {}
     for family in FAMILIES:
         try:

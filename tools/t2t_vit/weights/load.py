@@ -27,8 +27,8 @@ def load_weights(model, weights, head="same", pos_resize="bicubic"):
     Args:
         model: a model of this repository, with fresh weights.
         weights: `formats.Weights`.
-        head: if the number of classes differs, "same" raises an error and "fit" keeps the model's own head. "new"
-            always keeps the model's own head.
+        head: if the number of classes differs, "same" raises an error and "fit" keeps the model's own head, also none
+            (num_classes=0). "new" always keeps the model's own head.
         pos_resize: if the image size differs, "bicubic" resizes the position embedding. "sinusoid" recomputes it, if it
             is still a sinusoid.
 
@@ -87,15 +87,19 @@ def check_variant(model, weights):
 
 def _with_own_head(own, tensors, path, always):
     """Return `tensors` with the model's own head: if `always` is set, or if the numbers of classes differ."""
-    heads = [name for name in own if in_head(name)]
-    if not always and all(np.shape(tensors.get(name)) == tuple(own[name].shape) for name in heads):
-        return tensors
-    before, after = np.shape(tensors.get("head.bias")), own["head.bias"].shape[0]
-    there = "other classes" if always else f"{before[0] if before else 'no'} classes"
-    loaded = f"{display_path(path)}: loaded without the head, which is newly initialised"
-    log.info("%s: the file has %s, the model %d", loaded, there, after)
     kept = {name: value for name, value in tensors.items() if not in_head(name)}
-    return {**kept, **{name: checkpoint.to_array(own[name]) for name in heads}}
+    heads = {name: tensor for name, tensor in own.items() if in_head(name)}
+    shapes = {name: tuple(np.shape(value)) for name, value in tensors.items() if name not in kept}
+    if not always and shapes == {name: tuple(tensor.shape) for name, tensor in heads.items()}:
+        return tensors
+    before = shapes.get("head.bias")
+    there = "other classes" if always else f"{before[0] if before else 'no'} classes"
+    if not heads:
+        log.info("%s: loaded without the head (%s), which the model does not have", display_path(path), there)
+        return kept
+    loaded = f"{display_path(path)}: loaded without the head, which is newly initialised"
+    log.info("%s: the file has %s, the model %d", loaded, there, heads["head.bias"].shape[0])
+    return {**kept, **{name: checkpoint.to_array(tensor) for name, tensor in heads.items()}}
 
 
 def _fit_pos_embed(model, table, path, pos_resize):
