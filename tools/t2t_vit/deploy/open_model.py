@@ -78,7 +78,7 @@ def choose_engine(args):
 
 
 def open_weights(cfg: CfgNode, chosen: str | Path | None = None) -> OpenedModel:
-    """Open weights as an `OpenedModel`: the file or URL `chosen`, or else the best weights of the config's run."""
+    """Open weights as an `OpenedModel`: `chosen` (file, URL or name), or else the best weights of the config's run."""
     # Here because they import Paddle.
     from t2t_vit.parallel.microbatch import inference
     from t2t_vit.weights.build import build_trained_model, classes_of, trained_weights
