@@ -221,9 +221,7 @@ def test_the_card_of_a_run_has_its_facts_and_its_code_loads_the_file(tmp_path, m
     text = card.read_text()
     rows = list(map(json.loads, source.with_name("metrics.jsonl").read_text().splitlines()))
     top1, epoch = max((row["val_ema_top1"], -row["epoch"]) for row in rows)
-    assert (top1, epoch) > max(
-        (row["val_top1"], -row["epoch"]) for row in rows
-    )  # the average is best, or as good first
+    assert (top1, epoch) > max((row["val_top1"], -row["epoch"]) for row in rows)  # or as good first
     accuracy = f"| validation top-1 | {100 * top1:.2f} % of the averaged weights (EMA), epoch {-epoch} of 40 |"
     digest = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
     for fact in ("pipeline_tag: image-classification", "trained on lit_data", "| classes | 10 |", "| epochs | 40 |",

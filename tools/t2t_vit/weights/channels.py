@@ -19,7 +19,7 @@ from t2t_vit.models.token_layers import TokenPerformer, TokenTransformer
 from t2t_vit.weights import checkpoint
 
 
-def fit_channels(model: VisionTransformer, tensors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+def fit_channels(model: nn.Layer, tensors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     """Change the first layer in the `tensors` of a file from n channels to 1 or from 1 to n, as the model has them.
 
     The weights of a channel are summed, or repeated and divided by n. Tensors that fit the model are left as they are,
@@ -42,7 +42,8 @@ def fit_channels(model: VisionTransformer, tensors: dict[str, np.ndarray], path:
 
 def _first_layer(model):
     """Return (names of the tensors that see single channels, axis of the channels in the first, their function)."""
-    first = model.stages()[0].layer if model.stages() else None
+    stages = model.stages() if isinstance(model, VisionTransformer) else []  # not a teacher of paddle.vision
+    first = stages[0].layer if stages else None
     names = {id(layer): name for name, layer in model.named_sublayers()}
     if isinstance(first, (TokenPerformer, TokenTransformer)):
         performer = isinstance(first, TokenPerformer)
