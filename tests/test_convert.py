@@ -1,6 +1,7 @@
 """tools/convert.py."""
 
 import hashlib
+import json
 import re
 import shutil
 import sys
@@ -171,3 +172,77 @@ def test_without_pytorch_its_files_are_not_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="pip install torch"):
         run(tmp_path / "w.pdparams", "--output", tmp_path / "w.pth", "--to", "torch")
     assert not (tmp_path / "w.pth").exists()
+
+
+def test_a_published_name_says_which_model_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("T2T_CACHE", str(tmp_path))
+    weights = create_model("t2t_vit_14", num_classes=5, image_size=32).state_dict()
+    checkpoint.save(tmp_path / "t2t_vit_14.paddlevit", weights)  # fits t2t_vit_14_resnext too
+    run("t2t_vit_14.paddlevit", "--output", tmp_path / "out.pdparams")
+    assert (tmp_path / "out.pdparams").read_bytes() == (tmp_path / "t2t_vit_14.paddlevit").read_bytes()
+
+
+# --- For a model hub ---
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "pit_ti_distilled"])
+def test_to_safetensors_and_back_is_bit_identical(tmp_path, name):
+    load_file = pytest.importorskip("safetensors.numpy").load_file
+    ours, hub, again = (tmp_path / file for file in ("a.pdparams", "model.safetensors", "c.pdparams"))
+    model = official.set_weights(create_model(name, num_classes=9, image_size=64))
+    aux = np.random.default_rng(0).standard_normal((5, 9)).astype("float32")
+    checkpoint.save(ours, {**model.state_dict(), "aux_head.weight": aux})
+    run(ours, "--model", name, "--output", hub, "--keep-aux-head")
+    run(hub, "--output", again, "--keep-aux-head")
+    assert again.read_bytes() == ours.read_bytes()
+    tree, linear = load_file(hub), official.linear_weights(model)
+    assert np.array_equal(tree.pop("aux_head.weight"), aux.T)
+    assert tree.keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        value = value.numpy().T if key in linear else value.numpy()
+        assert tree[key].dtype == value.dtype and np.array_equal(tree[key], value), key
+    assert b'"format":"pt"' in hub.read_bytes()[:200]
+
+
+def test_without_its_package_safetensors_are_not_written(tmp_path, monkeypatch):
+    peers.save_paddle(tmp_path / "w.pdparams", peers.peer_tensors(PIT))
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(UserError, match="--to safetensors needs a package: pip install safetensors"):
+        run(tmp_path / "w.pdparams", "--output", tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="w.safetensors must end in .pdparams, as --to is paddle"):
+        run(tmp_path / "w.pdparams", "--output", tmp_path / "w.safetensors", "--to", "paddle")
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_the_card_of_a_run_has_its_facts_and_its_code_loads_the_file(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    source, card = ROOT / "output/pretrained/lit_data/best.pdparams", tmp_path / "README.md"
+    run(source, "--output", tmp_path / "model.safetensors", "--card", card)
+    text = card.read_text()
+    rows = list(map(json.loads, source.with_name("metrics.jsonl").read_text().splitlines()))
+    top1, epoch = max((row["val_ema_top1"], -row["epoch"]) for row in rows)
+    assert (top1, epoch) > max((row["val_top1"], -row["epoch"]) for row in rows)  # or as good first
+    accuracy = f"| validation top-1 | {100 * top1:.2f} % of the averaged weights (EMA), epoch {-epoch} of 40 |"
+    digest = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    for fact in ("pipeline_tag: image-classification", "trained on lit_data", "| classes | 10 |", "| epochs | 40 |",
+                 accuracy, f"SHA-256 {digest} |",
+                 "[0.485, 0.456, 0.406] is subtracted", "resized to 16 pixels"):  # fmt: skip
+        assert fact in text, fact
+    assert str(ROOT) not in text and str(tmp_path) not in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    expected = checkpoint.read(source)
+    assert all(np.array_equal(value.numpy(), expected[name]) for name, value in names["model"].state_dict().items())
+
+
+def test_a_card_is_not_made_up_or_written_over(tmp_path):
+    peers.save_paddle(tmp_path / "w.pdparams", peers.peer_tensors(PIT))
+    (tmp_path / "README.md").write_text("mine")
+    run_of = ROOT / "output/pretrained/lit_data/best.pdparams"
+    for source, message in ((tmp_path / "w.pdparams", "--card describes a run, but there is no .*/config.yaml: give"),
+                            (run_of, "README.md exists already; remove it or choose another name")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            run(source, "--output", tmp_path / "out.safetensors", "--card", tmp_path / "README.md")
+    assert not (tmp_path / "out.safetensors").exists() and (tmp_path / "README.md").read_text() == "mine"

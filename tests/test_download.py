@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,7 @@ from tqdm import tqdm
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.models.zoo import create_model
-from t2t_vit.weights import checkpoint
-from t2t_vit.weights import download as download_module
+from t2t_vit.weights import checkpoint, transfer
 from t2t_vit.weights.download import download, local_file
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -117,11 +117,11 @@ def test_the_right_checksum_is_accepted(server):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("missing.pth", "answered 404 Not Found: check the address, or download the file by hand"),
+    ("missing.pth", "answered 404 Not Found: check the address, or download the file by hand and save it as /.*/mis"),
     ("cut.pth", r"cannot be downloaded \(.*received 1000 bytes, expected 3000000\)"),
     ("reset.pth", r"cannot be downloaded \(.*Connection reset by peer\)"),
     ("odd.pth", r"cannot be downloaded \(bad Content-Length\)"),
-    ("page.pth", "returned a web page .* download it by hand"),
+    ("page.pth", r"is a web page .*: download it by hand and save it as /\S+/page.pth$"),
     ("ftp.pth", "cannot be downloaded .*unsupported protocol 'ftp://'"),
     ("file.pth", "cannot be downloaded .*unsupported protocol 'file://'"),
     ("loop.pth", "cannot be downloaded .*maximum allowed redirects"),
@@ -165,13 +165,15 @@ def test_a_socks_proxy_is_named(server, monkeypatch):
         download(f"{server.url}/v.pth")
 
 
-def test_without_a_network_the_line_says_what_to_do(server):
+def test_without_a_network_the_line_has_the_place_for_the_file(server):
     server.shutdown()
     server.server_close()
-    with pytest.raises(
-        UserError, match=r"cannot be downloaded \(.*Connection refused\): check the network and the pro"
-    ):
+    with pytest.raises(UserError, match=r"cannot be downloaded \(.*refused\): check the network and the pro") as error:
         download(f"{server.url}/w.pth")
+    place = Path(str(error.value).partition(", or download the file by hand and save it as ")[2])
+    place.write_bytes(CONTENT)
+    assert download(f"{server.url}/w.pth") == place
+    assert download(f"{server.url}/w.pth#sha256={SHA256}") == place
 
 
 def test_two_processes_download_once(server):
@@ -188,7 +190,7 @@ def test_two_processes_download_once(server):
 
 
 def test_progress_is_shown_on_a_terminal(server, monkeypatch, capsys):
-    monkeypatch.setattr(download_module, "progress_bar", lambda _, **options: tqdm(None, **options))
+    monkeypatch.setattr(transfer, "progress_bar", lambda _, **options: tqdm(None, **options))
     download(f"{server.url}/w.pth")
     assert "w.pth: 100%" in capsys.readouterr().err
 

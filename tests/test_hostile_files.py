@@ -419,7 +419,7 @@ def test_odd_graphs_are_one_line(tmp_path):
     ("run.log", "Now training epoch " + "9" * 5000 + ". LR=1"), ("run.log", "\x1b]0;x\x07"),
 ])  # fmt: skip
 def test_odd_logs_are_one_line(tmp_path, name, text):
-    from t2t_vit.pictures.run_logs import read_run
+    from t2t_vit.runs.run_logs import read_run
 
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=name) as raised:

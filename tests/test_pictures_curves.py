@@ -12,7 +12,7 @@ from conftest import ROOT, error_line, tool
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.pictures import curves
 from t2t_vit.pictures.options import curves_parser
-from t2t_vit.pictures.run_logs import read_run, read_runs
+from t2t_vit.runs.run_logs import read_run, read_runs
 
 T2T_PADDLE = """\
 ----- Imagenet2012 image train list len = 1281000

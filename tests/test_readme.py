@@ -28,8 +28,20 @@ TINY = "--batch-size 8 TRAIN.GLOBAL_BATCH 0 DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 
 TINY += " TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 TRAIN.COOLDOWN_EPOCHS 0"
 
 
-# A URL of published weights stands for a file of the same model.
-PUBLISHED = re.compile(r"https://github\.com/\S+?_T2T_ViT_(\d+)\.pth\.tar")
+# Published weights, by URL or name, stand for a file of the same model.
+PUBLISHED = re.compile(
+    r"https://github\.com/\S+?_T2T_ViT_(\d+)\.pth\.tar|(?<=--pretrained )t2t_vit_(\d+)(?:\.official)?(?=\s|$)"
+)
+
+
+def with_a_file(line):
+    """Replace published weights in a command by a file, and add the config that a name has."""
+    found = PUBLISHED.search(line)
+    if not found:
+        return line
+    number = found[1] or found[2]
+    config = "" if ".yaml" in line else f"--config configs/t2t_vit_{number}.yaml "
+    return PUBLISHED.sub(f"/path/to/t2t_vit_{number}.pdparams", line.replace("--pretrained", f"{config}--pretrained"))
 
 
 def commands():
@@ -38,7 +50,7 @@ def commands():
     for path in ENGLISH:
         lines += "\n".join(blocks(path, "bash")).replace("\\\n", "").splitlines()
         lines += re.findall(r"`((?:GPUS=\S+ )?(?:bash scripts|python tools)/[^`]+)`", path.read_text("utf-8"))
-    lines = [PUBLISHED.sub(r"/path/to/t2t_vit_\1.pdparams", re.sub(r"\s+#.*", "", line).strip()) for line in lines]
+    lines = [with_a_file(re.sub(r"\s+#.*", "", line).strip()) for line in lines]
     # Not the tests themselves, nor what sets up the shell or installs packages.
     no_command = re.compile(r"export |source |pip install|.*test\.sh")
     return [line for line in dict.fromkeys(lines) if line and not no_command.match(line)]
@@ -182,7 +194,7 @@ def test_command_runs(line, place):
     line = re.sub(r"output/(memorise|finetune|balanced)/", rf"{place}/output/\1/", line)
     line = line.replace("/path/to/", f"{place}/")
     files = "(?:attention|curves|predictions|confusion|growth|picture).png|photo.jpg|(?:few|unbalanced|small).txt|"
-    files += "(?:predictions|speed|growth).json|t2t_vit_7_official.pdparams"
+    files += "(?:predictions|speed|growth).json|t2t_vit_7_official.pdparams|model.safetensors|model_card.md"
     line = re.sub(rf"\b({files})", rf"{place}/\1", line)
     line = re.sub(r"^(NNODES=\S+ MASTER=\S+ NODE_RANK=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
     line += f" --sheet {place}/augment.png" if "visualize.py" in line else ""

@@ -1,7 +1,7 @@
-"""Convert weights: python tools/convert.py SRC --output FILE [--model NAME] [--to paddle|torch].
+"""Convert weights: python tools/convert.py SRC --output FILE [--model NAME] [--to paddle|torch|safetensors].
 
-SRC may be a file or URL of the official PyTorch code, timm, PaddleViT, T2T_paddle, paddle_pit or this repository. It
-is recognised by its content. No code in it is executed.
+SRC may be a file, a URL or a published name: weights of the official PyTorch code, timm, PaddleViT, T2T_paddle,
+paddle_pit or this repository. They are recognised by their content. No code in them is executed.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from t2t_vit.weights.published import meaning
 
 def main(args):
     import_paddle("cpu")
-    from t2t_vit.weights.convert import convert
+    from t2t_vit.deploy.model_card import convert_and_describe
 
     args.source = meaning(args.source, Path.cwd())
-    convert(args)
+    convert_and_describe(args)
 
 
 def parser():
@@ -26,13 +26,18 @@ def parser():
         "repository, and print statistics of the model's output.",
         epilog="Exit status: 0 done, 1 failed (one line on stderr), 2 wrong options.",
     )
-    parser.add_argument("source", type=not_empty, metavar="SRC", help="file or URL, recognised by its content")
+    parser.add_argument(
+        "source", type=not_empty, metavar="SRC", help="file, URL or published name, recognised by content"
+    )
     parser.add_argument("--output", type=not_empty, required=True, metavar="FILE", help="file to write")
     parser.add_argument(
         "--to",
-        choices=("paddle", "torch"),
-        default="paddle",
-        help="paddle (default): for this repository; torch: for the official PyTorch code",
+        choices=("paddle", "torch", "safetensors"),
+        help="paddle: for this repository; torch: for the official PyTorch code; safetensors: the same for a model "
+        "hub; default: safetensors if FILE ends so, else paddle",
+    )
+    parser.add_argument(
+        "--card", type=not_empty, metavar="FILE", help="also write a model card, README.md, for a run's weights"
     )
     parser.add_argument("--keep-aux-head", action="store_true", help="keep the auxiliary head of Token Labeling")
     model = parser.add_mutually_exclusive_group()

@@ -37,7 +37,7 @@ _C.CPU.FAST_OPS = True  # faster gradients of linear layers and LayerNorm on a C
 
 _C.MODEL = CN()
 _C.MODEL.NAME = "t2t_vit_7"  # any of t2t_vit.list_models(); "" = the model of the weights in PRETRAINED
-_C.MODEL.PRETRAINED = ""  # file or URL of weights to start from, or for val and predict to use ("" = the run's best)
+_C.MODEL.PRETRAINED = ""  # weights to start from or to use: file, URL or published name; "" = none, or the run's best
 _C.MODEL.POS_RESIZE = "bicubic"  # position embedding for another image size: bicubic, or sinusoid (recompute the table)
 _C.MODEL.NUM_CLASSES = 1000  # 0 = number of classes of the data set, or of the weights
 _C.MODEL.DROP_RATE = 0.0  # dropout in the backbone
@@ -64,7 +64,7 @@ _C.MODEL.PIT.MLP_RATIO = 0.0  # hidden width of an MLP / width
 _C.DISTILL = CN()
 _C.DISTILL.TYPE = ""  # distillation: hard (the teacher's top class), soft (its probabilities), "" = off
 _C.DISTILL.TEACHER = ""  # any of t2t_vit.list_models() or paddle.vision.models (resnet50), or a config file
-_C.DISTILL.WEIGHTS = ""  # file or URL of the teacher's weights; "" = best.pdparams beside the config file
+_C.DISTILL.WEIGHTS = ""  # the teacher's weights: file, URL or published name; "" = best.pdparams beside the config file
 _C.DISTILL.ALPHA = 0.5  # weight of the distillation loss
 _C.DISTILL.TAU = 1.0  # temperature of soft distillation
 

@@ -61,8 +61,9 @@ def common_parser(
     add(
         "--pretrained",
         type=not_empty,
-        metavar="FILE|URL",
-        help="weights: .pdparams, PyTorch's .pth or .safetensors of this or another program (MODEL.PRETRAINED)",
+        metavar="NAME|FILE|URL",
+        help="weights: a published name such as t2t_vit_14, or .pdparams, PyTorch's .pth or .safetensors of this or "
+        "another program (MODEL.PRETRAINED)",
     )
     add("--device", metavar="DEVICE", help="cpu, gpu or gpu:N; default: a GPU if there is one (DEVICE)")
     add("--debug", action="store_true", help="show the traceback of a failure")

@@ -81,7 +81,7 @@ def choose_engine(args):
 
 
 def open_weights(cfg: CfgNode, chosen: str | Path | None = None, with_head: bool = True) -> OpenedModel:
-    """Open weights as an `OpenedModel`: the file or URL `chosen`, or else the best weights of the config's run.
+    """Open weights as an `OpenedModel`: `chosen` (file, URL or name), or else the best weights of the config's run.
 
     Without its head, the model has no classes and returns pooled features.
     """

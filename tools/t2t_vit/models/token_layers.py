@@ -133,20 +133,20 @@ class TokenAttention(nn.Layer):
 class TokenTransformer(nn.Layer):
     """One transformer layer of the T2T module: (B, N, dim) -> (B, N, E), quadratic in N."""
 
-    def __init__(self, dim, token_dim):
+    def __init__(self, dim: int, token_dim: int) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, epsilon=1e-5)
         self.attn = TokenAttention(dim, token_dim)
         self.norm2 = LayerNorm(token_dim, epsilon=1e-5)
         self.mlp = Mlp(token_dim, token_dim)
 
-    def attention_rows(self, x, queries):
+    def attention_rows(self, x: paddle.Tensor, queries: paddle.Tensor) -> paddle.Tensor:
         """Return the attention rows of Q tokens: (B, N, dim), [Q positions] -> (B, Q, N)."""
         q, k, _ = self.attn.qkv(self.norm1(x)).split(3, axis=-1)  # each (B, N, E)
         q = q.index_select(queries, axis=1) * self.attn.scale
         return F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = self.attn(self.norm1(x))  # (B, N, E)
         return x + self.mlp(self.norm2(x))
 

@@ -19,7 +19,7 @@ from t2t_vit.deploy.open_model import open_model, open_weights
 from t2t_vit.deploy.predict import classify, read_images
 from t2t_vit.explain.attention import attention_maps, gradient_maps, on_grid, rollout, token_box
 from t2t_vit.explain.overlay import overlay
-from t2t_vit.pictures.run_logs import read_run
+from t2t_vit.runs.run_logs import read_run
 
 TOP = 5
 EXAMPLES = 10
@@ -86,10 +86,8 @@ def _label(name, cfg, weights):
         words.append(cfg.DATA.NAME)
         metrics = weights.with_name("metrics.jsonl")
         if weights.name == "best.pdparams" and metrics.stat().st_size < _MOST_METRICS:
-            run = read_run(metrics)
-            which = {"raw": ["val_top1"], "ema": ["val_ema_top1"], "better": ["val_top1", "val_ema_top1"]}[cfg.VAL.BEST]
-            found = list(filter(None, map(run.best, which))) or list(filter(None, [run.best("val_top1")]))
-            words += [f"{100 * top1:.2f}%" for top1, _ in sorted(found)[-1:] if 0 <= top1 <= 1]
+            best = read_run(metrics).best_validation(cfg.VAL.BEST)
+            words += [f"{100 * best[0]:.2f}%"] if best and 0 <= best[0] <= 1 else []
     return " · ".join(dict.fromkeys(words))
 
 

@@ -5,7 +5,7 @@ import argparse
 from t2t_vit.common.errors import UserError, printable
 from t2t_vit.common.figures import check_suffix, figure_to, plain, require_matplotlib
 from t2t_vit.common.files import check_outputs, display_path
-from t2t_vit.pictures.run_logs import read_runs
+from t2t_vit.runs.run_logs import read_runs
 
 # {title of a panel: (factor for its numbers, lines: (key of a row, style, name))}
 PANELS = {

@@ -12,6 +12,7 @@ from t2t_vit.models.zoo import list_models
 from t2t_vit.weights.build import build_model
 from t2t_vit.weights.download import local_file
 from t2t_vit.weights.load import load_pretrained
+from t2t_vit.weights.published import table
 
 _VISION_MODELS = [name for name in paddle.vision.models.__all__ if name.islower()]
 
@@ -55,7 +56,8 @@ def weights_path(cfg):
     distill = cfg.DISTILL
     _check_name(distill.TEACHER)
     if not distill.WEIGHTS and not _is_config(distill.TEACHER):
-        raise UserError(f"DISTILL.TEACHER is {distill.TEACHER}: set DISTILL.WEIGHTS to the file of its weights")
+        named = f", or to {distill.TEACHER} for the published ones" if distill.TEACHER in table() else ""
+        raise UserError(f"DISTILL.TEACHER is {distill.TEACHER}: set DISTILL.WEIGHTS to the file of its weights{named}")
     choice = distill.WEIGHTS or Path(distill.TEACHER).with_name("best.pdparams")
     return local_file(choice, "set DISTILL.WEIGHTS to the file of the teacher's weights")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -30,7 +31,7 @@ def build_model(cfg: CfgNode, num_classes: int | None = None) -> VisionTransform
     if num_classes is None:
         raise UserError("MODEL.NUM_CLASSES is 0 (as in the data set or the weights), but neither is given; set it")
     try:
-        overrides = _family_overrides(model)
+        overrides = model_overrides(model)
         network = create_model(
             model.NAME,
             image_size=cfg.DATA.IMAGE_SIZE,
@@ -58,7 +59,7 @@ def require_model(cfg: CfgNode) -> None:
         )
 
 
-def _family_overrides(model):
+def model_overrides(model: CfgNode) -> dict[str, Any]:
     """Return constructor arguments from the section of the model's family. UserError if another section is set."""
     family = family_of(model.NAME).name
     sections = {key: section for key, section in model.items() if isinstance(section, dict)}
@@ -73,8 +74,8 @@ def trained_weights(cfg: CfgNode, chosen: str | Path | None) -> Path:
     """Return the path of the weights to use with a config. Raises UserError if there are none.
 
     Args:
-        chosen: file or URL; default: best.pdparams of the config's run (the user's own, or the one that comes with the
-            repository), or else MODEL.PRETRAINED.
+        chosen: file, URL or published name; default: best.pdparams of the config's run (the user's own, or the one that
+            comes with the repository), or else MODEL.PRETRAINED.
     """
     best = best_weights(cfg)
     return local_file(chosen or (best if best.is_file() or not cfg.MODEL.PRETRAINED else cfg.MODEL.PRETRAINED))

@@ -1,4 +1,4 @@
-"""The command convert.py: convert weights of known programs for this repository or the official PyTorch code."""
+"""The command convert.py: convert weights of known programs for this repository, the official PyTorch code or a hub."""
 
 import argparse
 import contextlib
@@ -18,8 +18,11 @@ from t2t_vit.weights.download import local_file
 from t2t_vit.weights.formats import EXTRA, in_paddle_layout, linear_weights, read_weights, transposed
 from t2t_vit.weights.identify import closest, identify
 from t2t_vit.weights.load import check_variant
+from t2t_vit.weights.published import table
 
-_SUFFIXES = {"paddle": (".pdparams",), "torch": (".pth", ".pt", ".bin", ".tar")}
+_SUFFIXES = {
+    "paddle": (".pdparams",), "torch": (".pth", ".pt", ".bin", ".tar"), "safetensors": (".safetensors",)
+}  # fmt: skip
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -27,8 +30,10 @@ def convert(args: argparse.Namespace) -> None:
     setup_logging()
     source = local_file(args.source, "give a weights file or a URL")
     output = Path(args.output)
-    if output.suffix.lower() not in (*_SUFFIXES[args.to], ""):
-        raise UserError(f"--output {output} must end in {' or '.join(_SUFFIXES[args.to])}, as --to is {args.to}")
+    suffix = output.suffix.lower()
+    to = args.to or ("safetensors" if suffix == ".safetensors" else "paddle")
+    if suffix not in (*_SUFFIXES[to], ""):
+        raise UserError(f"--output {output} must end in {' or '.join(_SUFFIXES[to])}, as --to is {to}")
     check_outputs([output], filter(None, [source, args.config]))
     weights = read_weights(source)
     name, model = _build(args, weights)
@@ -41,12 +46,10 @@ def convert(args: argparse.Namespace) -> None:
         kept = "kept" if args.keep_aux_head else "left out (--keep-aux-head keeps it)"
         print(f"extra head: {', '.join(extra)} {kept}")
     extra = extra if args.keep_aux_head else {}
-    if args.to == "torch":
-        _write_torch(output, model, extra)
-    else:
-        checkpoint.save(output, {**model.state_dict(), **extra})
+    write = {"paddle": _write_paddle, "torch": _write_torch, "safetensors": _write_safetensors}[to]
+    write(output, model, extra)
     _print_fingerprint(model)
-    print(f"{printable(output)}: {args.to}, {output.stat().st_size:,} bytes, SHA-256 {sha256(output)}")
+    print(f"{printable(output)}: {to}, {output.stat().st_size:,} bytes, SHA-256 {sha256(output)}")
 
 
 def _build(args, weights):
@@ -62,7 +65,7 @@ def _build(args, weights):
                 model = build_model(cfg)
                 if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == weights.shapes:
                     return cfg.MODEL.NAME, model
-    return _build_variant(args.model, weights)
+    return _build_variant(args.model, weights, args.source)
 
 
 def _load_config(path, weights):
@@ -71,9 +74,11 @@ def _load_config(path, weights):
     return load_config(path, [("MODEL.NUM_CLASSES", str(classes[0]))] if classes else ())
 
 
-def _build_variant(name, weights):
+def _build_variant(name, weights, source):
     """Build a variant with the number of classes, channels and image size of the file: (name, model)."""
     candidates = identify(weights.shapes)
+    if name is None and source in table():
+        name = table()[source].model
     if name is None:
         names = [weights.variant] if weights.variant in candidates else closest(candidates)
         if len(names) != 1:
@@ -87,6 +92,10 @@ def _build_variant(name, weights):
         raise UserError(f"--model {name}: {error}") from None
 
 
+def _write_paddle(path, model, extra):
+    checkpoint.save(path, {**model.state_dict(), **extra})
+
+
 def _write_torch(path, model, extra):
     """Write the weights of `model` and the tensors in `extra` as a file for the official PyTorch code.
 
@@ -96,15 +105,27 @@ def _write_torch(path, model, extra):
         import torch
     except ImportError:
         raise UserError("--to torch needs PyTorch: pip install torch (the CPU build is enough)") from None
-    tensors = transposed(
-        {name: checkpoint.to_array(tensor) for name, tensor in model.state_dict().items()}, linear_weights(model)
-    )
-    tensors.update(transposed(extra, EXTRA))
-    tree = {name: torch.tensor(value) for name, value in tensors.items()}
+    tree = {name: torch.tensor(value) for name, value in _official_tensors(model, extra).items()}
     if any(name.startswith("tokens_to_token.") for name in tree):
         tree = {"state_dict": tree, "state_dict_ema": tree}  # some official code reads the first, some the second
     with atomic_path(path) as temporary:
         torch.save(tree, temporary)
+
+
+def _write_safetensors(path, model, extra):
+    """Write the same tensors as a safetensors file, as hubs expect it. Raises UserError if the package is missing."""
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise UserError("--to safetensors needs a package: pip install safetensors") from None
+    with atomic_path(path) as temporary:
+        save_file(_official_tensors(model, extra), temporary, metadata={"format": "pt"})  # layout of PyTorch
+
+
+def _official_tensors(model, extra):
+    """Return {name: array} in the layout of the official PyTorch code."""
+    own = {name: checkpoint.to_array(tensor) for name, tensor in model.state_dict().items()}
+    return {**transposed(own, linear_weights(model)), **transposed(extra, EXTRA)}
 
 
 def _print_fingerprint(model):

@@ -14,16 +14,15 @@ from pathlib import Path
 
 import httpx
 
-from t2t_vit.common.errors import UserError, printable
-from t2t_vit.common.files import atomic_path, is_url, is_web_page, lock, remove_temporary_files, sha256
-from t2t_vit.common.logger import log, progress_bar
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import flush_to_disk, is_url, is_web_page, lock, naming, remove_temporary_files, sha256
+from t2t_vit.common.logger import log
 from t2t_vit.config import ROOT
 from t2t_vit.weights import published
+from t2t_vit.weights.transfer import Part, by_mirror, fetch, is_github
 
 # File names of torch.hub: name-<start of the SHA-256>.pth. Digits alone are more likely a date.
 _HUB_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$")
-_TIMEOUT = 30  # seconds without a response
-_BLOCK = 2**20  # bytes per read
 
 
 def local_file(choice: str | Path, advice: str = "train first, or give a file with --pretrained FILE") -> Path:
@@ -72,21 +71,16 @@ def cache_folder():
     return Path(folder)
 
 
-def download(url):
+def download(url: str) -> Path:
     """Download a URL unless it is in the cache, and return the local file. Several processes download it only once.
 
-    The file is checked against URL#sha256=HEX, or the hexadecimal digits of a name like name-1a2b3c4d.pth. A file://
-    URL is used in place.
+    What an interrupted download has left in the cache is continued. The file is checked against URL#sha256=HEX, or the
+    hexadecimal digits of a name like name-1a2b3c4d.pth. A file:// URL is used in place.
 
     Raises:
         UserError: no connection, no such file, a wrong checksum, or a web page instead of the file.
     """
-    address, _, fragment = url.partition("#")
-    if fragment and not re.fullmatch(r"sha256=[0-9a-fA-F]{8,64}", fragment):
-        raise UserError(f"{url}: expected #sha256= and 8 to 64 hexadecimal digits after the URL")
-    place = urllib.parse.unquote(address.partition("?")[0])
-    in_name = _HUB_NAME.search(place)
-    checksum = fragment[len("sha256=") :].lower() or (in_name.group(1) if in_name else "")
+    address, place, checksum = _parse(url)
     if address.startswith("file://"):
         path = Path("/" + place[len("file://") :].partition("/")[2])
         if not path.is_file():
@@ -100,11 +94,23 @@ def download(url):
     _make_folder(path.parent)
     if not _is_complete(path, checksum):
         with open(path.parent / ".lock", "w") as file:
-            lock(file, wait=True)  # on a file system without locks, each process downloads for itself
+            locked = lock(file, wait=True)  # on a file system without locks, each process downloads for itself
             if not _is_complete(path, checksum):
-                remove_temporary_files(path.parent)
-                _download(address, path, checksum, url)
+                if locked:
+                    remove_temporary_files(path.parent)
+                part = path.with_name(".part" if locked else f".part.tmp{os.getpid()}")
+                _download(address, path, checksum, url, Part(part, bool(checksum)), keep=locked)
     return path
+
+
+def _parse(url):
+    """Split a URL: (address without the checksum, the same with readable letters and no query, checksum or "")."""
+    address, _, fragment = url.partition("#")
+    if fragment and not re.fullmatch(r"sha256=[0-9a-fA-F]{8,64}", fragment):
+        raise UserError(f"{url}: expected #sha256= and 8 to 64 hexadecimal digits after the URL")
+    place = urllib.parse.unquote(address.partition("?")[0])
+    in_name = _HUB_NAME.search(place)
+    return address, place, fragment[len("sha256=") :].lower() or (in_name.group(1) if in_name else "")
 
 
 def _make_folder(folder):
@@ -118,39 +124,45 @@ def _is_complete(path, checksum):
     return path.is_file() and (not checksum or sha256(path).startswith(checksum))
 
 
-def _download(address, path, checksum, url):
-    log.info("downloading %s to %s", address, path)
+def _download(address, path, checksum, url, part, keep):
+    """Download to `path`. A part that a later command can continue is left behind if `keep` is set."""
+    source = by_mirror(address)
+    start = part.size()
+    log.info("downloading %s to %s%s", source, path, f", from byte {start:,} on" if start else "")
     try:
-        with httpx.stream("GET", address, timeout=_TIMEOUT, follow_redirects=True) as answer:
-            answer.raise_for_status()
-            with atomic_path(path) as temporary:
-                _write(answer, temporary, path.name)
-                _check(temporary, checksum, url)
+        with naming(path):
+            if fetch(source, part, path.name) and not _is_complete(part.path, checksum):
+                log.info("%s: what was there before is of another file; downloading all of it", path.name)
+                part.discard()
+                fetch(source, part, path.name)
+            _check(part.path, checksum, url, f": download it by hand and save it as {path}")
+            flush_to_disk(part.path)
+            os.replace(part.path, path)
+            flush_to_disk(path.parent)
+    except UserError:
+        part.discard()
+        raise
     except httpx.HTTPStatusError as error:
         status = f"{error.response.status_code} {error.response.reason_phrase}"
-        raise UserError(f"{address} answered {status}: check the address, or download the file by hand") from None
-    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # ImportError: SOCKS needs socksio
         raise UserError(
-            f"{address} cannot be downloaded ({str(error) or type(error).__name__}): check the network and the proxy "
-            "variables, or download the file by hand and give it with --pretrained FILE"
+            f"{source} answered {status}: check the address, or download the file by hand and save it as {path}"
         ) from None
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # ImportError: SOCKS needs socksio
+        mirror = ", set T2T_MIRROR to a mirror of GitHub" if is_github(source) else ""
+        kept = f"repeat the command, which continues after {part.size():,} bytes, " if keep and part.size() else ""
+        raise UserError(
+            f"{source} cannot be downloaded ({str(error) or type(error).__name__}): {kept}check the network and the "
+            f"proxy variables{mirror}, or download the file by hand and save it as {path}"
+        ) from None
+    finally:
+        if not (keep and part.size()):
+            part.discard()
 
 
-def _write(answer, path, name):
-    """Write a response to a file, with a progress bar."""
-    length = answer.headers.get("Content-Length", "")
-    total = int(length) if length.isdecimal() else None
-    bar = progress_bar(None, total=total, unit="B", unit_scale=True, desc=printable(name))
-    with open(path, "wb") as file, bar:
-        for block in answer.iter_bytes(_BLOCK):
-            file.write(block)
-            bar.update(len(block))
-
-
-def _check(path, checksum, url):
+def _check(path, checksum, url, remedy=""):
     """Raise UserError if a file is a web page, or has another checksum."""
     with open(path, "rb") as file:
         if is_web_page(file.read(512)):
-            raise UserError(f"{url} returned a web page (Google Drive does that), not the file: download it by hand")
+            raise UserError(f"{url} is a web page (Google Drive does that), not the file{remedy}")
     if not _is_complete(path, checksum):
         raise UserError(f"{url} has the SHA-256 {sha256(path)}, not {checksum}: it is damaged or a different file")

@@ -12,6 +12,7 @@ from t2t_vit.common.files import display_path
 from t2t_vit.common.logger import log
 from t2t_vit.models.layers import in_head
 from t2t_vit.weights import checkpoint
+from t2t_vit.weights.channels import fit_channels
 from t2t_vit.weights.formats import in_paddle_layout, read_weights
 from t2t_vit.weights.identify import has_heads_of, identify
 
@@ -22,7 +23,7 @@ def load_pretrained(model: paddle.nn.Layer, path: str | Path, head: str = "same"
 
 
 def load_weights(model, weights, head="same", pos_resize="bicubic"):
-    """Load `weights` into `model` and log what was adapted.
+    """Load `weights` into `model` and log what was adapted. Colour and grey images: see channels.py.
 
     Args:
         model: a model of this repository, with fresh weights.
@@ -60,6 +61,7 @@ def _fit(model, weights, head, pos_resize):
         log.info("%s: left out %s, which the models here do not have", display_path(weights.path), ", ".join(extra))
     own = model.state_dict()
     check_variant(model, weights)
+    tensors = fit_channels(model, tensors, weights.path)
     if head != "same":
         tensors = _with_own_head(own, tensors, weights.path, always=head == "new")
     shapes = [tuple(side["pos_embed"].shape) for side in (tensors, own) if "pos_embed" in side]

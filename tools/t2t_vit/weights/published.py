@@ -33,6 +33,10 @@ class Published(NamedTuple):
     remark: str = ""
 
     @property
+    def model(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
     def needs_browser(self) -> bool:
         return urllib.parse.urlsplit(self.url).hostname in _BROWSER_HOSTS
 
@@ -45,7 +49,7 @@ def table() -> dict[str, Published]:
     found = {row.name: row for row in rows}
     for row in rows:
         if not row.needs_browser:
-            found.setdefault(row.name.partition(".")[0], row)
+            found.setdefault(row.model, row)
     return found
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,15 @@ class Run:
         found = [(row[key], -epoch) for epoch, row in self.rows.items() if row.get(key) is not None]
         return (max(found)[0], -max(found)[1]) if found else None
 
+    def best_validation(self, rule: str) -> tuple[float, int, str] | None:
+        """Return (top-1, epoch, its key) of best.pdparams, which VAL.BEST `rule` chose. None if it is not known."""
+        keys = {"raw": ["val_top1"], "ema": ["val_ema_top1"], "better": ["val_top1", "val_ema_top1"]}[rule]
+        found = [(*best, key) for key in keys if (best := self.best(key))]
+        found = found or [(*best, "val_top1") for best in [self.best("val_top1")] if best]  # a run without EMA
+        return max(found, key=lambda one: (one[0], -one[1])) if found else None
 
-def read_runs(paths):
+
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Read files and run folders as `Run`s with distinct names, each file once. Raises UserError, see `read_run`."""
     runs = list({run.source.resolve(): run for run in map(read_run, paths)}.values())
     names = [run.name for run in runs]
