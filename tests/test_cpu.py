@@ -32,6 +32,9 @@ MODELS = {
     "performer": ("t2t_vit_7", T2T),
     "transformer": ("t2t_vit_t_14", T2T),
     "convolution": ("t2t_vit_7", {**T2T, "tokens_type": "convolution"}),
+    "se": ("t2t_vit_14_se", T2T),
+    "ghost": ("t2t_vit_16_ghost", T2T),
+    "dense": ("t2t_vit_dense", {**T2T, "depth": 0, "stages": (1, 2), "growth_rate": 8}),
     "pit": ("pit_ti_distilled", PIT),
 }
 

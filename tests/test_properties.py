@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import all_keys, load_config
-from t2t_vit.models.t2t import split_grids
+from t2t_vit.models.soft_splits import split_grids
 from t2t_vit.models.zoo import create_model
 from t2t_vit.training.losses import CrossEntropy
 from t2t_vit.training.schedule import learning_rate, total_epochs
