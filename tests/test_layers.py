@@ -20,7 +20,7 @@ KINDS = {
     "transformer": ("t2t_vit_t_14", T2T),
     "convolution": ("t2t_vit_7", {**T2T, "tokens_type": "convolution"}),
     "patch": ("t2t_vit_7", {**T2T, "tokens_type": "patch"}),
-    "se": ("t2t_vit_14_se", T2T),
+    "se": ("t2t_vit_14_se", {**T2T, "embed_dim": 128}),  # 8 channels between its two layers: not all are 0
     "ghost": ("t2t_vit_16_ghost", T2T),
     "dense": ("t2t_vit_dense", {**T2T, "depth": 0, "stages": (1, 2), "growth_rate": 8}),
     "pit": ("pit_ti", PIT),

@@ -59,7 +59,8 @@ class T2TModule(nn.Layer):
         if tokens_type != "patch" and len(splits) < 2:
             raise ValueError(f"one soft split, {self.splits[0]}, needs tokens_type patch, not {tokens_type}")
         self.grids = split_grids(image_size, self.splits)
-        if tokens_type in ("convolution", "patch"):
+        self.is_convolutional = tokens_type in ("convolution", "patch")
+        if self.is_convolutional:
             self._add_convolutions(in_chans, token_dim, embed_dim)
             return
         width = in_chans
@@ -74,11 +75,6 @@ class T2TModule(nn.Layer):
             init_from_fan_in(self.add_sublayer(f"soft_split{i}", nn.Conv2D(width, token_dim, *split)))
         self.project = nn.Conv2D(widths[-1], embed_dim, *self.splits[-1])
         init_from_fan_in(self.project)
-
-    @property
-    def is_convolutional(self):
-        """Whether the token type is "convolution" or "patch"."""
-        return isinstance(self.project, nn.Conv2D)
 
     @property
     def token_layers(self):

@@ -15,6 +15,7 @@ import paddle
 from paddle import nn
 from paddle.hapi import dynamic_flops
 
+from t2t_vit.models.cpu_ops import scale_channels
 from t2t_vit.models.dropout import Dropout
 from t2t_vit.models.layers import Attention, Block, Linear, init_from_fan_in
 
@@ -38,7 +39,7 @@ class SqueezeExcite(nn.Layer):
         self.fc = nn.Sequential(first, nn.ReLU(), second, nn.Sigmoid())
 
     def forward(self, x):
-        return x * self.fc(x.mean(axis=1)).unsqueeze(1)
+        return scale_channels(x, self.fc(x.mean(axis=1)).unsqueeze(1))
 
 
 class SqueezeExciteAttention(Attention):
@@ -71,7 +72,7 @@ class DepthwiseProduct(nn.Conv1D):
         init_from_fan_in(self)
 
     def forward(self, x):
-        return x * self.weight.flatten()
+        return scale_channels(x, self.weight.reshape([1, 1, -1]))
 
 
 def _count_products(layer, _, y):
