@@ -128,7 +128,8 @@ def test_class_token_of_the_last_block_is_that_of_all_tokens(kind):
 
 
 def test_stochastic_depth_of_dense_blocks_rises_by_stage():
-    model = create_model("t2t_vit_dense", drop_path_rate=0.11, stages=(2, 1, 3), embed_dim=16, growth_rate=8)
+    model = create_model("t2t_vit_dense", drop_path_rate=0.11, stages=(2, 1, 3), embed_dim=16, growth_rate=8,
+                         num_heads=2)  # fmt: skip
     rates = [layer.drop_path.rate for layer in model.blocks if not isinstance(layer, Transition)]
     assert rates == pytest.approx([0, 0, 0.01, 0.02, 0.02, 0.02])  # 12 rates from 0 to 0.11: the first three
     widths = [layer.norm1.weight.shape[0] for layer in model.blocks if not isinstance(layer, Transition)]

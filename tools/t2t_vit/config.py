@@ -151,8 +151,7 @@ _C.VAL.BEST = "better"
 _C.VAL.EVERY = 1  # epochs between validations; the last epoch is always validated
 _C.VAL.LOG_EVERY = 10  # batches between log lines of val.py
 
-# Keys that a config may leave to the weights: by "", 0 or [].
-OPEN_KEYS = ("MODEL.NAME", "DATA.CHANNELS", "DATA.IMAGE_SIZE", "DATA.MEAN", "DATA.STD")
+OPEN_KEYS = ("MODEL.NAME", "DATA.CHANNELS", "DATA.IMAGE_SIZE", "DATA.MEAN", "DATA.STD")  # empty: as in the weights
 CLASS_LISTS = {"imagenet1k": Path(__file__).parent / "data/imagenet1k_classes.tsv"}
 
 
@@ -186,9 +185,7 @@ def load_config(path: str | Path, overrides: Sequence[tuple[str, Any]] = (), not
 
 def default_config() -> CN:
     """A frozen copy of the defaults."""
-    cfg = _C.clone()
-    cfg.freeze()
-    return cfg
+    return with_keys(_C, {})
 
 
 def with_keys(cfg: CN, values: dict[str, Any]) -> CN:

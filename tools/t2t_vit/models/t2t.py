@@ -159,8 +159,8 @@ class T2TViT(VisionTransformer):
 def traits(variant):
     """Return the traits of a variant, given its constructor arguments. See `Family`."""
     defaults = {"depth": 0, "block": "plain", "stages": (), "growth_rate": 0, "tokens_type": "performer"}
-    found = {**defaults, **variant}
-    return {**{key: found[key] for key in ("embed_dim", "mlp_ratio", *defaults)}, "stages": tuple(found["stages"])}
+    found = {**defaults, **variant, "stages": tuple(variant.get("stages", ()))}
+    return {key: found[key] for key in ("embed_dim", "mlp_ratio", *defaults)}
 
 
 def read_shapes(shapes):
