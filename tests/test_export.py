@@ -102,15 +102,15 @@ def test_bf16_and_int8_have_their_precision(exported):
     assert not any(name.startswith(("heads.", "stages.0.w", "stages.0.kqv")) for name in eights)
 
 
-@pytest.mark.parametrize("kind, count", [("se", 12), ("ghost", 12), ("dense", 22)])
-def test_int8_quantises_every_large_matrix_of_the_blocks(exported, kind, count):
+@pytest.mark.parametrize("kind, count", [("se", 12), ("ghost", 12), ("dense", 18)])
+def test_int8_quantises_six_matrices_of_each_block(exported, kind, count):
     import onnx
 
     _, path, comparison = exported(kind, "onnx", "int8")
     weights = [t for t in onnx.load(path).graph.initializer if t.name.startswith("blocks.") and len(t.dims) == 2]
     eights = [t.name for t in weights if t.data_type == onnx.TensorProto.INT8]
     assert len(eights) == count, eights
-    assert comparison.difference < 0.2
+    assert 1e-3 < comparison.difference < 0.5
 
 
 @pytest.mark.parametrize("form", exporter.FORMATS)

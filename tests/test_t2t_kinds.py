@@ -15,6 +15,7 @@ from t2t_vit.config import load_config
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.models.dropout import Dropout
+from t2t_vit.models.recording import inputs_of
 from t2t_vit.models.t2t_blocks import DepthwiseProduct, Transition
 from t2t_vit.models.zoo import create_model, list_models
 from t2t_vit.training.parameters import parameter_groups
@@ -121,10 +122,11 @@ def test_one_split_needs_patches_in_a_config_too():
 def test_class_token_of_the_last_block_is_that_of_all_tokens(kind):
     """Also if the block computes only this token: the mean of squeeze-and-excitation is that of all tokens."""
     model = small_model(kind)
-    images = paddle.randn([2, 3, *model.image_size])
-    with paddle.no_grad():
-        expected = model.head(model.norm(model.forward_intermediates(images)[-1])[:, 0])
-        np.testing.assert_allclose(model(images), expected, atol=1e-5)
+    with paddle.no_grad(), inputs_of([model.blocks[-1]]) as inputs:
+        logits = model(paddle.randn([2, 3, *model.image_size]))
+        tokens = model.blocks[-1](inputs[0])
+        np.testing.assert_allclose(logits, model.head(model.norm(tokens)[:, 0]), atol=1e-5)
+    assert tokens.shape[:2] == [2, 5]
 
 
 def test_stochastic_depth_of_dense_blocks_rises_by_stage():
