@@ -30,7 +30,7 @@ class SqueezeExcite(nn.Layer):
 
     REDUCTION = 16  # C / width between the two layers
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         if dim < self.REDUCTION:
             raise ValueError(f"squeeze-and-excitation needs a width of {self.REDUCTION} or more, not {dim}")
@@ -38,18 +38,18 @@ class SqueezeExcite(nn.Layer):
         first, second = Linear(dim, width, bias_attr=False), Linear(width, dim, bias_attr=False)
         self.fc = nn.Sequential(first, nn.ReLU(), second, nn.Sigmoid())
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return scale_channels(x, self.fc(x.mean(axis=1)).unsqueeze(1))
 
 
 class SqueezeExciteAttention(Attention):
     """Self-attention whose output goes through squeeze-and-excitation: (B, N, C) -> (B, M, C)."""
 
-    def __init__(self, dim, *sizes):
+    def __init__(self, dim: int, *sizes: Any) -> None:
         super().__init__(dim, *sizes)
         self.se_layer = SqueezeExcite(dim)
 
-    def forward(self, x, num_queries=None):
+    def forward(self, x: paddle.Tensor, num_queries: int | None = None) -> paddle.Tensor:
         x = self._attend(*self._qkv(x)).flatten(2)  # (B, N, C), because the mean is that of all tokens
         return self.proj_drop(self.se_layer(self.proj(x)))[:, :num_queries]
 
@@ -67,11 +67,11 @@ class DepthwiseProduct(nn.Conv1D):
     Thus it multiplies each channel by one weight.
     """
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, 1, groups=dim, bias_attr=False)
         init_from_fan_in(self)
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return scale_channels(x, self.weight.reshape([1, 1, -1]))
 
 
@@ -103,7 +103,7 @@ class GhostAttention(Attention):
 class GhostMlp(nn.Layer):
     """MLP with a third of its hidden channels from a linear layer, the others depth-wise products of these: width C."""
 
-    def __init__(self, dim, hidden_dim, drop=0.0):
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
         if hidden_dim != 3 * dim:
             raise ValueError(f"the ghost MLP of width {dim} has a hidden width of {hidden_dim}: mlp_ratio must be 3")
@@ -114,7 +114,7 @@ class GhostMlp(nn.Layer):
         self.cheap_operation2 = DepthwiseProduct(dim)
         self.cheap_operation3 = DepthwiseProduct(dim)
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = self.act(self.fc1(x))  # (B, N, C)
         parts = [x, self.act(self.cheap_operation2(x)), self.act(self.cheap_operation3(x))]
         return self.drop(self.fc2(self.drop(paddle.concat(parts, axis=2))))
@@ -130,11 +130,11 @@ class GhostBlock(Block):
 class DenseBlock(Block):
     """Densely connected block: (B, N, C) -> (B, M, C + G). It appends G new channels to its input."""
 
-    def __init__(self, dim, *sizes, growth_rate, **options):
+    def __init__(self, dim: int, *sizes: Any, growth_rate: int, **options: Any) -> None:
         super().__init__(dim, *sizes, **options)
         self.dense_linear = Linear(dim, growth_rate)
 
-    def forward(self, x, num_queries=None):
+    def forward(self, x: paddle.Tensor, num_queries: int | None = None) -> paddle.Tensor:
         new = self.dense_linear(self._updated(x, num_queries))  # (B, M, G)
         return paddle.concat([x[:, : new.shape[1]], new], axis=2)
 
@@ -142,12 +142,12 @@ class DenseBlock(Block):
 class Transition(nn.Layer):
     """Halves the width of the tokens between two stages of dense blocks: (B, N, C) -> (B, N, C/2)."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.linear = Linear(dim, dim // 2)
         self.act = nn.GELU()
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.act(self.linear(x))
 
 
