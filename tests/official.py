@@ -9,7 +9,7 @@ import paddle
 
 _GOLDEN = Path(__file__).parent / "golden"
 FIGURES, ARRAYS = {}, {}
-for _family in ("t2t", "pit"):
+for _family in ("t2t", "t2t_extra", "pit"):
     FIGURES |= json.loads((_GOLDEN / f"{_family}_official.json").read_text())
     ARRAYS |= np.load(_GOLDEN / f"{_family}_official.npz")
 TINY = dict(image_size=64, embed_dim=48, depth=2, num_heads=3, mlp_ratio=2.0, num_classes=10, token_dim=16)

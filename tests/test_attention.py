@@ -369,8 +369,9 @@ def test_performer_rows_are_the_features_products():
     np.testing.assert_allclose(found, expected[:, [5, 60]], rtol=1e-3, atol=1e-7)
 
 
-def test_module_without_attention():
-    assert attention.attending_stages(small_model("convolution")) == []
+@pytest.mark.parametrize("kind", ["convolution", "patch"])
+def test_module_without_attention(kind):
+    assert attention.attending_stages(small_model(kind)) == []
 
 
 # --- Features ---
@@ -382,7 +383,7 @@ def test_features_are_the_tokens_between_the_layers(kind, monkeypatch):
     images, T = images_for(model), model.num_class_tokens
     outputs = []
     with monkeypatch.context() as patch:
-        spy(patch, layers.Block, "forward", lambda y, *_: outputs.append(y.numpy()))
+        spy(patch, type(model.backbone()[0].block), "forward", lambda y, *_: outputs.append(y.numpy()))
         with paddle.no_grad():
             model(images)
     found = {name: (tokens, grid) for name, tokens, grid in features(model, images)}
@@ -393,7 +394,7 @@ def test_features_are_the_tokens_between_the_layers(kind, monkeypatch):
         assert place == block.grid
         close(tokens, y[:, T:])
     named = [name for name in found if not name.startswith("block")]
-    if kind in WITH_MODULE:
+    if kind in (*WITH_MODULE, "se", "ghost", "dense"):
         layer = "transformer" if kind == "transformer" else "performer"
         stages = range(1, len(model.tokens_to_token.splits))
         expected = [name for stage in stages for name in (f"soft split {stage}", f"{layer} {stage}")]
@@ -403,5 +404,5 @@ def test_features_are_the_tokens_between_the_layers(kind, monkeypatch):
     elif kind == "convolution":
         assert named == ["convolution 1", "convolution 2", "convolution 3", "tokens + positions"]
         close(found["convolution 3"][0] + model.pos_embed[:, 1:], found["tokens + positions"][0])
-    elif "pit" in kind:
+    elif kind == "patch" or "pit" in kind:
         assert named == ["patches + positions"]

@@ -83,6 +83,7 @@ def test_dumped_config_loads_to_the_same(tmp_path):
         ("TRAIN: &x {A: *x}", "refers to itself, or expands to more than"),
         ("DATA: {MEAN: [.inf, 0, 0]}", "DATA.MEAN"),
         ("MODEL: {T2T: {MLP_RATIO: .inf}}", "MODEL.T2T.MLP_RATIO is inf"),
+        ("MODEL: {T2T: {STAGES: [3, 0]}}", r"MODEL.T2T.STAGES is \[3, 0\] but must be a list of 1 to 65536"),
         ("VAL: {CROP_PCT: 1.0e-9}", "VAL.CROP_PCT"),
         ("NAME: ../x", "NAME"),
         ("NAME: pretrained", "NAME is 'pretrained' but must be another name"),
@@ -120,7 +121,8 @@ def test_missing_and_executable_configs_are_refused(tmp_path):
 
 def test_every_number_has_an_interval_or_choices():
     checked = {*" ".join(keys for _, _, keys in config_values._NUMBERS).split(), *config_values._CHOICES}
-    checked |= {f"MODEL.PIT.{key}" for key in ("BASE_DIMS", "DEPTH", "HEADS")} | {"MODEL.T2T.SPLITS", "TRAIN.FREEZE"}
+    checked |= {f"MODEL.PIT.{key}" for key in ("BASE_DIMS", "DEPTH", "HEADS")}
+    checked |= {"MODEL.T2T.SPLITS", "MODEL.T2T.STAGES", "TRAIN.FREEZE"}
     types = {key: type(config_values.value_of(default_config(), key)) for key in config.all_keys()}
     assert {key for key, kind in types.items() if kind in (int, float, list)} <= checked <= set(types)
 

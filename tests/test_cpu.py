@@ -20,6 +20,7 @@ from t2t_vit.config import load_config
 from t2t_vit.models import cpu_ops, layers
 from t2t_vit.models.dropout import Dropout, drawing_from
 from t2t_vit.models.layers import Block, LayerNorm, Linear
+from t2t_vit.models.t2t_blocks import DepthwiseProduct, SqueezeExcite
 from t2t_vit.models.token_layers import TokenPerformer
 from t2t_vit.models.zoo import create_model
 from t2t_vit.parallel import microbatch
@@ -32,6 +33,9 @@ MODELS = {
     "performer": ("t2t_vit_7", T2T),
     "transformer": ("t2t_vit_t_14", T2T),
     "convolution": ("t2t_vit_7", {**T2T, "tokens_type": "convolution"}),
+    "se": ("t2t_vit_14_se", T2T),
+    "ghost": ("t2t_vit_16_ghost", T2T),
+    "dense": ("t2t_vit_dense", {**T2T, "depth": 0, "stages": (1, 2), "growth_rate": 8}),
     "pit": ("pit_ti_distilled", PIT),
 }
 
@@ -68,6 +72,8 @@ OPERATIONS = {
         lambda x: (F.softmax(x), paddle.logsumexp(x, axis=-1, keepdim=True)),
         [(2, 7, 5)],
     ),
+    "scale channels": (cpu_ops.scale_channels, paddle.multiply, [(2, 7, 5), (1, 1, 5)]),
+    "scale channels of each": (cpu_ops.scale_channels, paddle.multiply, [(2, 7, 5), (2, 1, 5)]),
     "add to each": (cpu_ops.add_to_each, paddle.add, [(2, 7, 5), (2, 1, 5)]),
 }
 
@@ -148,7 +154,7 @@ def gradients(model, images):
 def fast_calls(monkeypatch):
     """Counter of the calls of each PyLayer of cpu_ops."""
     calls = collections.Counter()
-    for layer in (cpu_ops._Linear, cpu_ops._LayerNorm, cpu_ops._SoftmaxAndLogsumexp):
+    for layer in (cpu_ops._Linear, cpu_ops._LayerNorm, cpu_ops._SoftmaxAndLogsumexp, cpu_ops._Scale):
 
         def forward(ctx, *arguments, name=layer.__name__, original=layer.forward):
             calls[name] += 1
@@ -173,6 +179,7 @@ def test_models_compute_the_same_in_both_forms(kind, cpu_forms, fast_calls):
     assert fast_calls["_Linear"] == kinds[Linear] - unbiased
     assert fast_calls["_LayerNorm"] == kinds[LayerNorm]
     assert fast_calls["_SoftmaxAndLogsumexp"] == 2 * kinds[TokenPerformer]
+    assert fast_calls["_Scale"] == kinds[SqueezeExcite] + kinds[DepthwiseProduct]
     fast_calls.clear()
     cpu_forms(False)
     plain_logits, plain = gradients(model, images)

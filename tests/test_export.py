@@ -53,6 +53,7 @@ def outputs(model, path, form, count):
 
 @pytest.mark.parametrize("kind, form", [
     *((kind, "onnx") for kind in ("performer", "transformer", "convolution", "grey", "oblong", "pit", "distilled pit")),
+    *((kind, form) for kind in ("patch", "se", "ghost", "dense") for form in ("onnx", "openvino")),
     ("performer", "paddle"), ("performer", "openvino"), ("distilled pit", "paddle"), ("distilled pit", "openvino"),
 ])  # fmt: skip
 def test_every_kind_exports(exported, kind, form):
@@ -99,6 +100,17 @@ def test_bf16_and_int8_have_their_precision(exported):
     eights = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2}
     assert any(name.startswith("blocks.0.mlp.fc1") for name in eights)
     assert not any(name.startswith(("heads.", "stages.0.w", "stages.0.kqv")) for name in eights)
+
+
+@pytest.mark.parametrize("kind, count", [("se", 12), ("ghost", 12), ("dense", 18)])
+def test_int8_quantises_six_matrices_of_each_block(exported, kind, count):
+    import onnx
+
+    _, path, comparison = exported(kind, "onnx", "int8")
+    weights = [t for t in onnx.load(path).graph.initializer if t.name.startswith("blocks.") and len(t.dims) == 2]
+    eights = [t.name for t in weights if t.data_type == onnx.TensorProto.INT8]
+    assert len(eights) == count, eights
+    assert 1e-3 < comparison.difference < 0.5
 
 
 @pytest.mark.parametrize("form", exporter.FORMATS)

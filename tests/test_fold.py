@@ -7,15 +7,20 @@ from paddle import nn
 
 from t2t_vit.deploy.fold import FoldedBlock, fold
 from t2t_vit.models.layers import Block
-from t2t_vit.models.t2t import T2TModule
+from t2t_vit.models.soft_splits import T2TModule
 from t2t_vit.models.zoo import create_model
 
 SMALL_T2T = dict(depth=2, embed_dim=24, num_heads=3, token_dim=8, num_classes=5)
+DENSE = dict(stages=(1, 2), embed_dim=16, growth_rate=8, num_heads=2, token_dim=8, num_classes=5)
 SMALL_PIT = dict(base_dims=(8, 8), depth=(1, 2), heads=(2, 4), patch_size=8, stride=4, num_classes=5)
 KINDS = {
     "performer": ("t2t_vit_7", dict(image_size=32, **SMALL_T2T)),
     "transformer": ("t2t_vit_t_14", dict(image_size=32, **SMALL_T2T)),
     "convolution": ("t2t_vit_7", dict(image_size=32, tokens_type="convolution", **SMALL_T2T)),
+    "patch": ("t2t_vit_7", dict(image_size=32, tokens_type="patch", **SMALL_T2T)),
+    "se": ("t2t_vit_14_se", dict(image_size=32, **SMALL_T2T)),
+    "ghost": ("t2t_vit_16_ghost", dict(image_size=32, **SMALL_T2T)),  # a head of it lies in both halves
+    "dense": ("t2t_vit_dense", dict(image_size=32, **DENSE)),
     "grey": ("t2t_vit_7", dict(image_size=32, in_chans=1, **SMALL_T2T)),
     "oblong": ("t2t_vit_7", dict(image_size=(24, 40), **SMALL_T2T)),
     "two splits": ("t2t_vit_7", dict(image_size=16, splits=((4, 2, 1), (3, 2, 1)), **SMALL_T2T)),

@@ -19,6 +19,10 @@ KINDS = {
     "performer": ("t2t_vit_7", T2T),
     "transformer": ("t2t_vit_t_14", T2T),
     "convolution": ("t2t_vit_7", {**T2T, "tokens_type": "convolution"}),
+    "patch": ("t2t_vit_7", {**T2T, "tokens_type": "patch"}),
+    "se": ("t2t_vit_14_se", {**T2T, "embed_dim": 128}),  # 8 channels between its two layers: not all are 0
+    "ghost": ("t2t_vit_16_ghost", T2T),
+    "dense": ("t2t_vit_dense", {**T2T, "depth": 0, "stages": (1, 2), "growth_rate": 8}),
     "pit": ("pit_ti", PIT),
     "distilled pit": ("pit_ti_distilled", PIT),
 }
@@ -47,11 +51,12 @@ def test_hooks_of_every_layer_fire(kind, mode):
     getattr(model, mode)()
     calls = forward_calls(model, paddle.randn([2, 3, 32, 32]))
     assert len(calls) > 20 and not [name for name, count in calls.items() if count == 0]
-    assert {count for name, count in calls.items() if not name.endswith(("drop", "drop_path"))} == {1}
+    shared = ("drop", "drop_path", "mlp.act") if kind == "ghost" else ("drop", "drop_path")
+    assert {count for name, count in calls.items() if not name.endswith(shared)} == {1}
 
 
 def test_every_sublayer_is_a_plain_layer():
-    plain = (nn.Linear, nn.LayerNorm, nn.Conv2D, nn.GELU, nn.Dropout, DropPath)
+    plain = (nn.Linear, nn.LayerNorm, nn.Conv1D, nn.Conv2D, nn.GELU, nn.ReLU, nn.Sigmoid, nn.Dropout, DropPath)
     for kind in KINDS:
         leaves = [layer for layer in small_model(kind).sublayers() if not layer.sublayers()]
         assert all(isinstance(layer, plain) for layer in leaves)
@@ -73,17 +78,42 @@ def block_macs(N, C, mlp_ratio, outputs):
     return N * 3 * C * C + outputs * (C * C + 2 * int(C * mlp_ratio) * C)
 
 
+def module_macs(size, C):
+    """(what paddle.flops counts of a T2T module, the products of its performers)."""
+    side, E, m = size // 4, 64, 32
+    tokens = [side**2, (side // 2) ** 2]
+    counted = sum(n * E * (3 * width + 3 * E) for n, width in zip(tokens, (3 * 7 * 7, E * 3 * 3)))
+    return counted + (side // 4) ** 2 * E * 9 * C, 4 * m * E * sum(tokens)
+
+
 def t2t_macs(name, size):
     """(what paddle.flops counts, what the published figures count besides) of a T2T-ViT with token layers."""
     variant = t2t.VARIANTS[name]
-    C, ratio, side = variant["embed_dim"], variant["mlp_ratio"], size // 4
-    tokens, E, m = [side**2, (side // 2) ** 2], 64, 32
-    N = 1 + (side // 4) ** 2
-    counted = sum(n * E * (3 * width + 3 * E) for n, width in zip(tokens, (3 * 7 * 7, E * 3 * 3)))
-    counted += (N - 1) * E * 9 * C + C * 1000
-    counted += (variant["depth"] - 1) * block_macs(N, C, ratio, N) + block_macs(N, C, ratio, 1)
-    performer = 4 * m * E * sum(tokens)
+    C, ratio, N = variant["embed_dim"], variant["mlp_ratio"], 1 + (size // 16) ** 2
+    counted, performer = module_macs(size, C)
+    counted += (variant["depth"] - 1) * block_macs(N, C, ratio, N) + block_macs(N, C, ratio, 1) + C * 1000
     return counted, performer + block_macs(N, C, ratio, N - 1) - block_macs(N, C, ratio, 0)
+
+
+def other_t2t_macs(name, size):
+    """What paddle.flops counts of a T2T-ViT-SE, -Ghost or -Dense. The last block computes one token, or one MLP."""
+    N = 1 + (size // 16) ** 2
+    if name == "t2t_vit_dense":
+        counted, width = module_macs(size, 128)[0], 128
+        for stage, depth in enumerate((3, 6, 6, 4)):
+            if stage:
+                counted += N * width * width // 2
+                width //= 2
+            for i in range(depth):
+                counted += block_macs(N, width, 2, 1 if (stage, i) == (3, 3) else N)
+                counted += (1 if (stage, i) == (3, 3) else N) * width * 64
+                width += 64
+        return counted + width * 1000
+    C, counted = 384, module_macs(size, 384)[0] + 384 * 1000
+    if name == "t2t_vit_14_se":
+        return counted + 14 * (N * 4 * C * C + 2 * C * C // 16) + (13 * N + 1) * 6 * C * C
+    inputs, outputs = 3 * C * C // 2 + 3 * C // 2, C * C + C * C + 2 * C + 3 * C * C  # of a token: q, k, v; the rest
+    return counted + 16 * N * inputs + (15 * N + 1) * outputs
 
 
 def pit_macs(name, size):
@@ -110,7 +140,8 @@ def test_published_macs_are_those_counted_here(name):
 
 
 # One of each kind: their depths and widths are those of the zoo, which test_models.py compares with the official ones.
-@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "t2t_vit_14_resnext", "pit_ti", "pit_xs_distilled"])
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "t2t_vit_14_resnext", "t2t_vit_14_se",
+                                  "t2t_vit_16_ghost", "t2t_vit_dense", "pit_ti", "pit_xs_distilled"])  # fmt: skip
 def test_paddle_counts_all_parameters_and_operations(name):
     model = create_model(name, image_size=64)
     # paddle.summary leaves out the parameters that the model itself holds: the class token and the positions.
@@ -119,9 +150,11 @@ def test_paddle_counts_all_parameters_and_operations(name):
     assert summary["total_params"] == sum(math.prod(parameter.shape) for parameter in held)
     trained = [parameter for parameter in held if not parameter.stop_gradient]
     assert summary["trainable_params"] == sum(math.prod(parameter.shape) for parameter in trained)
-    # A token transformer has the same linear layers as a performer.
-    macs = pit_macs(name, 64) if name.startswith("pit") else t2t_macs(name.replace("_t_", "_"), 64)
-    assert paddle.flops(model, [1, 3, 64, 64]) == macs[0]
+    if "block" in t2t.VARIANTS.get(name, {}):
+        macs = other_t2t_macs(name, 64)
+    else:  # a token transformer has the same linear layers as a performer
+        macs, _ = pit_macs(name, 64) if name.startswith("pit") else t2t_macs(name.replace("_t_", "_"), 64)
+    assert paddle.flops(model, [1, 3, 64, 64]) == macs
 
 
 # --- Replaced sublayers ---
@@ -149,10 +182,9 @@ def test_a_model_learns_through_lora_layers(kind):
     for parameter in model.parameters():
         parameter.stop_gradient = True
     for layer in model.sublayers():
-        if isinstance(layer, (Attention, TokenAttention)):
-            layer.qkv = Lora(layer.qkv)
-        if isinstance(layer, TokenPerformer):
-            layer.kqv = Lora(layer.kqv)
+        if isinstance(layer, (Attention, TokenAttention, TokenPerformer)):
+            for name in {"qkv", "kqv", "q", "k", "v"} & {name for name, _ in layer.named_children()}:
+                setattr(layer, name, Lora(getattr(layer, name)))
     logits = model(paddle.randn([2, 3, 32, 32]))
     (sum(logits) if isinstance(logits, tuple) else logits).square().sum().backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -163,7 +195,7 @@ def test_a_model_learns_through_lora_layers(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_replaced_layer_is_used(kind):
-    """Each linear layer, LayerNorm, convolution and GELU in turn: a layer that returns zeros changes the logits."""
+    """Each linear layer, norm, convolution and activation in turn: a layer that returns zeros changes the logits."""
     model = small_model(kind)
     model.eval()
     for parameter in model.parameters():
@@ -172,7 +204,7 @@ def test_every_replaced_layer_is_used(kind):
     with paddle.no_grad():
         expected = model(images).numpy()
         for name, layer in list(model.named_sublayers()):
-            if not isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Conv2D, nn.GELU)):
+            if not isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Conv1D, nn.Conv2D, nn.GELU, nn.ReLU, nn.Sigmoid)):
                 continue
             parent, _, attribute = name.rpartition(".")
             owner = dict(model.named_sublayers())[parent] if parent else model

@@ -6,7 +6,8 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from t2t_vit.models.t2t import T2TViT, split_grids
+from t2t_vit.models.soft_splits import split_grids
+from t2t_vit.models.t2t import T2TViT
 from t2t_vit.models.token_layers import TokenPerformer
 from t2t_vit.models.zoo import create_model, list_models
 from t2t_vit.training.parameters import parameter_groups
@@ -14,6 +15,11 @@ from t2t_vit.training.parameters import parameter_groups
 VARIANTS = [name for name in official.FIGURES if not name.startswith("tiny_")]
 # Small enough to train in a test, whatever the token type.
 SMALL = dict(image_size=32, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2.0, num_classes=5, token_dim=8)
+BLOCKS = {
+    "se": dict(block="se"),
+    "ghost": dict(block="ghost", mlp_ratio=3.0),
+    "dense": dict(block="dense", depth=0, stages=(1, 2), growth_rate=8),
+}
 
 
 def count(parameters):
@@ -24,9 +30,9 @@ def tiny(tokens_type):
     return official.set_weights(T2TViT(tokens_type=tokens_type, **official.TINY))
 
 
-def test_zoo_lists_twelve_t2t_vits_and_eight_pits():
+def test_zoo_lists_fifteen_t2t_vits_and_eight_pits():
     assert set(list_models()) == set(VARIANTS)
-    assert sum(name.startswith("t2t_vit_") for name in VARIANTS) == 12 and len(VARIANTS) == 20
+    assert sum(name.startswith("t2t_vit_") for name in VARIANTS) == 15 and len(VARIANTS) == 23
 
 
 def test_unknown_name_is_refused_with_near_matches():
@@ -76,7 +82,7 @@ def test_full_gradients_are_official(tokens_type):
         assert np.linalg.norm(gradient - expected[name]) < 1e-4 * np.linalg.norm(expected[name]), name
 
 
-@pytest.mark.parametrize("tokens_type", ["performer", "transformer", "convolution"])
+@pytest.mark.parametrize("tokens_type", ["performer", "transformer", "convolution", "patch"])
 def test_every_trained_parameter_gets_a_gradient_and_frozen_ones_none(tokens_type):
     model = T2TViT(tokens_type=tokens_type, drop_path_rate=0.1, **SMALL)
     model.train()
@@ -93,10 +99,10 @@ def test_every_trained_parameter_gets_a_gradient_and_frozen_ones_none(tokens_typ
             assert parameter.grad.abs().max().item() > 0, name
 
 
-@pytest.mark.parametrize("tokens_type", ["performer", "transformer", "convolution"])
-def test_small_models_learn(tokens_type):
+@pytest.mark.parametrize("kind", ["performer", "transformer", "convolution", "patch", "se", "ghost", "dense"])
+def test_small_models_learn(kind):
     paddle.seed(0)
-    model = T2TViT(tokens_type=tokens_type, **SMALL)
+    model = T2TViT(**SMALL, tokens_type=kind) if kind not in BLOCKS else T2TViT(**{**SMALL, **BLOCKS[kind]})
     x, labels = paddle.randn([10, 3, 32, 32]), paddle.arange(10) % 5
     optimizer = paddle.optimizer.AdamW(8e-3, parameters=[p for p in model.parameters() if not p.stop_gradient])
     losses = []
@@ -182,7 +188,16 @@ def test_other_image_than_built_for_is_refused(image):
         (dict(num_heads=5), "width 24 is not divisible by 5 heads"),
         (dict(token_dim=1), "leaves no random features"),
         (dict(mlp_ratio=0.01), "hidden width of 0"),
-        (dict(tokens_type="lstm"), "unknown token type 'lstm'.*performer, transformer, convolution"),
+        (dict(tokens_type="lstm"), "unknown token type 'lstm'.*performer, transformer, convolution, patch"),
+        (dict(splits=[(4, 4, 0)]), "one soft split, .*needs tokens_type patch, not performer"),
+        (dict(splits=[(4, 4, 0)], tokens_type="patch", image_size=3), "too small for the soft splits"),
+        (dict(block="sea"), "unknown block 'sea': choose one of plain, se, ghost, dense"),
+        (dict(block="se", embed_dim=8), "needs a width of 16 or more, not 8"),
+        (dict(block="ghost"), "ghost MLP of width 24 has a hidden width of 48: mlp_ratio must be 3"),
+        (dict(block="ghost", embed_dim=9, num_heads=3, mlp_ratio=3.0), "width 9 of ghost attention is odd"),
+        (dict(block="dense"), r"block dense does not fit depth 2, stages \[\] and growth_rate 0"),
+        (dict(block="se", stages=(1, 2), growth_rate=8), "block se does not fit depth 2, "),
+        (dict(depth=0), "block plain does not fit depth 0, "),
     ],
 )
 def test_inconsistent_arguments_are_named(wrong, message):

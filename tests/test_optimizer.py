@@ -11,6 +11,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
+from t2t_vit.models.layers import Block
 from t2t_vit.models.zoo import create_model
 from t2t_vit.training.optimizer import Optimizer
 from t2t_vit.training.parameters import freeze, parameter_groups
@@ -54,11 +55,11 @@ def arrays(model):
 # --- Places and rates ---
 
 
-@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "pit_ti", "pit_xs_distilled"])
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "t2t_vit_dense", "pit_ti", "pit_xs_distilled"])
 def test_every_parameter_has_a_layer(name):
     model = create_model(name, num_classes=3)
     layers = [model.layer_index(name) for name, _ in model.named_parameters()]
-    depth = len([name for name, _ in model.named_sublayers() if name.split(".")[-2:-1] == ["blocks"]])
+    depth = len([layer for layer in model.sublayers() if isinstance(layer, Block)])
     assert set(layers) == set(range(depth + 2))
     for parameter, _ in model.named_parameters():
         if parameter.startswith(("cls_token", "pos_embed", "patch_embed", "tokens_to_token")):
@@ -69,8 +70,12 @@ def test_every_parameter_has_a_layer(name):
 
 def test_layers_by_hand():
     t2t, pit = create_model("t2t_vit_7"), create_model("pit_ti")  # 7 blocks; stages of 2, 6 and 4 blocks
+    dense = create_model("t2t_vit_dense", stages=(3, 2))
     for name, place in {"blocks.0.attn.qkv.weight": 1, "blocks.6.norm2.bias": 7, "norm.weight": 8}.items():
         assert t2t.layer_index(name) == place
+    places = {"blocks.2.dense_linear.bias": 3, "blocks.3.linear.weight": 4, "blocks.4.norm1.bias": 4, "norm.bias": 6}
+    for name, place in places.items():
+        assert dense.layer_index(name) == place
     places = {
         "transformers.0.blocks.1.norm1.weight": 2, "pools.0.conv.weight": 3, "transformers.1.blocks.0.norm1.bias": 3,
         "pools.1.fc.weight": 9, "transformers.2.blocks.3.mlp.fc1.weight": 12, "head.bias": 13,

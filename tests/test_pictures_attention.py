@@ -231,7 +231,7 @@ def test_a_pit_and_its_distillation_token(sheet, tmp_path):
     assert one.shape == other.shape and (one != other).any()
 
 
-@pytest.mark.parametrize("tokens_type", ["transformer", "convolution"])
+@pytest.mark.parametrize("tokens_type", ["transformer", "convolution", "patch"])
 def test_other_kinds_of_models(tokens_type, sheet, tmp_path):
     sizes = dict(depth=2, embed_dim=24, num_heads=3, token_dim=8)
     model = create_model("t2t_vit_7", image_size=32, in_chans=1, num_classes=10, tokens_type=tokens_type, **sizes)

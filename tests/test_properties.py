@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import all_keys, load_config
-from t2t_vit.models.t2t import split_grids
+from t2t_vit.models.soft_splits import split_grids
 from t2t_vit.models.zoo import create_model
 from t2t_vit.training.losses import CrossEntropy
 from t2t_vit.training.schedule import learning_rate, total_epochs
@@ -40,7 +40,9 @@ VALUES = {
     "MODEL.DROP_PATH_RATE": BELOW_ONE, "MODEL.FUSED_ATTENTION": SWITCH, "MODEL.QK_SCALE": numbers(0, 10),
     "MODEL.T2T.EMBED_DIM": st.integers(0, 1024), "MODEL.T2T.DEPTH": st.integers(0, 40),
     "MODEL.T2T.NUM_HEADS": st.integers(0, 16), "MODEL.T2T.MLP_RATIO": numbers(0, 8),
-    "MODEL.T2T.TOKENS_TYPE": st.sampled_from(["", "performer", "transformer", "convolution"]),
+    "MODEL.T2T.STAGES": st.lists(st.integers(1, 9), max_size=4), "MODEL.T2T.GROWTH_RATE": st.integers(0, 256),
+    "MODEL.T2T.BLOCK": st.sampled_from(["", "plain", "se", "ghost", "dense"]),
+    "MODEL.T2T.TOKENS_TYPE": st.sampled_from(["", "performer", "transformer", "convolution", "patch"]),
     "MODEL.T2T.TOKEN_DIM": st.integers(0, 256), "MODEL.T2T.SPLITS": st.lists(SPLIT, min_size=2, max_size=4),
     "MODEL.PIT.PATCH_SIZE": st.integers(0, 64), "MODEL.PIT.STRIDE": st.integers(0, 64),
     "MODEL.PIT.BASE_DIMS": lists(st.integers(1, 64), 3), "MODEL.PIT.DEPTH": lists(st.integers(1, 9), 3),

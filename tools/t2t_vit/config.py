@@ -48,11 +48,14 @@ _C.MODEL.QK_SCALE = 0.0  # scale of q.k in the backbone; 0.0 or None = head_dim 
 _C.MODEL.T2T = CN()  # overrides of the variant MODEL.NAME; 0, 0.0, "" or [] = as in the variant
 _C.MODEL.T2T.EMBED_DIM = 0  # width of the backbone
 _C.MODEL.T2T.DEPTH = 0  # blocks
+_C.MODEL.T2T.STAGES = []  # blocks per stage of a dense backbone, which has no DEPTH
+_C.MODEL.T2T.GROWTH_RATE = 0  # channels that each block of a dense backbone appends
+_C.MODEL.T2T.BLOCK = ""  # plain, se (squeeze-and-excitation), ghost or dense
 _C.MODEL.T2T.NUM_HEADS = 0
 _C.MODEL.T2T.MLP_RATIO = 0.0  # hidden width of an MLP / EMBED_DIM
-_C.MODEL.T2T.TOKENS_TYPE = ""  # performer, transformer or convolution
+_C.MODEL.T2T.TOKENS_TYPE = ""  # performer, transformer, convolution, or patch (the patch embedding of a ViT)
 _C.MODEL.T2T.TOKEN_DIM = 0  # width inside the T2T module
-_C.MODEL.T2T.SPLITS = []  # [[kernel, stride, padding], ...] of the soft splits, in pixels or tokens
+_C.MODEL.T2T.SPLITS = []  # [[kernel, stride, padding], ...] of the soft splits, in pixels or tokens; one for patch
 _C.MODEL.PIT = CN()  # the same for a PiT
 _C.MODEL.PIT.PATCH_SIZE = 0  # pixels
 _C.MODEL.PIT.STRIDE = 0  # pixels from one patch to the next
@@ -150,8 +153,7 @@ _C.VAL.BEST = "better"
 _C.VAL.EVERY = 1  # epochs between validations; the last epoch is always validated
 _C.VAL.LOG_EVERY = 10  # batches between log lines of val.py
 
-# Keys that a config may leave to the weights: by "", 0 or [].
-OPEN_KEYS = ("MODEL.NAME", "DATA.CHANNELS", "DATA.IMAGE_SIZE", "DATA.MEAN", "DATA.STD")
+OPEN_KEYS = ("MODEL.NAME", "DATA.CHANNELS", "DATA.IMAGE_SIZE", "DATA.MEAN", "DATA.STD")  # empty: as in the weights
 CLASS_LISTS = {"imagenet1k": Path(__file__).parent / "data/imagenet1k_classes.tsv"}
 
 
@@ -185,9 +187,7 @@ def load_config(path: str | Path, overrides: Sequence[tuple[str, Any]] = (), not
 
 def default_config() -> CN:
     """A frozen copy of the defaults."""
-    cfg = _C.clone()
-    cfg.freeze()
-    return cfg
+    return with_keys(_C, {})
 
 
 def with_keys(cfg: CN, values: dict[str, Any]) -> CN:

@@ -50,6 +50,7 @@ _NUMBERS = [
     ("0 to 4096", lambda x: 0 <= x <= 4096, "DATA.IMAGE_SIZE"),
     ("0 to 65536", lambda x: 0 <= x <= 65536,
      "MODEL.T2T.EMBED_DIM MODEL.T2T.DEPTH MODEL.T2T.NUM_HEADS MODEL.T2T.MLP_RATIO MODEL.T2T.TOKEN_DIM "
+     "MODEL.T2T.GROWTH_RATE "
      "MODEL.PIT.PATCH_SIZE MODEL.PIT.STRIDE MODEL.PIT.MLP_RATIO MODEL.NUM_CLASSES"),
     ("0 to 2147483647", lambda x: 0 <= x <= 2147483647, "SEED"),
 ]  # fmt: skip
@@ -235,10 +236,11 @@ def _other_rules(cfg):
         ("MODEL.NUM_CLASSES", model.NUM_CLASSES != 1, "2 or more, or 0"),
         ("MODEL.FUSED_ATTENTION", not (model.FUSED_ATTENTION and model.ATTN_DROP_RATE),
          "False if MODEL.ATTN_DROP_RATE is set: FlashAttention has no dropout here"),
-        ("MODEL.T2T.SPLITS", len(model.T2T.SPLITS) != 1 and all(map(_is_split, model.T2T.SPLITS)),
-         "[] or two or more [kernel, stride, padding] with padding below kernel"),
-        *((f"MODEL.PIT.{key}", all(type(n) is int and 1 <= n <= 65536 for n in model.PIT[key]), "a list of 1 to 65536")
-          for key in ("BASE_DIMS", "DEPTH", "HEADS")),
+        ("MODEL.T2T.SPLITS", (len(model.T2T.SPLITS) != 1 or model.T2T.TOKENS_TYPE == "patch")
+         and all(map(_is_split, model.T2T.SPLITS)),
+         "[] or two or more [kernel, stride, padding] with padding below kernel (or one, for TOKENS_TYPE patch)"),
+        *((key, all(type(n) is int and 1 <= n <= 65536 for n in value_of(cfg, key)), "a list of 1 to 65536")
+          for key in ("MODEL.T2T.STAGES", "MODEL.PIT.BASE_DIMS", "MODEL.PIT.DEPTH", "MODEL.PIT.HEADS")),
         ("DISTILL.TEACHER", distill.TEACHER or not distill.TYPE, f"a model or config for DISTILL.TYPE {distill.TYPE}"),
         ("DATA.VAL_FRACTION", not data.VAL_FRACTION or not (data.TRAIN_LIST or data.VAL_LIST),
          "0.0 if DATA.TRAIN_LIST or DATA.VAL_LIST is set, which list the images of a split"),

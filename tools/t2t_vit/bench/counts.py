@@ -11,6 +11,7 @@ import paddle
 from paddle import nn
 
 from t2t_vit.models.layers import in_head
+from t2t_vit.models.t2t_blocks import SqueezeExcite
 from t2t_vit.weights.build import build_model
 
 TOKEN_MODULE = "tokens_to_token."
@@ -60,8 +61,7 @@ def products(model):
     return [
         product
         for part, positions, is_block in _parts(model)
-        for name, layer in part.named_sublayers(prefix=names[id(part)], include_self=True)
-        for product in _layer_products(name, layer, positions, is_block)
+        for product in _products(names[id(part)], part, positions, is_block)
     ]
 
 
@@ -75,19 +75,25 @@ def _parts(model):
         if place.pool is not None:
             yield place.pool.conv, N, False
             yield place.pool.fc, T, False
+        if place.transition is not None:
+            yield place.transition, T + N, False
         yield place.block, T + N, True
     for name, layer in model.named_children():
         if in_head(name):
             yield layer, 1, False
 
 
-def _layer_products(name, layer, positions, in_block):
-    """Yield the products of one layer, without those of its sublayers."""
+def _products(name, layer, positions, in_block):
+    """Yield the products of one layer and its sublayers, which process `positions` tokens."""
+    if isinstance(layer, SqueezeExcite):
+        positions = 1  # its linear layers process the mean of the tokens
     if isinstance(layer, nn.Linear):
         yield Product(f"{name}.weight", positions, *layer.weight.shape)  # (in, out)
-    elif isinstance(layer, nn.Conv2D):
-        out, *window = layer.weight.shape  # (out, in / groups, kernel, kernel)
+    elif isinstance(layer, (nn.Conv1D, nn.Conv2D)):
+        out, *window = layer.weight.shape  # (out, in / groups, kernel) or (out, in / groups, kernel, kernel)
         yield Product(f"{name}.weight", positions, math.prod(window), out)
     elif hasattr(layer, "token_products"):
         for count, rows, inner, columns in layer.token_products(positions):
             yield Product(f"{name} tokens", rows, inner, columns, count, in_block)
+    for child, sublayer in layer.named_children():
+        yield from _products(f"{name}.{child}", sublayer, positions, in_block)

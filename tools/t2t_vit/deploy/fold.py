@@ -87,29 +87,48 @@ class FoldedBlock(nn.Layer):
 
     def __init__(self, block, num_outputs=None):
         super().__init__()
-        attn, C = block.attn, block.attn.proj.weight.shape[0]
-        self.num_heads, self.num_outputs = attn.num_heads, num_outputs
-        weight, bias = include_norm(block.norm1, attn.qkv.weight, attn.qkv.bias)
+        self.num_heads, self.num_outputs = block.attn.num_heads, num_outputs
         self.norm = plain_norm(block.norm1)
-        self.q = folded_linear(weight[:, :C] * attn.scale, bias[:C] * attn.scale)
-        self.k = folded_linear(weight[:, C : 2 * C])
-        self.v = folded_linear(weight[:, 2 * C :])
-        v_bias = paddle.matmul(bias[2 * C :].unsqueeze(0), attn.proj.weight)[0]
-        self.proj = folded_linear(attn.proj.weight, attn.proj.bias + v_bias)
+        self._add_attention(block.norm1, block.attn)
+        self._add_mlp(block)
+
+    def _add_attention(self, norm, attn):
+        weight, bias = include_norm(norm, attn.qkv.weight, attn.qkv.bias)
+        self._add_linears(attn, weight.chunk(3, axis=1), bias.chunk(3), attn.proj.weight)
+
+    def _add_linears(self, attn, weights, biases, proj_weight):
+        """Add q, k, v and proj, from the weights and biases of q, k and v behind the norm."""
+        self.q = folded_linear(weights[0] * attn.scale, biases[0] * attn.scale)
+        self.k, self.v = folded_linear(weights[1]), folded_linear(weights[2])
+        v_bias = paddle.matmul(biases[2].unsqueeze(0), proj_weight)[0]
+        self.proj = folded_linear(proj_weight, attn.proj.bias + v_bias)
+
+    def _add_mlp(self, block):
         self.mlp = FoldedMlp(block.norm2, block.mlp.fc1, block.mlp.fc2)
+
+    def _qkv(self, queries, normed):
+        return self.q(queries), self.k(normed), self.v(normed)
 
     def _heads(self, x, order):
         return x.reshape([-1, x.shape[1], self.num_heads, x.shape[2] // self.num_heads]).transpose(order)
 
-    def forward(self, x):
+    def _attend(self, queries, normed):
+        """Attention and projection: (B, M, C), (B, N, C) -> (B, M, C)."""
+        q, k, v = self._qkv(queries, normed)
+        q = self._heads(q, [0, 2, 1, 3])  # (B, h, M, C/h)
+        k = self._heads(k, [0, 2, 3, 1])  # (B, h, C/h, N)
+        v = self._heads(v, [0, 2, 1, 3])  # (B, h, N, C/h)
+        y = paddle.matmul(F.softmax(paddle.matmul(q, k), axis=-1), v)
+        return self.proj(y.transpose([0, 2, 1, 3]).reshape([-1, *queries.shape[1:]]))
+
+    def _updated(self, x):
         normed = queries = self.norm(x)
         if self.num_outputs:
             x, queries = x[:, : self.num_outputs], normed[:, : self.num_outputs]
-        q = self._heads(self.q(queries), [0, 2, 1, 3])  # (B, h, num_outputs or N, C/h)
-        k = self._heads(self.k(normed), [0, 2, 3, 1])  # (B, h, C/h, N)
-        v = self._heads(self.v(normed), [0, 2, 1, 3])  # (B, h, N, C/h)
-        y = paddle.matmul(F.softmax(paddle.matmul(q, k), axis=-1), v)
-        return self.mlp(x + self.proj(y.transpose([0, 2, 1, 3]).reshape([-1, *x.shape[1:]])))
+        return self.mlp(x + self._attend(queries, normed))
+
+    def forward(self, x):
+        return self._updated(x)
 
 
 class FoldedHeads(nn.Layer):

@@ -10,7 +10,6 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from t2t_vit.deploy.fold import (
-    FoldedBlock,
     FoldedEmbedding,
     FoldedMlp,
     FoldedModel,
@@ -18,6 +17,7 @@ from t2t_vit.deploy.fold import (
     folded_linear,
     include_norm,
 )
+from t2t_vit.deploy.fold_blocks import folded_layers
 from t2t_vit.models.layers import as_tokens
 from t2t_vit.models.t2t import T2TViT
 from t2t_vit.models.token_layers import TokenPerformer
@@ -131,7 +131,7 @@ def fold_t2t(model: T2TViT) -> FoldedModel:
     module, positions = model.tokens_to_token, model.pos_embed[0]
     pairs = list(zip(module.token_layers, module.splits))[: len(module.splits) - 1]
     kernel, stride, padding = module.splits[-1]
-    if isinstance(module.project, nn.Conv2D):
+    if module.is_convolutional:
         stages = [folded_convolution(conv.weight, conv.bias, *split[1:]) for conv, split in pairs]
         kernels = module.project.weight
     else:
@@ -140,5 +140,5 @@ def fold_t2t(model: T2TViT) -> FoldedModel:
         kernels = _split_kernels(module.project.weight, kernel)
     class_token = model.cls_token[0] + positions[:1]
     embedding = FoldedEmbedding(kernels, module.project.bias, stride, padding, positions[1:], class_token)
-    blocks = [*map(FoldedBlock, model.blocks[:-1]), FoldedBlock(model.blocks[-1], num_outputs=1)]
-    return FoldedModel(model, stages, module.grids, embedding, blocks)
+    layers = folded_layers(model.blocks, num_outputs=1)
+    return FoldedModel(model, stages, module.grids, embedding, layers)

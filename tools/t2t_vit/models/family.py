@@ -31,7 +31,8 @@ class Family:
         variants: {name: constructor arguments}.
         traits: function from the constructor arguments of a variant to a dict, its traits. Variants whose tensors have
             different shapes have different traits.
-        read_shapes: function: {tensor name: shape} -> (traits, {"num_classes", "in_chans", "image_size"}). Raises
+        read_shapes: function: {tensor name: shape} -> (traits, constructor arguments: "num_classes", "in_chans",
+            "image_size", and those by which a model may differ from its variant and still be recognised). Raises
             KeyError, IndexError or ValueError if the tensors do not belong to this family.
         fold: "module:name" of the function that makes a trained model faster for export (see `deploy.fold`); "" if
             there is none.
@@ -66,6 +67,7 @@ class BlockPlace(NamedTuple):
     grid: tuple  # (rows, columns)
     windows: list  # (kernel, stride, padding) of every step from the pixels to this grid
     pool: nn.Layer | None = None  # pooling just before the block
+    transition: nn.Layer | None = None  # layer just before the block that changes the width of each token
 
 
 class VisionTransformer(nn.Layer):
@@ -188,12 +190,12 @@ class VisionTransformer(nn.Layer):
     def layer_index(self, name: str) -> int:
         """Return the depth of a parameter: 0 before the first block, 1 to n in the blocks, n + 1 after the last.
 
-        A pooling layer has the depth of the block after it.
+        A pooling layer or a transition has the depth of the block after it.
         """
         backbone = self.backbone()
         depths = {id(stage.layer): 0 for stage in self.stages()}
         for depth, place in enumerate(backbone, start=1):
-            depths |= {id(place.block): depth, id(place.pool): depth}
+            depths |= {id(layer): depth for layer in (place.block, place.pool, place.transition)}
         for prefix, layer in self.named_sublayers():
             if id(layer) in depths and name.startswith(f"{prefix}."):
                 return depths[id(layer)]

@@ -39,12 +39,12 @@ def init_linear_and_norm(layer):
 def init_from_fan_in(layer):
     """PyTorch's default initialisation of one layer, for `Layer.apply`. The official code relies on it in some places.
 
-    Weights and biases of Linear and Conv2D are uniform in +-1 / sqrt(fan in). LayerNorm is 1 and 0.
+    Weights and biases of Linear, Conv1D and Conv2D are uniform in +-1 / sqrt(fan in). LayerNorm is 1 and 0.
     """
     if isinstance(layer, nn.LayerNorm):
         init_linear_and_norm(layer)
-    if isinstance(layer, (nn.Linear, nn.Conv2D)):
-        # Linear (in, out), Conv2D (out, in / groups, kernel, kernel)
+    if isinstance(layer, (nn.Linear, nn.Conv1D, nn.Conv2D)):
+        # Linear (in, out), Conv1D (out, in / groups, kernel), Conv2D (out, in / groups, kernel, kernel)
         fan_in = layer.weight.shape[0] if isinstance(layer, nn.Linear) else math.prod(layer.weight.shape[1:])
         for parameter in (layer.weight, layer.bias):
             if parameter is not None:
@@ -136,10 +136,17 @@ class Attention(nn.Layer):
             raise ValueError(f"the width {dim} is not divisible by {num_heads} heads")
         self.num_heads = num_heads
         self.scale = qk_scale or (dim // num_heads) ** -0.5
-        self.qkv = Linear(dim, dim * 3, bias_attr=None if qkv_bias else False)
+        self._add_qkv(dim, None if qkv_bias else False)
         self.attn_drop = Dropout(attn_drop)
         self.proj = Linear(dim, dim)
         self.proj_drop = Dropout(proj_drop)
+
+    def _add_qkv(self, dim, bias_attr):
+        self.qkv = Linear(dim, dim * 3, bias_attr=bias_attr)
+
+    def _qkv(self, x):
+        """Queries, keys and values of the heads: (B, N, C) -> three (B, N, h, C/h)."""
+        return self.qkv(x).reshape([*x.shape[:2], 3, self.num_heads, -1]).unbind(2)
 
     def token_products(self, N):
         """List the matrix products between N tokens, q k and (q k) v, as (count, rows, inner, columns)."""
@@ -147,8 +154,7 @@ class Attention(nn.Layer):
         return [(h, N, width, N), (h, N, N, width)]
 
     def forward(self, x, num_queries=None):
-        B, N, _ = x.shape
-        q, k, v = self.qkv(x).reshape([B, N, 3, self.num_heads, -1]).unbind(2)  # each (B, N, h, C/h)
+        q, k, v = self._qkv(x)  # each (B, N, h, C/h)
         x = self._attend(q[:, :num_queries], k, v).flatten(2)  # (B, M, C)
         return self.proj_drop(self.proj(x))
 
@@ -183,6 +189,8 @@ def fuse_attention(model: nn.Layer) -> None:
 class Block(nn.Layer):
     """Pre-norm transformer block: (B, N, C) -> (B, M, C), the first M = num_queries tokens or all N."""
 
+    attention_type, mlp_type = Attention, Mlp
+
     def __init__(
         self,
         dim,
@@ -197,11 +205,14 @@ class Block(nn.Layer):
     ):
         super().__init__()
         self.norm1 = LayerNorm(dim, epsilon=epsilon)
-        self.attn = Attention(dim, num_heads, qkv_bias, qk_scale, attn_drop, drop)
+        self.attn = self.attention_type(dim, num_heads, qkv_bias, qk_scale, attn_drop, drop)
         self.drop_path = DropPath(drop_path)
         self.norm2 = LayerNorm(dim, epsilon=epsilon)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.mlp = self.mlp_type(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x, num_queries=None):
+        return self._updated(x, num_queries)
+
+    def _updated(self, x, num_queries):
         x = x[:, :num_queries] + self.drop_path(self.attn(self.norm1(x), num_queries))
         return x + self.drop_path(self.mlp(self.norm2(x)))

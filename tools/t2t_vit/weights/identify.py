@@ -14,9 +14,9 @@ def identify(shapes):
         shapes: {official name: shape}; Linear weights may be in PyTorch's or in Paddle's layout.
 
     Returns:
-        {variant: {"num_classes", "in_chans", "image_size"}}, arguments of `create_model` for these tensors. Empty if no
-        variant fits. Tensors without a head are those of num_classes=0. The shapes do not show the number of heads:
-        tensors of t2t_vit_14 fit t2t_vit_14_resnext too.
+        {variant: {"num_classes", "in_chans", "image_size", ...}}, arguments of `create_model` for these tensors. Empty
+        if no variant fits. Tensors without a head are those of num_classes=0. The shapes do not show the number of
+        heads: tensors of t2t_vit_14 fit t2t_vit_14_resnext too.
     """
     shapes = {"head.bias": [0], **{name: list(shape) for name, shape in shapes.items()}}
     found = {}
@@ -25,8 +25,16 @@ def identify(shapes):
             traits, overrides = family.read_shapes(shapes)
         except (KeyError, IndexError, ValueError):  # another family or geometry
             continue
-        found |= {name: overrides for name, variant in family.variants.items() if family.traits(variant) == traits}
+        for name, variant in family.variants.items():
+            if family.traits({**variant, **overrides}) == traits:
+                found[name] = overrides
     return found
+
+
+def described(candidates):
+    """List the variants in the result of `identify`, with the token type that their T2T module has instead."""
+    types = {name: overrides.get("tokens_type") for name, overrides in candidates.items()}
+    return [f"{name} with MODEL.T2T.TOKENS_TYPE {kind}" if kind else name for name, kind in types.items()]
 
 
 def has_heads_of(name, model):

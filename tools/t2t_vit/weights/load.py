@@ -14,7 +14,7 @@ from t2t_vit.models.layers import in_head
 from t2t_vit.weights import checkpoint
 from t2t_vit.weights.channels import fit_channels
 from t2t_vit.weights.formats import in_paddle_layout, read_weights
-from t2t_vit.weights.identify import has_heads_of, identify
+from t2t_vit.weights.identify import described, has_heads_of, identify
 
 
 def load_pretrained(model: paddle.nn.Layer, path: str | Path, head: str = "same", pos_resize: str = "bicubic") -> None:
@@ -73,11 +73,11 @@ def _fit(model, weights, head, pos_resize):
 def check_variant(model, weights):
     """Raise UserError if the file contains another variant than the model. The message names it."""
     fitting = identify(weights.shapes)
-    mine = identify({name: tensor.shape for name, tensor in model.state_dict().items()})
-    if fitting and not set(fitting) & set(mine):
+    theirs, mine = described(fitting), described(identify({name: t.shape for name, t in model.state_dict().items()}))
+    if theirs and not set(theirs) & set(mine):
         mine = " or ".join(mine) or "the model that the section MODEL describes"
         raise UserError(
-            f"{weights.path} contains weights of {' or '.join(fitting)}, not of {mine}: change the model "
+            f"{weights.path} contains weights of {' or '.join(theirs)}, not of {mine}: change the model "
             "(MODEL.NAME) or the file"
         )
     if weights.variant in fitting and not has_heads_of(weights.variant, model):

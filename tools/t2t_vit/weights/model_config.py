@@ -55,5 +55,6 @@ def _values_of_tensors(cfg, path):
     input_of = candidates.get(name, {})
     if input_of.get("in_chans") not in (None, 1, 3):
         raise UserError(f"{path} has {input_of['in_chans']} input channels, but images have 3 (RGB) or 1 (grey)")
-    values = {"DATA.CHANNELS": input_of.get("in_chans"), "DATA.IMAGE_SIZE": input_of.get("image_size")}
+    values = {"DATA.CHANNELS": input_of.get("in_chans"), "DATA.IMAGE_SIZE": input_of.get("image_size"),
+              "MODEL.T2T.TOKENS_TYPE": input_of.get("tokens_type")}  # fmt: skip
     return {"MODEL.NAME": name, **{key: value for key, value in values.items() if value}}
