@@ -69,6 +69,7 @@ def load_data(
         cfg: config.
         splits: names of the splits to load.
         model_file: weights file to name in errors, if it determines MODEL.NUM_CLASSES and the user cannot set that.
+            Class folders may then be named after the numbers of the classes, as in ImageNet-V2.
 
     Returns:
         (ClassList, {split name: Split}).
@@ -86,8 +87,8 @@ def load_data(
         if layout.lists[name]:
             loaded[name] = read_list(layout.root, name, layout.root / layout.lists[name], classes)
         elif name not in loaded:
-            loaded |= scan_splits(layout, name, classes, cfg)
-        _warn_of_empty_classes(loaded[name], classes)
+            loaded |= scan_splits(layout, name, classes, cfg, by_number=model_file is not None)
+        _warn_of_empty_classes(loaded[name], classes, cfg)
     return classes, {name: loaded[name] for name in splits}
 
 
@@ -112,23 +113,32 @@ def _check_number(classes, cfg, model_file):
         )
 
 
-def _warn_of_empty_classes(split, classes):
+def _warn_of_empty_classes(split, classes, cfg):
     empty = np.flatnonzero(np.bincount(split.labels, minlength=len(classes)) == 0)
-    if len(empty):
+    if len(empty) and not (split.name == "val" and cfg.VAL.CLASSES_ONLY):
         names = some([classes.folders[i] for i in empty])
-        log.warning("warning: %d of %d classes have no image in %s: %s", len(empty), len(classes), split.source, names)
+        hint = "; VAL.CLASSES_ONLY True leaves them out of the predictions" if split.name == "val" else ""
+        where = f"{len(empty)} of {len(classes)} classes have no image in {split.source}"
+        log.warning("warning: %s: %s%s", where, names, hint)
 
 
 # --- Folders ---
 
 
-def scan_splits(layout, name, classes, cfg):
-    """Scan the class folders of a split: {name: Split}, with both splits if they share the folder."""
+def scan_splits(layout, name, classes, cfg, by_number=False):
+    """Scan the class folders of a split: {name: Split}, with both splits if they share the folder.
+
+    With `by_number`, the folders may be named after the numbers of the classes, unless the list names one of them.
+    """
     folder = layout.require(name)
     found, paths, class_of = scan(folder)
     if not found:
         raise UserError(f"{folder} has no class folders")
     ids = {class_folder: i for i, class_folder in enumerate(classes.folders)}
+    numbers = {str(i): i for i in range(len(classes))}
+    if by_number and not ids.keys() & set(found) and numbers.keys() >= set(found):
+        log.info("the class folders of %s are the class numbers of %s", folder, classes.source)
+        ids = numbers
     unknown = [class_folder for class_folder in found if composed(class_folder) not in ids]
     if unknown:
         raise UserError(f"{folder} has class folders that are not in {classes.source}: {some(unknown)}")
