@@ -210,8 +210,11 @@ def test_folders_named_after_the_numbers_of_imagenet_v2(biased, tmp_path):
     root = make(tmp_path / "v2", {"2": 1, "6": 3, "10": 2, "923": 4})
     found, log = figures(*biased, "--data-path", root)
     assert (found["top1"], found["top5"], found["num_images"]) == (0.4, 1.0, 10)
-    assert f"the class folders of {root} are the class numbers of " in log
+    assert f"the class folders of {root} are numbers of classes in " in log
     assert "996 of 1000 classes have no image" in log and "VAL.CLASSES_ONLY True leaves them out" in log
+    checked = tool("check_data", "--config", "configs/t2t_vit_7.yaml", "--data-path", root).stdout
+    assert "note: 996 of 1000 classes have no image in val: n01440764, " in checked
+    assert checked.splitlines()[-1] == f"python tools/val.py --config configs/t2t_vit_7.yaml --data-path {root}"
     make(root, {"1000": 1})
     assert "class folders that are not in" in error_line("val", *biased, "--data-path", root)
     shutil.rmtree(root / "1000")

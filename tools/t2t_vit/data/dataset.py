@@ -128,20 +128,18 @@ def _warn_of_empty_classes(split, classes, cfg):
 def scan_splits(layout, name, classes, cfg, by_number=False):
     """Scan the class folders of a split: {name: Split}, with both splits if they share the folder.
 
-    With `by_number`, the folders may be named after the numbers of the classes, unless the list names one of them.
+    For `by_number` see `folder_ids`.
     """
     folder = layout.require(name)
     found, paths, class_of = scan(folder)
     if not found:
         raise UserError(f"{folder} has no class folders")
-    ids = {class_folder: i for i, class_folder in enumerate(classes.folders)}
-    numbers = {str(i): i for i in range(len(classes))}
-    if by_number and not ids.keys() & set(found) and numbers.keys() >= set(found):
-        log.info("the class folders of %s are the class numbers of %s", folder, classes.source)
-        ids = numbers
+    ids = folder_ids(found, classes, by_number)
     unknown = [class_folder for class_folder in found if composed(class_folder) not in ids]
     if unknown:
         raise UserError(f"{folder} has class folders that are not in {classes.source}: {some(unknown)}")
+    if ids.keys() != set(classes.folders):
+        log.info("the class folders of %s are numbers of classes in %s", folder, classes.source)
     if not len(paths):
         raise UserError(f"the class folders of {folder} contain no images ({', '.join(sorted(EXTENSIONS))})")
     labels = np.array([ids[composed(class_folder)] for class_folder in found], np.int32)[class_of]
@@ -151,6 +149,17 @@ def scan_splits(layout, name, classes, cfg, by_number=False):
     source = f"{folder} (DATA.VAL_FRACTION {cfg.DATA.VAL_FRACTION:g})"
     parts = {"train": ~validates, "val": validates}
     return {split: Split(split, source, paths.where(chosen), labels[chosen]) for split, chosen in parts.items()}
+
+
+def folder_ids(found, classes, by_number):
+    """Return {class folder: class id} of a class list.
+
+    With `by_number`, the folders `found` may be named after the numbers of the classes, as in ImageNet-V2, unless the
+    list names one of them.
+    """
+    ids = {class_folder: i for i, class_folder in enumerate(classes.folders)}
+    numbers = {str(i): i for i in range(len(classes))}
+    return numbers if by_number and not ids.keys() & set(found) and numbers.keys() >= set(found) else ids
 
 
 # --- List files ---

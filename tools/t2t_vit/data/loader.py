@@ -84,13 +84,13 @@ class EvalDataset(paddle.io.Dataset):
 class EvalOrder(paddle.io.BatchSampler):
     """Batches of indices for one process. All processes together see every image exactly once, without padding."""
 
-    def __init__(self, num_images, batch_size, rank=0, world_size=1):
+    def __init__(self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.mine, self.batch_size = range(rank, num_images, world_size), batch_size
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-len(self.mine) // self.batch_size)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         for start in range(0, len(self.mine), self.batch_size):
             yield list(self.mine[start : start + self.batch_size])
 

@@ -41,8 +41,8 @@ def read_real_labels(path: str | Path, split: Split, num_classes: int) -> list[l
     if len(names) != len(labels) or len(set(names)) != len(names):
         name = names[matches.index(None)]
         raise UserError(
-            f"{path} has the labels of {len(labels)} images, but {split.source} has {len(names)} with other names, such "
-            f"as {name}; use the images of ImageNet's validation, with their names (ILSVRC2012_val_00000001.JPEG)"
+            f"{path} has the labels of {len(labels)} images, but {split.source} has {len(names)} with other names, "
+            f"such as {name}; use the images of ImageNet's validation, with their names (ILSVRC2012_val_00000001.JPEG)"
         )
     by_name = dict(zip(sorted(names), labels))
     return [by_name[name] for name in names]
