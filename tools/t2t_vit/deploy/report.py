@@ -92,7 +92,7 @@ def _lines(report):
     yield from ["", "## Most frequent confusions", ""]
     yield from _table(("true class", "predicted class", "images", "fraction of the class"), rows)
     rows = [
-        (f"{row['low']:.3f} to {row['high']:.3f}", row["images"], row["confidence"], row["accuracy"])
+        [f"{row['low']:.3f} to {row['high']:.3f}", row["images"], row["confidence"], row["accuracy"]]
         for row in report["calibration"]["bins"] if row["images"]
     ]  # fmt: skip
     yield from ["", "## Calibration", "", *_table(("confidence", "images", "mean confidence", "accuracy"), rows)]
