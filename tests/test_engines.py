@@ -61,10 +61,13 @@ def test_engines_predict_the_same_as_the_model(run_folder, tmp_path, engine):
 
 @pytest.mark.parametrize("engine", FILES)
 def test_val_prints_the_same_lines(run_folder, tmp_path, engine):
-    words = few_digits(tmp_path, 5)
-    expected = tool("val", *words).stdout.splitlines()
-    found = tool("val", *words, "--engine", engine, "--output", run_folder).stdout.splitlines()
-    assert found[-2:] == expected[-2:]
+    words = [*few_digits(tmp_path, 5), "--report"]
+    expected = tool("val", *words, tmp_path / "weights.json").stdout.splitlines()
+    exported = ["--engine", engine, "--output", run_folder]
+    found = tool("val", *words, tmp_path / "exported.json", *exported).stdout.splitlines()
+    assert found[-3:-1] == expected[-3:-1]
+    reports = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("weights", "exported")]
+    assert reports[0]["classes"] == reports[1]["classes"] and reports[0]["confusions"] == reports[1]["confusions"]
     assert f"t2t_vit_7 with {run_folder}/lit_data/export/{FILES[engine]} on 50 images of " in found[0]
 
 

@@ -21,6 +21,7 @@ from t2t_vit.data.transforms import EvalTransform
 from t2t_vit.pictures import confusion, predictions
 from t2t_vit.pictures.predictions import COLUMNS
 from t2t_vit.pictures.sheet import FAINT, GAP, LINE, MARGIN, SHADE, TILE
+from t2t_vit.training.class_counts import confused_pairs, confusion_matrix
 from t2t_vit.weights.build import build_trained_model
 
 CONFIG = ROOT / "configs/lit_data.yaml"
@@ -125,11 +126,11 @@ def test_sheet_shows_the_worst_first(shipped, expected):
 def test_confusion_is_counted_by_hand(shipped):
     counts = Counter((row["label"], row["predicted"]) for row in shipped[2]["results"])
     labels, predicted = (np.array([row[key] for row in shipped[2]["results"]]) for key in ("label", "predicted"))
-    matrix = confusion.confusion_matrix(labels, predicted, 10)
+    matrix = confusion_matrix(labels, predicted, 10)
     assert {(i, j): n for i, row in enumerate(matrix.tolist()) for j, n in enumerate(row) if n} == counts
     drawn = Counter(re.findall(r"<!-- (\d+) -->", shipped[3]))
     assert drawn == Counter(str(count) for count in counts.values())
-    pairs = confusion.confused_pairs(labels, predicted, 10)
+    pairs = confused_pairs(matrix)
     expected = {pair: n for pair, n in counts.items() if pair[0] != pair[1]}
     assert {(true, other): n for true, other, n, _ in pairs} == expected
     for true, _, n, share in pairs:
@@ -154,7 +155,7 @@ def test_a_matrix_fills_its_picture(tmp_path, num_classes):
     pytest.importorskip("matplotlib")
     classes = np.arange(num_classes)
     title = "pictures of my own: top-1 0.7297 of 1000 images"
-    confusion.draw_confusion(classes, classes, [f"name {i}" for i in classes], title, tmp_path / "x.png")
+    confusion.draw_confusion(np.eye(num_classes, dtype=int), [f"name {i}" for i in classes], title, tmp_path / "x.png")
     pixels = np.asarray(Image.open(tmp_path / "x.png").convert("L"))
     ink = pixels < 128
     for edge in (ink[:20], ink[-20:], ink[:, :20], ink[:, -20:]):  # no empty edge, nothing cut
@@ -165,7 +166,7 @@ def test_a_matrix_fills_its_picture(tmp_path, num_classes):
 
 def test_pairs_of_many_classes():
     labels, predicted = np.array([40, 40, 40, 7, 7, 0, 0, 39]), np.array([39, 39, 40, 8, 9, 1, 1, 40])
-    assert confusion.confused_pairs(labels, predicted, 41) == [
+    assert confused_pairs(confusion_matrix(labels, predicted, 41)) == [
         (0, 1, 2, 1), (40, 39, 2, 2 / 3), (7, 8, 1, 0.5), (7, 9, 1, 0.5), (39, 40, 1, 1),
     ]  # fmt: skip
 
@@ -173,12 +174,13 @@ def test_pairs_of_many_classes():
 @pytest.mark.parametrize("num_classes, texts", [(30, {"c2", "5"}), (31, {"c2 → c3", " 100%"})])
 def test_confusion_of_few_and_many_classes(tmp_path, num_classes, texts):
     pytest.importorskip("matplotlib")
-    labels = np.full(5, 2)
+    wrong, right = np.zeros((2, num_classes, num_classes), int)
+    wrong[2, 3] = right[2, 2] = 5
     names = [f"c{i}, alias" for i in range(num_classes)]
-    confusion.draw_confusion(labels, labels + 1, names, "two $x$", tmp_path / "x.svg")
+    confusion.draw_confusion(wrong, names, "two $x$", tmp_path / "x.svg")
     drawn = set(re.findall(r"<!-- (.*) -->", (tmp_path / "x.svg").read_text()))
     assert texts | {"two $x$"} <= drawn
-    confusion.draw_confusion(labels, labels, names, "none", tmp_path / "none.svg")
+    confusion.draw_confusion(right, names, "none", tmp_path / "none.svg")
     nothing = "no image is classified wrongly" in (tmp_path / "none.svg").read_text()
     assert nothing == (num_classes > confusion.MAX_MATRIX)
 

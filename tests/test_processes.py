@@ -102,10 +102,19 @@ def test_evaluation_counts_every_image_once(tmp_path):
 
 
 def test_two_processes_validate_like_one(tmp_path):
-    printed = launched(tmp_path, "val", "--batch-size", 50)
-    scores = [line for line in printed.splitlines() if line.startswith("images: ")]
-    assert scores == [line for line in tool("val").stdout.splitlines() if line.startswith("images: ")]
-    assert scores[0].startswith("images: 360,")
+    labels = tmp_path / "real.json"
+    labels.write_text(json.dumps([[number % 10, 3] if number % 3 else [] for number in range(360)]))
+    words = ["--real-labels", labels, "--report"]
+    printed = launched(tmp_path, "val", "--batch-size", 50, *words, tmp_path / "two.json")
+    scores = [line for line in printed.splitlines() if line.startswith(("images: ", "ReaL"))]
+    alone = tool("val", *words, tmp_path / "one.json").stdout.splitlines()
+    assert scores == [line for line in alone if line.startswith(("images: ", "ReaL"))]
+    assert scores[0].startswith("images: 360,") and scores[1].endswith(" of 240 images with labels")
+    two, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
+    calibration = [report.pop("calibration") for report in (two, one)]
+    assert calibration[0]["ece"] == pytest.approx(calibration[1]["ece"], rel=1e-6)
+    assert two.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-6)
+    assert two == one and len(one["classes"]) == 10 and one["confusions"]
     assert all((tmp_path / f"workerlog.{rank}").is_file() for rank in (0, 1))
 
 

@@ -66,7 +66,8 @@ def place(tmp_path_factory):
         for split in ("train", "val"):
             target = folder / "imagenet" / split / wnids[i]
             target.mkdir(parents=True)
-            shutil.copy(digit, target / "x.JPEG")
+            shutil.copy(digit, target / f"ILSVRC2012_{split}_{i + 1:08d}.JPEG")
+    make_test_sets(folder, wnids, digits[0])
     make_cifar(folder, digits)
     make_pictures(folder / "pictures", digits)
     shutil.copy(digits[0], folder / "picture.png")
@@ -80,6 +81,15 @@ def place(tmp_path_factory):
         checkpoint.save(folder / f"{file}.pdparams", create_model(name, image_size=32, depth=depth).state_dict())
     (folder / "pets.yaml").write_text(blocks(ROOT / "docs/extending.md", "yaml")[0].replace("/path/to", str(folder)))
     return folder
+
+
+def make_test_sets(folder, wnids, picture):
+    """Other test sets of ImageNet, with an image each of two classes, and ReaL labels."""
+    for name, classes in {"imagenetv2-matched-frequency-format-val": "12", "imagenet-r": wnids[1:3]}.items():
+        for number in classes:
+            (folder / name / number).mkdir(parents=True)
+            shutil.copy(picture, folder / name / number / "0.jpeg")
+    (folder / "real.json").write_text("[[0], [], [1, 2]" + ", [3]" * 15 + "]")
 
 
 def make_pictures(folder, pictures):
@@ -194,7 +204,7 @@ def test_command_runs(line, place):
     line = re.sub(r"output/(memorise|finetune|balanced)/", rf"{place}/output/\1/", line)
     line = line.replace("/path/to/", f"{place}/")
     files = "(?:attention|curves|predictions|confusion|growth|picture).png|photo.jpg|(?:few|unbalanced|small).txt|"
-    files += "(?:predictions|speed|growth).json|t2t_vit_7_official.pdparams|model.safetensors|model_card.md"
+    files += "(?:predictions|speed|growth).json|t2t_vit_7_official.pdparams|model.safetensors|model_card.md|report.md"
     line = re.sub(rf"\b({files})", rf"{place}/\1", line)
     line = re.sub(r"^(NNODES=\S+ MASTER=\S+ NODE_RANK=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
     line += f" --sheet {place}/augment.png" if "visualize.py" in line else ""

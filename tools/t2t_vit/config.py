@@ -15,8 +15,7 @@ from typing import Any
 from yacs.config import CfgNode as CN
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import read_text
-from t2t_vit.common.plain_yaml import load_yaml
+from t2t_vit.common.plain_yaml import read_config
 from t2t_vit.config_values import check, fit_short_run, leaves, put, set_value, value_of
 from t2t_vit.spellings import refusal
 
@@ -148,6 +147,8 @@ _C.VAL.BATCH_SIZE = 128  # images per process and step
 _C.VAL.CROP_PCT = 0.9  # resize the shorter side to floor(IMAGE_SIZE / CROP_PCT), then crop the centre
 _C.VAL.INTERPOLATION = "bicubic"
 _C.VAL.CROP_MODE = "center"  # center, or squash: resize to IMAGE_SIZE x IMAGE_SIZE without CROP_PCT
+_C.VAL.TTA = ""  # average the logits of several views: flip (2), five (centre, corners) or ten (both); "" = one view
+_C.VAL.CLASSES_ONLY = False  # predict only classes that have images in the split, as for ImageNet-A and -R
 # Weights that are compared and saved as best.pdparams: ema (like the official T2T-ViT), raw (DeiT, PiT), or the better.
 _C.VAL.BEST = "better"
 _C.VAL.EVERY = 1  # epochs between validations; the last epoch is always validated
@@ -166,7 +167,7 @@ def load_config(path: str | Path, overrides: Sequence[tuple[str, Any]] = (), not
     """
     path = find_config(path)
     cfg = _C.clone()
-    given = list(leaves(_read_yaml(path)))
+    given = list(leaves(read_config(path)))
     known = all_keys()
     if text := refusal(path, [key for key, _ in given if key not in known]):
         raise UserError(text)
@@ -269,15 +270,3 @@ def best_weights(cfg: CN) -> Path:
     """Return the path of the run's best.pdparams: in OUTPUT if it exists, else the published one (may be missing)."""
     own, published = (resolve(cfg.OUTPUT) / place / cfg.NAME / "best.pdparams" for place in ("", "pretrained"))
     return published if published.is_file() and not own.is_file() else own
-
-
-def _read_yaml(path):
-    if path.suffix not in (".yaml", ".yml"):  # yacs would execute a .py file
-        raise UserError(f"config {path} is not YAML: its name must end in .yaml or .yml")
-    try:
-        tree = load_yaml(read_text(path, 2**16))
-    except ValueError as error:
-        raise UserError(f"config {path} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"config {path} must contain KEY: value pairs")
-    return tree

@@ -71,6 +71,7 @@ _CHOICES = {
     "TRAIN.AMP_DTYPE": ("float16", "bfloat16"),
     "VAL.INTERPOLATION": ("bilinear", "bicubic"),
     "VAL.CROP_MODE": ("center", "squash"),
+    "VAL.TTA": ("flip", "five", "ten", ""),
     "VAL.BEST": ("better", "ema", "raw"),
 }
 
@@ -262,5 +263,7 @@ def _other_rules(cfg):
         ("TRAIN.BETAS", len(train.BETAS) == 2, "two numbers"),
         ("TRAIN.TF32", not (train.TF32 and train.TO_STATIC),
          "False if TRAIN.TO_STATIC is True, which would also round the performer's exponents"),
+        ("VAL.TTA", cfg.VAL.CROP_MODE == "center" or cfg.VAL.TTA in ("", "flip"),
+         'flip or "" if VAL.CROP_MODE is squash, which leaves nothing to crop'),
         ("TRAIN.TIME_LIMIT", not train.TIME_LIMIT or to_seconds(train.TIME_LIMIT), "a time such as 71h30m, 90m or 30s"),
     ]  # fmt: skip

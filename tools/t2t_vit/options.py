@@ -109,6 +109,13 @@ def run_folders(value: str) -> str:
     return value
 
 
+def report_file(value: str) -> str:
+    """Option type: a .json, .md or .txt file to write."""
+    if os.path.splitext(not_empty(value))[1].lower() not in (".json", ".md", ".txt"):
+        raise argparse.ArgumentTypeError(f"{value} must end in .json, .md or .txt")
+    return value
+
+
 def json_file(value: str) -> str:
     """Option type: a JSON file to write. Other suffixes are refused, so that an image is not overwritten by mistake."""
     return _with_suffix(value, ("", ".json"))

@@ -10,6 +10,7 @@ from t2t_vit.bench.rounds import finished
 from t2t_vit.bench.sweep import measure, print_rows
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import log
+from t2t_vit.config import with_keys
 from t2t_vit.data.batch import Normalize
 from t2t_vit.data.loader import EvalDataset
 from t2t_vit.deploy.engines import open_predictor
@@ -40,7 +41,7 @@ def exported(cfg, samples, engine, path):
 
 def eval_images(cfg, samples):
     """Return images after the evaluation transform, float32 (B, C, H, W)."""
-    dataset = EvalDataset(samples, cfg)
+    dataset = EvalDataset(samples, with_keys(cfg, {"VAL.TTA": ""}))
     return Normalize(cfg)(paddle.to_tensor(np.stack([dataset[index][0] for index in range(len(samples))])))
 
 

@@ -1,9 +1,15 @@
 """Read YAML files from untrusted sources: plain data only, and no aliases that multiply it."""
 
+from __future__ import annotations
+
 import collections
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from t2t_vit.common.errors import UserError
+from t2t_vit.common.files import read_text
 
 _MAX_CHARACTERS = 10_000  # of one value; a number in base 60 takes quadratic time
 _MAX_VALUES = 1_000_000  # counting repeats through aliases
@@ -39,6 +45,19 @@ def load_yaml(text: str, fast: bool = False) -> Any:
         _check(tree)
     except Exception as error:  # int, float and datetime raise other errors for odd values
         raise ValueError(" ".join(str(error).split())[:500] or type(error).__name__) from None
+    return tree
+
+
+def read_config(path: Path) -> dict:
+    """Read a config file, nested mappings of KEY: value. Raises UserError naming the file."""
+    if path.suffix not in (".yaml", ".yml"):  # yacs would execute a .py file
+        raise UserError(f"config {path} is not YAML: its name must end in .yaml or .yml")
+    try:
+        tree = load_yaml(read_text(path, 2**16))
+    except ValueError as error:
+        raise UserError(f"config {path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"config {path} must contain KEY: value pairs")
     return tree
 
 

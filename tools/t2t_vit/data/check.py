@@ -16,7 +16,7 @@ from t2t_vit.common.errors import UserError, counted
 from t2t_vit.common.files import check_outputs, write_text
 from t2t_vit.config import all_keys, load_config, with_keys
 from t2t_vit.data.classes import composed, load_classes, some
-from t2t_vit.data.dataset import most_skipped, read_list
+from t2t_vit.data.dataset import folder_ids, most_skipped, read_list
 from t2t_vit.data.holdout import held_out
 from t2t_vit.data.images import reading
 from t2t_vit.data.index import class_folders, image_files, scan
@@ -148,7 +148,9 @@ def judge_classes(cfg, splits, findings, demanded):
     classes, fault = _classes_of(cfg)
     if fault and fault not in findings.faults and any(split.classes for split in splits):
         findings.faults.append(fault)
-    known = {*classes.folders, *range(len(classes))} if classes else set()
+    is_evaluated = [split.name for split in splits] == ["val"]
+    ids = folder_ids(splits[0].classes, classes, by_number=is_evaluated) if classes else {}
+    known = {*ids, *ids.values()}
     shown = [{name for name, number in split.classes.items() if number} for split in splits]
     absent = shown[1] - shown[0] if len(splits) == 2 else set()
     if absent:
@@ -163,7 +165,8 @@ def judge_classes(cfg, splits, findings, demanded):
         if is_held_to_list and (split.misfit or unknown - absent):
             line = f"{split.source} has {counted(len(unknown), 'class')} not in {classes.source}: "
             findings.faults.append(split.misfit or line + some(sorted(map(str, unknown))))
-        empty = [name for i, name in enumerate(classes.folders) if not {i, name} & present] if classes else []
+        numbers = {ids.get(name, name) for name in present}
+        empty = [name for i, name in enumerate(classes.folders) if i not in numbers] if classes else []
         if empty and not unknown:
             line = f"{len(empty)} of {len(classes)} classes have no image in {split.name}: {some(empty)}"
             findings.notes.append(line)

@@ -69,6 +69,7 @@ def load_data(
         cfg: config.
         splits: names of the splits to load.
         model_file: weights file to name in errors, if it determines MODEL.NUM_CLASSES and the user cannot set that.
+            Class folders may then be named after the numbers of the classes, as in ImageNet-V2.
 
     Returns:
         (ClassList, {split name: Split}).
@@ -86,8 +87,8 @@ def load_data(
         if layout.lists[name]:
             loaded[name] = read_list(layout.root, name, layout.root / layout.lists[name], classes)
         elif name not in loaded:
-            loaded |= scan_splits(layout, name, classes, cfg)
-        _warn_of_empty_classes(loaded[name], classes)
+            loaded |= scan_splits(layout, name, classes, cfg, by_number=model_file is not None)
+        _warn_of_empty_classes(loaded[name], classes, cfg)
     return classes, {name: loaded[name] for name in splits}
 
 
@@ -112,26 +113,33 @@ def _check_number(classes, cfg, model_file):
         )
 
 
-def _warn_of_empty_classes(split, classes):
+def _warn_of_empty_classes(split, classes, cfg):
     empty = np.flatnonzero(np.bincount(split.labels, minlength=len(classes)) == 0)
-    if len(empty):
+    if len(empty) and not (split.name == "val" and cfg.VAL.CLASSES_ONLY):
         names = some([classes.folders[i] for i in empty])
-        log.warning("warning: %d of %d classes have no image in %s: %s", len(empty), len(classes), split.source, names)
+        hint = "; VAL.CLASSES_ONLY True leaves them out of the predictions" if split.name == "val" else ""
+        where = f"{len(empty)} of {len(classes)} classes have no image in {split.source}"
+        log.warning("warning: %s: %s%s", where, names, hint)
 
 
 # --- Folders ---
 
 
-def scan_splits(layout, name, classes, cfg):
-    """Scan the class folders of a split: {name: Split}, with both splits if they share the folder."""
+def scan_splits(layout, name, classes, cfg, by_number=False):
+    """Scan the class folders of a split: {name: Split}, with both splits if they share the folder.
+
+    For `by_number` see `folder_ids`.
+    """
     folder = layout.require(name)
     found, paths, class_of = scan(folder)
     if not found:
         raise UserError(f"{folder} has no class folders")
-    ids = {class_folder: i for i, class_folder in enumerate(classes.folders)}
+    ids = folder_ids(found, classes, by_number)
     unknown = [class_folder for class_folder in found if composed(class_folder) not in ids]
     if unknown:
         raise UserError(f"{folder} has class folders that are not in {classes.source}: {some(unknown)}")
+    if ids.keys() != set(classes.folders):
+        log.info("the class folders of %s are numbers of classes in %s", folder, classes.source)
     if not len(paths):
         raise UserError(f"the class folders of {folder} contain no images ({', '.join(sorted(EXTENSIONS))})")
     labels = np.array([ids[composed(class_folder)] for class_folder in found], np.int32)[class_of]
@@ -141,6 +149,17 @@ def scan_splits(layout, name, classes, cfg):
     source = f"{folder} (DATA.VAL_FRACTION {cfg.DATA.VAL_FRACTION:g})"
     parts = {"train": ~validates, "val": validates}
     return {split: Split(split, source, paths.where(chosen), labels[chosen]) for split, chosen in parts.items()}
+
+
+def folder_ids(found, classes, by_number):
+    """Return {class folder: class id} of a class list.
+
+    With `by_number`, the folders `found` may be named after the numbers of the classes, as in ImageNet-V2, unless the
+    list names one of them.
+    """
+    ids = {class_folder: i for i, class_folder in enumerate(classes.folders)}
+    numbers = {str(i): i for i in range(len(classes))}
+    return numbers if by_number and not ids.keys() & set(found) and numbers.keys() >= set(found) else ids
 
 
 # --- List files ---

@@ -68,7 +68,7 @@ class TrainDataset(paddle.io.Dataset):
 
 
 class EvalDataset(paddle.io.Dataset):
-    """Reads one image: index -> (uint8 (S, S, channels), label)."""
+    """Reads one image: index -> (uint8 (S, S, channels), label). With VAL.TTA: (uint8 (V, S, S, channels), label)."""
 
     def __init__(self, split: Split, cfg: CfgNode) -> None:
         super().__init__()
@@ -78,19 +78,20 @@ class EvalDataset(paddle.io.Dataset):
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self.transform(load_image(self.split.paths[index], **self.reading)), self.split.labels[index]
+        image = load_image(self.split.paths[index], **self.reading)
+        return self.transform.views(image), self.split.labels[index]
 
 
 class EvalOrder(paddle.io.BatchSampler):
     """Batches of indices for one process. All processes together see every image exactly once, without padding."""
 
-    def __init__(self, num_images, batch_size, rank=0, world_size=1):
+    def __init__(self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.mine, self.batch_size = range(rank, num_images, world_size), batch_size
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-len(self.mine) // self.batch_size)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         for start in range(0, len(self.mine), self.batch_size):
             yield list(self.mine[start : start + self.batch_size])
 
@@ -138,12 +139,16 @@ class TrainOrder(paddle.io.BatchSampler):
 class EvalLoader:
     """Iterates over the batches of a split: uint8 (B, S, S, channels) and int64 (B,) tensors.
 
+    With VAL.TTA, the images are (B, V, S, S, channels). `only` holds the ids of the classes that have images, int32
+    (n,), with VAL.CLASSES_ONLY; else None.
+
     Raises:
         UserError: an image cannot be read. The message names it.
     """
 
     def __init__(self, split: Split, cfg: CfgNode, rank: int = 0, world_size: int = 1) -> None:
         self.num_images = len(split)
+        self.only = np.unique(split.labels) if cfg.VAL.CLASSES_ONLY else None
         self.order = EvalOrder(len(split), cfg.VAL.BATCH_SIZE, rank, world_size)
         fits = shared_memory_fits(cfg)
         self.batches = data_loader(EvalDataset(split, cfg), self.order, collate_eval, cfg.DATA.NUM_WORKERS, fits)

@@ -16,6 +16,7 @@ import paddle
 
 from t2t_vit.common import ranks
 from t2t_vit.common.errors import UserError, one_line
+from t2t_vit.data.transforms import num_views
 from t2t_vit.data.workers import start_worker
 
 _QUEUE_BYTES = 1 << 20  # upper bound for the semaphores of the loader processes' queues in /dev/shm
@@ -165,7 +166,7 @@ def _read_ahead(cfg):
     # A mask takes one byte per pixel.
     masks = aug.ERASE_COUNT * (aug.ERASE_PROB > 0) + (aug.CUTMIX > 0 or bool(aug.CUTMIX_MINMAX))
     image = cfg.DATA.IMAGE_SIZE**2 * (cfg.DATA.CHANNELS + masks)
-    images = batches * (cfg.TRAIN.BATCH_SIZE + cfg.VAL.BATCH_SIZE)
+    images = batches * (cfg.TRAIN.BATCH_SIZE + cfg.VAL.BATCH_SIZE * num_views(cfg))
     return ranks.local_size() * (_QUEUE_BYTES + images * image)
 
 

@@ -14,6 +14,14 @@ from yacs.config import CfgNode
 from t2t_vit.data.augment import build_augment
 from t2t_vit.data.images import RESAMPLING, to_array, to_image
 
+# {VAL.TTA: (places of the crops, as fractions of the free room to their left and above; whether each is also mirrored)}
+_CENTRE, _CORNERS = (0.5, 0.5), ((0, 0), (1, 0), (0, 1), (1, 1))
+_VIEWS = {
+    "": ((_CENTRE,), False),
+    "flip": ((_CENTRE,), True),
+    "five": ((_CENTRE, *_CORNERS), False),
+    "ten": ((_CENTRE, *_CORNERS), True),
+}
 _LONGEST = 50  # largest aspect ratio; longer images are cropped first, because resizing them takes gigabytes
 
 
@@ -118,6 +126,8 @@ class EvalTransform:
     """Resizes the shorter side to floor(S / VAL.CROP_PCT), then crops the centre, as in the official evaluation.
 
     PIL image -> uint8 (S, S, channels). VAL.CROP_MODE squash resizes any shape to (S, S), as zhl98/T2T_paddle does.
+    `views` gives the views of VAL.TTA instead: the centre first, then the corners of the resized image as in
+    torchvision's FiveCrop, then all of them mirrored.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -125,17 +135,29 @@ class EvalTransform:
         self.resize = math.floor(self.size / cfg.VAL.CROP_PCT)
         self.resampling = RESAMPLING[cfg.VAL.INTERPOLATION]
         self.squash = cfg.VAL.CROP_MODE == "squash"
+        self.places, self.mirrors = _VIEWS[cfg.VAL.TTA]
 
     def __call__(self, image: Image.Image) -> np.ndarray:
+        return self._crop(self._resize(image), _CENTRE)
+
+    def views(self, image: Image.Image) -> np.ndarray:
+        """PIL image -> uint8 (V, S, S, channels), or (S, S, channels) without VAL.TTA."""
+        image = self._resize(image)
+        crops = [self._crop(image, place) for place in self.places]
+        crops += [mirrored(crop) for crop in crops] if self.mirrors else []
+        return np.stack(crops) if len(crops) > 1 else crops[0]
+
+    def _resize(self, image):
         if self.squash:
-            return to_array(image.resize((self.size, self.size), self.resampling))
+            return image.resize((self.size, self.size), self.resampling)
         box = _middle(image.size, _LONGEST)
         if box != (0, 0, *image.size):
             image = image.crop(box)
-        new_size = _resized(image.size, self.resize)
-        image = image.resize(new_size, self.resampling)
+        return image.resize(_resized(image.size, self.resize), self.resampling)
+
+    def _crop(self, image, place):
         # Rounded as in torchvision's CenterCrop.
-        left, top = (int(round((length - self.size) / 2.0)) for length in new_size)
+        left, top = (round((length - self.size) * part) for length, part in zip(image.size, place))
         return to_array(image.crop((left, top, left + self.size, top + self.size)))
 
 
@@ -143,6 +165,17 @@ def model_input(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float])
     """Normalise pixels for a model: uint8 (B, H, W, C) -> float32 (B, C, H, W)."""
     mean, std = (np.array(values, np.float32) for values in (mean, std))
     return np.ascontiguousarray(normalized(pixels, mean, std).transpose(0, 3, 1, 2))
+
+
+def num_views(cfg: CfgNode) -> int:
+    """Return the number of views of an image that VAL.TTA asks for."""
+    places, mirrors = _VIEWS[cfg.VAL.TTA]
+    return len(places) * (1 + mirrors)
+
+
+def views_of(images: Any) -> list:
+    """List the views of a batch, each (B, H, W, C), for images (B, V, H, W, C) or (B, H, W, C); tensors or arrays."""
+    return [images] if images.ndim == 4 else [images[:, view] for view in range(images.shape[1])]
 
 
 def normalized(images: Any, mean: Any, std: Any) -> Any:

@@ -17,7 +17,7 @@ from t2t_vit.common.logger import above_progress_bars, log, progress_bar, setup_
 from t2t_vit.config import resolve
 from t2t_vit.data.images import MOST_BYTES, ImageError, load_image, reading
 from t2t_vit.data.index import EXTENSIONS, image_files
-from t2t_vit.data.transforms import EvalTransform
+from t2t_vit.data.transforms import EvalTransform, views_of
 from t2t_vit.deploy.engines import Predictor, to_input
 from t2t_vit.deploy.open_model import OpenedModel, open_model
 
@@ -79,18 +79,20 @@ def predict_batch(predictor, paths, cfg, top_k):
         {path: {"class_id", "name", "probability", "top": [the same three for each of the top K classes]}}, in the order
         of `paths`. For an image that cannot be read: {path: {"error": reason}}.
     """
-    pixels, errors = read_images(paths, cfg)
+    pixels, errors = read_images(paths, cfg, all_views=True)
     answers = classify(predictor, list(pixels.values()), top_k)
     results = {path: {**top[0], "top": top} for path, top in zip(pixels, answers)}
     return {path: results[path] if path in results else {"error": errors[path]} for path in paths}
 
 
-def read_images(paths: Iterable[str], cfg: CfgNode, most_bytes: int = MOST_BYTES) -> tuple[dict, dict]:
+def read_images(
+    paths: Iterable[str], cfg: CfgNode, most_bytes: int = MOST_BYTES, all_views: bool = False
+) -> tuple[dict, dict]:
     """Return ({path: uint8 (S, S, channels) as the model sees it}, {path: why it cannot be read}).
 
-    `most_bytes` limits each decoded image.
+    `most_bytes` limits each decoded image. With `all_views` and VAL.TTA, an image is (V, S, S, channels).
     """
-    transform = EvalTransform(cfg)
+    transform = EvalTransform(cfg).views if all_views else EvalTransform(cfg)
     pixels, errors = {}, {}
     for path in paths:
         try:
@@ -101,11 +103,15 @@ def read_images(paths: Iterable[str], cfg: CfgNode, most_bytes: int = MOST_BYTES
 
 
 def classify(predictor: Predictor, pixels: Sequence[np.ndarray], top_k: int) -> list[list[dict[str, Any]]]:
-    """Return the top K classes of each image (uint8 (S, S, channels)): [{"class_id", "name", "probability"}, ...]."""
+    """Return the top K classes of each image: [{"class_id", "name", "probability"}, ...].
+
+    An image is uint8 (S, S, channels), or (V, S, S, channels) with the views of VAL.TTA, whose logits are averaged.
+    """
     if not pixels:
         return []
-    names = predictor.metadata.classes
-    logits = predictor(to_input(np.stack(pixels), predictor.metadata)).astype(np.float64)  # (B, K)
+    names, views = predictor.metadata.classes, views_of(np.stack(pixels))
+    logits = sum(predictor(to_input(view, predictor.metadata)) for view in views) / len(views)  # (B, K)
+    logits = logits.astype(np.float64)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     return [

@@ -19,7 +19,6 @@ from t2t_vit.models.dropout import Dropout
 from t2t_vit.models.family import BlockPlace, Family, Stage, VisionTransformer, count_layers, through_blocks
 from t2t_vit.models.layers import LayerNorm, check_images, frozen_parameter
 from t2t_vit.models.position import is_sinusoid, resize_tokens, sinusoid_table, square_grid
-from t2t_vit.models.recompute import recomputed
 from t2t_vit.models.soft_splits import SPLITS, T2TModule
 from t2t_vit.models.t2t_blocks import Transition, build_backbone
 

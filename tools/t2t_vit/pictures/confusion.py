@@ -1,44 +1,26 @@
 """Plot which classes a model confuses: as a matrix, or with many classes as the most confused pairs."""
 
-import numpy as np
-
 from t2t_vit.common.figures import figure_to, plain
 from t2t_vit.pictures.sheet import short_name
+from t2t_vit.training.class_counts import confused_pairs
 
 MAX_MATRIX = 30  # largest number of classes for a matrix
 PAIRS = 30
 
 
-def draw_confusion(labels, predicted, names, title, path):
-    """Plot how `labels` (N,) and `predicted` classes (N,) differ, and write the plot to a file."""
+def draw_confusion(matrix, names, title, path):
+    """Plot a confusion matrix, see `class_counts.confusion_matrix`, and write the plot to a file."""
     names = [name if len(name) <= 20 else f"{name[:17]}..." for name in map(short_name, names)]
     names = list(map(plain, names))
     if len(names) <= MAX_MATRIX:
         side = 2.5 + max(0.5 * len(names), 2)
         with figure_to(path, (side + 1, side)) as figure:
             figure.set_layout_engine("compressed")  # no room beside a square
-            _draw_matrix(figure.subplots(), confusion_matrix(labels, predicted, len(names)), names, plain(title))
+            _draw_matrix(figure.subplots(), matrix, names, plain(title))
         return
-    pairs = confused_pairs(labels, predicted, len(names))[:PAIRS]
+    pairs = confused_pairs(matrix)[:PAIRS]
     with figure_to(path, (9, 1.5 + 0.28 * len(pairs))) as figure:
         _draw_pairs(figure.subplots(), pairs, names, plain(title))
-
-
-def confusion_matrix(labels, predicted, num_classes):
-    """Count the images of each true class (row) by predicted class (column): (K, K)."""
-    pairs = labels.astype(np.int64) * num_classes + predicted
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def confused_pairs(labels, predicted, num_classes):
-    """List (true class, predicted class, images, fraction of the true class), the most frequent confusion first."""
-    wrong = labels != predicted
-    pairs, counts = np.unique(labels[wrong].astype(np.int64) * num_classes + predicted[wrong], return_counts=True)
-    sizes, found = np.bincount(labels, minlength=num_classes), []
-    for place in np.argsort(-counts, kind="stable"):
-        true, other = divmod(int(pairs[place]), num_classes)
-        found.append((true, other, int(counts[place]), counts[place] / sizes[true]))
-    return found
 
 
 def _draw_matrix(axes, matrix, names, title):

@@ -17,6 +17,7 @@ from t2t_vit.deploy.validate import evaluate_split, open_evaluation
 from t2t_vit.pictures.confusion import draw_confusion
 from t2t_vit.pictures.options import ORDERS
 from t2t_vit.pictures.sheet import FAINT, RIGHT, WRONG, Cell, Heading, check_sheet, save_sheet, short_name, short_path
+from t2t_vit.training.class_counts import confusion_matrix
 from t2t_vit.training.evaluator import top_classes
 
 COLUMNS = 6  # which a page of a README can show
@@ -47,7 +48,7 @@ def draw_predictions(args: argparse.Namespace, cfg: CfgNode) -> None:
     save_sheet([Heading(title, notes), *rows], args.sheet, columns=COLUMNS)
     if args.confusion:
         labels, predicted = (np.array([result[key] for result in results]) for key in ("label", "predicted"))
-        draw_confusion(labels, predicted, classes.names, title, args.confusion)
+        draw_confusion(confusion_matrix(labels, predicted, len(classes)), classes.names, title, args.confusion)
         log.info("%s written", display_path(args.confusion))
     if args.json:
         write_text(args.json, json.dumps({**dataclasses.asdict(scores), "results": results}, indent=1) + "\n")

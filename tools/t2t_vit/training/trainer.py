@@ -149,7 +149,8 @@ class Trainer:
         self._save_or_stop(action, save=several)
         start = time.monotonic()
         must_stop = None if several else self.interrupts.must_stop
-        scores = evaluate_all(self.train_step.models(), self.val_loader, self.cfg, must_stop=must_stop)
+        models, loader = self.train_step.models(), self.val_loader
+        scores = evaluate_all(models, loader, self.cfg, must_stop=must_stop, only=loader.only)
         if scores is None:
             self._save_or_stop(self.interrupts.before_validation(0.0))
         self.validation_seconds = time.monotonic() - start
