@@ -36,6 +36,7 @@ warnings.filterwarnings("ignore", module="PIL")  # warnings about palettes, larg
 # The only formats that are opened. Pillow supports more, but EPS, for one, starts Ghostscript. AVIF: Pillow >= 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MOST_BYTES = 512 << 20  # limit for a decoded image and its conversion; EXIF rotation takes twice as much
+VISITORS_BYTES = 192 << 20  # the same for images of visitors of a page or server: 50 megapixels in RGB
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # allow a text of 64 MB, the limit for all texts
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PIL_MODES = {1: "L", 3: "RGB"}
@@ -74,7 +75,12 @@ def reading(cfg: CfgNode, by_hand: bool = False) -> dict[str, Any]:
 
 
 def load_image(
-    path: str | Path, channels: int = 3, upright: bool = False, grey_bits: int = 16, most_bytes: int = MOST_BYTES
+    path: str | Path,
+    channels: int = 3,
+    upright: bool = False,
+    grey_bits: int = 16,
+    most_bytes: int = MOST_BYTES,
+    data: bytes | None = None,
 ) -> Image.Image:
     """Read an image file as an 8-bit RGB (3 channels) or grey (1) PIL image.
 
@@ -86,29 +92,31 @@ def load_image(
         upright: whether to rotate as EXIF says. The official evaluation does not.
         grey_bits: bits that hold values in 16-bit grey images.
         most_bytes: limit for the decoded image, checked before it is decoded.
+        data: contents of the file. With them, `path` is only its name in messages, and no file is opened.
 
     Raises:
         ImageError: naming the file and the reason.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait forever
+    if data is None and os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait forever
         raise ImageError(f"image {path} cannot be read: it is not a file")
     try:
-        with open_image(path) as image:
-            return _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
+        with open_image(path if data is None else io.BytesIO(data)) as image:
+            return _read(image, path, _PIL_MODES[channels], upright, grey_bits, most_bytes)
     except FileNotFoundError:
         raise ImageError(f"image {path} {'is a broken link' if os.path.islink(path) else 'not found'}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
-        reason = _format_of(path) if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)
+        is_unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = _format_of(path, data) if is_unknown else str(error) or repr(error)
         raise ImageError(f"image {path} cannot be read: {reason}") from error
 
 
-def _read(image, mode, upright, grey_bits, most_bytes):
-    """Decode an opened image and convert it to mode L or RGB."""
+def _read(image, path, mode, upright, grey_bits, most_bytes):
+    """Decode an opened image and convert it to mode L or RGB. `path` is its name in a warning."""
     _check_size(image, mode, most_bytes)
     upright = upright and image.format != "TIFF"  # Pillow itself rotates TIFF images in load()
     image.load()
     if is_dim(image, grey_bits):
-        _warn_of_dim(image.filename, grey_bits)
+        _warn_of_dim(path, grey_bits)
     turn = _UPRIGHT.get(_orientation(image)) if upright else None
     image = to_8_bits(image, mode, grey_bits)
     image = image if turn is None else image.transpose(turn)
@@ -133,9 +141,9 @@ def _formats():
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _format_of(path):
-    """Return the reason why a file that is in none of FORMATS cannot be read."""
-    with open(path, "rb") as file:
+def _format_of(path, data):
+    """Return the reason why a file that is in none of FORMATS cannot be read. For the arguments see `load_image`."""
+    with open(path, "rb") if data is None else io.BytesIO(data) as file:
         head = file.read(12)
     if head[4:11] == b"ftypavi":
         return "AVIF needs Pillow 11.3 or newer: pip install -U pillow"

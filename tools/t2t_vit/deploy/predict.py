@@ -1,5 +1,7 @@
 """The command predict.py: classify image files."""
 
+from __future__ import annotations
+
 import argparse
 import glob
 import json
@@ -81,16 +83,31 @@ def predict_batch(predictor, paths, cfg, top_k):
     return {path: results[path] if path in results else {"error": errors[path]} for path in paths}
 
 
+class ImageReader:
+    """Reads images that a user picks as a model sees them: uint8 (S, S, channels). May be called in several threads.
+
+    `most_bytes` limits each decoded image.
+    """
+
+    def __init__(self, cfg: CfgNode, most_bytes: int = MOST_BYTES) -> None:
+        self.transform = EvalTransform(cfg)
+        self.options = {**reading(cfg, by_hand=True), "most_bytes": most_bytes}
+
+    def __call__(self, path: str, data: bytes | None = None) -> np.ndarray:
+        """Read the file `path`, or `data`, the contents of a file of this name. Raises ImageError."""
+        return self.transform(load_image(path, **self.options, data=data))
+
+
 def read_images(paths: Iterable[str], cfg: CfgNode, most_bytes: int = MOST_BYTES) -> tuple[dict, dict]:
     """Return ({path: uint8 (S, S, channels) as the model sees it}, {path: why it cannot be read}).
 
     `most_bytes` limits each decoded image.
     """
-    transform = EvalTransform(cfg)
+    read = ImageReader(cfg, most_bytes)
     pixels, errors = {}, {}
     for path in paths:
         try:
-            pixels[path] = transform(load_image(path, **reading(cfg, by_hand=True), most_bytes=most_bytes))
+            pixels[path] = read(path)
         except ImageError as error:
             errors[path] = str(error)
     return pixels, errors
@@ -100,8 +117,13 @@ def classify(predictor: Predictor, pixels: Sequence[np.ndarray], top_k: int) -> 
     """Return the top K classes of each image (uint8 (S, S, channels)): [{"class_id", "name", "probability"}, ...]."""
     if not pixels:
         return []
-    names = predictor.metadata.classes
-    logits = predictor(to_input(np.stack(pixels), predictor.metadata)).astype(np.float64)  # (B, K)
+    logits = predictor(to_input(np.stack(pixels), predictor.metadata))
+    return top_classes(logits, predictor.metadata.classes, top_k)
+
+
+def top_classes(logits: np.ndarray, names: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
+    """Return the top K classes of each row of logits (B, number of classes), as `classify` does."""
+    logits = logits.astype(np.float64)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     return [
