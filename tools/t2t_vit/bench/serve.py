@@ -28,7 +28,8 @@ from t2t_vit.serve.server import PACKAGES
 from t2t_vit.weights import checkpoint
 from t2t_vit.weights.build import build_model
 
-SECONDS = 4  # of a round of each side
+SECONDS = 4  # of a round of each side, at least
+BATCHES = 10  # in a round of the server, at least
 SAMPLES = 64  # different pictures
 _COLUMNS = {
     **COLUMNS,
@@ -82,9 +83,10 @@ def _measure(args, cfg, threads, engine, path, requests):
     """Measure the engine and the server in turn. Both are in one process, with one model."""
     with Process(f"the server of {cfg.NAME}", cfg, threads) as process:
         port = process.run(start_server, cfg, engine, str(path))
+        seconds = max(SECONDS, BATCHES * cfg.VAL.BATCH_SIZE / process.run(engine_speed, 1))
         sides = {
             "engine": lambda: process.run(engine_speed, SECONDS),
-            "server": lambda: measure_load(port, requests, args.clients, SECONDS),
+            "server": lambda: measure_load(port, requests, args.clients, seconds),
         }
         found = interleave(sides, args.rounds)
     rates = [each["rate"] for each in found["server"]]
@@ -107,10 +109,9 @@ def _measure(args, cfg, threads, engine, path, requests):
 def start_server(cfg, engine, path):
     """Start the server of serve.py in a thread. Returns its port."""
     global _classifier
-    # Here because they are optional.
-    import uvicorn
+    import uvicorn  # optional
 
-    from t2t_vit.serve.api import build_api
+    from t2t_vit.serve.api import build_api  # imports fastapi, which is optional
 
     args = argparse.Namespace(engine=engine, pretrained=path, weights_named=True, opts=[])
     opened = open_model(args, cfg, parallel=True)

@@ -1,1 +1,1 @@
-"""Answer HTTP requests with a model: address, checks of the sender, batches, the API. The page shares the first two."""
+"""Answer HTTP requests with a model, and what the page has in common with that: address, checks of the sender."""

@@ -1,4 +1,4 @@
-"""Runs an ASGI application on a socket until a signal comes. uvicorn is optional, so it is imported inside."""
+"""Runs an ASGI application on a socket until a signal comes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_until_signal(app: Any, listener: socket.socket, what: str, debug: bool, 
         debug: whether to log errors.
         options: of uvicorn.Config.
     """
-    import uvicorn
+    import uvicorn  # optional
 
     # Errors are hidden too, because at exit each open connection of a page would print a traceback.
     level = "warning" if debug else "critical"
