@@ -137,7 +137,7 @@ def signalled(words, start, number, cwd=ROOT):
 
 
 class Page:
-    """A running tools/demo.py, or a script that starts it, ready at `url`."""
+    """A running tools/demo.py, a script that starts it, or tools/serve.py, ready at `url`."""
 
     def __init__(self, *words, script="tools/demo.py", **environment):
         command = [sys.executable, str(ROOT / script), *map(str, words)]

@@ -256,8 +256,9 @@ def test_usage_errors_exit_with_2_and_debug_shows_the_traceback():
     assert "Traceback" in tool("val", "--debug", "--data-path", "/absent", status=1).stderr
 
 
-@pytest.mark.parametrize("words", ["train", "val", "predict", "export", "demo", "check_data", "benchmark train",
-                                   "benchmark data", "visualize augment", "visualize attention"])  # fmt: skip
+@pytest.mark.parametrize("words", ["train", "val", "predict", "export", "demo", "serve", "check_data",
+                                   "benchmark train", "benchmark data", "benchmark serve", "visualize augment",
+                                   "visualize attention"])  # fmt: skip
 def test_help_shows_the_commands_own_options_first_and_examples_that_work(words):
     start = time.perf_counter()
     text = tool(*words.split(), "--help").stdout
@@ -268,7 +269,9 @@ def test_help_shows_the_commands_own_options_first_and_examples_that_work(words)
     for flag in ("--config", "--data-path", "--batch-size", "--output", "--device", "--pretrained", "--debug"):
         assert flag in common
     assert "KEY VALUE" in own and "Exit status" in examples
-    lines = re.findall(r"^  python tools/(\w+)\.py (.*)$|^  python tools/demo.py$", examples, flags=re.MULTILINE)
+    lines = re.findall(
+        r"^  python tools/(\w+)\.py (.*)$|^  python tools/(?:demo|serve).py$", examples, flags=re.MULTILINE
+    )
     assert len(lines) == 2
     for name, line in filter(any, lines):
         module, parts = importlib.import_module(name), line.split()

@@ -15,8 +15,9 @@ from t2t_vit.config import CLASS_LISTS, load_config
 from t2t_vit.data import transforms
 from t2t_vit.data.batch import Normalize
 from t2t_vit.data.classes import read_classes
+from t2t_vit.data.crop_reader import PillowPicture, open_picture
 from t2t_vit.data.dataset import load_data
-from t2t_vit.data.images import ImageError, PillowPicture, load_image, open_picture
+from t2t_vit.data.images import ImageError, load_image
 from t2t_vit.data.transforms import EvalTransform, TrainTransform
 
 

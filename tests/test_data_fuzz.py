@@ -20,8 +20,9 @@ from test_unpack import tar_bytes
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.data.classes import read_classes
+from t2t_vit.data.crop_reader import open_picture
 from t2t_vit.data.dataset import read_list
-from t2t_vit.data.images import ImageError, load_image, open_picture
+from t2t_vit.data.images import ImageError, load_image
 from t2t_vit.data.unpacker import Unpacker
 from t2t_vit.data.val_classes import ValClasses
 

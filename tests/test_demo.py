@@ -38,8 +38,9 @@ from t2t_vit.deploy.predict import predict_batch
 from t2t_vit.explain.attention import attention_maps, on_grid, rollout, token_box
 from t2t_vit.explain.overlay import overlay
 from t2t_vit.page import shelf
-from t2t_vit.page.address import listen, port_of, url_of
+from t2t_vit.page.server import PORTS, ports_of
 from t2t_vit.page.shelf import METHODS, Shelf
+from t2t_vit.serve.address import listen, url_of
 
 EXAMPLES = sorted((ROOT / "docs/figures/examples/CIFAR-10").glob("*/*.jpg"))
 THREE, SEVEN = ROOT / "lit_data/val/3/0103.png", ROOT / "lit_data/val/7/0081.png"
@@ -410,46 +411,45 @@ def test_signals_clean_up_before_the_page_is_up(tmp_path):
 def test_options_override_the_environment(monkeypatch):
     def found(*words):
         args = demo.parser().parse_args(list(words))
-        return args.host, port_of(args)
+        return args.host, ports_of(args)
 
-    assert found() == ("127.0.0.1", None)
+    assert found() == ("127.0.0.1", PORTS) and PORTS[0] == 7860
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
     monkeypatch.setenv("GRADIO_SERVER_PORT", "7000")
-    assert found() == ("0.0.0.0", 7000)
-    assert found("--host", "127.0.0.2", "--port", "0") == ("127.0.0.2", 0)
+    assert found() == ("0.0.0.0", [7000])
+    assert found("--host", "127.0.0.2", "--port", "0") == ("127.0.0.2", [0])
 
 
-def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
-    with listen("127.0.0.1", 0) as first:
+def test_the_first_free_port_is_taken():
+    with listen("127.0.0.1", [0]) as first:
         port = first.getsockname()[1]
-        monkeypatch.setattr("t2t_vit.page.address.PORTS", range(port, port + 100))
-        with listen("127.0.0.1") as second:
+        with listen("127.0.0.1", range(port, port + 100)) as second:
             assert port < second.getsockname()[1] < port + 100
         with pytest.raises(
             UserError, match=f"port {port} of 127.0.0.1 is in use: choose another with --port, or 0 for"
         ):
-            listen("127.0.0.1", port)
+            listen("127.0.0.1", [port])
 
 
 def test_addresses_of_version_6():
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
-    with listen("::1", 0) as listener:
+    with listen("::1", [0]) as listener:
         assert re.fullmatch(r"http://\[::1\]:\d+", url_of(listener))
 
 
 @pytest.mark.parametrize(
     "host, port, message",
     [
-        ("no.such.host.invalid", None, "cannot listen at no.such.host.invalid, port 7860: "),
-        ("192.0.2.1", None, "cannot listen at 192.0.2.1, port 7860: "),
+        ("no.such.host.invalid", 7860, "cannot listen at no.such.host.invalid, port 7860: "),
+        ("192.0.2.1", 7860, "cannot listen at 192.0.2.1, port 7860: "),
         ("127.0.0.1", 65536, "cannot listen at 127.0.0.1, port 65536: .*port must be 0-65535"),
         ("127.0.0.1", -1, "cannot listen at 127.0.0.1, port -1: .*port must be 0-65535"),
     ],
 )
 def test_impossible_addresses_are_errors(host, port, message):
     with pytest.raises(UserError, match=message):
-        listen(host, port)
+        listen(host, [port])
 
 
 # --- Models and mistakes ---

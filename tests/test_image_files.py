@@ -17,7 +17,8 @@ from test_images import detailed, turbo
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import default_config, load_config
 from t2t_vit.data import images
-from t2t_vit.data.images import FORMATS, ImageError, load_image, open_picture, reading, stored_form
+from t2t_vit.data.crop_reader import open_picture
+from t2t_vit.data.images import FORMATS, ImageError, load_image, reading, stored_form
 from t2t_vit.data.index import EXTENSIONS
 from t2t_vit.data.transforms import EvalTransform
 from t2t_vit.deploy.metadata import Metadata

@@ -8,14 +8,15 @@ import pytest
 from PIL import Image
 from test_data import settings
 
-from t2t_vit.data import images
+from t2t_vit.data import crop_reader
 from t2t_vit.data.augment import build_augment
+from t2t_vit.data.crop_reader import JpegPicture, PillowPicture, open_picture, reader_name
 from t2t_vit.data.dataset import load_data
-from t2t_vit.data.images import ImageError, JpegPicture, PillowPicture, load_image, open_picture, reader_name
+from t2t_vit.data.images import ImageError, load_image
 from t2t_vit.data.loader import EvalLoader, TrainLoader
 from t2t_vit.data.transforms import TrainTransform
 
-turbo = pytest.mark.skipif(images.simplejpeg is None, reason="simplejpeg and cykooz.resizer are not installed")
+turbo = pytest.mark.skipif(crop_reader.simplejpeg is None, reason="simplejpeg and cykooz.resizer are not installed")
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
@@ -97,7 +98,7 @@ def test_crops_of_real_pictures_may_be_reduced(sample, interpolation):
         size = both(path)[0].size
         for side in (48, 64):
             box = random_box(size, rng, 200)
-            reductions.add(images._reduction(box, side))
+            reductions.add(crop_reader._reduction(box, side))
             assert decibels(*crops(path, box, side, interpolation)) > 40, (path, box, side)
     assert {1, 2} <= reductions
 
@@ -117,7 +118,7 @@ def test_every_reduction_of_large_pictures(tmp_path, sample, factor, shape, side
         (7, 5, 7 + length, height),
     ]
     for box in boxes:
-        assert images._reduction(box, side) == factor
+        assert crop_reader._reduction(box, side) == factor
         for interpolation in INTERPOLATIONS:
             assert decibels(*crops(tmp_path / "x.jpg", box, side, interpolation)) > 40, box
 
@@ -140,7 +141,7 @@ def test_odd_sizes(tmp_path, size):
     for side in (16, 45):
         for box in ((0, 0, *size), (size[0] // 2, size[1] // 2, *size)):
             fast, slow = crops(tmp_path / "x.jpg", box, side, "bilinear")
-            reduced = images._reduction(box, side) > 1
+            reduced = crop_reader._reduction(box, side) > 1
             assert decibels(fast, slow) > 40 if reduced else np.abs(fast - slow).max() <= 1
 
 
@@ -251,8 +252,8 @@ def test_pillow_reader_is_pillow(tmp_path, interpolation):
 
 def test_without_the_fast_libraries_pillow_reads(tmp_path, monkeypatch):
     detailed(100, 100).save(tmp_path / "x.jpg")
-    monkeypatch.setattr(images, "simplejpeg", None)
-    monkeypatch.setattr(images, "cykooz_resizer", None)
+    monkeypatch.setattr(crop_reader, "simplejpeg", None)
+    monkeypatch.setattr(crop_reader, "cykooz_resizer", None)
     assert reader_name("turbo") == reader_name("pillow") == "pillow"
     fast, slow = crops(tmp_path / "x.jpg", (0, 0, 90, 80), 16, "bicubic")
     assert (fast == slow).all()
@@ -264,9 +265,9 @@ def test_only_the_training_loader_uses_the_fast_reader(tmp_path, monkeypatch):
         for name, seed in (("ant", 0), ("bee", 1)):
             (tmp_path / split / name).mkdir(parents=True)
             detailed(100, 100, seed).save(tmp_path / split / name / "x.jpg")
-    used, decode_jpeg = [], images.simplejpeg.decode_jpeg
+    used, decode_jpeg = [], crop_reader.simplejpeg.decode_jpeg
     monkeypatch.setattr(
-        images.simplejpeg, "decode_jpeg", lambda *args, **keys: used.append(1) or decode_jpeg(*args, **keys)
+        crop_reader.simplejpeg, "decode_jpeg", lambda *args, **keys: used.append(1) or decode_jpeg(*args, **keys)
     )
     expected = [np.asarray(Image.open(tmp_path / f"val/{name}/x.jpg")) for name in ("ant", "bee")]
     for reader, number in (("turbo", 2), ("pillow", 0)):

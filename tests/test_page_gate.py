@@ -16,10 +16,10 @@ from test_demo import Recorder, shelf_of
 from test_image_files import png
 
 from t2t_vit.page import server
-from t2t_vit.page.address import names_of
+from t2t_vit.serve.address import names_of
 
 gate = pytest.importorskip("t2t_vit.page.gate", reason="the page is made with gradio: pip install gradio")
-Gate = gate.Gate
+Gate = gate.PageGate
 
 THREE = ROOT / "lit_data/val/3/0103.png"
 FILE = {"_type": "gradio.FileData"}

@@ -1,6 +1,7 @@
 """Every command of the documents runs, the ImageNet-sized ones on a tiny stand-in."""
 
 import functools
+import json
 import re
 import shlex
 import shutil
@@ -158,6 +159,16 @@ def visit_page(line):
         page.stop()
 
 
+def ask_server(line):
+    """Run a command that answers requests on any free port, send a picture, and stop the command."""
+    pytest.importorskip("fastapi", reason="the server is made with it")
+    with Page(*shlex.split(line)[2:], "--port", 0, script="tools/serve.py") as page:
+        picture = (ROOT / "lit_data/val/3/0045.png").read_bytes()
+        with urllib.request.urlopen(f"{page.url}/predict", picture) as answer:
+            assert json.load(answer)["results"][0]["name"] == "three"
+        page.stop()
+
+
 # Commands that take less time than the start of Python and Paddle.
 QUICK = re.compile("tools/(check_data|convert|export|predict|train|unpack|val|visualize).py")
 _started = set()  # scripts that have run in a process of their own
@@ -186,8 +197,8 @@ def run(line):
 
 @pytest.mark.parametrize("line", commands())
 def test_command_runs(line, place):
-    if "benchmark.py growth" in line or "benchmark.py train t2t_vit_7 t2t_vit_14" in line:
-        # test_benchmark_growth.py and test_benchmark_speed.py run these measurements
+    if re.search("benchmark.py (growth|serve|train t2t_vit_7 t2t_vit_14)", line):
+        # test_benchmark_growth.py, test_benchmark_serve.py and test_benchmark_speed.py run these measurements
         kind, *words = line.split()[2:]
         assert cli.parse_words(words, benchmark_parser(kind)).benchmark == kind
         return
@@ -225,6 +236,9 @@ def test_command_runs(line, place):
         line += " DATA.IMAGE_SIZE 16" + ("" if fixed else " MODEL.T2T.DEPTH 1")
     if "demo.py" in line:
         visit_page(line)
+        return
+    if "serve.py" in line:
+        ask_server(line)
         return
     if "TRAIN.WARMUP_EPOCHS 0" in line:
         line = re.sub(r" --batch-size \d+(?=.* --batch-size)", "", line)  # TINY's wins

@@ -1,8 +1,9 @@
-"""Measure: python tools/benchmark.py data|model|train|infer|growth [MODEL ...|all] [--json FILE] [KEY VALUE ...].
+"""Measure: python tools/benchmark.py data|model|train|infer|serve|growth [MODEL ...|all] [--json FILE] [KEY VALUE ...].
 
 `data` compares the input pipeline of a config with a plain one, `model` counts parameters and multiplications, `train`
-and `infer` time whole steps and batches, `growth` plots how inference time grows with the input. Everything that is
-compared is timed alternately in one run, because the speed of a machine drifts. Do not compare figures of two runs.
+and `infer` time whole steps and batches, `serve` loads a server, `growth` plots how inference time grows with the
+input. Everything that is compared is timed alternately in one run, because the speed of a machine drifts. Do not
+compare figures of two runs.
 """
 
 import argparse

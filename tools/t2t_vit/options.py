@@ -9,6 +9,7 @@ import re
 _NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$|-nan$", re.IGNORECASE)
 DEFAULT_CONFIG = "configs/lit_data.yaml"
 _PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+WAIT_MS = 5  # how long a picture waits for others to be computed with
 _EPILOG = """KEY VALUE pairs override any key of the config, e.g. TRAIN.EPOCHS 100.
 tools/t2t_vit/config.py lists all keys with their units and defaults.
 Exit status: 0 done, 1 failed (one line on stderr), 2 wrong options or a KEY without a VALUE."""
@@ -84,6 +85,39 @@ def add_engine_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_address_options(
+    parser: argparse.ArgumentParser, what: str, host: str, port: int | None, defaults: tuple[str, str] = ("", "")
+) -> None:
+    """Add --host, --port and --allow-host.
+
+    Args:
+        parser: the command's parser.
+        what: "the page" or "the server".
+        host: default of --host.
+        port: default of --port.
+        defaults: what --help says about the two, if they depend on something.
+    """
+    add = parser.add_argument
+    add(
+        "--host",
+        type=not_empty,
+        default=host,
+        metavar="ADDRESS",
+        help=f"address to listen on; default: {defaults[0] or host} (reachable from this machine only). 0.0.0.0 makes "
+        f"{what} reachable from other machines; it has no password",
+    )
+    add("--port", type=int, default=port, metavar="N", help=f"port; default: {defaults[1] or port}; 0: any free port")
+    add(
+        "--allow-host",
+        type=not_empty,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="accept this host name in the Host header, such as that of a reverse proxy; may be repeated. Default: any "
+        f"name if other machines can reach {what}, else only the names of this machine",
+    )
+
+
 def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     """Add --engine and --split, for the commands that evaluate."""
     add_engine_option(parser)
@@ -130,3 +164,13 @@ def _with_suffix(value, suffixes):
     if os.path.splitext(not_empty(value))[1].lower() not in suffixes:
         raise argparse.ArgumentTypeError(f"{value} must end in {suffixes[-1]}")
     return value
+
+
+def milliseconds(value: str) -> float:
+    """Option type: milliseconds, 0 to 1000."""
+    try:
+        if 0 <= float(value) <= 1000:
+            return float(value)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{value!r} must be a number from 0 to 1000")

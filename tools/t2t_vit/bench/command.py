@@ -15,6 +15,7 @@ from t2t_vit.bench.data import benchmark_data
 from t2t_vit.bench.growth import benchmark_growth
 from t2t_vit.bench.infer import benchmark_infer
 from t2t_vit.bench.model import benchmark_model
+from t2t_vit.bench.serve import benchmark_serve
 from t2t_vit.bench.train import benchmark_train
 from t2t_vit.cli import overrides
 from t2t_vit.common.errors import UserError
@@ -26,7 +27,13 @@ from t2t_vit.models.zoo import family_of, list_models
 from t2t_vit.parallel import processes
 
 GROWTH_MODELS = ("t2t_vit_14", "t2t_vit_t_14")  # the same backbone behind a performer and a transformer
-MEASURE = {"model": benchmark_model, "train": benchmark_train, "infer": benchmark_infer, "growth": benchmark_growth}
+MEASURE = {
+    "model": benchmark_model,
+    "train": benchmark_train,
+    "infer": benchmark_infer,
+    "serve": benchmark_serve,
+    "growth": benchmark_growth,
+}
 PACKAGES = ("numpy", "pillow", "simplejpeg", "cykooz.resizer", "onnxruntime", "openvino")
 
 

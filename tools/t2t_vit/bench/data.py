@@ -11,8 +11,9 @@ from t2t_vit.common.logger import log
 from t2t_vit.common.runtime import cores
 from t2t_vit.config import with_classes, with_keys
 from t2t_vit.data.batch import TrainInput
+from t2t_vit.data.crop_reader import reader_name
 from t2t_vit.data.dataset import load_data
-from t2t_vit.data.images import load_image, reader_name
+from t2t_vit.data.images import load_image
 from t2t_vit.data.loader import TrainLoader
 
 BATCHES_OF_A_WORKER = 4  # batches per loader process in a round; several, because the processes deliver in bursts

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "model": "parameters and multiplications",
     "train": "training steps",
     "infer": "inference",
+    "serve": "requests to a server",
     "growth": "how inference grows with images, batches and threads",
 }
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
@@ -41,7 +42,9 @@ def benchmark_parser(kind: str) -> argparse.ArgumentParser:
     add("--threads", type=_list(_number(1, 1024)), metavar="N,N", help="numbers of threads to measure; default: "
         f"{'1, 2, 4 and so on up to ' if kind == 'growth' else ''}OMP_NUM_THREADS, else one per core")  # fmt: skip
     add("--markdown", action="store_true", help="print tables in Markdown")
-    if kind == "infer":
+    if kind == "serve":
+        add("--clients", type=_number(1, 256), default=16, metavar="N", help="clients at a time; default 16")
+    if kind in ("infer", "serve"):
         for option, choices in (("--engines", ENGINES), ("--precisions", PRECISIONS)):
             add(option, type=_list(_choice(choices)), default=[choices[0]], metavar="X,X",
                 help=f"some of {','.join(choices)}; default {choices[0]}")  # fmt: skip

@@ -1,10 +1,6 @@
 """Read image files as pixels.
 
-Pillow is the reference. Evaluation uses nothing else. In training, plain JPEG files go through libjpeg-turbo
-(simplejpeg) and a SIMD resizer (cykooz.resizer) if both are installed. Measured on one core with 76 ImageNet files:
-decoding takes 1.4 ms with simplejpeg, 1.5 with OpenCV (61 MB), 1.9 with Pillow, 2.7 with pyvips; a crop to 224x224
-takes 0.3 ms with cykooz.resizer and 0.6 to 1.0 with Pillow. OpenCV resizes without a filter, and PyTurboJPEG needs a
-system library.
+Pillow is the reference. Evaluation uses nothing else; training has a faster reader beside it (crop_reader.py).
 """
 
 from __future__ import annotations
@@ -12,7 +8,6 @@ from __future__ import annotations
 import functools
 import io
 import logging
-import math
 import os
 import warnings
 from pathlib import Path
@@ -25,22 +20,16 @@ from yacs.config import CfgNode
 from t2t_vit.common.errors import UserError
 from t2t_vit.data.depth import conversion_bytes, is_dim, to_8_bits
 
-try:
-    import cykooz_resizer
-    import simplejpeg
-except ImportError:
-    cykooz_resizer = simplejpeg = None
-
 log = logging.getLogger("t2t")
 warnings.filterwarnings("ignore", module="PIL")  # warnings about palettes, large images, damaged EXIF data
 # The only formats that are opened. Pillow supports more, but EPS, for one, starts Ghostscript. AVIF: Pillow >= 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MOST_BYTES = 512 << 20  # limit for a decoded image and its conversion; EXIF rotation takes twice as much
+VISITORS_BYTES = 192 << 20  # the same for images of visitors of a page or server: 50 megapixels in RGB
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # allow a text of 64 MB, the limit for all texts
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PIL_MODES = {1: "L", 3: "RGB"}
 _ORIENTATION = 0x0112  # EXIF tag
-_ORIENTATION_SIGNS = (b"Exif\0\0", b"tiff:Orientation")  # a JPEG file with an orientation contains one of these
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -49,9 +38,6 @@ _UPRIGHT = {
 _warned = []  # holds the first image that looks too dark
 # Extra bytes per pixel that a decoder allocates: whole canvases (WEBP, AVIF) or coefficients (progressive JPEG).
 _DECODER_BYTES = {"WEBP": 8, "AVIF": 8, "progressive": 6}
-# A crop is decoded at a reduced scale if its shorter side is then still 1.5 times the output's and at least 240 pixels.
-# Compared with full decoding, the PSNR is above 40 dB. At half scale and exactly the output's size, it would be 28 dB.
-_REDUCED_MARGIN, _SMALLEST_REDUCED = 1.5, 240
 
 
 class ImageError(UserError):
@@ -74,7 +60,12 @@ def reading(cfg: CfgNode, by_hand: bool = False) -> dict[str, Any]:
 
 
 def load_image(
-    path: str | Path, channels: int = 3, upright: bool = False, grey_bits: int = 16, most_bytes: int = MOST_BYTES
+    path: str | Path,
+    channels: int = 3,
+    upright: bool = False,
+    grey_bits: int = 16,
+    most_bytes: int = MOST_BYTES,
+    data: bytes | None = None,
 ) -> Image.Image:
     """Read an image file as an 8-bit RGB (3 channels) or grey (1) PIL image.
 
@@ -86,21 +77,23 @@ def load_image(
         upright: whether to rotate as EXIF says. The official evaluation does not.
         grey_bits: bits that hold values in 16-bit grey images.
         most_bytes: limit for the decoded image, checked before it is decoded.
+        data: contents of the file. With them, `path` is only its name in messages, and no file is opened.
 
     Raises:
         ImageError: naming the file and the reason.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait forever
+    if data is None and os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait forever
         raise ImageError(f"image {path} cannot be read: it is not a file")
     try:
-        with open_image(path) as image:
-            picture = _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
+        with open_image(path if data is None else io.BytesIO(data)) as image:
+            picture = _read(image, path, _PIL_MODES[channels], upright, grey_bits, most_bytes)
             picture.info = {}  # otherwise saving keeps the EXIF orientation, and viewers rotate the image again
             return picture
     except FileNotFoundError:
         raise ImageError(f"image {path} {'is a broken link' if os.path.islink(path) else 'not found'}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
-        reason = _format_of(path) if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)
+        is_unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = _format_of(path, data) if is_unknown else str(error) or repr(error)
         raise ImageError(f"image {path} cannot be read: {reason}") from error
 
 
@@ -111,20 +104,20 @@ def convert_image(
 
     Raises ImageError if it cannot be decoded or has values outside the supported range.
     """
+    name = getattr(image, "filename", "") or "of Pillow"
     try:
-        return _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
+        return _read(image, name, _PIL_MODES[channels], upright, grey_bits, most_bytes)
     except Exception as error:  # as in load_image
-        named = getattr(image, "filename", "") or "of Pillow"
-        raise ImageError(f"image {named} cannot be read: {str(error) or repr(error)}") from error
+        raise ImageError(f"image {name} cannot be read: {str(error) or repr(error)}") from error
 
 
-def _read(image, mode, upright, grey_bits, most_bytes):
-    """Decode an opened image and convert it to mode L or RGB."""
+def _read(image, path, mode, upright, grey_bits, most_bytes):
+    """Decode an opened image and convert it to mode L or RGB. `path` is its name in a warning."""
     _check_size(image, mode, most_bytes)
     upright = upright and image.format != "TIFF"  # Pillow itself rotates TIFF images in load()
     image.load()
     if is_dim(image, grey_bits):
-        _warn_of_dim(getattr(image, "filename", "") or "an image", grey_bits)
+        _warn_of_dim(path, grey_bits)
     turn = _UPRIGHT.get(_orientation(image)) if upright else None
     image = to_8_bits(image, mode, grey_bits)
     return image if turn is None else image.transpose(turn)
@@ -147,9 +140,9 @@ def _formats():
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _format_of(path):
-    """Return the reason why a file that is in none of FORMATS cannot be read."""
-    with open(path, "rb") as file:
+def _format_of(path, data):
+    """Return the reason why a file that is in none of FORMATS cannot be read. For the arguments see `load_image`."""
+    with open(path, "rb") if data is None else io.BytesIO(data) as file:
         head = file.read(12)
     if head[4:11] == b"ftypavi":
         return "AVIF needs Pillow 11.3 or newer: pip install -U pillow"
@@ -199,103 +192,3 @@ def to_array(image):
 def to_image(pixels: np.ndarray) -> Image.Image:
     """uint8 (H, W, 1 or 3) -> PIL image of mode L or RGB."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
-# --- Training ---
-
-
-def reader_name(reader: str) -> str:
-    """Return the reader that is used for DATA.READER in this environment: "turbo" or "pillow"."""
-    return "turbo" if reader == "turbo" and simplejpeg else "pillow"
-
-
-def open_picture(path, channels, reader, upright=False, grey_bits=16):
-    """Open an image for training as a `JpegPicture` or `PillowPicture`. For the arguments see `load_image`.
-
-    Raises:
-        ImageError: the image cannot be read. The message names the file and the reason.
-    """
-    if channels == 3 and reader_name(reader) == "turbo" and os.path.isfile(path):
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-            if data.startswith(b"\xff\xd8\xff"):
-                height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-                is_usual = colours in ("YCbCr", "Gray") and width * height <= Image.MAX_IMAGE_PIXELS
-                if is_usual and not (upright and _is_rotated(data)):
-                    return JpegPicture(path, data, (width, height))
-        except (OSError, ValueError, SyntaxError):
-            pass  # let Pillow read it or report what is wrong
-    return PillowPicture(load_image(path, channels, upright, grey_bits))
-
-
-def _is_rotated(data):
-    """Whether EXIF or XMP data in the bytes of a JPEG file rotate it."""
-    # Searching the bytes first is much faster than asking Pillow.
-    return any(sign in data for sign in _ORIENTATION_SIGNS) and stored_form(io.BytesIO(data))[1]
-
-
-class PillowPicture:
-    """A picture that Pillow has decoded."""
-
-    def __init__(self, image):
-        self.image = image
-        self.size = image.size
-
-    def crop(self, box, size, interpolation):
-        """Crop `box` (left, top, right, bottom) and resize it to `size` (width, height): uint8 (H, W, channels)."""
-        return to_array(self.image.crop(box).resize(size, RESAMPLING[interpolation]))
-
-
-class JpegPicture:
-    """A JPEG file in memory. It is decoded when the crop is known."""
-
-    def __init__(self, path, data, size):
-        self.path, self.data, self.size = path, data, size
-
-    def crop(self, box, size, interpolation):
-        """Like `PillowPicture.crop`: values differ by up to 2 if bilinear; PSNR above 40 dB if bicubic or reduced."""
-        width, height = self.size
-        reduction = _reduction(box, min(size))
-        try:
-            # With the rounded-up size as the minimum, the scale is exactly 1/1, 1/2, 1/4 or 1/8.
-            pixels = simplejpeg.decode_jpeg(
-                self.data, "RGB", min_height=-(-height // reduction), min_width=-(-width // reduction),
-                min_factor=reduction,
-            )  # fmt: skip
-        except ValueError:  # damaged or just unusual: let Pillow decide
-            return PillowPicture(load_image(self.path)).crop(box, size, interpolation)
-        return _crop_and_resize(pixels, [edge / reduction for edge in box], size, interpolation)
-
-
-def _reduction(box, side):
-    """Return the factor by which decoding reduces a crop that is resized to `side`: 1, 2, 4 or 8."""
-    shorter = min(box[2] - box[0], box[3] - box[1])
-    smallest = max(_REDUCED_MARGIN * side, _SMALLEST_REDUCED)
-    return max(factor for factor in (1, 2, 4, 8) if factor == 1 or shorter >= factor * smallest)
-
-
-def _crop_and_resize(pixels, box, size, interpolation):
-    """Crop `box` (left, top, right, bottom; may lie between pixels) and resize it, anti-aliased like Pillow."""
-    left, top, right, bottom = box
-    x, y, x_end, y_end = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
-    rows = pixels.reshape(len(pixels), -1)[y:y_end, 3 * x : 3 * x_end]  # NumPy copies one merged axis 8 times faster
-    rgb = cykooz_resizer.PixelType.U8x3
-    part = cykooz_resizer.CropBox(left - x, top - y, right - left, bottom - top)
-    source = cykooz_resizer.ImageData(x_end - x, y_end - y, rgb, np.ascontiguousarray(rows).tobytes())
-    target = cykooz_resizer.ImageData(*size, rgb)
-    _resizer().resize(source, target, cykooz_resizer.ResizeOptions(_algorithm(interpolation), crop_box=part))
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
-
-
-@functools.cache
-def _resizer():
-    return cykooz_resizer.Resizer()
-
-
-@functools.cache
-def _algorithm(interpolation):
-    filters = cykooz_resizer.FilterType  # Pillow's bicubic is Catmull-Rom
-    return cykooz_resizer.ResizeAlg.convolution(
-        {"bilinear": filters.bilinear, "bicubic": filters.catmull_rom}[interpolation]
-    )

@@ -17,9 +17,10 @@ from yacs.config import CfgNode
 from t2t_vit.common.errors import UserError, counted, one_line
 from t2t_vit.data.balance import draw_images
 from t2t_vit.data.batch import Batch, BatchDraws
+from t2t_vit.data.crop_reader import open_picture
 from t2t_vit.data.dataset import Split
 from t2t_vit.data.erasing import RandomErasing
-from t2t_vit.data.images import ImageError, load_image, open_picture, reading
+from t2t_vit.data.images import ImageError, load_image, reading
 from t2t_vit.data.reading import data_loader, read_all, shared_memory_fits
 from t2t_vit.data.seeding import ORDER, REPLACEMENT, TRANSFORM, generator
 from t2t_vit.data.transforms import EvalTransform, TrainTransform

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import queue
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -29,13 +30,14 @@ SUFFIXES = {"inference": (".json", ".pdmodel"), "onnxruntime": (".onnx",), "open
 CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
 
 
-def require(module: str, what: str) -> Any:
-    """Import an optional library. Raises UserError with its name if it is missing."""
+def require(module: str, what: str, packages: str = "") -> Any:
+    """Import an optional library. Raises UserError with its name, and how to install it or `packages`, if missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = (error.name or module).partition(".")[0]
-        raise UserError(f"{what} needs {missing}, which is not installed: pip install {missing}") from None
+        words = f"{what} needs {missing}, which is not installed: pip install {packages or missing}"
+        raise UserError(words) from None
     except ImportError as error:
         raise UserError(f"{what} needs {module}, which cannot be imported: {one_line(error)}") from error
 
@@ -64,7 +66,12 @@ def engine_of(path):
 
 
 def open_predictor(
-    engine: str, path: str | Path, threads: int | None = None, device: str = "cpu", onednn: bool = True
+    engine: str,
+    path: str | Path,
+    threads: int | None = None,
+    device: str = "cpu",
+    onednn: bool = True,
+    parallel: int = 1,
 ) -> Predictor:
     """Open an exported file as a `Predictor`.
 
@@ -74,25 +81,20 @@ def open_predictor(
         threads: limit for one inference; default: OMP_NUM_THREADS, or else the engine's choice.
         device: "cpu", or for "inference" also "gpu" or "gpu:N".
         onednn: whether "inference" uses oneDNN on a CPU, the default of Paddle 3.
+        parallel: inferences that may run at the same time, each on one thread, in onnxruntime and OpenVINO. Paddle
+            Inference keeps Python's other threads waiting, so it has one, on all threads.
 
     Raises:
         UserError: the library or file is missing, or the file is damaged or was not made by export.py.
     """
-    path = Path(path)
-    if path.suffix not in SUFFIXES.get(engine, ()):
-        expected = " or ".join(SUFFIXES.get(engine, ("weights, not an exported model",)))
-        raise UserError(f"engine {engine} reads {expected}, not {path}")
-    if not path.is_file():
-        raise UserError(f"exported model {path} {'is a folder' if path.is_dir() else 'not found'}")
-    if device.startswith("gpu") and engine != "inference":
-        raise UserError(f"DEVICE is {device}, but engine {engine} runs only on the CPU here")
-    path = Path(os.path.realpath(path))  # resolve a link, because the other files are beside its target
+    path = _found(engine, Path(path), device)
     threads = threads or asked_threads()
     with _in_one_line(path, engine):
         if engine == "inference":
+            parallel = 1
             run, metadata = _paddle_inference(path, threads, device, onednn)
         else:
-            run, metadata = {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine](path, threads)
+            run, metadata = {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine](path, threads, parallel)
 
     def run_and_check(images):
         with _in_one_line(path, engine):
@@ -102,7 +104,19 @@ def open_predictor(
             raise UserError(f"{path} gives logits of shape {logits.shape}, not {expected}; export it again")
         return logits
 
-    return Predictor(run_and_check, metadata)
+    return Predictor(run_and_check, metadata, parallel)
+
+
+def _found(engine, path, device):
+    """Return the path of a file that the engine reads, without links. For the arguments see `open_predictor`."""
+    if path.suffix not in SUFFIXES.get(engine, ()):
+        expected = " or ".join(SUFFIXES.get(engine, ("weights, not an exported model",)))
+        raise UserError(f"engine {engine} reads {expected}, not {path}")
+    if not path.is_file():
+        raise UserError(f"exported model {path} {'is a folder' if path.is_dir() else 'not found'}")
+    if device.startswith("gpu") and engine != "inference":
+        raise UserError(f"DEVICE is {device}, but engine {engine} runs only on the CPU here")
+    return Path(os.path.realpath(path))  # the other files are beside the target of a link
 
 
 @contextlib.contextmanager
@@ -123,10 +137,13 @@ def to_input(pixels: np.ndarray, metadata: Metadata) -> np.ndarray:
 
 
 class Predictor:
-    """Maps normalised images (B, C, H, W) to logits (B, K), float32 arrays, for any B >= 1. `run` takes one batch."""
+    """Maps normalised images (B, C, H, W) to logits (B, K), float32 arrays, for any B >= 1.
 
-    def __init__(self, run: Callable[[np.ndarray], np.ndarray], metadata: Metadata) -> None:
-        self.run, self.metadata = run, metadata
+    `run` takes one batch. Up to `parallel` threads may call at the same time.
+    """
+
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], metadata: Metadata, parallel: int = 1) -> None:
+        self.run, self.metadata, self.parallel = run, metadata, parallel
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         images = np.ascontiguousarray(images, np.float32)
@@ -189,10 +206,10 @@ def _paddle_inference(path, threads, device, onednn):
     return run, metadata
 
 
-def _onnxruntime(path, threads):
+def _onnxruntime(path, threads, parallel):
     ort = require("onnxruntime", "engine onnxruntime")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads if parallel == 1 else 1  # of the thread that calls
     options.log_severity_level = 3  # errors only
     session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     metadata = Metadata.from_entries(session.get_modelmeta().custom_metadata_map, path)
@@ -200,7 +217,7 @@ def _onnxruntime(path, threads):
     return lambda images: session.run(None, {name: images})[0], metadata
 
 
-def _openvino(path, threads):
+def _openvino(path, threads, parallel):
     ov = require("openvino", "engine openvino")
     core = ov.Core()
     model = core.read_model(path)
@@ -214,6 +231,20 @@ def _openvino(path, threads):
     metadata = Metadata.from_entries(entries, path)
     # By default, OpenVINO computes in bfloat16 on CPUs that support it.
     options = {"INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32"}
-    options |= {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-    request = core.compile_model(model, "CPU", options).create_infer_request()
-    return lambda images: np.array(request.infer({0: images})[0]), metadata
+    if parallel == 1:
+        options |= {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+    else:
+        options |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": parallel, "INFERENCE_NUM_THREADS": parallel}
+    compiled = core.compile_model(model, "CPU", options)
+    free = queue.SimpleQueue()  # requests that no thread uses
+    for _ in range(parallel):
+        free.put(compiled.create_infer_request())
+
+    def run(images):
+        request = free.get()
+        try:
+            return np.array(request.infer({0: images})[0])
+        finally:
+            free.put(request)
+
+    return run, metadata

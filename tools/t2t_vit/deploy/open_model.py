@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import display_path, is_url, sha256
 from t2t_vit.common.logger import log
-from t2t_vit.common.runtime import import_paddle
+from t2t_vit.common.runtime import asked_threads, cores, import_paddle
 from t2t_vit.config import resolve, with_classes
 from t2t_vit.data.classes import ClassList
 from t2t_vit.deploy.engines import SUFFIXES, Predictor, eager_predictor, engine_of, open_predictor
@@ -43,11 +43,16 @@ class OpenedModel:
 
 
 def open_model(
-    args: argparse.Namespace, cfg: CfgNode, weights_only: bool = False, with_head: bool = True
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    weights_only: bool = False,
+    with_head: bool = True,
+    parallel: bool = False,
 ) -> OpenedModel:
     """Open the model of a command line: --pretrained, or else the best weights or the export of the config's run.
 
-    Without its head (weights only), the model returns pooled features (B, C).
+    Without its head (weights only), the model returns pooled features (B, C). With `parallel`, a file that computes one
+    image at a time runs an inference on each core, see `open_predictor`.
 
     Returns an `OpenedModel`. Raises UserError if the file is missing, is damaged, does not fit the options, or is
     exported although `weights_only` is set.
@@ -63,7 +68,7 @@ def open_model(
 
         processes.setup(cfg)
         return open_weights(cfg, args.pretrained, with_head)
-    return _open_exported(args, cfg, engine)
+    return _open_exported(args, cfg, engine, parallel)
 
 
 def choose_engine(args):
@@ -99,11 +104,14 @@ def open_weights(cfg: CfgNode, chosen: str | Path | None = None, with_head: bool
     return OpenedModel(eager_predictor(inference(model, cfg), metadata), cfg, classes, path, model)
 
 
-def _open_exported(args, cfg, engine):
+def _open_exported(args, cfg, engine, parallel):
     if args.weights_named and is_url(args.pretrained):
         raise UserError(f"an exported model must be a local file, not {args.pretrained}: download it first")
     path = Path(args.pretrained).absolute() if args.weights_named else _export_of_run(args, cfg, engine)
-    predictor = open_predictor(engine, path, device=cfg.DEVICE or "cpu")
+    device = cfg.DEVICE or "cpu"
+    predictor = open_predictor(engine, path, device=device)
+    if parallel and predictor.metadata.batch_size == 1:
+        predictor = open_predictor(engine, path, device=device, parallel=asked_threads() or cores())
     metadata = predictor.metadata
     if not args.weights_named:
         _warn_if_stale(args, cfg, metadata, path)

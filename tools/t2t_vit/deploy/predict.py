@@ -1,5 +1,7 @@
 """The command predict.py: classify image files."""
 
+from __future__ import annotations
+
 import argparse
 import glob
 import json
@@ -85,18 +87,30 @@ def predict_batch(predictor, paths, cfg, top_k):
     return {path: results[path] if path in results else {"error": errors[path]} for path in paths}
 
 
-def read_images(
-    paths: Iterable[str], cfg: CfgNode, most_bytes: int = MOST_BYTES, all_views: bool = False
-) -> tuple[dict, dict]:
-    """Return ({path: uint8 (S, S, channels) as the model sees it}, {path: why it cannot be read}).
+class ImageReader:
+    """Reads images that a user picks as a model sees them: uint8 (S, S, channels). May be called in several threads.
 
     `most_bytes` limits each decoded image. With `all_views` and VAL.TTA, an image is (V, S, S, channels).
     """
-    transform = EvalTransform(cfg).views if all_views else EvalTransform(cfg)
+
+    def __init__(self, cfg: CfgNode, most_bytes: int = MOST_BYTES, all_views: bool = False) -> None:
+        self.transform = EvalTransform(cfg).views if all_views else EvalTransform(cfg)
+        self.options = {**reading(cfg, by_hand=True), "most_bytes": most_bytes}
+
+    def __call__(self, path: str, data: bytes | None = None) -> np.ndarray:
+        """Read the file `path`, or `data`, the contents of a file of this name. Raises ImageError."""
+        return self.transform(load_image(path, **self.options, data=data))
+
+
+def read_images(
+    paths: Iterable[str], cfg: CfgNode, most_bytes: int = MOST_BYTES, all_views: bool = False
+) -> tuple[dict, dict]:
+    """Return ({path: the pixels that `ImageReader` gives}, {path: why it cannot be read})."""
+    read = ImageReader(cfg, most_bytes, all_views)
     pixels, errors = {}, {}
     for path in paths:
         try:
-            pixels[path] = transform(load_image(path, **reading(cfg, by_hand=True), most_bytes=most_bytes))
+            pixels[path] = read(path)
         except ImageError as error:
             errors[path] = str(error)
     return pixels, errors
@@ -109,8 +123,13 @@ def classify(predictor: Predictor, pixels: Sequence[np.ndarray], top_k: int) -> 
     """
     if not pixels:
         return []
-    names, views = predictor.metadata.classes, views_of(np.stack(pixels))
+    views = views_of(np.stack(pixels))
     logits = sum(predictor(to_input(view, predictor.metadata)) for view in views) / len(views)  # (B, K)
+    return likeliest(logits, predictor.metadata.classes, top_k)
+
+
+def likeliest(logits: np.ndarray, names: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
+    """Return the top K classes of each row of logits (B, number of classes), as `classify` does."""
     logits = logits.astype(np.float64)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)

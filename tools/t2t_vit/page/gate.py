@@ -11,12 +11,10 @@ import re
 import time
 import urllib.parse
 
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse
+from starlette.requests import ClientDisconnect
 
-from t2t_vit.page.address import host_name
+from t2t_vit.serve.gate import MB, Gate, Refused, length_of
 
-MB = 1 << 20
 MAX_UPLOAD = 512 * MB  # per request
 MAX_KEPT = 2048 * MB  # of all uploads together
 MAX_EVENT = MB // 4  # enough for the names of some hundred pictures
@@ -29,60 +27,31 @@ _READ = re.compile(
 _EVENTS = ("/queue/join", "/reset", "/cancel")
 
 
-class Refused(Exception):
-    """The request is refused. The arguments are the (status, text) of the response."""
-
-
-class Gate:
-    """An ASGI application that wraps Gradio's.
+class PageGate(Gate):
+    """Wraps Gradio's ASGI application `app`.
 
     Args:
-        app: Gradio's ASGI application.
+        app, names: see `Gate`.
         uploads: folder with all uploads and drawings. Only files in it are served.
-        names: accepted host names in lower case; None for any.
         max_kept: limit for all uploads together, in bytes.
     """
 
     def __init__(self, app, uploads, names, max_kept=MAX_KEPT):
-        self.app, self.uploads, self.names, self.max_kept = app, os.path.realpath(uploads), names, max_kept
+        super().__init__(app, names)
+        self.uploads, self.max_kept = os.path.realpath(uploads), max_kept
         self.coming = 0  # bytes of uploads that are under way
 
-    async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
-        if scope["type"] != "http":  # Gradio opens no WebSocket
-            return await send({"type": "websocket.close"})
-        request = Request(scope, receive)
+    async def answer(self, request, send):
+        scope, receive = request.scope, request.receive
         path = scope["path"].removeprefix(_PREFIX).rstrip("/") or "/"
-        try:
-            self._check_sender(request)
-            if request.method == "POST" and path == "/upload":
-                with self._room_for(request):
-                    return await self.app(scope, receive, send)
-            elif request.method == "POST" and path in _EVENTS:
-                receive = _replayed(await self._checked_event(request), receive)
-            else:
-                self._check_read(request, path)
-        except Refused as refusal:
-            status, text = refusal.args
-            return await PlainTextResponse(text, status, {"connection": "close"})(scope, receive, send)
-        await self.app(scope, receive, send)
-
-    def _check_sender(self, request):
-        """Refuse unknown host names, and requests from other sites through a visitor's browser. Links are allowed."""
-        headers = request.headers
-        host = host_name(headers.get("host", ""))
-        if self.names is not None and host not in self.names:  # DNS rebinding: a name of another site points here
-            raise Refused(403, "this host name is not allowed; to allow it, start demo.py with --allow-host NAME")
-        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        if site is None:  # not a browser, or plain HTTP to another machine, without this header
-            ours = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
-            is_foreign = origin is not None and not any(_is_at(origin, place.strip()) for place in ours)
+        if request.method == "POST" and path == "/upload":
+            with self._room_for(request):
+                return await self.app(scope, receive, send)
+        elif request.method == "POST" and path in _EVENTS:
+            receive = _replayed(await self._checked_event(request), receive)
         else:
-            is_link = request.method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
-            is_foreign = site not in ("same-origin", "none") and not is_link
-        if is_foreign:
-            raise Refused(403, "cross-site request refused")
+            self._check_read(request, path)
+        await self.app(scope, receive, send)
 
     def _check_read(self, request, path):
         if request.method == "POST":
@@ -98,7 +67,7 @@ class Gate:
     @contextlib.contextmanager
     def _room_for(self, request):
         """Reserve room for an upload."""
-        size = _length(request, MAX_UPLOAD)
+        size = length_of(request, MAX_UPLOAD)
         if size + self.coming + _used(self.uploads) > self.max_kept:
             raise Refused(413, f"all uploads together are limited to {self.max_kept // MB} MB: try again in an hour")
         self.coming += size
@@ -109,7 +78,7 @@ class Gate:
 
     async def _checked_event(self, request):
         """Check the JSON of an event and return it re-encoded, so that another parser cannot read it differently."""
-        _length(request, MAX_EVENT)
+        length_of(request, MAX_EVENT)
         files = []
 
         def note_file(entry):
@@ -132,15 +101,6 @@ class Gate:
             return False
 
 
-def _is_at(origin, place):
-    """Whether an Origin header names the "name:port" of a Host header. Proxies may leave out the port."""
-    scheme, _, netloc = origin.lower().partition("://")
-    place = place.lower()
-    if place == host_name(place):
-        return bool(place) and host_name(netloc) == place
-    return netloc == place.removesuffix(":443" if scheme == "https" else ":80")
-
-
 def _used(folder):
     """Bytes of the files in a folder. Removes unfinished uploads, which lie directly in the folder."""
     used = 0
@@ -154,16 +114,6 @@ def _used(folder):
                 else:
                     used += state.st_size
     return used
-
-
-def _length(request, limit):
-    """Return the length of the body of a request in bytes. Refuses it if it is longer than `limit`."""
-    length = request.headers.get("content-length", "")
-    if not length.isdecimal() or "transfer-encoding" in request.headers:  # transfer-encoding would override the length
-        raise Refused(411, "length required")
-    if int(length) > limit:
-        raise Refused(413, f"at most {limit // 1024:,} KB at a time")
-    return int(length)
 
 
 def _replayed(body, receive):

@@ -11,7 +11,7 @@ import paddle
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import best_weights, load_config, resolve
-from t2t_vit.data.images import to_image
+from t2t_vit.data.images import VISITORS_BYTES, to_image
 from t2t_vit.data.index import class_folders, image_files
 from t2t_vit.data.layout import split_folder
 from t2t_vit.deploy.engines import to_input
@@ -25,7 +25,6 @@ TOP = 5
 EXAMPLES = 10
 _MOST_METRICS = 4 << 20  # bytes, of thousands of epochs
 EXAMPLES_FOLDER = "docs/figures/examples"  # with a folder of class folders for a DATA.NAME, if its data is not at hand
-MAX_BYTES = 192 << 20  # limit for a decoded picture: 50 megapixels in RGB; predict.py allows more
 METHODS = ("gradient", "rollout", "last block")
 
 
@@ -103,7 +102,7 @@ def class_names(opened):
 
 def look(opened, paths):
     """Return ([(pixels as the model sees them, {class: probability} of the top 5)], errors of unreadable files)."""
-    pixels, errors = read_images(dict.fromkeys(paths), opened.cfg, MAX_BYTES)
+    pixels, errors = read_images(dict.fromkeys(paths), opened.cfg, VISITORS_BYTES)
     names, size = class_names(opened), opened.cfg.VAL.BATCH_SIZE
     images, answers = list(pixels.values()), []
     for start in range(0, len(images), size):
@@ -146,4 +145,4 @@ def examples(opened):
         names = [name for name in opened.classes.folders if (folder / name).is_dir()]
     names = names[:: max(1, len(names) // EXAMPLES)][:EXAMPLES]
     paths = [path for name in names for path in image_files(folder / name)[:1]]
-    return read_images(paths, opened.cfg, MAX_BYTES)[0]
+    return read_images(paths, opened.cfg, VISITORS_BYTES)[0]

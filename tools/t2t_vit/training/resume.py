@@ -14,7 +14,8 @@ from t2t_vit.common.plain_yaml import load_yaml
 from t2t_vit.common.runtime import asked_threads
 from t2t_vit.config import ROOT, all_keys, default_config, with_keys, with_open_keys
 from t2t_vit.config_values import RENAMED, leaves
-from t2t_vit.data.images import reader_name, reading
+from t2t_vit.data.crop_reader import reader_name
+from t2t_vit.data.images import reading
 from t2t_vit.parallel import processes
 from t2t_vit.training import teacher
 from t2t_vit.weights.build import first_other_class

@@ -1,34 +1,23 @@
-"""The address that the page listens on, and the host names that it accepts."""
+"""The address that a server listens on, and the host names that it accepts."""
+
+from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import socket
 import urllib.parse
+from collections.abc import Iterable
 
 from t2t_vit.common.errors import UserError, one_line
 
-PORTS = range(7860, 7960)  # tried if no port is given; 7860 is Gradio's default
 
+def listen(host: str, ports: Iterable[int]) -> socket.socket:
+    """Listen on `host` and the first free one of `ports`. Returns the socket.
 
-def port_of(args):
-    """The port of --port, else of GRADIO_SERVER_PORT, which AI Studio sets; None if neither is given."""
-    port = os.environ.get("GRADIO_SERVER_PORT")
-    if args.port is not None or not port:
-        return args.port
-    try:
-        return int(port)
-    except ValueError:
-        raise UserError(f"GRADIO_SERVER_PORT is {port[:80]!r} but must be a number") from None
-
-
-def listen(host, port=None):
-    """Listen on `host` and `port`; if `port` is None, on the first free one of PORTS. Returns the socket.
-
-    Raises UserError if the port is in use or not allowed, or `host` is not an address of this machine.
+    Raises UserError if the ports are in use or not allowed, or `host` is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for number in PORTS if port is None else [port]:
+    for number in ports:
         try:
             return socket.create_server((host, number), family=family)
         except (OSError, UnicodeError, OverflowError) as error:
@@ -37,20 +26,20 @@ def listen(host, port=None):
     raise UserError(f"port {number} of {host} is in use: choose another with --port, or 0 for any free port")
 
 
-def url_of(listener):
+def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def is_local(listener):
+def is_local(listener: socket.socket) -> bool:
     """Whether only this machine can reach the socket."""
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-def names_of(listener, host, allowed):
-    """Return the host names that the page accepts: `host`, those of --allow-host (`allowed`), and localhost.
+def names_of(listener: socket.socket, host: str, allowed: Iterable[str]) -> set[str] | None:
+    """Return the host names that a server accepts: `host`, those of --allow-host (`allowed`), and localhost.
 
-    Returns None (any name) if other machines can reach the page and --allow-host is not given.
+    Returns None (any name) if other machines can reach it and --allow-host is not given.
     """
     if not allowed and not is_local(listener):
         return None
@@ -59,7 +48,7 @@ def names_of(listener, host, allowed):
     return {"localhost", "127.0.0.1", "::1", *names} - {""}
 
 
-def host_name(netloc):
+def host_name(netloc: str) -> str:
     """Return the lower-case host name in "Name:port", "[::1]:port" or similar; "" if invalid."""
     try:
         return (urllib.parse.urlsplit(f"//{netloc}").hostname or "").rstrip(".")
