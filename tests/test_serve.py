@@ -105,6 +105,16 @@ def test_answers_are_those_of_predict(server, opened):
         assert result["probability"] == pytest.approx(expected[str(path)]["probability"], abs=2e-6)
 
 
+def test_views_of_a_picture_are_averaged_as_in_predict():
+    opened = opened_with(SHIPPED, None, ("VAL.TTA", "flip"))
+    with server_of(opened) as server:
+        (result,) = server.post("/predict", files=form(("3", PICTURES["digit"]))).json()["results"]
+    expected = predict_batch(opened.predictor, [str(DIGITS[0])], opened.cfg, 5)[str(DIGITS[0])]
+    assert result["top"] == [
+        {**entry, "probability": pytest.approx(entry["probability"], abs=2e-6)} for entry in expected["top"]
+    ]
+
+
 @pytest.mark.parametrize("kind", PICTURES)
 def test_every_kind_of_file_is_read_or_refused_as_from_the_disk(server, opened, tmp_path, kind):
     path = tmp_path / "picture"
