@@ -24,7 +24,7 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests run at a time: limit 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts its background jobs
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-cli.import_paddle("cpu", several=True)  # tests/programs/amp_in_ranks.py is one of two processes
+cli.import_paddle("cpu", several=True)  # tests/programs/in_ranks.py is one of two processes
 
 import in_process  # noqa: E402  imports paddle
 import session  # noqa: E402
@@ -93,13 +93,13 @@ def few_digits(folder, count=10):
 def tool(name, *words, status=0, timeout=300, cwd=ROOT, fresh=None):
     """Run tools/NAME.py as a user would; check its exit status and return the finished process.
 
-    A command that must fail, or that is faster than starting Python and Paddle, runs in this process, unless it is
-    `fresh` or may start processes.
+    It runs in this process, which saves the start of Python and Paddle, unless it is `fresh` or starts processes: a
+    page, a benchmark, readers of the images.
     """
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
     if fresh is None:
-        is_quick = status != 0 or name in ("check_data", "convert", "export", "predict", "unpack", "val")
-        fresh = not is_quick or name == "demo" or "DATA.NUM_WORKERS" in words
+        readers = [number for key, number in zip(words, words[1:]) if key == "DATA.NUM_WORKERS"]
+        fresh = name == "demo" or (name == "benchmark" and status == 0) or bool(readers and int(readers[-1]))
     if fresh:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
     else:

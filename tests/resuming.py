@@ -43,8 +43,9 @@ def run(output, *words, status=0):
     return done
 
 
-def run_until(output, epoch, step, act, *words, status=0):
-    """`run` with a call of `act` after the log line of a step (from 1) of an epoch (from 1)."""
+@contextlib.contextmanager
+def at_step(epoch, step, act):
+    """Context manager: call `act` after the log line of a step (from 1) of an epoch (from 1)."""
     original, calls = TrainLog.line, []
 
     def line(self, number, done, *figures):
@@ -53,9 +54,14 @@ def run_until(output, epoch, step, act, *words, status=0):
             calls.append(act())
 
     with mock.patch.object(TrainLog, "line", line):
-        done = run(output, *words, status=status)
+        yield
     assert len(calls) == 1
-    return done
+
+
+def run_until(output, epoch, step, act, *words, status=0):
+    """`run` with a call of `act` after the log line of a step of an epoch."""
+    with at_step(epoch, step, act):
+        return run(output, *words, status=status)
 
 
 def kill(output, epoch, step, *words):

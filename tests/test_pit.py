@@ -1,12 +1,14 @@
 """What is specific to PiT; test_models.py compares it with the official code."""
 
 import json
+import signal
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
 from conftest import ROOT, few_digits, tool
+from resuming import at_step, send
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
@@ -140,7 +142,8 @@ def test_commands_support_a_pit(tmp_path):
         return (*pit, "--output", tmp_path / folder, *few, *more)
 
     tool("train", *words("whole"))
-    assert "stopped by TRAIN.TIME_LIMIT" in tool("train", *words("cut", "TRAIN.TIME_LIMIT", "1s")).stdout
+    with at_step(1, 1, send(signal.SIGTERM)):
+        assert "stopped by SIGTERM" in tool("train", *words("cut")).stdout
     tool("train", *words("cut"))
     states = [checkpoint.read(tmp_path / folder / "lit_data_pit/latest.pdparams") for folder in ("whole", "cut")]
     for part in ("model", "ema", "optimizer"):

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_amp
 from conftest import ENVIRONMENT, ROOT, tool
+from programs import in_ranks
 
 from t2t_vit.weights import checkpoint
 
 # A model without dropout, which differs between processes, and images without augmentation.
 PLAIN = [
-    "MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.DEPTH", 1, "MODEL.T2T.TOKEN_DIM", 8, "MODEL.T2T.TOKENS_TYPE", "transformer",
+    "MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.DEPTH", 2, "MODEL.T2T.TOKEN_DIM", 8, "MODEL.T2T.TOKENS_TYPE", "transformer",
     "AUG.SCALE", "[1.0, 1.0]", "AUG.RATIO", "[1.0, 1.0]", "AUG.INTERPOLATION", "bilinear", "AUG.HFLIP", 0.0,
     "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.EPOCHS", 1, "TRAIN.LOG_EVERY", 1,
 ]  # fmt: skip
@@ -86,16 +88,20 @@ def has_step(log, count=1):
 # --- The same numbers ---
 
 
-def test_evaluation_counts_every_image_once(tmp_path):
-    from programs import evaluate_sizes
+@pytest.fixture(scope="module")
+def in_two(tmp_path_factory):
+    """[(results, weights) of rank 0, of rank 1] of programs/in_ranks.py."""
+    folder = tmp_path_factory.mktemp("ranks")
+    process = start(folder, ROOT / "tests/programs/in_ranks.py", folder)
+    assert process.wait(200) == 0, (folder / "launcher.txt").read_text()
+    files = [folder / f"rank{rank}" for rank in (0, 1)]
+    return [(json.loads(file.with_suffix(".json").read_text()), np.load(f"{file}.npz")) for file in files]
 
-    process = start(tmp_path, ROOT / "tests/programs/evaluate_sizes.py", launch=("--nproc_per_node", 3))
-    assert process.wait(200) == 0, (tmp_path / "launcher.txt").read_text()
-    printed = (tmp_path / "workerlog.0").read_text()
-    result = json.loads(re.search(r"^SCORES (.*)", printed, flags=re.MULTILINE).group(1))
-    expected = evaluate_sizes.scores()
+
+def test_evaluation_counts_every_image_once(in_two):
+    result, expected = in_two[0][0]["scores"], in_ranks.scores()
     assert expected["360"]["top1"] < 0.7 < expected["360"]["top5"] < 1  # a third of the labels are wrong on purpose
-    for size in map(str, evaluate_sizes.SIZES):
+    for size in map(str, in_ranks.SIZES):
         for key in ("num_images", "top1", "top5"):
             assert result[size][key] == expected[size][key], (size, key)
         assert result[size]["loss"] == pytest.approx(expected[size]["loss"], rel=1e-6), size
@@ -147,12 +153,6 @@ def assert_close(folder, other):
             assert np.abs(states[0][part][name] - value).max() <= 1e-5, name
 
 
-def test_two_processes_train_like_one(ten_steps, tmp_path):
-    words, one = ten_steps
-    launched(tmp_path / "launch", "train", "--output", tmp_path, "--batch-size", 32, *words)
-    assert_close(tmp_path / "lit_data", one)
-
-
 def test_two_processes_distil_a_pit_like_one(ten_steps, tmp_path):
     words = ten_steps[0][ten_steps[0].index("AUG.SCALE") :]  # without the sizes of a T2T-ViT
     words += ["--config", "configs/lit_data_pit.yaml", "NAME", "lit_data", "MODEL.NAME", "pit_ti_distilled",
@@ -187,16 +187,10 @@ def test_accumulated_steps_train_like_whole_ones(ten_steps, tmp_path):
     assert_close(tmp_path / "two/lit_data", one)
 
 
-def test_two_processes_train_in_16_bits_like_one(tmp_path, monkeypatch):
-    import test_amp
-    from programs import amp_in_ranks
-
-    process = start(tmp_path, ROOT / "tests/programs/amp_in_ranks.py", tmp_path)
+def test_two_processes_train_in_16_bits_like_one(in_two, monkeypatch):
     test_amp.stand_in(monkeypatch)
-    initial = test_amp.arrays(test_amp.make_step(test_amp.config("O2", amp_in_ranks.DTYPE)).weights("raw"))
-    one = amp_in_ranks.weights(8)
-    assert process.wait(200) == 0, (tmp_path / "launcher.txt").read_text()
-    first, second = (np.load(tmp_path / f"rank{rank}.npz") for rank in (0, 1))
+    initial = test_amp.arrays(test_amp.make_step(test_amp.config("O2", in_ranks.DTYPE)).weights("raw"))
+    one, first, second = in_ranks.amp_weights(8), in_two[0][1], in_two[1][1]
     for name, value in one.items():
         moved = np.abs(value - initial[name]).max()
         assert np.abs(first[name] - value).max() <= 0.1 * moved, name  # 16-bit gradients, whose sums cancel
@@ -228,13 +222,8 @@ def test_two_nodes_train_like_one_process(ten_steps, tmp_path):
     assert list((tmp_path / "launch1").glob("workerlog.*"))
 
 
-def test_all_processes_skip_a_step_that_diverges_in_one(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENVIRONMENT, "PYTHONHASHSEED", "0")  # hashes of two processes are compared
-    assert start(tmp_path, ROOT / "tests/programs/one_rank_diverges.py").wait(200) == 0
-    first, second = (
-        json.loads(re.search(r"^SEEN (.*)", (tmp_path / f"workerlog.{rank}").read_text(), flags=re.MULTILINE).group(1))
-        for rank in (0, 1)
-    )
+def test_all_processes_skip_a_step_that_diverges_in_one(in_two):
+    first, second = (results["diverging"] for results, _ in in_two)
     assert first == second
     assert [ok for ok, _ in first] == [True, False, True]
     weights = [value for _, value in first]
@@ -267,7 +256,7 @@ def test_killed_process_stops_all_and_the_run_resumes(tmp_path):
     assert re.search(r"stopped by SIGTERM after \d+ epochs? and \d+ steps?, saved in", log.read_text())
     state = checkpoint.read(tmp_path / "lit_data/latest.pdparams")
     assert state["images"] == state["meter"]["step"] * 64
-    done = train(tmp_path, *words, "TRAIN.TIME_LIMIT", "3s")
+    done = train(tmp_path, *words, "TRAIN.TIME_LIMIT", "1s")
     assert "warning: number of processes was 2 and is now 1: the run is no longer bit-exact" in done.stderr
     assert "warning: a step had 64 images and now has 32; TRAIN.GLOBAL_BATCH 64 keeps the old number" in done.stderr
     first = re.search(r"Epoch \[(\d+)/500\], Step \[(\d+)/(\d+)\]", done.stdout)

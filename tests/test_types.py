@@ -1,6 +1,7 @@
 """Types at the borders of the rooms: what one room calls in another is annotated, and mypy finds no wrong type."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -78,6 +79,7 @@ def unannotated(function):
     return names + ["return"] * (not function.returns)
 
 
+@functools.cache
 def borders():
     """{(module, name): function} that another room or a user calls, with the classes that their types name."""
     waiting, found, seen = [pair for module in TREES for pair in from_other_rooms(module)], {}, set()
@@ -95,9 +97,6 @@ def borders():
     return found
 
 
-BORDERS = borders()
-
-
 @pytest.mark.parametrize(
     "module, name",
     [
@@ -111,13 +110,13 @@ BORDERS = borders()
     ],
 )
 def test_borders_are_found(module, name):
-    assert (f"t2t_vit.{module}", name) in BORDERS
+    assert (f"t2t_vit.{module}", name) in borders()
 
 
 def test_borders_are_annotated():
     lines = [
         f"{FILES[module].relative_to(ROOT)}:{function.lineno}: {name} needs the type of {', '.join(missing)}"
-        for (module, name), function in BORDERS.items()
+        for (module, name), function in borders().items()
         if (missing := unannotated(function))
     ]
     assert not lines, "\n" + "\n".join(lines)
