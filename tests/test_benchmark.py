@@ -14,8 +14,8 @@ import benchmark
 from t2t_vit.bench import one_core
 from t2t_vit.bench.samples import repeated
 from t2t_vit.config import load_config, with_keys
-from t2t_vit.data.dataset import load_data
 from t2t_vit.data.crop_reader import simplejpeg
+from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import EvalDataset
 
 ROUNDS = 3
