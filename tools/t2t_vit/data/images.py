@@ -114,8 +114,9 @@ def convert_image(
     try:
         return _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
     except Exception as error:  # as in load_image
-        named = getattr(image, "filename", "") or "of Pillow"
-        raise ImageError(f"image {named} cannot be read: {str(error) or repr(error)}") from error
+        raise ImageError(
+            f"image {getattr(image, 'filename', '')} cannot be read: {str(error) or repr(error)}"
+        ) from error
 
 
 def _read(image, mode, upright, grey_bits, most_bytes):
