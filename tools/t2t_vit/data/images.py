@@ -107,16 +107,12 @@ def load_image(
 def convert_image(
     image: Image.Image, channels: int = 3, upright: bool = False, grey_bits: int = 16, most_bytes: int = MOST_BYTES
 ) -> Image.Image:
-    """Convert a PIL image of any mode to 8-bit RGB or grey, like `load_image` a file. `image` does not change.
-
-    Raises ImageError if it cannot be decoded or has values outside the supported range.
-    """
+    """Convert a PIL image of any mode like `load_image` a file, and with its errors. `image` does not change."""
     try:
         return _read(image, _PIL_MODES[channels], upright, grey_bits, most_bytes)
     except Exception as error:  # as in load_image
-        raise ImageError(
-            f"image {getattr(image, 'filename', '')} cannot be read: {str(error) or repr(error)}"
-        ) from error
+        reason = str(error) or repr(error)
+        raise ImageError(f"image {getattr(image, 'filename', '')} cannot be read: {reason}") from error
 
 
 def _read(image, mode, upright, grey_bits, most_bytes):
