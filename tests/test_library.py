@@ -210,7 +210,7 @@ def test_weights_of_others_get_the_transform_of_their_variant(tmp_path):
     checkpoint.save(tmp_path / "theirs.pdparams", weights)
     cfg = t2t_vit.preprocess(tmp_path / "theirs.pdparams").cfg
     assert (cfg.MODEL.NAME, cfg.DATA.IMAGE_SIZE, cfg.VAL.CROP_PCT) == ("pit_ti", 104, 0.875)
-    with pytest.raises(UserError, match="t2t_vit_15.*did you mean t2t_vit_14"):
+    with pytest.raises(UserError, match="t2t_vit_15.*did you mean .*t2t_vit_14"):
         t2t_vit.preprocess("t2t_vit_15")
 
 
@@ -225,7 +225,7 @@ def test_pictures_are_prepared_as_for_val():
 def test_paddle_vision_takes_the_transform():
     prepare = t2t_vit.preprocess(RUN / "best.pdparams")
     folder = paddle.vision.datasets.DatasetFolder(str(ROOT / "lit_data/val"), transform=prepare)
-    batch, labels = next(iter(paddle.io.DataLoader(folder, batch_size=4, num_workers=1)))
+    batch, labels = next(iter(paddle.io.DataLoader(folder, batch_size=4)))
     assert (batch.numpy()[1] == prepare(folder.samples[1][0])).all() and labels.shape == [4]
 
 

@@ -100,10 +100,7 @@ def load_image(
 def convert_image(
     image: Image.Image, channels: int = 3, upright: bool = False, grey_bits: int = 16, most_bytes: int = MOST_BYTES
 ) -> Image.Image:
-    """Convert a PIL image of any mode to 8-bit RGB or grey, like `load_image` a file. `image` does not change.
-
-    Raises ImageError if it cannot be decoded or has values outside the supported range.
-    """
+    """Convert a PIL image of any mode like `load_image` a file, and with its errors. `image` does not change."""
     name = getattr(image, "filename", "") or "of Pillow"
     try:
         return _read(image, name, _PIL_MODES[channels], upright, grey_bits, most_bytes)

@@ -75,7 +75,7 @@ def _check_seal(data):
         raise ValueError("wrong checksum")
 
 
-def is_own(path):
+def is_own(path: str | Path) -> bool:
     """Whether a file was written by `save`, which adds a checksum."""
     with open(path, "rb") as file:
         file.seek(-min(os.path.getsize(path), len(_SEAL) + 32), os.SEEK_END)
