@@ -102,7 +102,7 @@ def test_bf16_and_int8_have_their_precision(exported):
     assert not any(name.startswith(("heads.", "stages.0.w", "stages.0.kqv")) for name in eights)
 
 
-@pytest.mark.parametrize("kind, count", [("se", 12), ("ghost", 12), ("dense", 18)])
+@pytest.mark.parametrize("kind, count", [("ghost", 12), ("dense", 18)])
 def test_int8_quantises_six_matrices_of_each_block(exported, kind, count):
     import onnx
 
