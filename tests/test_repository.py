@@ -152,7 +152,7 @@ def test_train_script_takes_a_config_and_options(tmp_path):
 
 def test_signal_to_the_train_script_reaches_the_training(tmp_path):
     words = ["bash", "scripts/train.sh", "configs/lit_data.yaml", "--output", str(tmp_path), "MODEL.T2T.DEPTH", "1"]
-    words += [str(word) for word in few_digits(tmp_path, 20)] + ["TRAIN.BATCH_SIZE", "10"]
+    words += [str(word) for word in few_digits(tmp_path, 20)] + ["TRAIN.BATCH_SIZE", "10", "TRAIN.WARMUP_LR", "1e-6"]
     lines = signalled(words, "Epoch [1/", signal.SIGTERM)
     # Explains the accuracy of the first epoch.
     assert "epoch 1 hardly changes the weights: TRAIN.WARMUP_LR is 1e-06" in (tmp_path / "lit_data.log").read_text()
