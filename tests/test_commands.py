@@ -17,7 +17,7 @@ from PIL import Image
 from t2t_vit import cli
 
 # One short epoch of a model that takes a second.
-QUICK = ["MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.DEPTH", 1, "MODEL.T2T.TOKEN_DIM", 8]
+QUICK = ["MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.DEPTH", 1, "MODEL.T2T.TOKEN_DIM", 8, "TRAIN.BATCH_SIZE", 64]
 QUICK += ["TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.EMA_DECAY", 0.9]
 TRAIN_LINE = re.compile(
     r"Epoch \[\d+/\d+\], Step \[\d+/\d+\], Loss: \d+\.\d{4}, acc: \d\.\d{4}, read_time: \d+\.\d{4}, "

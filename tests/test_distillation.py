@@ -250,13 +250,14 @@ def test_settings_that_do_not_fit_are_named():
 def test_run_continues_with_its_teacher_only(tmp_path):
     def words(folder, *more):
         short = ("MODEL.T2T.DEPTH", "1", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0", "VAL.EVERY", "3")
-        return ("--output", tmp_path / folder, *SOFT, *short, "TRAIN.EPOCHS", "3", *few, *more)
+        short += ("TRAIN.EPOCHS", "3", "TRAIN.BATCH_SIZE", "50")
+        return ("--output", tmp_path / folder, *SOFT, *short, *few, *more)
 
     few = few_digits(tmp_path)
 
     log = tool("train", *words("whole")).stdout
     assert f"teacher {SHIPPED} with {SHIPPED_WEIGHTS[1]}: soft, 0.9 of the loss" in log
-    with at_step(2, 1, send(signal.SIGTERM)):
+    with at_step(2, 2, send(signal.SIGTERM)):
         assert "stopped by SIGTERM after " in tool("train", *words("cut")).stdout
     weights = checkpoint.read(ROOT / "output/pretrained/lit_data/best.pdparams")
     checkpoint.save(tmp_path / "other.pdparams", {**weights, "head.bias": weights["head.bias"] + 1})
