@@ -71,7 +71,14 @@ def test_export(tmp_path):
 
 
 def test_updates_and_16_bits():
-    tests = ["tests/test_amp.py", "tests/test_update.py", "tests/test_train_step.py", "-k", "not visualdl"]
+    tests = [
+        "tests/test_amp.py",
+        "tests/test_update.py",
+        "tests/test_train_step.py",
+        "tests/test_trainer.py",
+        "-k",
+        "not visualdl",
+    ]
     command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Page
-from test_demo import Recorder, shelf_of
+from test_demo import Recorder
 from test_image_files import png
+from test_shelf import shelf_of
 
 from t2t_vit.page import server
 from t2t_vit.serve.address import names_of

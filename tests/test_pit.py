@@ -136,13 +136,14 @@ def test_keys_of_the_other_family_are_refused():
 
 def test_commands_support_a_pit(tmp_path):
     few = ["TRAIN.EPOCHS", "2", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.COOLDOWN_EPOCHS", "0", *few_digits(tmp_path)]
+    few += ["TRAIN.BATCH_SIZE", "50"]
 
     def words(folder, *more):
         pit = ("--config", "configs/lit_data_pit.yaml", "MODEL.DROP_PATH_RATE", "0.1")
         return (*pit, "--output", tmp_path / folder, *few, *more)
 
     tool("train", *words("whole"))
-    with at_step(1, 1, send(signal.SIGTERM)):
+    with at_step(1, 2, send(signal.SIGTERM)):
         assert "stopped by SIGTERM" in tool("train", *words("cut")).stdout
     tool("train", *words("cut"))
     states = [checkpoint.read(tmp_path / folder / "lit_data_pit/latest.pdparams") for folder in ("whole", "cut")]

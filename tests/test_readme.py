@@ -1,6 +1,7 @@
 """Every command of the documents runs, the ImageNet-sized ones on a tiny stand-in."""
 
 import functools
+import importlib
 import json
 import re
 import shlex
@@ -133,15 +134,24 @@ def make_archives(folder, wnids, pictures):
     (folder / "val_list.txt").write_text("".join(f"{name} {number % 2}\n" for number, name in enumerate(names)))
 
 
-def with_little_to_measure(line):
-    """Shorten a benchmark command to a few seconds."""
-    kind = line.split()[2]
-    if kind == "data":
-        return f"{line} --images 8 --rounds 1"
-    if "--engines" in line:  # test_benchmark_speed.py measures all of them
-        line = re.sub(r" --precisions \S+", "", line) + " --precisions fp32 --engines paddle,onnxruntime"
-    shallow = "DATA.IMAGE_SIZE 32 MODEL.T2T.DEPTH 1"
-    return line if kind == "model" else f"{line} --rounds 1 --threads 1 --batch-sizes 2 {shallow}"
+# What other tests run: here, only the options are parsed. Commands of README.md are all run.
+RUN_ELSEWHERE = {
+    "tools/benchmark.py data": "test_benchmark.py",
+    "tools/benchmark.py model": "test_benchmark_model.py",
+    "tools/benchmark.py train": "test_benchmark_speed.py",
+    "tools/benchmark.py infer": "test_benchmark_growth.py",
+    "tools/benchmark.py growth": "test_benchmark_growth.py",
+    "tools/benchmark.py serve": "test_benchmark_serve.py",
+    "tools/demo.py --config": "test_demo.py",
+    "-m paddle.distributed.launch --nproc_per_node 2": "test_processes.py",
+}
+
+
+def parse_options(line):
+    """The options of a command, parsed as it does."""
+    script, words = re.search(r"tools/(\w+)\.py (.*)", line).groups()
+    kind, *words = shlex.split(words) if script == "benchmark" else ["", *shlex.split(words)]
+    return cli.parse_words(words, benchmark_parser(kind) if kind else importlib.import_module(script).parser())
 
 
 def as_small_job(line, place):
@@ -197,10 +207,8 @@ def run(line):
 
 @pytest.mark.parametrize("line", commands())
 def test_command_runs(line, place):
-    if re.search("benchmark.py (growth|serve|train t2t_vit_7 t2t_vit_14)", line):
-        # test_benchmark_growth.py, test_benchmark_serve.py and test_benchmark_speed.py run these measurements
-        kind, *words = line.split()[2:]
-        assert cli.parse_words(words, benchmark_parser(kind)).benchmark == kind
+    if any(part in line for part in RUN_ELSEWHERE):
+        assert line not in (ROOT / "README.md").read_text("utf-8") and not parse_options(line).debug
         return
     if "convert.py" in line:
         pytest.importorskip("torch", reason="the command reads a PyTorch file")
@@ -219,11 +227,10 @@ def test_command_runs(line, place):
     line = re.sub(rf"\b({files})", rf"{place}/\1", line)
     line = re.sub(r"^(NNODES=\S+ MASTER=\S+ NODE_RANK=\S+ )?GPUS=\S+ ", "", line)  # no cards and no other machines here
     line += f" --sheet {place}/augment.png" if "visualize.py" in line else ""
-    line = with_little_to_measure(line) if "benchmark.py" in line else line
     line += " --images 20" if "export.py" in line else ""
     if "aistudio.sh" in line:
         line = as_small_job(line, place)
-    elif not re.search(r"convert.py|benchmark.py [^d]", line) and re.search("imagenet|t2t_vit|Best_PiT", line):
+    elif "convert.py" not in line and re.search("imagenet|t2t_vit|Best_PiT", line):
         tiny = TINY if "train" in line.split()[1] else "DATA.IMAGE_SIZE 32 DATA.NUM_WORKERS 0"
         tiny += " MODEL.PIT.DEPTH '[1, 1, 1]'" if "pit" in line else " MODEL.T2T.DEPTH 1"
         tiny += " MODEL.NAME t2t_vit_14" if "finetune.yaml" in line else ""  # one block fits no variant
