@@ -226,9 +226,8 @@ def _is_split(split):
 
 def _other_rules(cfg):
     """List the rules that depend on several keys or check a text: (key, whether it holds, what is allowed)."""
-    model, distill, data, aug, train = cfg.MODEL, cfg.DISTILL, cfg.DATA, cfg.AUG, cfg.TRAIN
+    model, distill, data, aug, train, lr = cfg.MODEL, cfg.DISTILL, cfg.DATA, cfg.AUG, cfg.TRAIN, cfg.TRAIN.BACKBONE_LR
     per_channel = f"a list of {counted(data.CHANNELS, 'number')}, one per channel"
-    lr = train.BACKBONE_LR
     return [
         ("NAME", cfg.NAME not in (".", "..") and not re.search(r"[/\0]", cfg.NAME), "a plain name without a path"),
         ("NAME", cfg.NAME != "pretrained", "another name: output/pretrained contains the published runs"),
