@@ -15,12 +15,18 @@ def site_packages(tmp_path_factory):
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site-packages")
     for name in ("pyproject.toml", "README.md", "requirements.txt"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "tools/t2t_vit", source / "tools/t2t_vit", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("tools/t2t_vit", "configs"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     command = [*pip, "--no-deps", "--no-build-isolation", "--target", str(target), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
     return target
+
+
+def test_every_room_is_installed(site_packages):
+    rooms = [init.parent.relative_to(ROOT / "tools") for init in (ROOT / "tools/t2t_vit").rglob("__init__.py")]
+    assert len(rooms) > 10 and all((site_packages / room / "__init__.py").is_file() for room in rooms)
 
 
 def test_installed_package_works_from_any_folder(site_packages, tmp_path):

@@ -30,4 +30,6 @@ from t2t_vit.data.classes import read_classes  # noqa: E402
 
 cfg = t2t_vit.load_config("own.yaml")
 assert cfg.MODEL.NAME == "pit_ti" and len(read_classes(class_list(cfg)).names) == 1000
+assert t2t_vit.load_config("configs/lit_data.yaml").NAME == "lit_data"
+assert t2t_vit.preprocess("t2t_vit_14").cfg.VAL.CROP_PCT == 0.9
 print("done")

@@ -19,8 +19,8 @@ from t2t_vit.common.plain_yaml import read_config
 from t2t_vit.config_values import check, fit_short_run, leaves, put, set_value, value_of
 from t2t_vit.spellings import refusal
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
-# Root of the repository. An installed package has none; paths are then relative to the current folder.
+_PACKAGE, _CHECKOUT = (Path(__file__).resolve().parents[i] for i in (0, 2))
+# Root of the repository. An installed package has none; paths are then relative to the current folder. It has configs/.
 ROOT = _CHECKOUT if (_CHECKOUT / "configs").is_dir() else Path()
 
 _C = CN()
@@ -245,13 +245,13 @@ def starts_like_a_key(word: str) -> bool:
 
 
 def find_config(path: str | Path) -> Path:
-    """Path of a config file, which may be relative to the current folder or the repository. Raises UserError."""
-    for candidate in (Path(path), ROOT / path):
+    """Path of a config file, relative to the current folder, the repository or the package. Raises UserError."""
+    for candidate in (Path(path), ROOT / path, _PACKAGE / path):
         if candidate.is_file():
             return candidate
     if Path(path).is_dir():
         raise UserError(f"config {path} is a folder")
-    available = ", ".join(sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
+    available = ", ".join(sorted({p.name for place in (ROOT, _PACKAGE) for p in (place / "configs").glob("*.yaml")}))
     raise UserError(f"config {path} not found; configs/ contains {available or 'nothing'}")
 
 
