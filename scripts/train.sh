@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train: bash scripts/train.sh [configs/X.yaml] [--data-path DIR] [options of tools/train.py]
-# Without arguments, it trains on the handwritten digits in lit_data, which takes a few minutes on 2 CPU cores.
+# Without arguments, it trains on the handwritten digits in lit_data, which takes about 10 minutes on 2 CPU cores.
 # Repeat the command to continue an interrupted run.
 # Several GPUs: GPUS=0,1,2,3 bash scripts/train.sh configs/t2t_vit_7.yaml --data-path /path/to/imagenet
 # Several machines, run on each: NNODES=2 MASTER=10.0.0.1:8090 NODE_RANK=0 GPUS=0,1,2,3 bash scripts/train.sh ...

@@ -159,7 +159,7 @@ def test_fine_tuning_resumes_exactly_too(tmp_path):
              "TRAIN.FREEZE", "['tokens_to_token.*', '!*.project.*', 'cls_token']"]  # fmt: skip
     alone = run(tmp_path / "alone", *words)
     assert (
-        "backbone 1e-06 in epoch 1, 0.0025" in alone.stdout
+        "backbone 0.0005 in epoch 1, 0.0025" in alone.stdout
         and "layer decay 0.75: 0.562 x in layer 0 to 1 x" in alone.stdout
     )
     for epoch, step in ((1, 6), (2, 3)):
