@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path as _Path
 
-dependencies = ["paddle", "numpy", "yacs", "PIL", "tqdm", "httpx"]
+dependencies = ["paddle", "numpy", "yacs", "yaml", "PIL", "tqdm", "httpx"]
 
 
 def _package():

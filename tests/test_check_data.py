@@ -252,6 +252,16 @@ def test_folder_of_class_folders_or_one_split_can_be_validated(tmp_path):
     assert report["splits"].keys() == {"val"} and report["settings"]["MODEL.NUM_CLASSES"] == 2
 
 
+def test_a_part_of_the_classes_to_validate_names_the_key(tmp_path):
+    """As ImageNet-R: 2 of ImageNet's classes."""
+    root = make(tmp_path / "imagenet-r", {"n01440764": 1, "n01443537": 1})
+    words = ("--config", "configs/t2t_vit_7.yaml", "--data-path", root)
+    line = "note: 998 of 1000 classes have no image in val: n01484850"
+    hint = "; VAL.CLASSES_ONLY True leaves them out of the predictions\n"
+    assert line in (out := check(*words)[0].stdout) and hint in out
+    assert line in (out := check(*words, "VAL.CLASSES_ONLY", "True")[0].stdout) and hint not in out
+
+
 def test_folder_of_class_folders_is_split(tmp_path):
     root = make(tmp_path / "my pictures", {"ant": 12, "bee": 8})
     done, report = check("--data-path", root)

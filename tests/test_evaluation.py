@@ -144,9 +144,10 @@ def test_a_report_to_read(tmp_path):
     tool("val", *words, "--report", tmp_path / "report.md", "--report", tmp_path / "report.txt")
     assert not (tmp_path / "report.md").exists()
     text = (tmp_path / "report.txt").read_text()
-    assert re.search(r"^\| top1 \| [01]\.\d{4} \|$", text, flags=re.MULTILINE)
+    assert re.search(r"^\| top-1 \| [01]\.\d{4} \|$", text, flags=re.MULTILINE)
     assert re.search(r"^\| 3 \| three \| 6 \| [01]\.\d{4} \| [01]\.\d{4} \| [01]\.\d{4} \|$", text, flags=re.MULTILINE)
-    for line in ("## Most frequent confusions", "## Calibration", "| num_images | 60 |"):
+    assert "VAL.TTA" not in text and "VAL.CLASSES_ONLY" not in text  # not set
+    for line in ("## Most frequent confusions", "## Calibration", "| images | 60 |"):
         assert line in text.splitlines()
 
 
@@ -156,7 +157,7 @@ def test_a_report_to_read(tmp_path):
         (["--report", "lit_data/val.txt", "DATA.VAL_LIST", "val.txt"], "lit_data/val.txt is read by this command"),
         (["--report", ROOT / "output/pretrained/lit_data/x.md"], "which no command changes"),
         (["--report", ROOT / "LICENSE/x.json"], "cannot be written: "),
-        (["--real-labels", "/absent.json"], "/absent.json: No such file"),
+        (["--real-labels", "/absent.json", "--pretrained", "/absent"], "--real-labels /absent.json not found"),
         (["--real-labels", "README.md"], "README.md is not JSON"),
         (["VAL.TTA", "six"], "VAL.TTA is 'six' but must be flip, five, ten or \"\""),
         (["VAL.TTA", "ten", "VAL.CROP_MODE", "squash"], "VAL.TTA is 'ten' but must be flip or \"\" if VAL.CROP_MODE"),

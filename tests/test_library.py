@@ -151,6 +151,28 @@ def test_groups_hold_each_trained_parameter_once():
     assert {name: (found[name]["weight_decay"], found[name]["learning_rate"]) for name in expected} == expected
 
 
+def test_any_layer_can_be_grouped():
+    layers = nn.Sequential(create_model("pit_ti", image_size=32, num_classes=0), nn.Linear(256, 2))
+    named = dict(layers.named_parameters())
+    groups = t2t_vit.param_groups(layers, 0.1)
+    found = {id(each): group["weight_decay"] for group in groups for each in group["params"]}
+    assert len(found) == len(named) and {group["learning_rate"] for group in groups} == {1.0}
+    expected = {"1.weight": 0.1, "1.bias": 0.0, "0.pos_embed": 0.0, "0.patch_embed.conv.weight": 0.1}
+    assert {name: found[id(named[name])] for name in expected} == expected
+
+
+@pytest.mark.parametrize("words, message", [
+    ((-0.1,), "weight_decay is -0.1 but must be 0 or more"),
+    ((0.1, 0.0), "layer_decay is 0.0 but must be above 0 and at most 1"),
+    ((0.1, 1.5), "layer_decay is 1.5 but must be above 0 and at most 1"),
+    ((float("nan"),), "weight_decay is nan but must be"),
+    ((0.1, 0.5), "layer_decay 0.5 needs a model of create_model; Linear has no layer_index"),
+])  # fmt: skip
+def test_impossible_groups_are_one_line(words, message):
+    with pytest.raises(ValueError, match=message):
+        t2t_vit.param_groups(nn.Linear(2, 2), *words)
+
+
 # --- Preprocessing ---
 
 RUN = ROOT / "output/pretrained/lit_data"
@@ -216,6 +238,17 @@ def test_weights_of_others_get_the_transform_of_their_variant(tmp_path):
     assert (cfg.MODEL.NAME, cfg.DATA.IMAGE_SIZE, cfg.VAL.CROP_PCT) == ("pit_ti", 104, 0.875)
     with pytest.raises(UserError, match="t2t_vit_15.*did you mean .*t2t_vit_14"):
         t2t_vit.preprocess("t2t_vit_15")
+
+
+def test_mistakes_of_preprocess_are_one_line():
+    kinds = "preprocess needs a name, a file, a URL or the result of load_config, not "
+    for source, kind in ((nn.Linear(2, 2), "Linear"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"^{kinds}{kind}$"):
+            t2t_vit.preprocess(source)
+    with pytest.raises(UserError, match="lit_data.onnx is an exported model: give the weights that it was exported"):
+        t2t_vit.preprocess("lit_data.onnx")
+    with pytest.raises(TypeError, match="^a path or a PIL image is needed, not ndarray$"):
+        t2t_vit.preprocess("t2t_vit_7")(np.zeros((8, 8, 3), np.uint8))
 
 
 def test_pictures_are_prepared_as_for_val():
@@ -329,6 +362,8 @@ def test_mistakes_with_embeddings_are_one_line(tmp_path):
     assert "--engine onnxruntime runs an exported model" in error_line(
         "predict", "--embeddings", file, "--engine", "onnxruntime"
     )
+    line = error_line("predict", "absent.jpg", "--embeddings", file, "VAL.TTA", "flip")
+    assert line.endswith('--embeddings computes the features of one view, but VAL.TTA is flip: set VAL.TTA ""')
     assert "leave out --json" in error_line("predict", "--embeddings", file, "--json", tmp_path / "x.json")
     assert "must end in .npz" in tool("predict", "--embeddings", "lit_data/val/3/0045.png", status=2).stderr
     assert not file.exists()

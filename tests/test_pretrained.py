@@ -316,6 +316,15 @@ def test_a_head_that_fits_is_loaded_in_training_too(tmp_path):
     assert is_official(model)
 
 
+def test_a_head_of_as_many_classes_is_not_said_to_be_left_out(tmp_path, lines):
+    path = tmp_path / "w.pdparams"
+    checkpoint.save(path, create_model("t2t_vit_7", num_classes=7, image_size=32, depth=1).state_dict())
+    model = create_model("t2t_vit_7", num_classes=7, image_size=32, depth=1, embed_dim=128)
+    with pytest.raises(UserError, match="w.pdparams"):
+        load_pretrained(model, path, head="fit")
+    assert not [line for line in lines if "without the head" in line]
+
+
 # --- Another image size ---
 
 

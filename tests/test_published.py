@@ -105,6 +105,12 @@ def test_a_near_miss_suggests_names(tmp_path, word, near):
         local_file(meaning(word, tmp_path))
 
 
+def test_a_model_without_published_weights_is_named(tmp_path):
+    message = rf"weights {tmp_path}/t2t_vit_14_se not found, and no weights of t2t_vit_14_se are published: train first"
+    with pytest.raises(UserError, match=message):
+        local_file(meaning("t2t_vit_14_se", tmp_path))
+
+
 def test_commands_take_a_name_and_find_its_config(tmp_path):
     in_cache("pit_ti.paddlevit")
     words = ("predict", ROOT / "lit_data/val/3/0045.png", "--pretrained")
@@ -157,6 +163,12 @@ def test_true_means_the_published_weights(tmp_path):
 
 
 def test_mistakes_of_create_model():
+    with pytest.raises(ValueError, match="unknown model 'T2T-ViT-7'; did you mean t2t_vit_7"):
+        t2t_vit.create_model("T2T-ViT-7")
+    for wrong in ({"num_classes": -1}, {"in_chans": 0}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ValueError, match=f"^{name} is {value} but must be {value + 1} or more$"):
+            t2t_vit.create_model("pit_ti", image_size=32, **wrong)
     with pytest.raises(ValueError, match="unknown model 'pit_tiny'; did you mean pit_ti"):
         t2t_vit.create_model("pit_tiny", pretrained=True)
     in_cache("pit_ti.paddlevit")

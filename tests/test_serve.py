@@ -8,6 +8,7 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,11 +22,13 @@ from conftest import ROOT, Page, error_line, tool
 from PIL import Image
 from test_image_files import png
 
+import t2t_vit
 from t2t_vit.config import load_config
 from t2t_vit.data.images import VISITORS_BYTES
 from t2t_vit.deploy.engines import Predictor
 from t2t_vit.deploy.open_model import open_model
 from t2t_vit.deploy.predict import predict_batch, read_images
+from t2t_vit.options import port_number
 from t2t_vit.serve.classifier import Classifier
 
 for library in ("fastapi", "uvicorn", "python_multipart"):
@@ -157,6 +160,11 @@ def test_the_model_is_described_without_its_path(server):
     assert list(schema["paths"]) == ["/predict", "/model", "/health"]
     assert "multipart/form-data" in schema["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert "/openapi.json" in server.get("/docs").text and server.get("/", follow_redirects=False).is_redirect
+
+
+def test_the_document_has_the_version_of_the_package(server):
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)[1]
+    assert server.get("/openapi.json").json()["info"]["version"] == version == t2t_vit.__version__
 
 
 def test_requests_share_batches(opened):
@@ -316,7 +324,16 @@ def test_mistakes_are_one_line(tmp_path):
         line = f"error: port {port} of 127.0.0.1 is in use: choose another with --port, or 0 for any free port"
         assert error_line("serve", "--port", port) == line
     assert "absent.onnx not found" in error_line("serve", "--port", 0, "--pretrained", tmp_path / "absent.onnx")
+    done = tool("serve", "--port", "99999", status=2)
+    assert "argument --port: '99999' must be a number from 0 to 65535" in done.stderr
     assert "must be a number from 0 to 1000" in tool("serve", "--wait-ms", "soon", status=2).stderr
+
+
+def test_ports():
+    assert [port_number(word) for word in ("0", "8000", "65535")] == [0, 8000, 65535]
+    for word in ("65536", "-1", "8e3", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="from 0 to 65535"):
+            port_number(word)
 
 
 def test_a_missing_library_is_one_line_with_the_command_to_install_all(tmp_path):

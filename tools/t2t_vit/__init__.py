@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from t2t_vit.training.parameters import param_groups as param_groups
     from t2t_vit.weights.create import create_model as create_model
 
+__version__ = "1.0.0"  # as in pyproject.toml
+
 _PUBLIC = {  # name: its module
     "create_model": "weights.create",
     "list_models": "models.zoo",

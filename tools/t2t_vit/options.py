@@ -106,7 +106,7 @@ def add_address_options(
         help=f"address to listen on; default: {defaults[0] or host} (reachable from this machine only). 0.0.0.0 makes "
         f"{what} reachable from other machines; it has no password",
     )
-    add("--port", type=int, default=port, metavar="N", help=f"port; default: {defaults[1] or port}; 0: any free port")
+    add("--port", type=port_number, default=port, metavar="N", help=f"default: {defaults[1] or port}; 0: any free port")
     add(
         "--allow-host",
         type=not_empty,
@@ -164,6 +164,13 @@ def _with_suffix(value, suffixes):
     if os.path.splitext(not_empty(value))[1].lower() not in suffixes:
         raise argparse.ArgumentTypeError(f"{value} must end in {suffixes[-1]}")
     return value
+
+
+def port_number(value: str) -> int:
+    """Option type: a port, 0 to 65535."""
+    if re.fullmatch(r"[0-9]{1,5}", value) and int(value) <= 65535:
+        return int(value)
+    raise argparse.ArgumentTypeError(f"{value!r} must be a number from 0 to 65535")
 
 
 def milliseconds(value: str) -> float:

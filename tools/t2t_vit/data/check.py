@@ -16,7 +16,7 @@ from t2t_vit.common.errors import UserError, counted
 from t2t_vit.common.files import check_outputs, write_text
 from t2t_vit.config import all_keys, load_config, with_keys
 from t2t_vit.data.classes import composed, load_classes, some
-from t2t_vit.data.dataset import folder_ids, most_skipped, read_list
+from t2t_vit.data.dataset import empty_classes, folder_ids, most_skipped, read_list
 from t2t_vit.data.holdout import held_out
 from t2t_vit.data.images import reading
 from t2t_vit.data.index import class_folders, image_files, scan
@@ -168,8 +168,7 @@ def judge_classes(cfg, splits, findings, demanded):
         numbers = {ids.get(name, name) for name in present}
         empty = [name for i, name in enumerate(classes.folders) if i not in numbers] if classes else []
         if empty and not unknown:
-            line = f"{len(empty)} of {len(classes)} classes have no image in {split.name}: {some(empty)}"
-            findings.notes.append(line)
+            findings.notes.append(empty_classes(empty, len(classes), split.name, split.name, cfg))
     labels = [label for split in splits for label in split.classes if isinstance(label, int)]
     if classes and classes.source != "MODEL.NUM_CLASSES" and not cfg.DATA.CLASSES:
         labels = []  # classes.txt determines the number of classes

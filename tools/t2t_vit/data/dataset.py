@@ -116,10 +116,15 @@ def _check_number(classes, cfg, model_file):
 def _warn_of_empty_classes(split, classes, cfg):
     empty = np.flatnonzero(np.bincount(split.labels, minlength=len(classes)) == 0)
     if len(empty) and not (split.name == "val" and cfg.VAL.CLASSES_ONLY):
-        names = some([classes.folders[i] for i in empty])
-        hint = "; VAL.CLASSES_ONLY True leaves them out of the predictions" if split.name == "val" else ""
-        where = f"{len(empty)} of {len(classes)} classes have no image in {split.source}"
-        log.warning("warning: %s: %s%s", where, names, hint)
+        names = [classes.folders[i] for i in empty]
+        log.warning("warning: %s", empty_classes(names, len(classes), split.name, split.source, cfg))
+
+
+def empty_classes(names: Sequence[str], total: int, split: str, place: str | Path, cfg: CfgNode) -> str:
+    """Describe the classes `names`, of `total`, that have no image in `place`, the folder or list of a split."""
+    hint = "; VAL.CLASSES_ONLY True leaves them out of the predictions"
+    line = f"{len(names)} of {total} classes have no image in {place}: {some(names)}"
+    return line + (hint if split == "val" and not cfg.VAL.CLASSES_ONLY else "")
 
 
 # --- Folders ---

@@ -33,6 +33,8 @@ def predict(args: argparse.Namespace, cfg: CfgNode) -> int:
         raise UserError(f"--top-k is {args.top_k} but must be 1 or more")
     if args.embeddings and (args.json or args.json_ids):
         raise UserError("--embeddings writes features, not classes: leave out --json and --json-ids")
+    if args.embeddings and cfg.VAL.TTA:
+        raise UserError(f'--embeddings computes the features of one view, but VAL.TTA is {cfg.VAL.TTA}: set VAL.TTA ""')
     paths = find_images(args.words)
     check_outputs((args.json, args.json_ids, args.embeddings), [*args.inputs, *paths])
     opened = open_model(args, cfg, weights_only=bool(args.embeddings), with_head=not args.embeddings)

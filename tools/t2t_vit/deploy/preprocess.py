@@ -8,9 +8,11 @@ import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
+from t2t_vit.common.errors import UserError
 from t2t_vit.config import default_config, load_config, with_keys, with_open_keys
 from t2t_vit.data.images import convert_image, load_image, reading
 from t2t_vit.data.transforms import EvalTransform, model_input
+from t2t_vit.deploy.engines import engine_of
 from t2t_vit.models.zoo import list_models
 from t2t_vit.weights import checkpoint, published
 from t2t_vit.weights.download import local_file
@@ -30,7 +32,9 @@ class Preprocess:
         self.cfg, self.transform, self.reading = cfg, EvalTransform(cfg), reading(cfg, by_hand=True)
 
     def __call__(self, picture: str | Path | Image.Image) -> np.ndarray:
-        """Raises ImageError, a UserError, if the picture cannot be read."""
+        """Raises ImageError, a UserError, if the picture cannot be read; TypeError if it is no path and no image."""
+        if not isinstance(picture, (str, Path, Image.Image)):
+            raise TypeError(f"a path or a PIL image is needed, not {type(picture).__name__}")
         read = convert_image if isinstance(picture, Image.Image) else load_image
         pixels = self.transform(read(picture, **self.reading))  # (S, S, channels)
         return model_input(pixels[None], self.cfg.DATA.MEAN, self.cfg.DATA.STD)[0]
@@ -45,7 +49,8 @@ def preprocess(source: str | Path | CfgNode) -> Preprocess:
             result of `load_config`.
 
     Raises:
-        UserError: there is no such file or config. One line.
+        UserError: there is no such file or config, or it is an exported model. One line.
+        TypeError: `source` is something else, such as a model.
     """
     return Preprocess(_config_of(source))
 
@@ -53,6 +58,9 @@ def preprocess(source: str | Path | CfgNode) -> Preprocess:
 def _config_of(source):
     if isinstance(source, CfgNode):
         return with_open_keys(source, {})
+    if not isinstance(source, (str, Path)):
+        kinds = "a name, a file, a URL or the result of load_config"
+        raise TypeError(f"preprocess needs {kinds}, not {type(source).__name__}")
     word = str(source)
     if word.endswith((".yaml", ".yml")):
         return with_open_keys(load_config(word), {})
@@ -62,6 +70,8 @@ def _config_of(source):
     }
     if word in configs and not Path(word).is_file():
         return load_config(f"configs/{configs[word]}.yaml")
+    if engine_of(word) != "paddle":
+        raise UserError(f"{word} is an exported model: give the weights that it was exported from")
     path = local_file(published.meaning(word, Path.cwd()), "give a name of list_models(), weights or a config")
     beside = path.with_name("config.yaml")
     if beside.is_file() and checkpoint.is_own(path):

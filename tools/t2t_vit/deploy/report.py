@@ -13,6 +13,10 @@ from t2t_vit.training.class_counts import BINS, ClassCounts, class_figures, conf
 
 PAIRS = 30  # confusions in a report
 _MEANS = ("precision", "recall", "f1")
+_LABELS = {  # in Markdown
+    "tta": "VAL.TTA", "classes_only": "VAL.CLASSES_ONLY", "num_images": "images", "top1": "top-1", "top5": "top-5",
+    "real_top1": "ReaL accuracy", "real_images": "images with ReaL labels",
+}  # fmt: skip
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -83,7 +87,9 @@ def _bins(counts):
 
 def _lines(report):
     means = {f"{mean} {name}": value for mean in ("macro", "weighted") for name, value in report[mean].items()}
-    whole = {name: value for name, value in report.items() if not isinstance(value, (dict, list))}
+    figures = {name: value for name, value in report.items() if not isinstance(value, (dict, list))}
+    is_set = {name: value is not False and value not in ("", None) for name, value in figures.items()}
+    whole = {_LABELS.get(name, name): value for name, value in figures.items() if is_set[name]}
     whole |= {f"ECE, {BINS} bins": report["calibration"]["ece"], **means}
     yield from ["# Evaluation", "", *_table(("figure", "value"), whole.items())]
     rows = [[row[key] for key in ("class_id", "name", "support", *_MEANS)] for row in report["classes"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import paddle
 from yacs.config import CfgNode
 
+from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import check_outputs, display_path
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.data.classes import ClassList
@@ -29,6 +31,8 @@ def validate(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Evaluate the model of a command line, log its scores, and write and print what the options ask for."""
     setup_logging(main=processes.is_main(), aside=args.json)
     check_outputs([args.report], [*args.inputs, *filter(None, [args.real_labels])])
+    if args.real_labels and not os.path.exists(args.real_labels):
+        raise UserError(f"--real-labels {args.real_labels} not found")
     opened, classes, split = open_evaluation(args, cfg)
     check_outputs([args.report], pictures=split.paths)
     counts = ClassCounts(len(classes)) if args.report else None

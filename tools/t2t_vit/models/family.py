@@ -73,8 +73,8 @@ class BlockPlace(NamedTuple):
 class VisionTransformer(nn.Layer):
     """Base class of the models: blocks over class tokens and patches, a norm, and a linear head per class token.
 
-    A subclass sets `image_size` (H, W), `in_chans`, `cls_token` (1, T, C), `pos_embed`, `norm` and, with `add_heads`,
-    its heads. It defines `forward_tokens`, `backbone`, and `stages` if layers precede its blocks.
+    A subclass sets `image_size` (H, W) and `in_chans` with `set_input`, `cls_token` (1, T, C), `pos_embed`, `norm` and,
+    with `add_heads`, its heads. It defines `forward_tokens`, `backbone`, and `stages` if layers precede its blocks.
     """
 
     distilled = False  # whether there is a distillation token with its own head, `head_dist`
@@ -169,8 +169,18 @@ class VisionTransformer(nn.Layer):
         backbone = self.backbone()
         return [backbone[index] for index in _block_indices(indices, len(backbone))]
 
+    def set_input(self, image_size: int | Sequence[int], in_chans: int) -> None:
+        """Set `image_size` and `in_chans`. Raises ValueError if there is no channel."""
+        if in_chans < 1:
+            raise ValueError(f"in_chans is {in_chans} but must be 1 or more")
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.in_chans = in_chans
+
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the heads by new ones. With 0 the model returns pooled features (see `forward_head`)."""
+        """Replace the heads by new ones. With 0 the model returns pooled features (see `forward_head`).
+
+        Raises ValueError if num_classes is below 0.
+        """
         self.add_heads(num_classes)
         for head in self.heads:
             self.init_layer(head)
@@ -179,6 +189,8 @@ class VisionTransformer(nn.Layer):
 
     def add_heads(self, num_classes: int) -> None:
         """Add heads with Paddle's initialisation. The constructor of a subclass calls this after it has set `norm`."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes} but must be 0 or more")
         self.num_classes = num_classes
         for name in ("head", "head_dist") if self.distilled else ("head",):
             setattr(self, name, Linear(self.num_features, num_classes) if num_classes else nn.Identity())

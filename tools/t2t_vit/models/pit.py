@@ -127,8 +127,7 @@ class PoolingTransformer(VisionTransformer):
         super().__init__()
         if not len(base_dims) == len(depth) == len(heads) >= 1:
             raise ValueError(f"base_dims {base_dims}, depth {depth} and heads {heads} must have one number per stage")
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self.in_chans = in_chans
+        self.set_input(image_size, in_chans)
         self.distilled = distilled
         dims = [base_dim * num_heads for base_dim, num_heads in zip(base_dims, heads)]
         normal = Normal(std=0.02)

@@ -90,8 +90,7 @@ class T2TViT(VisionTransformer):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self.in_chans = in_chans
+        self.set_input(image_size, in_chans)
         self.tokens_to_token = T2TModule(self.image_size, in_chans, embed_dim, tokens_type, token_dim, splits)
         num_tokens = math.prod(self.tokens_to_token.grids[-1])
         self.cls_token = self.create_parameter([1, 1, embed_dim], default_initializer=Normal(std=0.02))

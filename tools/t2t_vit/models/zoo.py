@@ -23,7 +23,7 @@ def family_of(name: str) -> Family:
     for family in FAMILIES:
         if name in family.variants:
             return family
-    near = difflib.get_close_matches(name, list_models(), n=3) or list_models()
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), list_models(), n=3) or list_models()
     raise ValueError(f"unknown model {name!r}; did you mean {', '.join(near)}?")
 
 

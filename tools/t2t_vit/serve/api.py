@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
+from t2t_vit import __version__
 from t2t_vit.common.errors import one_line, printable
 from t2t_vit.common.logger import log
 from t2t_vit.deploy.open_model import OpenedModel
@@ -53,7 +54,10 @@ class ApiGate(Gate):
 def build_api(opened: OpenedModel, classify: Classifier, names: set[str] | None) -> ApiGate:
     """Build the ASGI application for a model. For `names` see `Gate`."""
     app = FastAPI(
-        title="T2T-ViT and PiT", description=f"Classifies pictures with {opened.cfg.MODEL.NAME}.", redoc_url=None
+        title="T2T-ViT and PiT",
+        version=__version__,
+        description=f"Classifies pictures with {opened.cfg.MODEL.NAME}.",
+        redoc_url=None,
     )
 
     @app.post("/predict", summary="Classify pictures", openapi_extra={"requestBody": _BODY})

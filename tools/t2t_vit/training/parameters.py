@@ -6,8 +6,9 @@ import difflib
 import fnmatch
 from typing import Any
 
+from paddle import nn
+
 from t2t_vit.common.errors import UserError
-from t2t_vit.models.family import VisionTransformer
 from t2t_vit.models.layers import in_head
 
 
@@ -16,9 +17,12 @@ def parameter_groups(model):
 
     Returns:
         {"decayed": names, "undecayed": names, "frozen": names}, structured names. "undecayed" are 1-D parameters,
-        biases and `model.no_weight_decay()`. "frozen" are not trained.
+        biases and what `no_weight_decay()` of the model or of a layer in it names. "frozen" are not trained.
     """
-    groups, exempt = {"decayed": [], "undecayed": [], "frozen": []}, model.no_weight_decay()
+    groups, exempt = {"decayed": [], "undecayed": [], "frozen": []}, set()
+    for prefix, layer in model.named_sublayers(include_self=True):
+        names = layer.no_weight_decay() if hasattr(layer, "no_weight_decay") else ()
+        exempt.update(f"{prefix}.{name}" if prefix else name for name in names)
     for name, parameter in model.named_parameters():
         if parameter.stop_gradient:
             groups["frozen"].append(name)
@@ -30,23 +34,40 @@ def parameter_groups(model):
 
 
 def layer_factors(model, layer_decay):
-    """Return {name: layer_decay ** (number of layers above)} of the trained parameters, from `model.layer_index`."""
+    """Return {name: layer_decay ** (number of layers above)} of the trained parameters, from `model.layer_index`.
+
+    Raises ValueError if layer_decay is not 1 and the model has no `layer_index`.
+    """
+    if layer_decay == 1:
+        return {name: 1.0 for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    if not hasattr(model, "layer_index"):
+        kind = type(model).__name__
+        raise ValueError(f"layer_decay {layer_decay} needs a model of create_model; {kind} has no layer_index")
     layers = {name: model.layer_index(name) for name, _ in model.named_parameters()}
     last = max(layers.values())
     trained = [name for name, parameter in model.named_parameters() if not parameter.stop_gradient]
     return {name: layer_decay ** (last - layers[name]) for name in trained}
 
 
-def param_groups(model: VisionTransformer, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def param_groups(model: nn.Layer, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Group the trained parameters of a model for an optimizer of Paddle, with weight decay as in the recipes.
 
     Args:
-        weight_decay: of weights. Biases, 1-D parameters and `model.no_weight_decay()` have none.
-        layer_decay: the learning rate is multiplied by layer_decay ** (number of layers above). 1.0: the same in all.
+        model: a model of `create_model`, or any layer, also one that contains such a model.
+        weight_decay: of weights. Biases, 1-D parameters and what `no_weight_decay()` of a layer names have none.
+        layer_decay: the learning rate is multiplied by layer_decay ** (number of layers above). 1.0: the same in all,
+            the only choice if the model is not of `create_model`.
 
     Returns:
         [{"params": parameters, "weight_decay": number, "learning_rate": factor of the optimizer's learning rate}].
+
+    Raises:
+        ValueError: weight_decay is below 0, layer_decay is not above 0 and at most 1, or the model has no layer_index.
     """
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay is {weight_decay} but must be 0 or more")
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay is {layer_decay} but must be above 0 and at most 1")
     decayed, groups = set(parameter_groups(model)["decayed"]), {}
     named = dict(model.named_parameters())
     for name, factor in layer_factors(model, layer_decay).items():

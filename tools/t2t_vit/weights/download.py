@@ -18,6 +18,7 @@ from t2t_vit.common.errors import UserError
 from t2t_vit.common.files import flush_to_disk, is_url, is_web_page, lock, naming, remove_temporary_files, sha256
 from t2t_vit.common.logger import log
 from t2t_vit.config import ROOT
+from t2t_vit.models.zoo import list_models
 from t2t_vit.weights import published
 from t2t_vit.weights.transfer import Part, by_mirror, fetch, is_github
 
@@ -43,6 +44,8 @@ def local_file(choice: str | Path, advice: str = "train first, or give a file wi
         named = published.table().get(path.name)
         other = f"; the published weights are {named.name}" if named and named.name != path.name else ""
         raise UserError(f"weights {path} are a folder; name the file in it, such as {path / 'best.pdparams'}{other}")
+    if path.name in list_models() and path.name not in published.table():
+        raise UserError(f"weights {path} not found, and no weights of {path.name} are published: {advice}")
     near = ", ".join(published.similar(path.name))
     raise UserError(f"weights {path} not found; {f'did you mean {near}?' if near else advice}")
 

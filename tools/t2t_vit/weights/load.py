@@ -91,10 +91,10 @@ def _with_own_head(own, tensors, path, always):
     """Return `tensors` with the model's own head: if `always` is set, or if the numbers of classes differ."""
     kept = {name: value for name, value in tensors.items() if not in_head(name)}
     heads = {name: tensor for name, tensor in own.items() if in_head(name)}
-    shapes = {name: tuple(np.shape(value)) for name, value in tensors.items() if name not in kept}
-    if not always and shapes == {name: tuple(tensor.shape) for name, tensor in heads.items()}:
-        return tensors
-    before = shapes.get("head.bias")
+    counts = {name: np.shape(value)[-1:] for name, value in tensors.items() if name not in kept}  # {name: (classes,)}
+    if not always and counts == {name: tuple(tensor.shape[-1:]) for name, tensor in heads.items()}:
+        return tensors  # if a width differs, load_state will report it
+    before = counts.get("head.bias")
     there = "other classes" if always else f"{before[0] if before else 'no'} classes"
     if not heads:
         log.info("%s: loaded without the head (%s), which the model does not have", display_path(path), there)
