@@ -96,6 +96,16 @@ def test_commands_never_overwrite_their_inputs(photo, tmp_path, line):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+def test_no_file_of_the_repository_is_replaced(tmp_path):
+    os.symlink(ROOT / "LICENSE", tmp_path / "link.txt")
+    for path in (ROOT / "LICENSE", ROOT / "README_cn.md", ROOT / "requirements.txt", ROOT / "docs/zoo.md", DIGIT):
+        with pytest.raises(UserError, match=f"{path.name} comes with the repository, and no command changes it"):
+            check_outputs([path])
+    with pytest.raises(UserError, match="link.txt comes with the repository"):
+        check_outputs([tmp_path / "link.txt"])
+    check_outputs([ROOT / "report.md", ROOT / "predictions.json", ROOT / "docs/new.md", tmp_path / "README.md"])
+
+
 @pytest.mark.parametrize("place", ["/dev/null", "pipe"])
 def test_weights_are_not_converted_to_a_pipe_or_device(tmp_path, place):
     os.mkfifo(tmp_path / "pipe")

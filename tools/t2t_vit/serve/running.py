@@ -33,7 +33,7 @@ def run_until_signal(app: Any, listener: socket.socket, what: str, debug: bool, 
     """
     import uvicorn  # optional
 
-    from t2t_vit.serve.connections import HttpProtocol
+    from t2t_vit.serve.connections import HttpProtocol  # imports uvicorn
 
     # Errors are hidden too, because at exit each open connection of a page would print a traceback.
     level = "warning" if debug else "critical"
