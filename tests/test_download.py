@@ -152,6 +152,7 @@ def test_impossible_addresses_are_one_line():
         "http:///w",
         f"http://{'ä' * 80}.de/w",
         "http://",
+        "http://127.0.0.1:1/\udcff",
     ):
         with pytest.raises(UserError, match="cannot be downloaded"):
             download(url)

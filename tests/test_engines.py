@@ -12,6 +12,7 @@ from conftest import ENVIRONMENT, ROOT, error_line, few_digits, tool
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.deploy.engines import ENGINES, open_predictor, require
+from t2t_vit.deploy.predict import likeliest
 
 for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
     pytest.importorskip(library, reason="an optional library of the engines")
@@ -260,3 +261,9 @@ def test_choices_of_the_commands_are_the_engines():
 
     options = {action.dest: action.choices for action in predict.parser()._actions}
     assert options["engine"] == ENGINES
+
+
+def test_outputs_that_are_not_finite_are_no_answer():
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(UserError, match="outputs are not finite numbers: its weights are damaged"):
+            likeliest(np.array([[0, wrong, 1]], "float32"), ["a", "b", "c"], 1)

@@ -123,12 +123,20 @@ def test_intermediates_are_maps_of_the_chosen_blocks(model):
     assert [tuple(each.shape[2:]) for each in maps] == [place.grid for place in backbone]
     last = maps[-1].flatten(2).transpose([0, 2, 1])  # (B, N, C)
     np.testing.assert_allclose(model.norm(last), model.forward_features(images)[:, model.num_class_tokens :], atol=1e-5)
-    for indices, chosen in (([0], maps[:1]), ([-1, 0, 0], [maps[0], maps[-1]]), (1, maps[-1:]), (blocks, maps)):
+    for indices, chosen in (
+        ([0], maps[:1]),
+        ([-1, 0, 0], [maps[0], maps[-1]]),
+        (1, maps[-1:]),
+        (np.int64(1), maps[-1:]),
+        (blocks, maps),
+    ):
         found = model.forward_intermediates(images, indices)
         assert len(found) == len(chosen) and all((a == b).all() for a, b in zip(found, chosen)), indices
     for wrong in (0, blocks + 1, [blocks], [-blocks - 1]):
         with pytest.raises(ValueError, match=f"has (blocks 0 to {blocks - 1}|{blocks} blocks)"):
             model.forward_intermediates(images, wrong)
+    with pytest.raises(ValueError, match="indices is True: give the numbers of blocks"):
+        model.forward_intermediates(images, True)
 
 
 def test_a_pixel_changes_the_map_where_it_is():

@@ -198,6 +198,18 @@ def test_other_image_than_built_for_is_refused(image):
         (dict(block="dense"), r"block dense does not fit depth 2, stages \[\] and growth_rate 0"),
         (dict(block="se", stages=(1, 2), growth_rate=8), "block se does not fit depth 2, "),
         (dict(depth=0), "block plain does not fit depth 0, "),
+        (dict(depth=-1), "depth -1 and growth_rate 0 must not be negative"),
+        (dict(block="dense", depth=0, stages=(1,), growth_rate=-8), "growth_rate -8 must not be negative"),
+        (dict(block="dense", depth=0, stages=(0,), growth_rate=8), r"of stages \[0\] each must be 1 or more"),
+        (dict(block="dense", depth=0, stages=(1, 0), growth_rate=8), r"of stages \[1, 0\] each must be 1 or more"),
+        (dict(block="dense", depth=0, stages=(-1, 2), growth_rate=8), r"of stages \[-1, 2\] each must be 1 or more"),
+        (dict(block="dense", depth=0, stages=3, growth_rate=8), "stages is 3: give a list"),
+        (dict(num_heads=0), "width 24 is not divisible by 0 heads"),
+        (dict(image_size=(32,)), r"image_size is \(32,\): give one number or \(height, width\)"),
+        (dict(splits=[], tokens_type="patch"), r"splits is \[\]: give \(kernel, stride, padding\) of each"),
+        (dict(splits=[()], tokens_type="patch"), r"splits is \[\(\)\]: give"),
+        (dict(splits=[(0, 1, 0)], tokens_type="patch"), r"splits is \[\(0, 1, 0\)\]: give"),
+        (dict(splits=[(3, 0, 1), (3, 2, 1)]), "kernel and stride 1 or more"),
     ],
 )
 def test_inconsistent_arguments_are_named(wrong, message):

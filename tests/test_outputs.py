@@ -71,6 +71,9 @@ def test_json_output_must_end_in_json(photo, tmp_path, line):
         "visualize augment --data-path {data} --sheet {data}/train/3/photo.png",
         "visualize predictions --data-path {data} --sheet {data}/val/3/photo.png",
         "convert {weights} --output {weights}",
+        "val --pretrained {run}/best.pdparams --report {run}/classes.txt",
+        "val --output {folder} --engine inference --report {folder}/lit_data/export/lit_data.json",
+        "predict {photo} --output {folder} --engine inference --json {folder}/lit_data/export/lit_data.json",
         "export --config {run}/config.yaml --format openvino --file {run}/x.xml MODEL.PRETRAINED {run}/x.bin",
     ],
 )
@@ -83,10 +86,31 @@ def test_commands_never_overwrite_their_inputs(photo, tmp_path, line):
             folder = tmp_path / f"data/{split}/{digit}"
             folder.mkdir(parents=True)
             shutil.copy(DIGIT, folder / "photo.png")
-    words = line.format(photo=photo, data=tmp_path / "data", weights=run / "best.pdparams", run=run).split()
+    exported = tmp_path / "lit_data/export/lit_data.json"
+    exported.parent.mkdir(parents=True)
+    exported.write_text("{}")
+    places = dict(photo=photo, data=tmp_path / "data", weights=run / "best.pdparams", run=run, folder=tmp_path)
+    words = line.format(**places).split()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert "would be overwritten; give the output another name" in error_line(*words, cwd=tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_no_file_of_the_repository_is_replaced(tmp_path):
+    os.symlink(ROOT / "LICENSE", tmp_path / "link.txt")
+    for path in (ROOT / "LICENSE", ROOT / "README_cn.md", ROOT / "requirements.txt", ROOT / "docs/zoo.md", DIGIT):
+        with pytest.raises(UserError, match=f"{path.name} comes with the repository, and no command changes it"):
+            check_outputs([path])
+    with pytest.raises(UserError, match="link.txt comes with the repository"):
+        check_outputs([tmp_path / "link.txt"])
+    check_outputs([ROOT / "report.md", ROOT / "predictions.json", ROOT / "docs/new.md", tmp_path / "README.md"])
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "pipe"])
+def test_weights_are_not_converted_to_a_pipe_or_device(tmp_path, place):
+    os.mkfifo(tmp_path / "pipe")
+    line = error_line("convert", SHIPPED / "best.pdparams", "--output", place, cwd=tmp_path)
+    assert line == f"error: --output {place} is not a file; a pipe or device cannot hold weights"
 
 
 def test_converted_weights_need_a_matching_suffix(tmp_path):

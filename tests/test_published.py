@@ -111,6 +111,15 @@ def test_a_model_without_published_weights_is_named(tmp_path):
         local_file(meaning("t2t_vit_14_se", tmp_path))
 
 
+@pytest.mark.parametrize("word, remedy", [
+    ("t2t_vit_7#sha256=00000000", "#sha256= is for URLs only"), ("HTTP://host/w", "that start with http://"),
+    ("ftp://host/w.pth", "start with http://, https:// or file://"),
+])  # fmt: skip
+def test_what_is_no_url_is_named(tmp_path, word, remedy):
+    with pytest.raises(UserError, match=remedy):
+        local_file(meaning(word, tmp_path))
+
+
 def test_commands_take_a_name_and_find_its_config(tmp_path):
     in_cache("pit_ti.paddlevit")
     words = ("predict", ROOT / "lit_data/val/3/0045.png", "--pretrained")
@@ -176,3 +185,5 @@ def test_mistakes_of_create_model():
         t2t_vit.create_model("pit_s", pretrained="pit_ti.paddlevit")
     with pytest.raises(UserError, match="not found; give pretrained a file, a URL or a published name"):
         t2t_vit.create_model("pit_s", pretrained="w.pth")
+    with pytest.raises(UserError, match="pretrained is empty; give it a file, a URL or a published name"):
+        t2t_vit.create_model("pit_s", pretrained="")

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
@@ -34,9 +35,11 @@ from t2t_vit.serve.classifier import Classifier
 for library in ("fastapi", "uvicorn", "python_multipart"):
     pytest.importorskip(library, reason="the server needs it: pip install fastapi uvicorn python-multipart")
 
+import uvicorn  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
-from t2t_vit.serve import api  # noqa: E402
+from t2t_vit.serve import api, connections  # noqa: E402
+from t2t_vit.serve.running import run_until_signal  # noqa: E402
 
 SHIPPED = ROOT / "output/pretrained/lit_data/best.pdparams"
 DIGITS = sorted((ROOT / "lit_data/val/3").glob("*.png"))[:4]
@@ -255,6 +258,37 @@ def test_slow_bodies_are_given_up(server, monkeypatch):
     monkeypatch.setattr(api, "UPLOAD_TIME", 0.1)
     monkeypatch.setattr(api, "_read", forever)
     assert server.post("/predict", content=b"x").status_code == 408
+
+
+def test_connections_without_a_request_are_closed(monkeypatch):
+    servers = []
+
+    class Kept(uvicorn.Server):
+        def __init__(self, config):
+            super().__init__(config)
+            servers.append(self)
+
+    async def answer(scope, _, send):
+        if scope["type"] == "http":
+            await asyncio.sleep(0.8)  # longer than HEAD_SECONDS: a request that runs is not cut off
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+
+    monkeypatch.setattr(uvicorn, "Server", Kept)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        thread = threading.Thread(target=run_until_signal, args=(answer, listener, "the server", False))
+        thread.start()
+        starts = (b"", whole[:9], whole, whole + whole[:9])
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname(), timeout=3)) for _ in starts]
+        for client, start in zip(clients, starts):
+            client.sendall(start)
+        received = [b"".join(iter(lambda: client.recv(4096), b"")) for client in clients]  # noqa: B023  until closed
+        servers[0].should_exit = True
+        thread.join(10)
+    assert [data.count(b"200 OK") for data in received] == [0, 0, 1, 1] and not thread.is_alive()
 
 
 def test_a_failing_engine_is_logged_and_says_nothing_about_the_machine(opened, warned):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -220,11 +221,13 @@ def test_files_of_github_come_from_the_mirror(site, monkeypatch):
     assert site.asked[-1][0] == "/other.pth"
 
 
-def test_a_mirror_without_scheme_is_named(monkeypatch, tmp_path):
+def test_a_mirror_that_is_no_address_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("T2T_CACHE", str(tmp_path))
-    monkeypatch.setenv("T2T_MIRROR", "ghproxy.example")
-    with pytest.raises(UserError, match="T2T_MIRROR is ghproxy.example: set it to the address of a mirror of GitHub"):
-        download(table()["t2t_vit_14"].url)
+    for mirror in ("ghproxy.example", "http://", "https:///x", "http://a b/c", "http://a/?u=", "http://a/#x"):
+        monkeypatch.setenv("T2T_MIRROR", mirror)
+        line = f"T2T_MIRROR is {mirror}: set it to the address of a mirror of GitHub, such as"
+        with pytest.raises(UserError, match=re.escape(line)):
+            download(table()["t2t_vit_14"].url)
     monkeypatch.setenv("T2T_MIRROR", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="^http://127.0.0.1:9/https://github.com/.* cannot be downloaded"):
         download(table()["t2t_vit_14"].url)

@@ -109,7 +109,7 @@ def _load(args, parser, split_words):
         own = config.best_weights(cfg).with_name("config.yaml")
         if own.is_file() and _best_beside(own):
             path, cfg = own, with_data_name(config.load_config(own, overrides(args)))
-    args.inputs = _files_read(path, cfg)
+    args.inputs = _files_read(args, path, cfg)
     args.weights_named = bool(args.pretrained or "MODEL.PRETRAINED" in args.opts[::2])
     args.pretrained = cfg.MODEL.PRETRAINED if args.weights_named else _best_beside(path)
     # Commands that use weights take from them what the config leaves open.
@@ -175,13 +175,16 @@ def _config_path(args):
     return next(filter(Path.is_file, (folder / "config.yaml" for folder in folders)), DEFAULT_CONFIG)
 
 
-def _files_read(path, cfg):
-    """List the input files that the config and the command line name. They may not exist."""
+def _files_read(args, path, cfg):
+    """List the input files that the config and the command line name, and those beside them. They may not exist."""
+    path, best = config.find_config(path).absolute(), config.best_weights(cfg)
     named = [cfg.MODEL.PRETRAINED, cfg.DISTILL.WEIGHTS, cfg.DISTILL.TEACHER, config.class_list(cfg)]
     lists = [os.path.join(cfg.DATA.PATH, name) for name in (cfg.DATA.TRAIN_LIST, cfg.DATA.VAL_LIST, "classes.txt")]
-    best = config.best_weights(cfg)
-    weights = [cfg.MODEL.PRETRAINED + ".pdparams", best, best.with_name("classes.txt"), best.with_name("config.yaml")]
-    return [config.find_config(path), *(config.resolve(name) for name in [*filter(None, named), *lists, *weights])]
+    folders = {os.path.dirname(file) for file in (path, best, cfg.MODEL.PRETRAINED) if file}
+    beside = [os.path.join(folder, name) for folder in folders for name in (best.name, "classes.txt", "config.yaml")]
+    exported = [os.path.join(cfg.OUTPUT, cfg.NAME, "export", f"{cfg.NAME}.json")] if "engine" in args else []
+    files = [*filter(None, named), *lists, *beside, *exported, cfg.MODEL.PRETRAINED + ".pdparams"]
+    return [path, *map(config.resolve, files)]
 
 
 def overrides(args: argparse.Namespace) -> list[tuple[str, str]]:

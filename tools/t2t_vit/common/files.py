@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -16,7 +17,12 @@ from t2t_vit.common.errors import UserError
 _TEMPORARY = ".tmp"  # suffix, followed by the process id
 # Errors of file systems that cannot lock files (Lustre) or cannot flush folders (CIFS, vboxsf).
 _NOT_SUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF}
-_PUBLISHED = [Path(__file__).resolve().parents[3] / name for name in ("output/pretrained", "log/pretrained")]
+_CHECKOUT = Path(__file__).resolve().parents[3]
+_PUBLISHED = [_CHECKOUT / name for name in ("output/pretrained", "log/pretrained")]
+_SHIPPED = re.compile(  # whose kinds the commands write too; below _CHECKOUT
+    r"(docs|lit_data|tests)/.*|README\w*\.md|(CONTRIBUTING|CITATION|LICENSE|requirements)(\.\w+)?",
+    re.IGNORECASE,
+)
 
 
 # --- Writing ---
@@ -144,12 +150,14 @@ def check_outputs(
 
 
 def check_not_shipped(path: str | Path) -> None:
-    """Raise UserError if a path is inside a run that comes with the repository."""
+    """Raise UserError if a path is inside a run that comes with the repository, or is an existing file of it."""
+    real, shown = Path(os.path.realpath(path)), display_path(path)
+    is_inside = real.is_file() and real.is_relative_to(_CHECKOUT)
+    if is_inside and _SHIPPED.fullmatch(real.relative_to(_CHECKOUT).as_posix()):
+        raise UserError(f"{shown} comes with the repository, and no command changes it; choose another path")
     for folder in _PUBLISHED:
         if holds(folder, path):
-            raise UserError(
-                f"{display_path(path)} is in {display_path(folder)}, which no command changes; choose another path"
-            )
+            raise UserError(f"{shown} is in {display_path(folder)}, which no command changes; choose another path")
 
 
 def holds(folder: str | Path, path: str | Path) -> bool:

@@ -131,7 +131,12 @@ def classify(predictor: Predictor, pixels: Sequence[np.ndarray], top_k: int) -> 
 
 
 def likeliest(logits: np.ndarray, names: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
-    """Return the top K classes of each row of logits (B, number of classes), as `classify` does."""
+    """Return the top K classes of each row of logits (B, number of classes), as `classify` does.
+
+    Raises UserError if a logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise UserError("the model's outputs are not finite numbers: its weights are damaged, or training diverged")
     logits = logits.astype(np.float64)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)

@@ -8,6 +8,8 @@ Sizes: B images, T class tokens, N patches, C channels.
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Callable, NamedTuple
@@ -229,6 +231,10 @@ def through_blocks(
 
 def _block_indices(indices, count):
     """Return the sorted indices of blocks that timm's `indices` chooses: None, a number of last blocks, or a list."""
+    if isinstance(indices, bool):
+        raise ValueError(f"indices is {indices}: give the numbers of blocks, or how many of the last")
+    with contextlib.suppress(TypeError):  # a list
+        indices = operator.index(indices)
     if isinstance(indices, int) and not 1 <= indices <= count:
         raise ValueError(f"the model has {count} blocks, so the last {indices} cannot be chosen")
     chosen = range(count)[-indices:] if isinstance(indices, int) else range(count) if indices is None else indices

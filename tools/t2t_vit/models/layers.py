@@ -132,7 +132,7 @@ class Attention(nn.Layer):
 
     def __init__(self, dim, num_heads, qkv_bias=False, qk_scale=None, attn_drop=0.0, proj_drop=0.0):
         super().__init__()
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f"the width {dim} is not divisible by {num_heads} heads")
         self.num_heads = num_heads
         self.scale = qk_scale or (dim // num_heads) ** -0.5

@@ -52,7 +52,11 @@ class T2TModule(nn.Layer):
         super().__init__()
         if tokens_type not in TOKENS_TYPES:
             raise ValueError(f"unknown token type {tokens_type!r}: choose one of {', '.join(TOKENS_TYPES)}")
+        if len(image_size) != 2:
+            raise ValueError(f"image_size is {image_size}: give one number or (height, width)")
         self.splits = [tuple(split) for split in splits]
+        if not splits or any(len(split) != 3 or min(split[:2]) < 1 or split[2] < 0 for split in self.splits):
+            raise ValueError(f"splits is {splits}: give (kernel, stride, padding) of each, kernel and stride 1 or more")
         if tokens_type == "patch" and len(splits) > 1:
             side = math.prod(stride for _, stride, _ in splits)
             self.splits = [(side, side, 0)]

@@ -187,10 +187,17 @@ def build_backbone(
     if block not in BLOCKS:
         raise ValueError(f"unknown block {block!r}: choose one of {', '.join(BLOCKS)}")
     is_dense = block == "dense"
+    if isinstance(stages, int):
+        raise ValueError(f"stages is {stages}: give a list, the number of dense blocks in each stage")
     if (bool(depth), bool(stages), bool(growth_rate)) != (not is_dense, is_dense, is_dense):
         raise ValueError(
             f"block {block} does not fit depth {depth}, stages {list(stages)} and growth_rate {growth_rate}: dense "
             "blocks need stages and growth_rate, all others depth; what they do not need must be 0 or []"
+        )
+    if min(depth, growth_rate) < 0 or min(stages, default=1) < 1:
+        raise ValueError(
+            f"depth {depth} and growth_rate {growth_rate} must not be negative, "
+            f"and of stages {list(stages)} each must be 1 or more"
         )
     if is_dense:
         return _dense_backbone(dim, stages, drop_path_rate, growth_rate, **options)

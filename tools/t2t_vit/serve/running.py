@@ -33,9 +33,12 @@ def run_until_signal(app: Any, listener: socket.socket, what: str, debug: bool, 
     """
     import uvicorn  # optional
 
+    from t2t_vit.serve.connections import HttpProtocol  # imports uvicorn
+
     # Errors are hidden too, because at exit each open connection of a page would print a traceback.
     level = "warning" if debug else "critical"
-    config = uvicorn.Config(app, log_level=level, access_log=False, limit_concurrency=MAX_CONNECTIONS, **options)
+    options |= {"log_level": level, "access_log": False, "limit_concurrency": MAX_CONNECTIONS, "http": HttpProtocol}
+    config = uvicorn.Config(app, **options)
     with contextlib.suppress(KeyboardInterrupt):  # newer versions raise it again after closing
         if not is_local(listener):
             log.info("%s has no password: everyone who can reach this machine can use it", what)

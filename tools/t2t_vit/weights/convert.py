@@ -34,6 +34,8 @@ def convert(args: argparse.Namespace) -> None:
     to = args.to or ("safetensors" if suffix == ".safetensors" else "paddle")
     if suffix not in (*_SUFFIXES[to], ""):
         raise UserError(f"--output {output} must end in {' or '.join(_SUFFIXES[to])}, as --to is {to}")
+    if output.exists() and not output.is_file():
+        raise UserError(f"--output {output} is not a file; a pipe or device cannot hold weights")
     check_outputs([output], filter(None, [source, args.config]))
     weights = read_weights(source)
     name, model = _build(args, weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from t2t_vit.common.errors import UserError
 from t2t_vit.models import zoo
 from t2t_vit.models.family import VisionTransformer
 from t2t_vit.weights import published
@@ -35,7 +36,7 @@ def create_model(
         UserError: the weights are missing, cannot be downloaded, or belong to another model. One line.
     """
     zoo.family_of(name)  # an unknown name is an error before the download
-    if not pretrained:
+    if pretrained is None or pretrained is False:
         return zoo.create_model(name, num_classes=1000 if num_classes is None else num_classes, **overrides)
     weights = read_weights(_file_of(name, pretrained))
     if num_classes is None:
@@ -48,4 +49,6 @@ def create_model(
 def _file_of(name, pretrained):
     if pretrained is True:
         return download_published(published.weights_of(name))
+    if not pretrained:
+        raise UserError("pretrained is empty; give it a file, a URL or a published name, or None for new weights")
     return local_file(published.meaning(pretrained, Path.cwd()), "give pretrained a file, a URL or a published name")

@@ -40,6 +40,10 @@ def local_file(choice: str | Path, advice: str = "train first, or give a file wi
     for candidate in (path, path.with_name(path.name + published.SUFFIX)):
         if candidate.is_file():
             return candidate
+    if "://" in word:
+        raise UserError(f"{word}: only addresses that start with http://, https:// or file:// can be downloaded")
+    if "#sha256=" in word:
+        raise UserError(f"weights {path} not found; #sha256= is for URLs only")
     if path.is_dir():
         named = published.table().get(path.name)
         other = f"; the published weights are {named.name}" if named and named.name != path.name else ""
@@ -90,10 +94,14 @@ def download(url: str) -> Path:
             raise UserError(f"weights {url} not found")
         _check(path, checksum, url)
         return path
+    try:
+        identity = hashlib.sha256(address.encode()).hexdigest()[:12]
+    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+        raise UserError(f"{url} cannot be downloaded: the address is not UTF-8") from None
     name = place.rpartition("/")[2].replace("\0", "")[-100:]
     name = "weights" if name in ("", ".", "..") else name
     # One folder per URL, so that files of the same name do not collide.
-    path = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:12] / name
+    path = cache_folder() / identity / name
     _make_folder(path.parent)
     if not _is_complete(path, checksum):
         with open(path.parent / ".lock", "w") as file:

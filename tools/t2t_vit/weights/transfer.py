@@ -16,6 +16,7 @@ from t2t_vit.common.logger import log, progress_bar
 _TIMEOUT = 30  # seconds without a response
 _TRIES = 5  # connections for one file, as long as each of them brings more of it
 _GITHUB = re.compile(r"https?://([\w-]+\.)*github(usercontent)?\.com/")
+_MIRROR = re.compile(r"https?://[^/?#\s][^?#\s]*")  # with a host, without a query
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ def by_mirror(address: str) -> str:
 
     Raises UserError if the variable is no address.
     """
-    mirror = os.environ.get("T2T_MIRROR", "").strip().rstrip("/")
+    mirror = os.environ.get("T2T_MIRROR", "").strip()
     if not mirror or not is_github(address):
         return address
-    if not mirror.startswith(("http://", "https://")):
+    if not _MIRROR.fullmatch(mirror):
         raise UserError(
             f"T2T_MIRROR is {mirror}: set it to the address of a mirror of GitHub, such as https://host/prefix"
         )
-    return f"{mirror}/{address}"
+    return f"{mirror.rstrip('/')}/{address}"
 
 
 def is_github(address: str) -> bool:
