@@ -48,4 +48,7 @@ def create_model(
 def _file_of(name, pretrained):
     if pretrained is True:
         return download_published(published.weights_of(name))
-    return local_file(published.meaning(pretrained, Path.cwd()), "give pretrained a file, a URL or a published name")
+    word = published.meaning(pretrained, Path.cwd())
+    if word in published.table():  # local_file would look for a file of this name in the repository
+        return download_published(published.table()[word])
+    return local_file(word, "give pretrained a file, a URL or a published name")
