@@ -51,6 +51,17 @@ def test_grey_images_get_the_same_answer(tmp_path, name, options, before, after)
         assert np.abs(one - other).max() < 1e-5 * np.abs(one).max()
 
 
+def test_large_shifts_are_warned_of(tmp_path, warned):
+    options = {"image_size": 32, "num_classes": 5, **MODELS[1][1]}
+    source, model = trained("t2t_vit_7", options, 3), create_model("t2t_vit_7", in_chans=1, **options)
+    bias = source.stages()[0].layer.norm1.bias
+    for factor, message in ((1, None), (1e4, "the first layer may be imprecise: its LayerNorm gets shifts up to ")):
+        bias.set_value(bias * factor)
+        checkpoint.save(tmp_path / "w.pdparams", source.state_dict())
+        load_pretrained(model, tmp_path / "w.pdparams")
+        assert message in warned.text if message else not warned.text
+
+
 def test_a_grey_picture_file_gets_the_same_answer():
     picture, answers = ROOT / "lit_data/val/3/0045.png", []
     for channels in (1, 3):

@@ -237,6 +237,21 @@ def test_the_card_of_a_run_has_its_facts_and_its_code_loads_the_file(tmp_path, m
     assert all(np.array_equal(value.numpy(), expected[name]) for name, value in names["model"].state_dict().items())
 
 
+@pytest.mark.parametrize("output, to, words", [
+    ("w", "torch", "is for the official PyTorch code."), ("w.PDPARAMS", "paddle", "is for PaddlePaddle;"),
+    ("w", "safetensors", "shapes of the tensors are those of the official PyTorch code."),
+])  # fmt: skip
+def test_the_card_says_how_the_file_is_written_and_the_accuracy_was_measured(tmp_path, output, to, words):
+    pytest.importorskip("torch" if to == "torch" else "safetensors")
+    for name in ("best.pdparams", "config.yaml", "metrics.jsonl", "classes.txt"):
+        shutil.copy(ROOT / "output/pretrained/lit_data" / name, tmp_path)
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("VAL:\n", "VAL:\n  TTA: flip\n"))
+    run(tmp_path / "best.pdparams", "--output", tmp_path / output, "--to", to, "--card", tmp_path / "README.md")
+    text = (tmp_path / "README.md").read_text()
+    assert words in text and re.search(r"validation top-1 .* of 40, VAL.TTA flip \|", text)
+
+
 def test_a_card_is_not_made_up_or_written_over(tmp_path):
     peers.save_paddle(tmp_path / "w.pdparams", peers.peer_tensors(PIT))
     (tmp_path / "README.md").write_text("mine")

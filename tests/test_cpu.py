@@ -99,6 +99,14 @@ def test_fast_forms_are_for_float32_and_float64_on_a_cpu_in_eager_mode():
     assert not any(cpu_ops.uses_fast_form(tensor(dtype)) for dtype in (paddle.float16, paddle.bfloat16))
 
 
+def test_a_float32_scale_leaves_16_bit_tokens_16_bits():
+    layer, x = DepthwiseProduct(4), paddle.ones([2, 3, 4]).astype("bfloat16")
+    y = layer(x)
+    y.astype("float32").sum().backward()
+    assert (y.dtype, layer.weight.grad.dtype) == (paddle.bfloat16, paddle.float32)
+    assert layer.weight.grad.flatten().tolist() == [6] * 4
+
+
 def test_fast_forms_leave_autocast_to_paddle(monkeypatch):
     # A CPU without bfloat16 products ignores paddle.amp.auto_cast, so the tracer is a stand-in.
     tracer = types.SimpleNamespace(_amp_level=core.AmpLevel.O1)

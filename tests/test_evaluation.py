@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tracemalloc
 
 import numpy as np
 import paddle
@@ -88,6 +89,20 @@ def test_figures_by_class_are_those_of_scikit_learn(answers):
     report = report_of(counted(logits, labels), ClassList(names, names, "here"))
     assert_like_sklearn(report, labels, logits.argmax(1))
     assert 5 in [row["class_id"] for row in report["classes"]] and len(report["classes"]) == 6
+
+
+def test_counting_a_batch_allocates_no_other_matrix():
+    classes, labels = 2000, np.array([3, 3, 1999])
+    counts, logits = ClassCounts(classes), np.zeros((3, classes), np.float32)
+    logits[[0, 1, 2], [3, 3, 5]] = 1
+    batch = paddle.to_tensor(logits), paddle.to_tensor(labels)
+    counts.add(*batch)
+    tracemalloc.start()
+    counts.add(*batch)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < counts.matrix.nbytes / 10 and counts.matrix.sum() == 6
+    assert (counts.matrix[3, 3], counts.matrix[1999, 5]) == (4, 2)
 
 
 def test_calibration_error_by_definition(answers):

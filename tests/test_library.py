@@ -236,6 +236,10 @@ def test_weights_of_others_get_the_transform_of_their_variant(tmp_path):
     checkpoint.save(tmp_path / "theirs.pdparams", weights)
     cfg = t2t_vit.preprocess(tmp_path / "theirs.pdparams").cfg
     assert (cfg.MODEL.NAME, cfg.DATA.IMAGE_SIZE, cfg.VAL.CROP_PCT) == ("pit_ti", 104, 0.875)
+    patches = create_model("t2t_vit_7", tokens_type="patch", image_size=64, num_classes=3).state_dict()
+    checkpoint.save(tmp_path / "patches.pdparams", patches)
+    cfg = t2t_vit.preprocess(tmp_path / "patches.pdparams").cfg
+    assert (cfg.MODEL.NAME, cfg.MODEL.T2T.TOKENS_TYPE, cfg.DATA.IMAGE_SIZE) == ("t2t_vit_7", "patch", 64)
     with pytest.raises(UserError, match="t2t_vit_15.*did you mean .*t2t_vit_14"):
         t2t_vit.preprocess("t2t_vit_15")
 

@@ -29,6 +29,7 @@ SMALL_PIT = [
 
 def lit_config(**keys):
     small = [("MODEL.T2T.DEPTH", "2"), ("TRAIN.EMA_DECAY", "0.5"), ("TRAIN.BATCH_SIZE", "8")]
+    small.append(("TRAIN.WARMUP_LR", "1e-6"))  # below the rates of the backbone
     return load_config(ROOT / "configs/lit_data.yaml", [*small, *((f"TRAIN.{key}", str(keys[key])) for key in keys)])
 
 

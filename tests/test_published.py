@@ -13,7 +13,7 @@ from documents import prose
 import t2t_vit
 from t2t_vit.common.errors import UserError
 from t2t_vit.models.zoo import list_models
-from t2t_vit.weights import checkpoint, published
+from t2t_vit.weights import checkpoint, download, published
 from t2t_vit.weights.download import local_file
 from t2t_vit.weights.published import meaning, table
 
@@ -145,6 +145,15 @@ def test_a_model_is_created_with_weights():
     ten = t2t_vit.create_model("pit_ti", pretrained=path, num_classes=10, image_size=64)
     assert ten.head.weight.shape == [256, 10] and ten.pos_embed.shape == [1, 64, 7, 7]
     assert np.array_equal(ten.norm.weight.numpy(), expected["norm.weight"].numpy())
+
+
+def test_a_name_is_looked_for_in_one_folder(tmp_path, monkeypatch):
+    path = in_cache("pit_ti.paddlevit")
+    monkeypatch.setattr(download, "ROOT", tmp_path / "repository")
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository/pit_ti.paddlevit").write_bytes(b"not read, because the current folder is another one")
+    model = t2t_vit.create_model("pit_ti", pretrained="pit_ti.paddlevit")
+    assert np.array_equal(model.norm.weight.numpy(), checkpoint.read(path)["norm.weight"])
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "pit_ti_distilled"])

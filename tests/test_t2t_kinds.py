@@ -46,6 +46,18 @@ def tiny(kind, **others):
     return load_config("configs/lit_data.yaml", [*pairs(kind), ("TRAIN.BATCH_SIZE", "8"), *others.items()])
 
 
+def test_a_config_gives_a_variant_blocks_of_another_kind():
+    pairs = {"MODEL.NAME": "t2t_vit_dense", "MODEL.T2T.BLOCK": "se", "MODEL.T2T.DEPTH": "2", "MODEL.T2T.NUM_HEADS": "2"}
+    cfg = load_config("configs/lit_data.yaml", pairs.items())
+    assert [type(block).__name__ for block in build_model(cfg).blocks] == ["SqueezeExciteBlock"] * 2
+    pairs = {"MODEL.NAME": "t2t_vit_14", "MODEL.T2T.BLOCK": "dense", "MODEL.T2T.STAGES": "[1, 1]",
+             "MODEL.T2T.GROWTH_RATE": "8", "MODEL.T2T.DEPTH": "0"}  # fmt: skip
+    cfg = load_config("configs/lit_data.yaml", pairs.items())
+    assert [type(block).__name__ for block in build_model(cfg).blocks] == ["DenseBlock", "Transition", "DenseBlock"]
+    with pytest.raises(UserError, match=r"block dense does not fit depth 0, stages \[1, 1\] and growth_rate 0: dense"):
+        build_model(load_config("configs/lit_data.yaml", {**pairs, "MODEL.T2T.GROWTH_RATE": "0"}.items()))
+
+
 # --- Patches ---
 
 

@@ -19,6 +19,7 @@ from conftest import ROOT
 from t2t_vit.common.errors import UserError
 from t2t_vit.weights import download as download_module
 from t2t_vit.weights.download import download
+from t2t_vit.weights.formats import read_weights
 from t2t_vit.weights.published import table
 
 CONTENT = np.random.default_rng(0).bytes(400_000)
@@ -36,6 +37,7 @@ class Site:
     checks_if_range: bool = True
     cuts: list = field(default_factory=list)  # for each connection in turn: number of bytes before it breaks
     stop: threading.Event | None = None  # what a connection waits for before it breaks
+    names_size: bool = True  # whether Content-Range has the size of the file
     short: bool = False  # answers a range with fewer bytes than asked for
     asked: list = field(default_factory=list)  # (path, Range, If-Range)
     url: str = ""
@@ -52,6 +54,7 @@ def site(tmp_path, monkeypatch):
             wanted, condition = self.headers.get("Range"), self.headers.get("If-Range")
             site.asked.append((self.path, wanted, condition))
             total, start = len(site.content), 0
+            size = total if site.names_size else "*"
             matches = not site.checks_if_range or condition in (None, *site.headers.values())
             if site.ranges and wanted and matches:
                 start = int(wanted[len("bytes=") : -1])
@@ -63,7 +66,7 @@ def site(tmp_path, monkeypatch):
             for name, value in site.headers.items():
                 self.send_header(name, value)
             if start:
-                self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{total}")
+                self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{size}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[: site.cuts.pop(0) if site.cuts else None])
@@ -137,6 +140,26 @@ def test_a_server_that_does_not_send_the_rest_sends_everything(site, setting):
     interrupted(site, f"{site.url}/w.pth")
     setattr(site, setting, setting == "short")
     assert download(f"{site.url}/w.pth").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("fragment, asked", [("", [True, False]), (f"#sha256={SHA256}", [True])])
+def test_the_rest_of_a_file_of_unknown_size_needs_a_checksum(site, fragment, asked):
+    interrupted(site, f"{site.url}/w.pth{fragment}")
+    site.names_size = False
+    assert download(f"{site.url}/w.pth{fragment}").read_bytes() == CONTENT
+    assert [wanted is not None for _, wanted, _ in site.asked] == asked
+
+
+def test_a_damaged_download_can_be_removed(site, tmp_path):
+    path = download(f"{site.url}/w.pdparams")
+    (tmp_path / "mine.pdparams").write_bytes(CONTENT)
+    with pytest.raises(UserError, match=r"damaged or not .*\): remove it to download it again$"):
+        read_weights(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is empty: remove it to download it again$"):
+        read_weights(path)
+    with pytest.raises(UserError, match=r"damaged or not .*\)$"):
+        read_weights(tmp_path / "mine.pdparams")
 
 
 def test_a_part_that_is_already_whole_is_no_dead_end(site, tmp_path):

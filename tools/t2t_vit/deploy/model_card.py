@@ -13,7 +13,7 @@ from t2t_vit.models.zoo import family_of
 from t2t_vit.runs.run_logs import read_run
 from t2t_vit.weights import published
 from t2t_vit.weights.build import model_overrides
-from t2t_vit.weights.convert import convert
+from t2t_vit.weights.convert import convert, format_of
 from t2t_vit.weights.download import local_file
 
 _CARD = """---
@@ -65,7 +65,7 @@ class ModelCard:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.path, self.output = Path(args.card), Path(args.output)
+        self.path, self.output, self.format = Path(args.card), Path(args.output), format_of(args)
         self.source = local_file(args.source, "give a weights file or a URL")
         config, self.metrics = (self.source.with_name(name) for name in ("config.yaml", "metrics.jsonl"))
         if not config.is_file():
@@ -82,12 +82,11 @@ class ModelCard:
     def write(self) -> None:
         """Write the card, when the weights are there."""
         data = self.cfg.DATA
-        kind = {".safetensors": "safetensors", ".pdparams": "paddle", "": "paddle"}.get(self.output.suffix, "torch")
         text = _CARD.format(
             tag="pit" if family_of(self.cfg.MODEL.NAME).name == "PIT" else "t2t-vit",
             name=printable(self.cfg.NAME), file=printable(self.output.name), model=self.cfg.MODEL.NAME,
             data=printable(data.NAME), table=self._table(), arguments=self._arguments(), channels=data.CHANNELS,
-            size=data.IMAGE_SIZE, pixels=self._pixels(), layout=_LAYOUTS[kind],
+            size=data.IMAGE_SIZE, pixels=self._pixels(), layout=_LAYOUTS[self.format],
         )  # fmt: skip
         write_text(self.path, text)
         print(printable(f"{self.path}: model card"))
@@ -107,7 +106,9 @@ class ModelCard:
             top1, epoch, key = self.best
             top5 = self.run.rows[epoch].get(key.replace("top1", "top5"))
             average = " of the averaged weights (EMA)" if "ema" in key else ""
-            rows["validation top-1"] = f"{100 * top1:.2f} %{average}, epoch {epoch} of {max(self.run.rows)}"
+            val = {key: self.cfg.VAL[key] for key in ("TTA", "CLASSES_ONLY") if self.cfg.VAL[key]}
+            how = "".join(f", VAL.{key} {value}" for key, value in val.items())
+            rows["validation top-1"] = f"{100 * top1:.2f} %{average}, epoch {epoch} of {max(self.run.rows)}{how}"
             if top5 is not None:
                 rows["validation top-5"] = f"{100 * top5:.2f} %"
         rows["file"] = f"{self.output.stat().st_size:,} bytes, SHA-256 {sha256(self.output)}"

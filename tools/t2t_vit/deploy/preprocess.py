@@ -82,7 +82,6 @@ def _config_of(source):
 def _config_of_tensors(path):
     """Return the config of the variant that the weights fit, with the size and channels of their tensors."""
     found = with_model_of(with_keys(default_config(), _OPEN), path)
-    of_input = {key: found.DATA[key] for key in ("CHANNELS", "IMAGE_SIZE", "MEAN", "STD")}
-    return with_keys(
-        load_config(f"configs/{found.MODEL.NAME}.yaml"), {f"DATA.{key}": value for key, value in of_input.items()}
-    )
+    of_input = {f"DATA.{key}": found.DATA[key] for key in ("CHANNELS", "IMAGE_SIZE", "MEAN", "STD")}
+    of_input["MODEL.T2T.TOKENS_TYPE"] = found.MODEL.T2T.TOKENS_TYPE
+    return with_keys(load_config(f"configs/{found.MODEL.NAME}.yaml"), of_input)

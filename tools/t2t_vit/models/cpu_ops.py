@@ -79,7 +79,10 @@ def add_to_each(x, row):
 
 def scale_channels(x, scale):
     """Multiply the channels of all tokens of an image: (B, N, C), (B, 1, C) or (1, 1, C) -> (B, N, C)."""
-    return _Scale.apply(x, scale) if uses_fast_form(x) else x * scale
+    if uses_fast_form(x):
+        return _Scale.apply(x, scale)
+    # Under AMP O1, a float32 parameter would make the product float32.
+    return x * (scale if scale.dtype == x.dtype else scale.astype(x.dtype))
 
 
 def _addmm(x, weight, bias):

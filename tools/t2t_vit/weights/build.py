@@ -61,13 +61,16 @@ def require_model(cfg: CfgNode) -> None:
 
 def model_overrides(model: CfgNode) -> dict[str, Any]:
     """Return constructor arguments from the section of the model's family. UserError if another section is set."""
-    family = family_of(model.NAME).name
+    family, variant = family_of(model.NAME).name, family_of(model.NAME).variants[model.NAME]
     sections = {key: section for key, section in model.items() if isinstance(section, dict)}
     for name, section in sections.items():
         for key, value in section.items():
             if value and name != family:
                 raise UserError(f"MODEL.{name}.{key} is {value!r}, but MODEL.NAME {model.NAME} is a {family}")
-    return {key.lower(): value for key, value in sections.get(family, {}).items() if value}
+    given = {key.lower(): value for key, value in sections.get(family, {}).items() if value}
+    # Blocks of another kind than the variant's do not take its depth, or its stages and growth rate: 0 and ().
+    unfit = ("depth",) if given.get("block", variant.get("block")) == "dense" else ("stages", "growth_rate")
+    return {**{key: type(variant[key])() for key in unfit if key in variant}, **given}
 
 
 def trained_weights(cfg: CfgNode, chosen: str | Path | None) -> Path:

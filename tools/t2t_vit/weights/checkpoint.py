@@ -20,6 +20,7 @@ from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.files import atomic_path
 from t2t_vit.common.unpickle import Refused, Unpickler
 from t2t_vit.models.layers import in_head
+from t2t_vit.weights.download import remedy_for
 
 _SEAL = b"\nsha256:"  # marks the checksum (32 bytes) at the end of a file
 
@@ -65,7 +66,7 @@ def naming_faults(path, program):
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: the file contains a negative offset
             raise
         reason = one_line(error).split(". ")[0][:200]
-        raise UserError(f"{path} is damaged or not a {program} weights file ({reason})") from None
+        raise UserError(f"{path} is damaged or not a {program} weights file ({reason}){remedy_for(path)}") from None
 
 
 def _check_seal(data):

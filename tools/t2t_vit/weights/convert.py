@@ -30,10 +30,7 @@ def convert(args: argparse.Namespace) -> None:
     setup_logging()
     source = local_file(args.source, "give a weights file or a URL")
     output = Path(args.output)
-    suffix = output.suffix.lower()
-    to = args.to or ("safetensors" if suffix == ".safetensors" else "paddle")
-    if suffix not in (*_SUFFIXES[to], ""):
-        raise UserError(f"--output {output} must end in {' or '.join(_SUFFIXES[to])}, as --to is {to}")
+    to = format_of(args)
     if output.exists() and not output.is_file():
         raise UserError(f"--output {output} is not a file; a pipe or device cannot hold weights")
     check_outputs([output], filter(None, [source, args.config]))
@@ -52,6 +49,15 @@ def convert(args: argparse.Namespace) -> None:
     write(output, model, extra)
     _print_fingerprint(model)
     print(f"{printable(output)}: {to}, {output.stat().st_size:,} bytes, SHA-256 {sha256(output)}")
+
+
+def format_of(args: argparse.Namespace) -> str:
+    """Return the format that a command line asks for, a choice of --to. UserError if --output has another suffix."""
+    suffix = Path(args.output).suffix.lower()
+    to = args.to or ("safetensors" if suffix == ".safetensors" else "paddle")
+    if suffix not in (*_SUFFIXES[to], ""):
+        raise UserError(f"--output {args.output} must end in {' or '.join(_SUFFIXES[to])}, as --to is {to}")
+    return to
 
 
 def _build(args, weights):

@@ -51,4 +51,7 @@ def _file_of(name, pretrained):
         return download_published(published.weights_of(name))
     if not pretrained:
         raise UserError("pretrained is empty; give it a file, a URL or a published name, or None for new weights")
-    return local_file(published.meaning(pretrained, Path.cwd()), "give pretrained a file, a URL or a published name")
+    word = published.meaning(pretrained, Path.cwd())
+    if word in published.table():  # local_file would look for a file of this name in the repository
+        return download_published(published.table()[word])
+    return local_file(word, "give pretrained a file, a URL or a published name")

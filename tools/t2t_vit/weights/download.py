@@ -6,6 +6,7 @@ between processes. Paddle also depends on httpx.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -76,6 +77,14 @@ def cache_folder():
     if folder.startswith("~"):
         raise UserError("there is no home folder to keep downloads in; set T2T_CACHE to a folder")
     return Path(folder)
+
+
+def remedy_for(path: str | Path) -> str:
+    """Return what an error message about a damaged file adds if the file is in the cache; else ""."""
+    with contextlib.suppress(UserError):  # there is no cache
+        if Path(path).absolute().is_relative_to(cache_folder().absolute()):
+            return ": remove it to download it again"
+    return ""
 
 
 def download(url: str) -> Path:

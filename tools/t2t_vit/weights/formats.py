@@ -17,6 +17,7 @@ from t2t_vit.data.dataset import some
 from t2t_vit.models.layers import in_head
 from t2t_vit.models.zoo import list_models
 from t2t_vit.weights import checkpoint, torch_file
+from t2t_vit.weights.download import remedy_for
 
 # Entries with the weights in a larger file. The moving average comes first, as in the programs that write them.
 # Training states of this repository name their average "ema", so they give the raw model.
@@ -71,7 +72,7 @@ def read_tree(path: Path) -> tuple[str, dict]:
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
     if not start:
-        raise UserError(f"{path} is empty")
+        raise UserError(f"{path} is empty{remedy_for(path)}")
     if start.startswith(_LFS):
         raise UserError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
     if is_web_page(start):

@@ -100,7 +100,7 @@ def _transfer(address, part, name):
         headers["Range"] = f"bytes={start}-"
         headers |= {"If-Range": part.validator} if part.validator else {}
     with httpx.stream("GET", address, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as answer:
-        if start and not _continues(answer, start, part.validator):
+        if start and not _continues(answer, start, part):
             if answer.status_code in (206, 416):  # not the whole file: ask for it
                 part.discard()
                 return _transfer(address, part, name)
@@ -112,12 +112,15 @@ def _transfer(address, part, name):
     return start > 0
 
 
-def _continues(answer, start, validator):
-    """Whether an answer has the rest of the same file, from byte `start`. Some servers do not check If-Range."""
+def _continues(answer, start, part):
+    """Whether an answer has the rest of the same file, from byte `start`. Some servers do not check If-Range.
+
+    Without the size of the file (*), only a checksum can show whether it is the whole rest.
+    """
     found = re.fullmatch(rf"bytes {start}-(\d+)/(\d+|\*)", answer.headers.get("Content-Range", ""))
-    if answer.status_code != 206 or not found or _validator(answer) != validator:
+    if answer.status_code != 206 or not found or _validator(answer) != part.validator:
         return False
-    return found[2] in ("*", str(int(found[1]) + 1))  # to the end
+    return part.is_checked if found[2] == "*" else int(found[2]) == int(found[1]) + 1  # to the end
 
 
 def _validator(answer):
