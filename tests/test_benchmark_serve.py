@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import json
+import sys
 import threading
+from unittest.mock import Mock
 
 import pytest
 from conftest import tool
 
+from t2t_vit.bench import serve
 from t2t_vit.bench.load import measure_load, request_of
 from t2t_vit.common.errors import UserError
 
@@ -65,15 +68,24 @@ def test_an_error_of_the_server_is_one_line():
         measure_load(Server(b"503 Busy").port, [request_of(b"a")], 2, 0.5)
 
 
+def test_every_library_is_asked_for_before_measuring(monkeypatch):
+    monkeypatch.setitem(sys.modules, "python_multipart", None)
+    with pytest.raises(UserError, match="not installed: pip install fastapi uvicorn python-multipart"):
+        serve.benchmark_serve(None, [])
+
+
 @pytest.mark.parametrize("engine, size", [("paddle", 4), ("onnxruntime", 1)])
 def test_server_and_engine_are_compared(tmp_path, monkeypatch, engine, size):
     for library in ("onnx", "paddle2onnx", "onnxruntime") if engine != "paddle" else ():
         pytest.importorskip(library, reason="an optional library of the engines")
     monkeypatch.setattr("t2t_vit.bench.serve.SECONDS", 0.5)
     monkeypatch.setattr("t2t_vit.bench.serve.BATCHES", 3)
+    measured = Mock(wraps=serve._measure)
+    monkeypatch.setattr(serve, "_measure", measured)
     file = tmp_path / "speed.json"
     words = ["serve", "--engines", engine, "--batch-sizes", size, "--threads", 1, "--clients", 3, "--rounds", 1]
-    done = tool("benchmark", *words, "--json", file, "MODEL.T2T.DEPTH", 1, fresh=False)
+    done = tool("benchmark", *words, "--json", file, "MODEL.T2T.DEPTH", 1, "VAL.TTA", "ten", fresh=False)
+    assert measured.call_args.args[1].VAL.TTA == ""  # the engine alone computes one view
     (row,) = json.loads(file.read_text())["serve"]
     assert (row["model"], row["engine"], row["batch_size"], row["clients"]) == ("lit_data", engine, size, 3)
     alone, served = row["engine_images_per_second"]["median"], row["requests_per_second"]["median"]

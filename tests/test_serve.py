@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -26,6 +27,7 @@ from test_image_files import png
 import t2t_vit
 from t2t_vit.config import load_config
 from t2t_vit.data.images import VISITORS_BYTES
+from t2t_vit.deploy import open_model as open_module
 from t2t_vit.deploy.engines import Predictor
 from t2t_vit.deploy.open_model import open_model
 from t2t_vit.deploy.predict import predict_batch, read_images
@@ -302,6 +304,16 @@ def test_a_failing_engine_is_logged_and_says_nothing_about_the_machine(opened, w
     assert f"{SHIPPED} broke" in warned.text
 
 
+def test_an_output_that_is_not_finite_is_logged(opened, warned):
+    classes = len(opened.predictor.metadata.classes)
+    broken = Predictor(lambda images: np.full((len(images), classes), np.nan, np.float32), opened.predictor.metadata)
+    with server_of(dataclasses.replace(opened, predictor=broken)) as server:
+        reply = server.post("/predict", content=PICTURES["digit"])
+    assert (reply.status_code, reply.json()) == (500, {"detail": "the model failed: the server's log says why"})
+    lines = [each.message for each in warned.records if each.name == "t2t"]
+    assert lines == ["error: the model's output contains NaN or infinity"]
+
+
 # --- Engines ---
 
 
@@ -314,7 +326,10 @@ def test_every_engine_answers(opened, tmp_path, monkeypatch, engine, form_of, dy
     words = ["--pretrained", SHIPPED, "--format", form_of, "--images", 10] + ["--dynamic-batch"] * dynamic
     suffix = {"paddle": ".json", "onnx": ".onnx", "openvino": ".xml"}[form_of]
     tool("export", *words, "--file", tmp_path / f"x{suffix}")
+    opens = Mock(wraps=open_module.open_predictor)
+    monkeypatch.setattr(open_module, "open_predictor", opens)
     exported = opened_with(tmp_path / f"x{suffix}")
+    assert opens.call_count == (2 if dynamic else 1)
     assert exported.predictor.parallel == (2 if engine != "inference" and not dynamic else 1)
     with server_of(exported) as server:
         reply = server.post("/predict", files=form(*((path.name, path.read_bytes()) for path in DIGITS)))

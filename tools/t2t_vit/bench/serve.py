@@ -18,13 +18,12 @@ from t2t_vit.bench.samples import training_samples
 from t2t_vit.bench.sweep import COLUMNS, settings
 from t2t_vit.common.logger import log, progress_bar
 from t2t_vit.config import with_keys
-from t2t_vit.deploy.engines import require
 from t2t_vit.deploy.export import export_model
 from t2t_vit.deploy.open_model import open_model
 from t2t_vit.options import WAIT_MS
 from t2t_vit.serve.address import listen
 from t2t_vit.serve.classifier import Classifier
-from t2t_vit.serve.server import PACKAGES
+from t2t_vit.serve.server import require_packages
 from t2t_vit.weights import checkpoint
 from t2t_vit.weights.build import build_model
 
@@ -46,14 +45,15 @@ _classifier: Classifier  # of the server in this process
 
 def benchmark_serve(args, cfgs):
     """Measure requests per second at all settings of the command line, print and return the figures."""
-    require("uvicorn", "the server", PACKAGES)
+    require_packages()
     pairs, missing = offered(args.engines, args.precisions)
     is_required = args.data_path or "DATA.PATH" in args.opts[::2]
     rows, cases = [], list(itertools.product(settings(args, cfgs), args.threads, pairs))
     with tempfile.TemporaryDirectory() as folder:
         for cfg, threads, (engine, precision) in progress_bar(cases, desc="measured"):
             samples, cfg = training_samples(cfg, is_required, SAMPLES)
-            cfg = with_keys(cfg, {"VAL.BATCH_SIZE": cfg.TRAIN.BATCH_SIZE})
+            # Without VAL.TTA, because the engine alone computes one view of a picture.
+            cfg = with_keys(cfg, {"VAL.BATCH_SIZE": cfg.TRAIN.BATCH_SIZE, "VAL.TTA": ""})
             path = _model_file(cfg, tempfile.mkdtemp(dir=folder), engine, precision)
             requests = [request_of(Path(sample).read_bytes()) for sample in samples.paths]
             rows.append({"threads": threads, "engine": engine, "precision": precision,

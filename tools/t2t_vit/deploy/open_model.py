@@ -109,9 +109,10 @@ def _open_exported(args, cfg, engine, parallel):
         raise UserError(f"an exported model must be a local file, not {args.pretrained}: download it first")
     path = Path(args.pretrained).absolute() if args.weights_named else _export_of_run(args, cfg, engine)
     device = cfg.DEVICE or "cpu"
-    predictor = open_predictor(engine, path, device=device)
-    if parallel and predictor.metadata.batch_size == 1:
-        predictor = open_predictor(engine, path, device=device, parallel=asked_threads() or cores())
+    count = (asked_threads() or cores()) if parallel else 1
+    predictor = open_predictor(engine, path, device=device, parallel=count)
+    if predictor.parallel > 1 and predictor.metadata.batch_size != 1:  # batches use all cores by themselves
+        predictor = open_predictor(engine, path, device=device)
     metadata = predictor.metadata
     if not args.weights_named:
         _warn_if_stale(args, cfg, metadata, path)

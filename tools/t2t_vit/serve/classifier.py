@@ -6,6 +6,9 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
+from t2t_vit.common.errors import UserError
 from t2t_vit.common.runtime import cores
 from t2t_vit.data.images import VISITORS_BYTES, ImageError
 from t2t_vit.data.transforms import views_of
@@ -40,13 +43,15 @@ class Classifier:
         """Classify the contents of an image file.
 
         Returns {"file": name, "class_id", "name", "probability", "top": [...]} like predict.py, or {"file": name,
-        "error": reason}. Raises what the engine raises.
+        "error": reason}. Raises what the engine raises, and UserError if its output is not finite.
         """
         try:
             submitted = await asyncio.get_running_loop().run_in_executor(self.readers, self._submit, name, data)
         except ImageError as error:
             return {"file": name, "error": str(error)}
         logits = sum([await asyncio.wrap_future(view) for view in submitted]) / len(submitted)  # (K,)
+        if not np.isfinite(logits).all():  # JSON has no NaN
+            raise UserError("the model's output contains NaN or infinity")
         (top,) = likeliest(logits[None], self.metadata.classes, top_k)
         return {"file": name, **top[0], "top": top}
 

@@ -12,7 +12,6 @@ from t2t_vit.serve.classifier import Classifier
 from t2t_vit.serve.running import end_like_interrupted, run_until_signal
 
 LAST_REQUESTS = 30  # seconds that requests may take after a signal
-PACKAGES = "fastapi uvicorn python-multipart"
 HEADERS = [("x-content-type-options", "nosniff")]
 
 
@@ -20,8 +19,7 @@ def serve(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Serve the model of the options of serve.py until Ctrl-C, SIGTERM or SIGHUP. Raises UserError."""
     setup_logging()
     end_like_interrupted()
-    for module in ("fastapi", "uvicorn", "python_multipart"):
-        require(module, "the server", PACKAGES)
+    require_packages()
     from t2t_vit.serve.api import build_api  # imports fastapi, which is optional
 
     with listen(args.host, [args.port]) as listener:
@@ -31,3 +29,9 @@ def serve(args: argparse.Namespace, cfg: CfgNode) -> None:
             api = build_api(opened, classify, names_of(listener, args.host, args.allow_host))
             options = {"headers": HEADERS, "timeout_graceful_shutdown": LAST_REQUESTS}
             run_until_signal(api, listener, "the server", args.debug, **options)
+
+
+def require_packages() -> None:
+    """Raise UserError if a library of the server is missing."""
+    for module in ("fastapi", "uvicorn", "python_multipart"):
+        require(module, "the server", "fastapi uvicorn python-multipart")
