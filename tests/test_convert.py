@@ -252,6 +252,14 @@ def test_the_card_says_how_the_file_is_written_and_the_accuracy_was_measured(tmp
     assert words in text and re.search(r"validation top-1 .* of 40, VAL.TTA flip \|", text)
 
 
+def test_a_card_is_refused_for_another_model_than_that_of_the_run(tmp_path):
+    shutil.copy(ROOT / "output/pretrained/lit_data/config.yaml", tmp_path)
+    peers.save_paddle(tmp_path / "other.pdparams", peers.peer_tensors(PIT))
+    with pytest.raises(UserError, match="--card describes the model of .*config.yaml, which is not that of .*other"):
+        run(tmp_path / "other.pdparams", "--output", tmp_path / "o.safetensors", "--card", tmp_path / "card.md")
+    assert not (tmp_path / "o.safetensors").exists()
+
+
 def test_a_card_is_not_made_up_or_written_over(tmp_path):
     peers.save_paddle(tmp_path / "w.pdparams", peers.peer_tensors(PIT))
     (tmp_path / "README.md").write_text("mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import os
@@ -12,12 +13,14 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import httpx
 import numpy as np
 import pytest
 from conftest import ROOT
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.weights import download as download_module
+from t2t_vit.weights import transfer
 from t2t_vit.weights.download import download
 from t2t_vit.weights.formats import read_weights
 from t2t_vit.weights.published import table
@@ -254,3 +257,25 @@ def test_a_mirror_that_is_no_address_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("T2T_MIRROR", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="^http://127.0.0.1:9/https://github.com/.* cannot be downloaded"):
         download(table()["t2t_vit_14"].url)
+
+
+@pytest.mark.parametrize("status, body, message", [
+    (204, b"", "the server answered 204 instead of the file"), (206, CONTENT, "answered 206 instead"),
+    (200, b"", "the server sent 0 bytes, which is not the file"),
+])  # fmt: skip
+def test_an_answer_that_is_not_the_file_is_refused(tmp_path, monkeypatch, status, body, message):
+    monkeypatch.setenv("T2T_CACHE", str(tmp_path / "cache"))
+    answer = httpx.Response(status, content=body, request=httpx.Request("GET", "https://host/w.pdparams"))
+    monkeypatch.setattr(httpx, "stream", lambda *_args, **_options: contextlib.nullcontext(answer))
+    with pytest.raises(UserError, match=message):
+        download("https://host/w.pdparams")
+    assert not list((tmp_path / "cache").rglob("w.pdparams"))
+
+
+def test_the_rest_of_a_file_has_the_size_that_the_server_said():
+    for size, content_range in ((9, ""), (9, "bytes 5-8/9"), (9, "bytes 5-8/*")):
+        transfer._check_size(size, content_range)
+    with pytest.raises(httpx.TransportError, match="the connection ended after 8 of 9 bytes"):
+        transfer._check_size(8, "bytes 5-8/9")
+    with pytest.raises(ValueError, match="sent 10 bytes"):
+        transfer._check_size(10, "bytes 5-8/9")

@@ -12,9 +12,10 @@ from t2t_vit.config import load_config
 from t2t_vit.models.zoo import family_of
 from t2t_vit.runs.run_logs import read_run
 from t2t_vit.weights import published
-from t2t_vit.weights.build import model_overrides
+from t2t_vit.weights.build import build_model, model_overrides
 from t2t_vit.weights.convert import convert, format_of
 from t2t_vit.weights.download import local_file
+from t2t_vit.weights.formats import read_weights
 
 _CARD = """---
 pipeline_tag: image-classification
@@ -74,6 +75,9 @@ class ModelCard:
             raise UserError(f"--card {self.path} exists already; remove it or choose another name")
         check_outputs([self.path, self.output], [self.source, config, self.metrics])
         self.cfg = load_config(config)
+        shapes = {name: tuple(tensor.shape) for name, tensor in build_model(self.cfg).state_dict().items()}
+        if read_weights(self.source).shapes != shapes:
+            raise UserError(f"--card describes the model of {config}, which is not that of {self.source}")
         self.best = None
         if self.source.name == "best.pdparams" and self.metrics.is_file():
             self.run = read_run(self.metrics)

@@ -107,9 +107,21 @@ def _transfer(address, part, name):
             start = 0  # a server without ranges, or the file has changed
         answer.raise_for_status()
         if not start:
+            if answer.status_code != 200:
+                raise ValueError(f"the server answered {answer.status_code} instead of the file")
             part.keep_validator(_validator(answer))
         _write(answer, part.path, start, name)
+        _check_size(part.path.stat().st_size, answer.headers.get("Content-Range", "") if start else "")
     return start > 0
+
+
+def _check_size(size, content_range):
+    """Raise if a file is empty, or has another size than a Content-Range says."""
+    total = content_range.rpartition("/")[2]
+    if total.isdecimal() and size < int(total):
+        raise httpx.RemoteProtocolError(f"the connection ended after {size:,} of {int(total):,} bytes")
+    if not size or (total.isdecimal() and size > int(total)):
+        raise ValueError(f"the server sent {size:,} bytes, which is not the file")
 
 
 def _continues(answer, start, part):
