@@ -65,7 +65,7 @@ def test_imports_go_one_way(room):
         assert rooms <= allowed, path
         if room == "models":
             # NumPy draws the random numbers of a thread (dropout.py).
-            plain = {"paddle", "math", "difflib", "numpy", "threading", "contextlib", "dataclasses"}
+            plain = {"paddle", "math", "difflib", "numpy", "threading", "contextlib", "dataclasses", "operator"}
             plain |= {"typing", "collections", "__future__"}
             assert others <= plain, path
 
