@@ -169,7 +169,7 @@ def test_a_report_to_read(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--report", "lit_data/val.txt", "DATA.VAL_LIST", "val.txt"], "lit_data/val.txt is read by this command"),
+        (["--report", "lit_data/val.txt", "DATA.VAL_LIST", "val.txt"], "lit_data/val.txt comes with the repository"),
         (["--report", ROOT / "output/pretrained/lit_data/x.md"], "which no command changes"),
         (["--report", ROOT / "LICENSE/x.json"], "cannot be written: "),
         (["--real-labels", "/absent.json", "--pretrained", "/absent"], "--real-labels /absent.json not found"),
