@@ -181,7 +181,7 @@ def test_training_takes_the_folder_of_its_split(tmp_path):
             (tmp_path / f"data/{split}/{digit}").mkdir(parents=True)
             for picture in sorted((ROOT / f"lit_data/{split}/{digit}").iterdir())[:4]:
                 shutil.copy(picture, tmp_path / f"data/{split}/{digit}")
-    words = [*QUICK, "TRAIN.EPOCHS", 1, "--batch-size", 4, "MODEL.NUM_CLASSES", 2]
+    words = [*QUICK, "TRAIN.EPOCHS", 1, "TRAIN.BATCH_SIZE", 4, "MODEL.NUM_CLASSES", 2]
     tool("train", f"-data_path={tmp_path}/data/train", "-save_path", tmp_path, *words)
     assert f"PATH: {tmp_path}/data\n" in (tmp_path / "lit_data/config.yaml").read_text()
     shutil.rmtree(tmp_path / "data/val")
