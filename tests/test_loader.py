@@ -124,9 +124,10 @@ def test_every_batch_has_as_many_tensors(digits):
 
 def test_workers_and_reading_ahead_change_nothing(digits):
     few = Split("train", digits.source, digits.paths.where(np.arange(len(digits)) % 4 == 0), digits.labels[::4])
-    alone = model_inputs(settings(DATA__NUM_WORKERS="0", **RECIPE), few)
-    workers = model_inputs(settings(DATA__NUM_WORKERS="2", **RECIPE), few)
-    resumed = model_inputs(settings(DATA__NUM_WORKERS="2", **RECIPE), few, epochs=(1,), start=2 * 64)
+    recipe = {**RECIPE, "TRAIN__BATCH_SIZE": "64"}
+    alone = model_inputs(settings(DATA__NUM_WORKERS="0", **recipe), few)
+    workers = model_inputs(settings(DATA__NUM_WORKERS="2", **recipe), few)
+    resumed = model_inputs(settings(DATA__NUM_WORKERS="2", **recipe), few, epochs=(1,), start=2 * 64)
     assert len(alone) == len(workers) == 10 and len(resumed) == 3
     for a, b in [*zip(alone, workers), *zip(alone[7:], resumed)]:
         assert (a[0] == b[0]).all() and (a[1] == b[1]).all()
@@ -183,7 +184,7 @@ def test_too_many_unreadable_images_in_a_row_end_the_reading(tmp_path):
 def test_too_few_images_for_a_batch_are_an_error(tmp_path):
     make_folders(tmp_path, {"train/ant": 3, "train/bee": 3, "val/ant": 1})
     cfg = folder_config(tmp_path)
-    with pytest.raises(UserError, match="6 images, fewer than one step of 64 .*; lower TRAIN.BATCH_SIZE or"):
+    with pytest.raises(UserError, match="6 images, fewer than one step of 32 .*; lower TRAIN.BATCH_SIZE or"):
         TrainLoader(load_data(cfg)[1]["train"], cfg)
     cfg = folder_config(tmp_path, TRAIN__GLOBAL_BATCH="64")
     with pytest.raises(UserError, match="lower TRAIN.GLOBAL_BATCH$"):

@@ -83,7 +83,7 @@ VALUES = {
     "VAL.INTERPOLATION": st.sampled_from(["bilinear", "bicubic"]),
     "VAL.CROP_MODE": st.sampled_from(["center", "squash"]),
     "VAL.BEST": st.sampled_from(["better", "ema", "raw"]), "VAL.EVERY": st.integers(1, 99),
-    "VAL.LOG_EVERY": st.integers(1, 999),
+    "VAL.LOG_EVERY": st.integers(1, 999), "VAL.TTA": st.sampled_from(["flip", ""]), "VAL.CLASSES_ONLY": SWITCH,
 }  # fmt: skip
 SOME_KEYS = st.sets(st.sampled_from(sorted(VALUES)), max_size=8).flatmap(
     lambda keys: st.fixed_dictionaries({key: VALUES[key] for key in keys})

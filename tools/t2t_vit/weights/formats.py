@@ -3,6 +3,8 @@
 The names are those of the official PyTorch code. Linear weights are [in, out] as in Paddle; PyTorch stores [out, in].
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +43,11 @@ class Weights:
     variant: str = ""  # name of the model, if the file or the config of its run has it
 
     @property
-    def shapes(self):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: value.shape for name, value in self.tensors.items()}
 
 
-def read_weights(path):
+def read_weights(path: str | Path) -> Weights:
     """Read a file as `Weights`. Its format is recognised by its content.
 
     Raises UserError if it is missing, damaged, in an unknown format, or contains something other than data.
