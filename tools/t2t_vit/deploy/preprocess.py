@@ -72,7 +72,7 @@ def _config_of(source):
         return load_config(f"configs/{configs[word]}.yaml")
     if engine_of(word) != "paddle":
         raise UserError(f"{word} is an exported model: give the weights that it was exported from")
-    path = local_file(published.meaning(word, Path.cwd()), "give a name of list_models(), weights or a config")
+    path = local_file(word, "give a name of list_models(), weights or a config", Path.cwd())
     beside = path.with_name("config.yaml")
     if beside.is_file() and checkpoint.is_own(path):
         return with_model_of(load_config(beside), path)

@@ -213,6 +213,6 @@ class Block(nn.Layer):
     def forward(self, x, num_queries=None):
         return self._updated(x, num_queries)
 
-    def _updated(self, x, num_queries):
+    def _updated(self, x, num_queries):  # for subclasses: in 2.6.2, to_static cannot convert super().forward(x)
         x = x[:, :num_queries] + self.drop_path(self.attn(self.norm1(x), num_queries))
         return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -51,7 +51,4 @@ def _file_of(name, pretrained):
         return download_published(published.weights_of(name))
     if not pretrained:
         raise UserError("pretrained is empty; give it a file, a URL or a published name, or None for new weights")
-    word = published.meaning(pretrained, Path.cwd())
-    if word in published.table():  # local_file would look for a file of this name in the repository
-        return download_published(published.table()[word])
-    return local_file(word, "give pretrained a file, a URL or a published name")
+    return local_file(pretrained, "give pretrained a file, a URL or a published name", Path.cwd())

@@ -27,12 +27,15 @@ from t2t_vit.weights.transfer import Part, by_mirror, fetch, is_github
 _HUB_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$")
 
 
-def local_file(choice: str | Path, advice: str = "train first, or give a file with --pretrained FILE") -> Path:
+def local_file(
+    choice: str | Path, advice: str = "train first, or give a file with --pretrained FILE", folder: Path = ROOT
+) -> Path:
     """Return the path of the weights that a setting names: a file (with or without .pdparams), a URL, a published name.
 
-    Raises UserError with `advice` if there is no such file, or if it cannot be downloaded.
+    A relative path starts at `folder`. Raises UserError with `advice` if there is no such file, or if it cannot be
+    downloaded.
     """
-    word = published.meaning(choice, ROOT)
+    word = published.meaning(choice, folder)
     if is_url(word):
         return download(word)
     if word in published.table():
