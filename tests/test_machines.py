@@ -87,6 +87,23 @@ def test_container_quota_limits_the_cores(tmp_path, monkeypatch, files, cores):
     assert 1 <= runtime.cores() <= os.cpu_count()
 
 
+@pytest.mark.parametrize(("lines", "chosen"), [
+    ("vendor_id : AuthenticAMD\nflags : fpu fma avx avx2\n", True),
+    ("vendor_id : HygonGenuine\nflags : fma avx2", True),
+    ("vendor_id : GenuineIntel\nflags : fpu fma avx avx2\n", False),
+    ("vendor_id : AuthenticAMD\nflags : fma avx", False),
+    ("CPU implementer : 0x41\nFeatures : fp asimd\n", False), (None, False),
+])  # fmt: skip
+def test_the_matrix_products_use_the_avx2_of_every_maker(tmp_path, monkeypatch, lines, chosen):
+    if lines:
+        (tmp_path / "cpuinfo").write_text(lines)
+    assert runtime.needs_avx2_chosen(tmp_path / "cpuinfo") == chosen
+    monkeypatch.setattr(runtime, "needs_avx2_chosen", lambda _: chosen)
+    monkeypatch.delenv("MKL_DEBUG_CPU_TYPE", raising=False)
+    runtime.import_paddle("cpu", several=True)
+    assert os.environ.get("MKL_DEBUG_CPU_TYPE") == ("5" if chosen else None)
+
+
 def test_user_without_a_home_and_a_name(monkeypatch):
     def unknown(number):
         raise KeyError(f"getpwuid(): uid not found: {number}")
