@@ -1,5 +1,6 @@
 """Fixtures and helpers for all tests: run commands, real pictures, pages in a browser."""
 
+import gc
 import importlib.util
 import logging
 import os
@@ -49,6 +50,12 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     session.longest_first(items)
+
+
+def pytest_collection_finish():
+    # Modules and tests stay to the end: `gc.collect` of Paddle's compiler and of in_process.py need not read them.
+    gc.collect()
+    gc.freeze()
 
 
 if importlib.util.find_spec("hypothesis"):  # not installed beside PaddlePaddle 2.6.2

@@ -71,11 +71,12 @@ def test_val_agrees_with_training(quick_run):
     assert other.stdout.splitlines()[-1] == lines[-1]
 
 
-def test_training_starts_from_pretrained_weights(quick_run):
+def test_training_starts_from_pretrained_weights(quick_run, tmp_path):
     _, output = quick_run
     weights = output / "lit_data/best.pdparams"
     done = tool("train", "--pretrained", weights, "--output", output, "NAME", "again", "TRAIN.EPOCHS", 1,
-                "TRAIN.BASE_LR", 1e-9, "TRAIN.MIN_LR", 0.0, "TRAIN.WARMUP_LR", 0.0)  # fmt: skip
+                "TRAIN.BASE_LR", 1e-9, "TRAIN.MIN_LR", 0.0, "TRAIN.WARMUP_LR", 0.0,
+                *few_digits(tmp_path)[:2])  # fmt: skip
     best = max(re.findall(r"val acc is:(\S+)", (output / "lit_data.log").read_text()))
     assert f"lit_data val acc is:{best}" in done.stdout
     # The config still names the weights that it started from, but the run has better ones by now.
@@ -222,7 +223,8 @@ def test_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_broken_training_image_is_one_line(tmp_path):
-    shutil.copytree(ROOT / "lit_data", tmp_path / "data")
+    for split in ("train", "val"):
+        shutil.copytree(ROOT / "lit_data/val", tmp_path / "data" / split)
     (tmp_path / "data/train/3").joinpath("zero.png").write_bytes(b"")
     for workers in (0, 2):
         line = error_line("train", "--data-path", tmp_path / "data", "--output", tmp_path, *QUICK, "DATA.NUM_WORKERS",

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from conftest import ROOT, error_line, tool
-from test_processes import launched, nothing_is_left_running  # noqa: F401
+from launching import launched, nothing_is_left_running  # noqa: F401
 
 # Long enough to be disturbed; two loader processes.
 WORDS = ["MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.DEPTH", 1, "MODEL.T2T.TOKEN_DIM", 8, "DATA.NUM_WORKERS", 2]

@@ -1,4 +1,4 @@
-"""What people build on: every variant in Paddle's own tools, parameter groups, preprocessing, hub, embeddings."""
+"""What people build on: every kind of model in Paddle's own tools, parameter groups, preprocessing, hub, embeddings."""
 
 import os
 import shutil
@@ -53,7 +53,7 @@ def small_model(name, **overrides):
     return create_model(name, **{**sizes, **overrides})
 
 
-@pytest.fixture(params=list_models())
+@pytest.fixture(params=first_of_each_kind())
 def model(request):
     return small_model(request.param)
 
@@ -63,7 +63,7 @@ def images(count=2):
     return paddle.randn([count, 3, 32, 32])
 
 
-# --- Every variant in Paddle's own tools ---
+# --- Every kind of model in Paddle's own tools ---
 
 
 class Pairs(paddle.io.Dataset):
@@ -105,14 +105,8 @@ def test_it_is_fitted_by_paddle_model(model):
     assert changed == set(before) - frozen
 
 
-def test_paddle_counts_and_wraps_it(model):
+def test_paddle_wraps_it(model):  # what paddle.summary and paddle.flops count is in test_layers.py
     model.eval()
-    named = dict(model.named_parameters())
-    # Without the parameters that the model itself holds. test_layers.py has exact numbers of operations.
-    inside = sum(parameter.size for name, parameter in named.items() if "." in name)
-    assert paddle.summary(model, (1, 3, 32, 32))["total_params"] == inside
-    weights = sum(parameter.size for name, parameter in named.items() if "blocks" in name and parameter.ndim == 2)
-    assert paddle.flops(model, [1, 3, 32, 32]) >= weights  # a token or more pass each weight
     assert (paddle.DataParallel(model)(images()) == model(images())).all()
 
 
