@@ -87,11 +87,7 @@ def misread_with_onednn(engine, path, onednn, open_predictor=exporter.open_predi
 
 def test_a_plain_program_gets_the_shipped_digits_right(tmp_path):
     tool("export", "--format", "paddle", "--file", tmp_path / f"x{exporter._PROGRAM}", "--images", 20)
-    command = [
-        sys.executable,
-        ROOT / "tests/programs/plain_inference.py",
-        tmp_path / f"x{exporter._PROGRAM}",
-        ROOT / "lit_data/val",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    program = [ROOT / "tests/programs/plain_inference.py", tmp_path / f"x{exporter._PROGRAM}", ROOT / "lit_data/val"]
+    done = subprocess.run([sys.executable, *program, "default"], capture_output=True, text=True, cwd=tmp_path,
+                          env=ENVIRONMENT)  # fmt: skip
     assert done.stdout == "0.9917\n", done.stdout + done.stderr
