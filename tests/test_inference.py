@@ -1,12 +1,8 @@
 """Paddle Inference computes the right logits from an exported file, with its defaults, with and without oneDNN."""
 
-import subprocess
-import sys
-
 import numpy as np
 import paddle
 import pytest
-from conftest import ENVIRONMENT, ROOT, tool
 from paddle import inference
 from test_fold import KINDS, small_model
 from test_library import first_of_each_kind
@@ -83,11 +79,3 @@ def misread_with_onednn(engine, path, onednn, open_predictor=exporter.open_predi
     run = predictor.run
     predictor.run = lambda images: run(images) + (0.01 if onednn else 0)
     return predictor
-
-
-def test_a_plain_program_gets_the_shipped_digits_right(tmp_path):
-    tool("export", "--format", "paddle", "--file", tmp_path / f"x{exporter._PROGRAM}", "--images", 20)
-    program = [ROOT / "tests/programs/plain_inference.py", tmp_path / f"x{exporter._PROGRAM}", ROOT / "lit_data/val"]
-    done = subprocess.run([sys.executable, *program, "default"], capture_output=True, text=True, cwd=tmp_path,
-                          env=ENVIRONMENT)  # fmt: skip
-    assert done.stdout == "0.9917\n", done.stdout + done.stderr
