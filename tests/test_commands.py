@@ -95,7 +95,7 @@ def test_training_starts_from_pretrained_weights(quick_run, tmp_path):
 
 
 def test_shipped_model_agrees_with_its_log():
-    done = tool("val", fresh=True)
+    done = tool("val")
     final = re.fullmatch(r"lit_data final val acc is:(0\.\d{4})", done.stdout.splitlines()[-1]).group(1)
     log = (ROOT / "log/pretrained/lit_data.log").read_text()
     assert f"lit_data val acc is:{final} (EMA)\nbest so far, saved as best.pdparams (EMA)\n" in log
@@ -113,7 +113,7 @@ def test_val_on_a_split_folder_and_on_the_training_images(tmp_path):
 
 
 def test_predict_without_arguments_names_a_shipped_digit():
-    lines = tool("predict", cwd="/", fresh=True).stdout.splitlines()
+    lines = tool("predict", cwd="/").stdout.splitlines()
     assert lines[0].endswith("lit_data/val/3/0045.png")
     assert len(lines) == 7 and lines[-1] == "class_id is: 3"
     assert re.fullmatch(r"  0\.\d{4} +3  three", lines[1])
@@ -122,7 +122,7 @@ def test_predict_without_arguments_names_a_shipped_digit():
 def test_predict_files_folders_globs_and_json(tmp_path):
     target = tmp_path / "out.json"
     done = tool("predict", ROOT / "lit_data/val/7", DIGIT, f"{ROOT}/lit_data/val/1/*0.png", "--json", target,
-                "--top-k", 2, "VAL.BATCH_SIZE", 16, fresh=True)  # fmt: skip
+                "--top-k", 2, "VAL.BATCH_SIZE", 16)  # fmt: skip
     results = json.loads(target.read_text())
     sevens = len(list((ROOT / "lit_data/val/7").iterdir()))
     ones = len(list((ROOT / "lit_data/val/1").glob("*0.png")))
