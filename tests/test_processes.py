@@ -9,6 +9,7 @@ import test_amp
 from conftest import ROOT, tool
 from launching import PLAIN, launched, nothing_is_left_running, start, start_nodes, train  # noqa: F401
 from programs import in_ranks
+from test_data_faults import WORDS, copy_of_digits, images, some_images
 
 from t2t_vit.weights import checkpoint
 
@@ -49,7 +50,17 @@ def fine_tuning(ten_steps, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_two_folder(ten_steps, distilling, fine_tuning, tmp_path_factory):
+def unreadable(tmp_path_factory):
+    """(options of a run that replaces unreadable images, these images)."""
+    data = copy_of_digits(tmp_path_factory.mktemp("unreadable") / "data")
+    broken = images(data, 3)[:5]
+    for path in broken:
+        path.write_text("no picture")
+    return ["--data-path", data, *WORDS, 2, "DATA.ON_ERROR", "skip", *some_images(data)], broken
+
+
+@pytest.fixture(scope="module")
+def in_two_folder(ten_steps, distilling, fine_tuning, unreadable, tmp_path_factory):
     """The folder of programs/in_ranks.py, which also trains in it: a launch is most of the time of a short run."""
     folder = tmp_path_factory.mktemp("ranks")
     commands = [
@@ -58,6 +69,7 @@ def in_two_folder(ten_steps, distilling, fine_tuning, tmp_path_factory):
         # Also with recomputed activations: DataParallel's hooks allow a parameter only once.
         ["--output", folder / "accumulated", "--batch-size", 16, *ten_steps[0], "TRAIN.ACCUM_STEPS", 2,
          "TRAIN.RECOMPUTE", True],
+        ["--output", folder / "unreadable", "--batch-size", 32, *unreadable[0]],
     ]  # fmt: skip
     process = start(folder, ROOT / "tests/programs/in_ranks.py", folder, json.dumps(commands, default=str))
     assert process.wait(200) == 0, (folder / "launcher.txt").read_text()
@@ -129,6 +141,11 @@ def test_accumulated_steps_train_like_whole_ones(ten_steps, in_two_folder, tmp_p
     train(tmp_path, "--batch-size", 16, *words, "TRAIN.ACCUM_STEPS", 4)
     assert_close(tmp_path / "lit_data", one)
     assert_close(in_two_folder / "accumulated/lit_data", one)
+
+
+def test_main_log_lists_the_images_of_all_processes(unreadable, in_two_folder):
+    log = (in_two_folder / "unreadable/lit_data.log").read_text()
+    assert [log.count(f"replaced: image {path} cannot be read") for path in unreadable[1]] == [1] * 5
 
 
 def test_two_processes_train_in_16_bits_like_one(in_two, monkeypatch):
