@@ -1,4 +1,4 @@
-"""Run by the launcher in two processes, for test_processes.py: in_ranks.py FOLDER [COMMANDS].
+"""Run by the launcher in two processes, for test_processes.py: in_ranks.py FOLDER COMMANDS.
 
 Each process writes FOLDER/rankN.json and FOLDER/rankN.npz, and then runs COMMANDS, a JSON list of the words of
 tools/train.py, one after the other.
