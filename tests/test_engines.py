@@ -1,17 +1,23 @@
 """val.py and predict.py with inference engines: same results, Paddle only if needed, errors in one line."""
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, few_digits, tool
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.deploy.engines import ENGINES, open_predictor, require
+from t2t_vit.config import load_config
+from t2t_vit.data.classes import ClassList
+from t2t_vit.deploy import open_model
+from t2t_vit.deploy.engines import ENGINES, Predictor, open_predictor, require
+from t2t_vit.deploy.metadata import Metadata
 from t2t_vit.deploy.predict import likeliest
 
 for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
@@ -113,6 +119,51 @@ def test_openvino_reads_onnx_too(alone):
     images = np.random.default_rng(0).normal(size=(3, 3, 16, 16))
     logits = [open_predictor(engine, alone / "lit_data.onnx")(images) for engine in ("openvino", "onnxruntime")]
     np.testing.assert_allclose(*logits, atol=1e-5)
+
+
+def test_batches_are_computed_at_the_same_time_and_stay_in_order():
+    together = threading.Barrier(2, timeout=10)
+
+    def run(images):
+        together.wait()  # fails unless two batches run
+        return images[:, 0, 0, :1]
+
+    metadata = Metadata.of(load_config("configs/lit_data.yaml"), ClassList(("0",), ("zero",), "x"), "fp32")
+    images = np.arange(6, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, 16, 16), np.float32)
+    assert Predictor(run, metadata, parallel=2)(images)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_commands_with_several_images_run_them_at_the_same_time(alone, tmp_path, monkeypatch):
+    opened = []
+
+    def record(*args, parallel=1, **options):
+        opened.append(parallel)
+        return open_predictor(*args, parallel=parallel, **options)
+
+    monkeypatch.setattr(open_model, "open_predictor", record)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    model, digits = ["--pretrained", alone / "lit_data.xml"], ROOT / "lit_data/val/3"
+    tool("predict", *model, digits / "0045.png")
+    tool("predict", *model, digits)
+    tool("val", *model, *few_digits(tmp_path, 2))
+    assert opened == [1, 2, 2]
+
+
+@pytest.mark.parametrize("precision, hint", [("fp32", "f32"), ("bf16", "bf16"), ("int8", "bf16")])
+def test_openvino_may_use_bfloat16_unless_the_file_is_fp32(alone, monkeypatch, precision, hint):
+    import openvino
+
+    hints, compile_model = [], openvino.Core.compile_model
+
+    def record(core, model, device, options):
+        hints.append(options["INFERENCE_PRECISION_HINT"])
+        return compile_model(core, model, device, options)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", record)
+    read = Metadata.from_entries
+    monkeypatch.setattr(Metadata, "from_entries", lambda *args: dataclasses.replace(read(*args), precision=precision))
+    open_predictor("openvino", alone / "lit_data.xml")
+    assert hints == [hint]
 
 
 def test_a_stale_export_is_a_warning(run_folder, tmp_path):
@@ -244,11 +295,13 @@ def test_input_of_another_size_is_refused(alone):
         predictor(np.zeros((2, 3, 32, 32), np.float32))
 
 
-@pytest.mark.parametrize("library", ["onnxruntime", "openvino", "paddle2onnx"])
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino", "paddle2onnx", "nncf"])
 def test_missing_library_is_named(alone, tmp_path, library):
     (tmp_path / f"{library}.py").write_text(f"raise ModuleNotFoundError('gone', name='{library}')")
     words = ["export.py", "--format", "onnx"]
-    if library != "paddle2onnx":
+    if library == "nncf":
+        words = ["export.py", "--format", "openvino", "--precision", "int8"]
+    elif library != "paddle2onnx":
         words = ["predict.py", "--pretrained", alone / FILES[library]]
     done = subprocess.run([sys.executable, ROOT / "tools" / words[0], *words[1:]], capture_output=True, text=True,
                           cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip

@@ -19,7 +19,7 @@ from t2t_vit.deploy.engines import open_predictor
 from t2t_vit.deploy.export import export_model
 from t2t_vit.deploy.metadata import Metadata
 
-for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino"):
+for library in ("onnx", "paddle2onnx", "onnxruntime", "openvino", "nncf"):
     pytest.importorskip(library, reason="an optional library of the engines")
 
 SHIPPED = ROOT / "output/pretrained/lit_data/best.pdparams"
@@ -100,6 +100,18 @@ def test_bf16_and_int8_have_their_precision(exported):
     eights = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2}
     assert any(name.startswith("blocks.0.mlp.fc1") for name in eights)
     assert not any(name.startswith(("heads.", "stages.0.w", "stages.0.kqv")) for name in eights)
+
+
+def test_int8_of_openvino_keeps_the_statistics_of_windows_in_float(exported):
+    import openvino
+
+    model, path, _ = exported("performer", "openvino", "int8")
+    constants = [node for node in openvino.Core().read_model(path).get_ops() if node.get_type_name() == "Constant"]
+    eights = [node for node in constants if node.get_element_type().to_string() == "i8"]
+    assert sum(len(node.get_output_shape(0)) == 4 for node in eights) == 3  # colours of both stages, embedding
+    assert sum(len(node.get_output_shape(0)) == 2 for node in eights) > 6 * len(model.backbone())
+    names = {node.friendly_name for node in constants if node.get_element_type().to_string() == "f32"}
+    assert {f"stages.{i}.kqv.{name}.weight" for i in (0, 1) for name in ("differences", "means")} <= names
 
 
 @pytest.mark.parametrize("kind, count", [("ghost", 12), ("dense", 18)])
@@ -216,13 +228,18 @@ def test_command_writes_and_compares(tmp_path):
     assert (metadata.model, metadata.data, metadata.classes[3]) == ("t2t_vit_7", "lit_data", "three")
 
 
-def test_command_calibrates_on_training_images(tmp_path):
-    words = ["--format", "onnx", "--precision", "int8", "--config", "configs/lit_data_pit.yaml", "--file"]
-    done = tool("export", *words, tmp_path / "x.onnx", "--calibration", 20, "--images", 100)
-    assert "int8" in done.stdout and "compared on 100 images" in done.stdout
+def test_command_calibrates_on_training_images(tmp_path, monkeypatch):
+    # In a process of its own: with pytest imported, NNCF sends no telemetry, which also writes into the home folder.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--format", "openvino", "--precision", "int8", "--config", "configs/lit_data_pit.yaml", "--file"]
+    done = tool("export", *words, tmp_path / "x.xml", "--calibration", 20, "--images", 100, fresh=True)
+    lines = done.stdout.splitlines()
+    assert (len(lines), done.stderr) == (3, "")
+    assert ": int8, " in lines[1] and lines[2].startswith("compared on 100 images")
+    assert not (tmp_path / "intel").exists()
     (tmp_path / "empty").mkdir()
-    line = error_line("export", *words, tmp_path / "y.onnx", "--data-path", tmp_path / "empty")
-    assert "empty" in line and not (tmp_path / "y.onnx").exists()
+    line = error_line("export", *words, tmp_path / "y.xml", "--data-path", tmp_path / "empty")
+    assert "empty" in line and not (tmp_path / "y.xml").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import contextlib
 import importlib
 import os
 import queue
+import sys
 import textwrap
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,17 @@ from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
 # Suffixes of the files that each engine reads. "paddle" runs weights.
 SUFFIXES = {"inference": (".json", ".pdmodel"), "onnxruntime": (".onnx",), "openvino": (".xml", ".onnx")}
+_TELEMETRY = "openvino_telemetry"
 CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
 
 
 def require(module: str, what: str, packages: str = "") -> Any:
-    """Import an optional library. Raises UserError with its name, and how to install it or `packages`, if missing."""
+    """Import an optional library. Raises UserError with its name, and how to install it or `packages`, if missing.
+
+    OpenVINO and NNCF are imported without their telemetry, which would write to the home folder and use the network.
+    """
+    telemetry = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # its import fails, and they continue without it
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -40,6 +48,10 @@ def require(module: str, what: str, packages: str = "") -> Any:
         raise UserError(words) from None
     except ImportError as error:
         raise UserError(f"{what} needs {module}, which cannot be imported: {one_line(error)}") from error
+    finally:
+        del sys.modules[_TELEMETRY]
+        if telemetry:
+            sys.modules[_TELEMETRY] = telemetry
 
 
 def is_paddle_2(paddle):
@@ -139,11 +151,12 @@ def to_input(pixels: np.ndarray, metadata: Metadata) -> np.ndarray:
 class Predictor:
     """Maps normalised images (B, C, H, W) to logits (B, K), float32 arrays, for any B >= 1.
 
-    `run` takes one batch. Up to `parallel` threads may call at the same time.
+    `run` takes one batch. Up to `parallel` batches are computed at the same time, of one call or of several threads'.
     """
 
     def __init__(self, run: Callable[[np.ndarray], np.ndarray], metadata: Metadata, parallel: int = 1) -> None:
         self.run, self.metadata, self.parallel = run, metadata, parallel
+        self._map = ThreadPoolExecutor(parallel).map if parallel > 1 else map
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         images = np.ascontiguousarray(images, np.float32)
@@ -153,7 +166,8 @@ class Predictor:
         count, size = len(images), self.metadata.batch_size or len(images)
         if missing := -count % size:
             images = np.concatenate([images, np.zeros((missing, *expected), np.float32)])
-        return np.concatenate([self.run(images[i : i + size]) for i in range(0, count, size)])[:count]
+        batches = [images[i : i + size] for i in range(0, count, size)]
+        return np.concatenate(list(self._map(self.run, batches)))[:count]
 
 
 def eager_predictor(model, metadata):
@@ -229,8 +243,8 @@ def _openvino(path, threads, parallel):
     if CHECKSUM in entries:
         _check_part(path, ".bin", entries[CHECKSUM])
     metadata = Metadata.from_entries(entries, path)
-    # By default, OpenVINO computes in bfloat16 on CPUs that support it.
-    options = {"INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32"}
+    # bf16 also for what an int8 file leaves in floating point. CPUs without bfloat16 compute in float32 all the same.
+    options = {"INFERENCE_PRECISION_HINT": "f32" if metadata.precision == "fp32" else "bf16"}
     if parallel == 1:
         options |= {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     else:

@@ -31,7 +31,7 @@ from t2t_vit.deploy.engines import CHECKSUM, checksum, eager_predictor, is_paddl
 from t2t_vit.deploy.fold import fold
 from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 from t2t_vit.deploy.open_model import export_folder, open_model
-from t2t_vit.deploy.quantize import quantize
+from t2t_vit.deploy.quantize import quantize_onnx, quantize_openvino
 from t2t_vit.models.family import VisionTransformer
 from t2t_vit.parallel.microbatch import inference
 
@@ -127,7 +127,8 @@ def check_offered(form: str, precision: str) -> None:
         raise UserError(
             f"--format {form} needs PaddlePaddle 3; this is {paddle.__version__}, which supports only --format paddle"
         )
-    for module in ("onnx", "paddle2onnx", ENGINE_OF[form], "onnxruntime" if precision == "int8" else "onnx"):
+    quantizer = ["nncf"] if (form, precision) == ("openvino", "int8") else []
+    for module in ("onnx", "paddle2onnx", ENGINE_OF[form], *quantizer):
         require(module, f"an {form} file in {precision}")
 
 
@@ -241,17 +242,22 @@ def _write_paddle(model, metadata, path, _):
     path.with_suffix(".yml").write_text(text, encoding="utf-8")
 
 
+def _onnx_graph(model, metadata, folder):
+    """Return the model as an onnx.ModelProto in float32. Needs a folder for temporary files."""
+    from t2t_vit.deploy.onnx_graph import to_onnx  # needs onnx, which is optional
+
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        program = Path(temporary) / f"program{_PROGRAM}"
+        names = _save_paddle(model, metadata, program)
+        return to_onnx(program, program.with_suffix(".pdiparams"), names)
+
+
 def _write_onnx(model, metadata, path, samples):
     import onnx  # optional
 
-    from t2t_vit.deploy.onnx_graph import to_onnx  # needs onnx
-
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        program = Path(folder) / f"program{_PROGRAM}"
-        names = _save_paddle(model, metadata, program)
-        graph = to_onnx(program, program.with_suffix(".pdiparams"), names)
+    graph = _onnx_graph(model, metadata, path.parent)
     if metadata.precision == "int8":
-        quantize(graph, path, _calibration_batches(samples.calibration, metadata))
+        quantize_onnx(graph, path, _calibration_batches(samples.calibration, metadata))
         graph = onnx.load(path)
     onnx.helper.set_model_props(graph, metadata.to_entries())
     onnx.save(graph, path)
@@ -269,16 +275,16 @@ def _calibration_batches(pixels, metadata):
 def _write_openvino(model, metadata, path, samples):
     import openvino  # optional
 
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        source = Path(folder) / "model.onnx"
-        _write_onnx(model, metadata, source, samples)
-        graph = openvino.Core().read_model(source)  # convert_model does the same, but sends telemetry
-        for name, value in metadata.to_entries().items():
-            graph.set_rt_info(value, [NAMESPACE, name])
-        # For bf16, float16 weights are enough, because they are rounded to bfloat16 anyway.
-        openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")
-        graph.set_rt_info(checksum(path.with_suffix(".bin")), [NAMESPACE, CHECKSUM])
-        openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")  # the same .bin
+    content = _onnx_graph(model, metadata, path.parent).SerializeToString()
+    graph = openvino.Core().read_model(content)  # convert_model does the same, but sends telemetry
+    if metadata.precision == "int8":
+        graph = quantize_openvino(graph, _calibration_batches(samples.calibration, metadata))
+    for name, value in metadata.to_entries().items():
+        graph.set_rt_info(value, [NAMESPACE, name])
+    # For bf16, float16 weights are enough, because they are rounded to bfloat16 anyway.
+    openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")
+    graph.set_rt_info(checksum(path.with_suffix(".bin")), [NAMESPACE, CHECKSUM])
+    openvino.save_model(graph, path, compress_to_fp16=metadata.precision == "bf16")  # the same .bin
 
 
 _WRITERS = {"paddle": _write_paddle, "onnx": _write_onnx, "openvino": _write_openvino}

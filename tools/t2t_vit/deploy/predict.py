@@ -37,7 +37,8 @@ def predict(args: argparse.Namespace, cfg: CfgNode) -> int:
         raise UserError(f'--embeddings computes the features of one view, but VAL.TTA is {cfg.VAL.TTA}: set VAL.TTA ""')
     paths = find_images(args.words)
     check_outputs((args.json, args.json_ids, args.embeddings), [*args.inputs, *paths])
-    opened = open_model(args, cfg, weights_only=bool(args.embeddings), with_head=not args.embeddings)
+    features = bool(args.embeddings)
+    opened = open_model(args, cfg, weights_only=features, with_head=not features, parallel=len(paths) > 1)
     if not args.weights_named:
         log.info("note: %s", opened)
     if args.embeddings:
