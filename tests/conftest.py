@@ -1,5 +1,6 @@
 """Fixtures and helpers for all tests: run commands, real pictures, pages in a browser."""
 
+import gc
 import importlib.util
 import logging
 import os
@@ -21,8 +22,10 @@ from t2t_vit import cli  # noqa: E402
 if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests run at a time: limit threads, unless a test sets them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts its background jobs
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts its background jobs without SIGINT, and nohup without SIGHUP.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 cli.import_paddle("cpu", several=True)  # tests/programs/in_ranks.py is one of two processes
 
@@ -49,6 +52,12 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     session.longest_first(items)
+
+
+def pytest_collection_finish():
+    # Modules and tests stay to the end: `gc.collect` of Paddle's compiler and of in_process.py need not read them.
+    gc.collect()
+    gc.freeze()
 
 
 if importlib.util.find_spec("hypothesis"):  # not installed beside PaddlePaddle 2.6.2

@@ -3,9 +3,13 @@
 import json
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import paddle
+
+from t2t_vit.models import layers
+from t2t_vit.models.zoo import create_model
 
 _GOLDEN = Path(__file__).parent / "golden"
 FIGURES, ARRAYS = {}, {}
@@ -18,6 +22,12 @@ TINY = dict(image_size=64, embed_dim=48, depth=2, num_heads=3, mlp_ratio=2.0, nu
 def linear_weights(model):
     """Names of the weights that Paddle stores transposed, [in, out]."""
     return {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.Linear)}
+
+
+def build(name):
+    """A variant with values of `weight`. Its own, which take longer than a forward pass, are not drawn."""
+    with mock.patch.multiple(layers, Normal=mock.DEFAULT, Uniform=mock.DEFAULT):
+        return set_weights(create_model(name))
 
 
 def set_weights(model, seed=0):
@@ -49,9 +59,10 @@ def images(count, size, seed=0):
 
 
 def gradients(model, x, labels):
-    """Loss, {name: gradient in PyTorch's layout} of the trained parameters, and the gradient of the input."""
+    """Loss, {name: gradient in PyTorch's layout} of the trained parameters, gradient of the input, and logits."""
     x = paddle.to_tensor(x, stop_gradient=False)
-    loss = paddle.nn.functional.cross_entropy(model(x), paddle.to_tensor(labels))
+    logits = model(x)
+    loss = paddle.nn.functional.cross_entropy(logits, paddle.to_tensor(labels))
     loss.backward()
     transposed = linear_weights(model)
     found = {}
@@ -59,4 +70,4 @@ def gradients(model, x, labels):
         if parameter.grad is not None:
             gradient = parameter.grad.numpy().astype(np.float64)
             found[name] = gradient.T if name in transposed else gradient
-    return loss.item(), found, x.grad.numpy().astype(np.float64)
+    return loss.item(), found, x.grad.numpy().astype(np.float64), logits.numpy()

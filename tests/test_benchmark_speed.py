@@ -99,7 +99,7 @@ def test_parts_of_a_step_add_up_to_the_step(cfg, monkeypatch):
     training = TrainingSteps(cfg, samples)
     subject.build(lambda: training)
     found = subject.time_round()
-    assert sum(found[part] for part in PARTS) == pytest.approx(found["seconds"], rel=0.05)
+    assert sum(found[part] for part in PARTS) == pytest.approx(found["seconds"], rel=0.2)
     monkeypatch.setattr(subject._timed, "calls", 1)
     part = training.step._backward_part
     monkeypatch.setattr(training.step, "_backward_part", lambda *args: (sleeping(), part(*args))[1])

@@ -11,24 +11,29 @@ import time
 
 import pytest
 from conftest import ROOT, error_line, tool
-from test_processes import launched, nothing_is_left_running  # noqa: F401
 
 # Long enough to be disturbed; two loader processes.
 WORDS = ["MODEL.T2T.EMBED_DIM", 32, "MODEL.T2T.DEPTH", 1, "MODEL.T2T.TOKEN_DIM", 8, "DATA.NUM_WORKERS", 2]
-WORDS += ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.EMA_DECAY", 0.9, "TRAIN.EPOCHS"]
+# Such a small model takes several times as long in parts of a batch.
+WORDS += ["CPU.MICRO_BATCH", 0, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COOLDOWN_EPOCHS", 0, "TRAIN.EMA_DECAY", 0.9]
+WORDS += ["TRAIN.EPOCHS"]
+
+
+def copy_of_digits(data):
+    """A copy of the digits with a few of the validation images, which no test here damages."""
+    shutil.copytree(ROOT / "lit_data/train", data / "train")
+    for name in ("classes.txt", "train.txt"):
+        shutil.copy(ROOT / "lit_data" / name, data)
+    for digit in "0123456789":
+        (data / "val" / digit).mkdir(parents=True)
+        for path in sorted((ROOT / "lit_data/val" / digit).iterdir())[:2]:
+            shutil.copy(path, data / "val" / digit)
+    return data
 
 
 @pytest.fixture
 def data(tmp_path):
-    """A copy of the digits with a few of the validation images, which no test here damages."""
-    shutil.copytree(ROOT / "lit_data/train", tmp_path / "data/train")
-    for name in ("classes.txt", "train.txt"):
-        shutil.copy(ROOT / "lit_data" / name, tmp_path / "data")
-    for digit in "0123456789":
-        (tmp_path / "data/val" / digit).mkdir(parents=True)
-        for path in sorted((ROOT / "lit_data/val" / digit).iterdir())[:2]:
-            shutil.copy(path, tmp_path / "data/val" / digit)
-    return tmp_path / "data"
+    return copy_of_digits(tmp_path / "data")
 
 
 def some_images(data):
@@ -60,14 +65,14 @@ def test_skip_replaces_and_lists_each_file_once(data, tmp_path):
     broken = images(data, 3)[: len(FAULTS)]
     for path, (damage, _) in zip(broken, FAULTS.values()):
         damage(path)
-    words = ["--data-path", data, "--output", tmp_path, *WORDS, 3, "DATA.ON_ERROR", "skip", *some_images(data)]
+    words = ["--data-path", data, "--output", tmp_path, *WORDS, 2, "DATA.ON_ERROR", "skip", *some_images(data)]
     done = tool("train", *words)
     for path, (_, reason) in zip(broken, FAULTS.values()):
         assert len(re.findall(f"^warning: replaced: image {path} .*{reason}", done.stderr, re.MULTILINE)) == 1
     totals = re.findall(r"^warning: (\d+) unreadable images replaced in this epoch$", done.stderr, re.MULTILINE)
     rows = [json.loads(line) for line in (tmp_path / "lit_data/metrics.jsonl").read_text().splitlines()]
     assert [row["skipped_images"] for row in rows] == [int(total) for total in totals]
-    assert len(rows) == 3 and all(4 <= row["skipped_images"] <= 8 for row in rows)  # an epoch drops 4
+    assert len(rows) == 2 and all(4 <= row["skipped_images"] <= 8 for row in rows)  # an epoch drops 4
     again = tool("train", *words, "NAME", "again", "DATA.NUM_WORKERS", 0)
     assert again.stderr == done.stderr
     assert (tmp_path / "again/metrics.jsonl").read_text() == (tmp_path / "lit_data/metrics.jsonl").read_text()
@@ -111,16 +116,6 @@ def test_three_images_of_a_small_data_set_may_be_replaced(data, tmp_path):
     images(data, 3)[3].write_text("no picture")
     line = error_line("train", *words, "NAME", "four")
     assert "4 images could not be read, but DATA.ON_ERROR skip allows only 3 of the 59 in an epoch" in line
-
-
-def test_main_log_lists_the_images_of_all_processes(data, tmp_path):
-    broken = images(data, 3)[:5]
-    for path in broken:
-        path.write_text("no picture")
-    launched(tmp_path / "launch", "train", "--data-path", data, "--output", tmp_path, "--batch-size", 32, *WORDS, 2,
-             "DATA.ON_ERROR", "skip", *some_images(data))  # fmt: skip
-    log = (tmp_path / "lit_data.log").read_text()
-    assert [log.count(f"replaced: image {path} cannot be read") for path in broken] == [1] * 5
 
 
 def disturbed(data, output, disturb):

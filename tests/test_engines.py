@@ -102,6 +102,13 @@ def test_predict_needs_no_paddle(alone, tmp_path, engine):
     assert done.stdout.splitlines()[1].endswith("3  three") and done.stdout.splitlines()[-1] == "class_id is: 3"
 
 
+def test_a_plain_program_gets_the_shipped_digits_right(alone, tmp_path):
+    program = [ROOT / "tests/programs/plain_inference.py", alone / FILES["inference"], ROOT / "lit_data/val"]
+    done = subprocess.run([sys.executable, *program, "default"], capture_output=True, text=True, cwd=tmp_path,
+                          env=ENVIRONMENT)  # fmt: skip
+    assert done.stdout == "0.9917\n", done.stdout + done.stderr
+
+
 def test_openvino_reads_onnx_too(alone):
     images = np.random.default_rng(0).normal(size=(3, 3, 16, 16))
     logits = [open_predictor(engine, alone / "lit_data.onnx")(images) for engine in ("openvino", "onnxruntime")]

@@ -1,9 +1,7 @@
-"""Evaluation: the report, other test sets of ImageNet, ReaL labels and test-time augmentation."""
+"""Evaluation on other test sets of ImageNet, and with ReaL labels."""
 
 import json
-import re
 import shutil
-import tracemalloc
 
 import numpy as np
 import paddle
@@ -13,20 +11,14 @@ from PIL import Image
 
 from t2t_vit.common.errors import UserError
 from t2t_vit.config import CLASS_LISTS, load_config
-from t2t_vit.data import reading
-from t2t_vit.data.classes import ClassList, read_classes
+from t2t_vit.data.classes import read_classes
 from t2t_vit.data.dataset import Split, load_data
-from t2t_vit.data.images import load_image, to_array
 from t2t_vit.data.loader import EvalLoader
 from t2t_vit.data.paths import Paths
-from t2t_vit.data.transforms import EvalTransform, num_views
-from t2t_vit.deploy.report import report_of, to_json
 from t2t_vit.models.zoo import create_model
-from t2t_vit.training.class_counts import BINS, ClassCounts, confused_pairs
 from t2t_vit.training.evaluator import evaluate
 from t2t_vit.training.real_labels import RealAccuracy, read_real_labels
 from t2t_vit.weights import checkpoint
-from t2t_vit.weights.build import build_trained_model
 
 CONFIG = ROOT / "configs/lit_data.yaml"
 WNIDS = read_classes(CLASS_LISTS["imagenet1k"]).folders
@@ -40,153 +32,6 @@ def split_of(labels, names=None):
     """A split whose images need not exist."""
     names = names or [f"{number}.png" for number in range(len(labels))]
     return Split("val", "val", Paths.of(names), np.array(labels, np.int32))
-
-
-# --- Report ---
-
-
-@pytest.fixture
-def answers():
-    """(logits (200, 7), labels (200,)): class 5 has no image, class 6 has none and is never predicted."""
-    rng = np.random.default_rng(0)
-    logits, labels = 2 * rng.standard_normal((200, 7)).astype(np.float32), rng.integers(0, 5, 200)
-    logits[np.arange(100), labels[:100]] += 3
-    logits[:, 6] = -9
-    return logits, labels
-
-
-def counted(logits, labels, batch=32):
-    counts = ClassCounts(logits.shape[1])
-    for start in range(0, len(labels), batch):
-        counts.add(*(paddle.to_tensor(part[start : start + batch]) for part in (logits, labels)))
-    counts.collect()
-    return counts
-
-
-def assert_like_sklearn(report, labels, predicted):
-    """The figures by class and their means are those of scikit-learn."""
-    metrics = pytest.importorskip("sklearn.metrics")
-    found = np.union1d(labels, predicted).tolist()
-    assert [row["class_id"] for row in report["classes"]] == found
-    expected = metrics.precision_recall_fscore_support(labels, predicted, zero_division=0)
-    for name, values in zip(("precision", "recall", "f1", "support"), expected):
-        assert [row[name] for row in report["classes"]] == pytest.approx(values.tolist(), abs=1e-12), name
-    for mean in ("macro", "weighted"):
-        values = metrics.precision_recall_fscore_support(labels, predicted, average=mean, zero_division=0)[:3]
-        assert list(report[mean].values()) == pytest.approx(values, abs=1e-12)
-    matrix = metrics.confusion_matrix(labels, predicted, labels=found)
-    wrong = {
-        (found[i], found[j]): n for i, row in enumerate(matrix.tolist()) for j, n in enumerate(row) if n and i != j
-    }
-    rows = report["confusions"]
-    assert len(rows) == min(30, len(wrong)) and [row["images"] for row in rows] == sorted(wrong.values())[::-1][:30]
-    assert all(wrong[row["class_id"], row["predicted_id"]] == row["images"] for row in rows)
-
-
-def test_figures_by_class_are_those_of_scikit_learn(answers):
-    logits, labels = answers
-    names = tuple("abcdefg")
-    report = report_of(counted(logits, labels), ClassList(names, names, "here"))
-    assert_like_sklearn(report, labels, logits.argmax(1))
-    assert 5 in [row["class_id"] for row in report["classes"]] and len(report["classes"]) == 6
-
-
-def test_counting_a_batch_allocates_no_other_matrix():
-    classes, labels = 2000, np.array([3, 3, 1999])
-    counts, logits = ClassCounts(classes), np.zeros((3, classes), np.float32)
-    logits[[0, 1, 2], [3, 3, 5]] = 1
-    batch = paddle.to_tensor(logits), paddle.to_tensor(labels)
-    counts.add(*batch)
-    tracemalloc.start()
-    counts.add(*batch)
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert most < counts.matrix.nbytes / 10 and counts.matrix.sum() == 6
-    assert (counts.matrix[3, 3], counts.matrix[1999, 5]) == (4, 2)
-
-
-def test_calibration_error_by_definition(answers):
-    logits, labels = answers
-    probabilities = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities /= probabilities.sum(1, keepdims=True)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    expected, sizes = 0.0, []
-    for low, high in zip(np.arange(BINS) / BINS, np.arange(1, BINS + 1) / BINS):
-        inside = (confidence > low) & (confidence <= high)
-        sizes.append(int(inside.sum()))
-        if inside.any():
-            expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    counts = counted(logits, labels)
-    assert counts.calibration_error() == pytest.approx(expected, abs=1e-6) and expected > 0.02
-    assert counts.bins[0].tolist() == sizes and BINS == 15
-
-
-def test_a_model_that_is_not_finite_gives_valid_json(answers):
-    logits, labels = answers
-    logits[3] = np.nan
-    report = report_of(counted(logits, labels), ClassList(tuple("abcdefg"), tuple("abcdefg"), "here"))
-    assert sum(row["support"] for row in report["classes"]) == 200
-    assert json.loads(to_json(report))["calibration"]["ece"] is None
-
-
-def test_val_reports_the_digits(tmp_path):
-    words = [*few_digits(tmp_path, 6), "--batch-size", 16]
-    done = tool("val", *words, "--json", "--report", tmp_path / "report.json")
-    printed, report = json.loads(done.stdout), json.loads((tmp_path / "report.json").read_text())
-    assert done.stderr.splitlines()[-3:] == [
-        *tool("val", *words).stdout.splitlines()[-2:],
-        f"{tmp_path}/report.json written",
-    ]
-    assert printed.pop("images_per_second") > 0
-    assert printed.items() <= report.items() and printed["num_images"] == 60 and printed["data"] == "lit_data"
-
-    cfg = lit_config(
-        ("MODEL.NUM_CLASSES", "10"), ("DATA.VAL_LIST", str(tmp_path / "val.txt")), ("VAL.BATCH_SIZE", "16")
-    )
-    model, _ = build_trained_model(cfg, None)
-    seen = []
-    scores = evaluate(
-        model, EvalLoader(load_data(cfg, ["val"])[1]["val"], cfg), cfg, None, lambda *pair: seen.append(pair)
-    )
-    logits, labels = (np.concatenate([pair[i].numpy() for pair in seen]) for i in range(2))
-    assert_like_sklearn(report, labels, logits.argmax(1))
-    assert (printed["top1"], printed["loss"]) == (scores.top1, scores.loss)
-    assert report["classes"][3]["name"] == "three" and report["classes"][3]["folder"] == "3"
-
-
-def test_a_report_to_read(tmp_path):
-    words = few_digits(tmp_path, 6)
-    tool("val", *words, "--report", tmp_path / "report.md", "--report", tmp_path / "report.txt")
-    assert not (tmp_path / "report.md").exists()
-    text = (tmp_path / "report.txt").read_text()
-    assert re.search(r"^\| top-1 \| [01]\.\d{4} \|$", text, flags=re.MULTILINE)
-    assert re.search(r"^\| 3 \| three \| 6 \| [01]\.\d{4} \| [01]\.\d{4} \| [01]\.\d{4} \|$", text, flags=re.MULTILINE)
-    assert "VAL.TTA" not in text and "VAL.CLASSES_ONLY" not in text  # not set
-    for line in ("## Most frequent confusions", "## Calibration", "| images | 60 |"):
-        assert line in text.splitlines()
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["--report", "lit_data/val.txt", "DATA.VAL_LIST", "val.txt"], "lit_data/val.txt comes with the repository"),
-        (["--report", ROOT / "output/pretrained/lit_data/x.md"], "which no command changes"),
-        (["--report", ROOT / "LICENSE/x.json"], "cannot be written: "),
-        (["--real-labels", "/absent.json", "--pretrained", "/absent"], "--real-labels /absent.json not found"),
-        (["--real-labels", "README.md"], "README.md is not JSON"),
-        (["VAL.TTA", "six"], "VAL.TTA is 'six' but must be flip, five, ten or \"\""),
-        (["VAL.TTA", "ten", "VAL.CROP_MODE", "squash"], "VAL.TTA is 'ten' but must be flip or \"\" if VAL.CROP_MODE"),
-    ],
-)
-def test_mistakes_are_one_line(words, message):
-    before = (ROOT / "lit_data/val.txt").read_bytes()
-    assert message in error_line("val", *words)
-    assert (ROOT / "lit_data/val.txt").read_bytes() == before
-
-
-def test_a_report_of_another_kind_is_a_usage_error():
-    done = tool("val", "--report", "photo.jpg", status=2)
-    assert "photo.jpg must end in .json, .md or .txt" in done.stderr
 
 
 # --- Other test sets of ImageNet ---
@@ -353,89 +198,3 @@ def test_processes_count_their_own_images():
         real.add(logits[: 3 - rank], None)
         counted.append((real.hits, real.images))
     assert counted == [(1, 2), (1, 2)]
-
-
-# --- Test-time augmentation ---
-
-
-def photo():
-    with Image.open(ROOT / "docs/figures/attention.jpg") as image:
-        return image.convert("RGB").crop((0, 0, 333, 250))
-
-
-@pytest.mark.parametrize("tta, count", [("", 1), ("flip", 2), ("five", 5), ("ten", 10)])
-def test_views_are_crops_of_the_resized_image_and_their_mirror_images(tta, count):
-    cfg = load_config(ROOT / "configs/t2t_vit_7.yaml", [("VAL.TTA", tta), ("DATA.IMAGE_SIZE", "64")])
-    transform, image = EvalTransform(cfg), photo()
-    views = transform.views(image)
-    resized = to_array(image.resize((94, 71), Image.Resampling.BICUBIC))  # 64 / 0.9 = 71.1; 71 * 333 / 250 = 94.6
-    assert (transform(image) == resized[4:68, 15:79]).all()  # 3.5 and 15, rounded to even as by torchvision
-    corners = [resized[:64, :64], resized[:64, -64:], resized[-64:, :64], resized[-64:, -64:]]
-    crops = [transform(image), *corners][: 1 if tta in ("", "flip") else 5]
-    expected = crops + [crop[:, ::-1] for crop in crops] * (tta in ("flip", "ten"))
-    assert num_views(cfg) == len(expected) == count
-    assert (views == (np.stack(expected) if tta else expected[0])).all()
-    assert views.shape == ((count,) if tta else ()) + (64, 64, 3)
-
-
-def test_a_squashed_image_can_be_mirrored():
-    cfg = load_config(ROOT / "configs/t2t_vit_7.yaml", [("VAL.TTA", "flip"), ("VAL.CROP_MODE", "squash")])
-    whole, mirrored = EvalTransform(cfg).views(photo())
-    assert (whole == to_array(photo().resize((224, 224), Image.Resampling.BICUBIC))).all()
-    assert (mirrored == whole[:, ::-1]).all()
-
-
-def mean_logits(tta, paths):
-    """Logits of the shipped model, the mean over views that are computed one by one."""
-    cfg = lit_config(("VAL.TTA", tta), ("VAL.CROP_PCT", "0.8"), ("MODEL.NUM_CLASSES", "10"))
-    model, _ = build_trained_model(cfg, None)
-    views = np.stack([EvalTransform(cfg).views(load_image(path, cfg.DATA.CHANNELS)) for path in paths])
-    views = views.reshape(len(paths), -1, 16, 16, cfg.DATA.CHANNELS).astype(np.float32) / 255
-    views = (views - np.float32(cfg.DATA.MEAN)) / np.float32(cfg.DATA.STD)
-    with paddle.no_grad():
-        each = [model(paddle.to_tensor(views[:, i].transpose(0, 3, 1, 2))).numpy() for i in range(views.shape[1])]
-    return np.mean(each, axis=0, dtype=np.float64)
-
-
-@pytest.mark.parametrize("tta", ["flip", "ten"])
-def test_val_and_predict_average_the_logits(tmp_path, tta):
-    words = [*few_digits(tmp_path, 2), "VAL.TTA", tta, "VAL.CROP_PCT", 0.8]
-    paths = [ROOT / "lit_data/val" / line.split()[0] for line in (tmp_path / "val.txt").read_text().splitlines()]
-    logits, labels = mean_logits(tta, paths), np.repeat(np.arange(10), 2)
-    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    found, log = figures(*words)
-    assert found["loss"] == pytest.approx(-log_p[range(20), labels].mean(), rel=1e-5)
-    assert found["top1"] == (logits.argmax(1) == labels).mean() and found["num_images"] == 20
-    assert found["tta"] == tta and f", VAL.TTA {tta}" in log
-    tool("predict", *paths, "--config", CONFIG, "--json", tmp_path / "p.json", *words[-4:])
-    predictions = list(json.loads((tmp_path / "p.json").read_text()).values())
-    assert [entry["class_id"] for entry in predictions] == logits.argmax(1).tolist()
-    assert [entry["probability"] for entry in predictions] == pytest.approx(np.exp(log_p.max(1)), abs=2e-6)
-
-
-def test_without_views_nothing_changes():
-    """Pixels, logits and scores are bit for bit those of one forward pass over the centre crops."""
-    cfg = lit_config(("VAL.BATCH_SIZE", "90"), ("MODEL.NUM_CLASSES", "10"))
-    split = load_data(cfg, ["val"])[1]["val"]
-    model, _ = build_trained_model(cfg, None)
-    images, _ = next(iter(EvalLoader(split, cfg)))
-    pixels = np.stack([EvalTransform(cfg)(load_image(path, cfg.DATA.CHANNELS)) for path in split.paths[:90]])
-    assert images.shape == [90, 16, 16, 3] and (images.numpy() == pixels).all()
-    seen, passes = [], []
-
-    def forward(batch):
-        passes.append(model(batch))
-        return passes[-1]
-
-    evaluate(forward, EvalLoader(split, cfg), cfg, None, lambda logits, _: seen.append(logits.numpy()))
-    assert len(seen) == 4 and all((logits == each.numpy()).all() for logits, each in zip(seen, passes))
-
-
-def test_views_count_in_shared_memory():
-    one, ten = (reading._read_ahead(lit_config(("VAL.TTA", tta))) for tta in ("", "ten"))
-    cfg = lit_config()
-    assert ten - one == 9 * cfg.VAL.BATCH_SIZE * (cfg.TRAIN.ACCUM_STEPS + 1) * 16 * 16 * 3
-
-
-def test_pairs_of_classes_are_counted_from_the_matrix():
-    assert confused_pairs(np.array([[3, 1, 0], [2, 0, 0], [0, 0, 4]])) == [(1, 0, 2, 1.0), (0, 1, 1, 0.25)]

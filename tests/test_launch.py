@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from conftest import ENVIRONMENT, ROOT, error_line, tool
-from test_processes import PLAIN
+from launching import PLAIN
 
 import launch
 from t2t_vit.common import ranks

@@ -24,7 +24,8 @@ from t2t_vit.training.train_step import TrainStep
 
 
 def settings(*pairs, config="lit_data"):
-    keys = (("DATA.NUM_WORKERS", "0"), ("TRAIN.BATCH_SIZE", "10"))
+    depth = ("MODEL.PIT.DEPTH", "[1, 2]") if config == "lit_data_pit" else ("MODEL.T2T.DEPTH", "2")
+    keys = (("DATA.NUM_WORKERS", "0"), ("TRAIN.BATCH_SIZE", "10"), depth)
     return load_config(f"configs/{config}.yaml", [*keys, *zip(pairs[::2], pairs[1::2])])
 
 

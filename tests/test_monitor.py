@@ -11,7 +11,7 @@ import time
 
 import pytest
 from conftest import ROOT
-from test_processes import free_port
+from launching import free_port
 
 
 class Job:

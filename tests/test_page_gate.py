@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from browser import Recorder
 from conftest import ROOT, Page
-from test_demo import Recorder
 from test_image_files import png
 from test_shelf import shelf_of
 

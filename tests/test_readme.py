@@ -237,7 +237,7 @@ def test_command_runs(line, place):
         line += f" --output {place}/output {tiny}" if "memorise/" not in line else ""
     elif re.search(r"\btrain\.(sh|py)", line):
         # The replacements of other data have few images, lit_data is complete.
-        tiny = TINY if re.search("data-path|pets", line) else TINY.replace("size 8", "size 128")
+        tiny = TINY if re.search("data-path|pets", line) else f"{TINY} CPU.MICRO_BATCH 0".replace("size 8", "size 128")
         line += f" --output {place}/output {tiny}"
         fixed = "cifar10_few" in line or "pit" in line  # fixed by the published weights, or by the family
         line += " DATA.IMAGE_SIZE 16" + ("" if fixed else " MODEL.T2T.DEPTH 1")

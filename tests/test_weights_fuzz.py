@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("hypothesis", reason="it makes the random files: pip install hypothesis")
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_hostile_files import metadata_entries, torch_zip
+from test_hostile_files import torch_zip
+from test_hostile_text import metadata_entries
 
 from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.deploy.metadata import Metadata

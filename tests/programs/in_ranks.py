@@ -1,4 +1,8 @@
-"""Run by the launcher in two processes, for test_processes.py: each writes FOLDER/rankN.json and FOLDER/rankN.npz."""
+"""Run by the launcher in two processes, for test_processes.py: in_ranks.py FOLDER COMMANDS.
+
+Each process writes FOLDER/rankN.json and FOLDER/rankN.npz, and then runs COMMANDS, a JSON list of the words of
+tools/train.py, one after the other.
+"""
 
 import itertools
 import json
@@ -17,6 +21,7 @@ if __name__ == "__main__":
 
     cli.import_paddle("cpu", several=True)
 
+import in_process
 import paddle
 import test_amp
 
@@ -83,5 +88,10 @@ if __name__ == "__main__":
     setup_logging(main=False)
     file = f"{sys.argv[1]}/rank{processes.rank()}"
     Path(f"{file}.json").write_text(json.dumps({"scores": scores(), "diverging": diverging()}))
-    test_amp.stand_in(pytest.MonkeyPatch())
-    np.savez(f"{file}.npz", **amp_weights(4))
+    with pytest.MonkeyPatch.context() as patch:
+        test_amp.stand_in(patch)
+        np.savez(f"{file}.npz", **amp_weights(4))
+    for words in json.loads(sys.argv[2]):
+        done = in_process.run("tools/train.py", words, Path.cwd())
+        assert done.returncode == 0, done.stdout + done.stderr
+        processes.barrier()  # until the monitors of this run have ended
