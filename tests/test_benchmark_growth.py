@@ -9,7 +9,7 @@ from conftest import ROOT, error_line, tool
 
 from t2t_vit.bench import growth
 from t2t_vit.bench.counts import count
-from t2t_vit.bench.infer import offered
+from t2t_vit.bench.infer import _with_latency, offered
 from t2t_vit.bench.options import benchmark_parser
 from t2t_vit.bench.sweep import row_of, settings
 from t2t_vit.common.figures import figure_to
@@ -23,14 +23,15 @@ def sweeps(monkeypatch):
     """Settings of each sweep of `growth`, whose rows are not measured: the time grows as tokens ** 1 or 1.5."""
     found = []
 
-    def measure(args, cfgs, passes, subjects_of):
-        parts = [labels["part"] for labels, *_ in subjects_of(cfgs[0])]
+    def measure(report, name, args, cfgs, passes, subjects_of):
+        parts = [subject.labels["part"] for subject in subjects_of(cfgs[0], None, "")]
         found.append((args.image_sizes, args.batch_sizes, args.threads, parts))
         rows = []
         for cfg, threads, part in itertools.product(settings(args, cfgs), args.threads, parts):
             seconds = count(cfg)["tokens"] ** (1.5 if part == "token module" else 1)
-            rounds = [{"seconds": factor * seconds, "gflops": 1.0} for factor in (3, 1, 2)]
-            rows.append(row_of(cfg, {"threads": threads, "part": part}, rounds, passes))
+            rounds = [{"seconds": factor * seconds} for factor in (3, 1, 2)]
+            rows.append(row_of(cfg, {"threads": threads, "part": part}, rounds, [1.0], passes))
+        report[name] = rows
         return rows
 
     monkeypatch.setattr(growth, "measure", measure)
@@ -44,7 +45,8 @@ def test_growth_measures_three_sweeps_and_draws_them(sweeps, tmp_path):
     cfgs = [
         load_config(ROOT / f"configs/{name}.yaml", [("MODEL.T2T.DEPTH", 1)]) for name in ("t2t_vit_7", "t2t_vit_t_14")
     ]
-    report = growth.benchmark_growth(args, cfgs)
+    report: dict = {}
+    growth.benchmark_growth(args, cfgs, report)
     both = ["model", "token module"]
     assert sweeps == [([64, 128], [1], [2], both), (None, [1, 4], [2], both[:1]), (None, [4], [1, 2], both[:1])]
     assert [len(rows) for rows in report.values()] == [8, 4, 4]
@@ -78,6 +80,13 @@ def test_pairs_of_engine_and_precision():
     pairs, missing = offered(["paddle", "inference"], ["fp32", "bf16"])
     assert pairs == [("paddle", "fp32"), ("inference", "fp32")]
     assert missing == ["paddle bf16", "inference bf16"]
+
+
+def test_the_time_of_one_image_is_a_column_beside_larger_batches():
+    place = {"model": "a", "image_size": 16, "threads": 1, "engine": "paddle", "precision": "fp32"}
+    rows = [{**place, "batch_size": size, "milliseconds": {"median": size}} for size in (1, 4, 8)]
+    assert _with_latency(rows) == [{**row, "milliseconds_of_one": 1} for row in rows[1:]]
+    assert _with_latency(rows[:1]) == rows[:1] and _with_latency(rows[1:]) == rows[1:]
 
 
 def test_engines_are_timed_on_exported_files(tmp_path):

@@ -9,6 +9,7 @@ from conftest import ROOT, error_line, tool
 from documents import prose, rows
 
 from t2t_vit.bench.counts import count, macs, products
+from t2t_vit.bench.operations import count_operations
 from t2t_vit.config import load_config
 from t2t_vit.models.zoo import create_model, list_models
 
@@ -163,3 +164,16 @@ def test_a_config_and_its_overrides_count_too():
 )
 def test_mistakes_are_one_line(words, message):
     assert error_line("benchmark", *words).startswith(message)
+
+
+def test_operations_of_a_training_step_are_counted(tmp_path):
+    small = ["MODEL.T2T.DEPTH", "1", "MODEL.DROP_PATH_RATE", "0.0"]
+    done = tool("benchmark", "model", "--operations", "--json", tmp_path / "model.json", *small, fresh=False)
+    one = json.loads((tmp_path / "model.json").read_text())["model"][0]["operations"]
+    cells = [str(number) for number in one.values()]
+    assert any(line.split()[1:] == cells for line in done.stdout.splitlines() if line.startswith("lit_data "))
+    small[1] = "2"
+    two = count_operations(load_config(ROOT / "configs/lit_data.yaml", list(zip(small[::2], small[1::2]))))
+    # A block: 2 norms, 6 products with 3 biases, softmax, GELU, 2 sums, a scale, about 10 reshapes, and all gradients.
+    assert 40 < two["forward and backward"] - one["forward and backward"] < 70
+    assert 10 < one["update"] == two["update"] < 42  # one update for all parameters

@@ -71,7 +71,7 @@ def test_an_error_of_the_server_is_one_line():
 def test_every_library_is_asked_for_before_measuring(monkeypatch):
     monkeypatch.setitem(sys.modules, "python_multipart", None)
     with pytest.raises(UserError, match="not installed: pip install fastapi uvicorn python-multipart"):
-        serve.benchmark_serve(None, [])
+        serve.benchmark_serve(None, [], None)
 
 
 @pytest.mark.parametrize("engine, size", [("paddle", 4), ("onnxruntime", 1)])

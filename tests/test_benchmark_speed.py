@@ -17,6 +17,7 @@ from t2t_vit.bench.samples import training_samples
 from t2t_vit.bench.sweep import row_of
 from t2t_vit.bench.train import PARTS, TrainingSteps
 from t2t_vit.common.errors import UserError
+from t2t_vit.common.runtime import memory_mb
 from t2t_vit.config import default_config, load_config
 from t2t_vit.training.train_step import TrainStep
 
@@ -60,9 +61,8 @@ def test_functions_alternate():
 
 def test_figures_follow_from_seconds_and_multiplications(cfg):
     gmacs = count(cfg)["gmacs"]
-    figures = ((0.5, 0.2, 100.0), (0.25, 0.1, 50.0), (0.4, 0.1, 40.0))
-    each = [dict(zip(("seconds", "forward", "gflops"), numbers)) for numbers in figures]
-    row = row_of(cfg, {"threads": 2, "engine": "x"}, each, passes=3)
+    each = [dict(zip(("seconds", "forward"), numbers)) for numbers in ((0.5, 0.2), (0.25, 0.1), (0.4, 0.1))]
+    row = row_of(cfg, {"threads": 2, "engine": "x"}, each, [100.0, 50.0, 40.0], passes=3)
     assert row["images_per_second"] == summary([16.0, 32.0, 20.0])
     assert row["milliseconds"]["median"] == pytest.approx(400)
     assert row["parts"] == {"forward": pytest.approx(100)}
@@ -116,6 +116,22 @@ def test_inference_runs_the_model_or_its_token_module(cfg):
         output = eager(cfg, samples, token_module)()
         assert output.shape == shape and output.stop_gradient
     assert eval_images(cfg, samples).shape == [8, 3, 16, 16]
+
+
+def _resident_megabytes(megabytes):
+    held = np.ones(megabytes * 2**17)
+    now, peak = memory_mb()
+    return now, peak, held.size
+
+
+def test_memory_of_a_process_is_without_that_of_its_parent():
+    held = np.ones(100 * 2**17)  # 100 MB here
+    parent = memory_mb()[1]
+    with Process("x", None) as process:
+        before = process.run(memory_mb)[1]
+        now, peak, _ = process.run(_resident_megabytes, 40)
+    assert before < parent - 90 and held[0]
+    assert peak >= now > before + 30
 
 
 def test_images_come_from_the_config_or_the_digits():

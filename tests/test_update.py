@@ -1,14 +1,13 @@
 """Cost of an update on a GPU: number of operations, and memory."""
 
 import re
-from collections import Counter
 from pathlib import Path
 
 import paddle
 import pytest
 from conftest import ROOT
-from paddle import profiler
 
+from t2t_vit.bench.operations import update_operations
 from t2t_vit.config import load_config
 from t2t_vit.data.dataset import load_data
 from t2t_vit.data.loader import TrainLoader
@@ -16,47 +15,26 @@ from t2t_vit.training.train_step import TrainStep
 from t2t_vit.weights import checkpoint
 
 
-def operations(run):
-    """Counter of the operations that a function starts, by Paddle's profiler."""
-    watching = profiler.Profiler(targets=[profiler.ProfilerTarget.CPU], on_trace_ready=lambda _: None)
-    watching.start()
-    run()
-    watching.stop()
-    found, nodes = Counter(), list(watching.profiler_result.get_data().values())
-    while nodes:
-        node = nodes.pop()
-        found[node.name.split()[0]] += node.type == profiler.TracerEventType.Operator
-        nodes += node.children_node
-    return +found
-
-
 @pytest.mark.parametrize(
     "keys, most",
     [
-        ({}, 150),
-        ({"CLIP_NORM": 1.0, "OPTIMIZER": "sgd"}, 150),
-        ({"CLIP_NORM": 1.0, "LAYER_DECAY": 0.75, "BACKBONE_LR": 5e-4}, 190),
+        ({}, 42),
+        ({"CLIP_NORM": 1.0, "OPTIMIZER": "sgd"}, 42),
+        ({"CLIP_NORM": 1.0, "LAYER_DECAY": 0.75, "BACKBONE_LR": 5e-4}, 82),
     ],
 )
-def test_an_update_of_t2t_vit_7_is_a_few_operations(keys, most, monkeypatch):
+def test_an_update_of_t2t_vit_7_is_a_few_operations(keys, most):
     pairs = [("MODEL.T2T.DEPTH", "7"), ("CPU.MICRO_BATCH", "0"), ("TRAIN.BATCH_SIZE", "2")]  # as many tensors
     cfg = load_config(ROOT / "configs/lit_data.yaml", [*pairs, *((f"TRAIN.{key}", str(keys[key])) for key in keys)])
     batches = TrainLoader(load_data(cfg, ["train"])[1]["train"], cfg).epoch_steps(0)
     step = TrainStep(cfg)
     step.train()
     step(next(batches), 1e-3, 0, 0)  # makes the optimizer's state
-    update, found = step._update, Counter()
-
-    def counted(*args):
-        results = []
-        found.update(operations(lambda: results.append(update(*args))))
-        return results[0]
-
-    monkeypatch.setattr(step, "_update", counted)
-    assert step(next(batches), 1e-3, 0, 1).ok.item()
+    results = []
+    found = update_operations(step, lambda: results.append(step(next(batches), 1e-3, 0, 1)))
+    assert results[0].ok.item()
     trained = len(step.optimizer.rates.decays)
-    assert trained == 108 and found["reshape_"] == trained  # which starts nothing on the GPU
-    assert trained < sum(found.values()) <= most, found
+    assert trained == 108 and 10 < sum(found.values()) <= most, found
 
 
 def test_weights_outside_the_flat_tensor_are_moved_back():

@@ -3,9 +3,9 @@
 import argparse
 import contextlib
 import importlib.metadata
-import json
 import platform
 import re
+import zlib
 from pathlib import Path
 
 import paddle
@@ -15,11 +15,12 @@ from t2t_vit.bench.data import benchmark_data
 from t2t_vit.bench.growth import benchmark_growth
 from t2t_vit.bench.infer import benchmark_infer
 from t2t_vit.bench.model import benchmark_model
+from t2t_vit.bench.report import Report
 from t2t_vit.bench.serve import benchmark_serve
 from t2t_vit.bench.train import benchmark_train
 from t2t_vit.cli import overrides
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.files import check_outputs, write_text
+from t2t_vit.common.files import check_outputs
 from t2t_vit.common.logger import log, setup_logging
 from t2t_vit.common.runtime import asked_threads, cores
 from t2t_vit.config import load_config, with_open_keys
@@ -28,13 +29,14 @@ from t2t_vit.parallel import processes
 
 GROWTH_MODELS = ("t2t_vit_14", "t2t_vit_t_14")  # the same backbone behind a performer and a transformer
 MEASURE = {
+    "data": benchmark_data,
     "model": benchmark_model,
     "train": benchmark_train,
     "infer": benchmark_infer,
     "serve": benchmark_serve,
     "growth": benchmark_growth,
 }
-PACKAGES = ("numpy", "pillow", "simplejpeg", "cykooz.resizer", "onnxruntime", "openvino")
+PACKAGES = ("numpy", "pillow", "simplejpeg", "cykooz.resizer", "onnxruntime", "openvino", "torch")
 
 
 def run_benchmark(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -43,16 +45,15 @@ def run_benchmark(args: argparse.Namespace, cfg: CfgNode) -> None:
     processes.setup(cfg)
     setup_logging()
     cfgs = [cfg] if args.benchmark == "data" else chosen_configs(args, cfg)
-    report = {"machine": describe_machine()}
-    log.info("machine: {cpu}, {cores} cores, device {device}".format(**report["machine"]))
-    log.info("versions: %s", ", ".join(map(" ".join, report["machine"]["versions"].items())))
-    if args.benchmark == "data":
-        report |= benchmark_data(args, cfg)
-    else:
+    if "threads" in args:
         args.threads = args.threads or default_threads(args.benchmark)
-        report |= MEASURE[args.benchmark](args, cfgs)
-    if args.json:
-        write_text(args.json, json.dumps(report, indent=1) + "\n")
+    machine = describe_machine()
+    log.info("machine: {cpu}, {cores} cores, device {device}".format(**machine))
+    log.info("versions: %s", ", ".join(map(" ".join, machine["versions"].items())))
+    is_resumed = args.benchmark not in ("data", "model")  # which are quick
+    report = Report(args.json, {"machine": machine, "options": describe_options(args, cfgs)}, is_resumed)
+    MEASURE[args.benchmark](args, cfgs, report)
+    report.write()
 
 
 def describe_machine():
@@ -65,6 +66,14 @@ def describe_machine():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {"cpu": cpu, "cores": cores(), "device": paddle.get_device(), "versions": versions}
+
+
+def describe_options(args, cfgs):
+    """Return the options that the figures depend on, and a checksum of each config."""
+    names = ("benchmark", "rounds", "threads", "batch_sizes", "image_sizes", "engines", "precisions", "baseline",
+             "clients")  # fmt: skip
+    checksums = {cfg.NAME: zlib.crc32(cfg.dump().encode()) for cfg in cfgs}
+    return {**{name: getattr(args, name) for name in names if name in args}, "checksum of config": checksums}
 
 
 def default_threads(benchmark):

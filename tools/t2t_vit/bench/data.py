@@ -19,8 +19,9 @@ from t2t_vit.data.loader import TrainLoader
 BATCHES_OF_A_WORKER = 4  # batches per loader process in a round; several, because the processes deliver in bursts
 
 
-def benchmark_data(args, cfg):
-    """Measure the input pipeline, print the speed of each part, and return all figures."""
+def benchmark_data(args, cfgs, report):
+    """Measure the input pipeline of a config, and print the speed of each part."""
+    (cfg,) = cfgs
     classes, splits = load_data(cfg, ["train"])
     cfg, split = with_classes(cfg, len(classes)), repeated(splits["train"], args.images)
     paths, size = set(split.paths), cfg.DATA.IMAGE_SIZE
@@ -31,18 +32,17 @@ def benchmark_data(args, cfg):
     log.info("config: %s at %dx%d pixels, reader %s", cfg.NAME, size, size, reader_name(cfg.DATA.READER))
     log.info("figures: median (lowest .. highest)")
     with Process("the input pipeline on one core", with_keys(cfg, {"DEVICE": "cpu"})) as process:
-        report = {"core": process.run(measure_core, cfg, split, args.rounds)}
+        found = report.content["core"] = process.run(measure_core, cfg, split, args.rounds)
     log.info("")
-    for line in core_lines(report["core"]):
+    for line in core_lines(found):
         log.info(line)
-    report["device"] = measure_device(cfg, split, args.rounds)
+    found = report.content["device"] = measure_device(cfg, split, args.rounds)
     log.info("")
-    log.info("on the device (normalise, erase, mix): %s images/s", spread(report["device"]))
+    log.info("on the device (normalise, erase, mix): %s images/s", spread(found))
     workers = cfg.DATA.NUM_WORKERS if "DATA.NUM_WORKERS" in args.opts[::2] else cores()
-    report["loaders"] = measure_loaders(cfg, split, args.rounds, workers)
-    log.info("all loader processes (%d): %s images/s", workers, spread(report["loaders"]))
+    found = report.content["loaders"] = measure_loaders(cfg, split, args.rounds, workers)
+    log.info("all loader processes (%d): %s images/s", workers, spread(found))
     log.info("Both in batches of %d.", cfg.TRAIN.BATCH_SIZE)
-    return report
 
 
 def measure_device(cfg, split, rounds):

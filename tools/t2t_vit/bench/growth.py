@@ -9,7 +9,7 @@ import numpy as np
 
 from t2t_vit.bench.counts import count
 from t2t_vit.bench.infer import eager
-from t2t_vit.bench.sweep import TOKEN_MODULE, measure, print_rows
+from t2t_vit.bench.sweep import TOKEN_MODULE, Subject, measure, print_rows
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.figures import check_suffix, figure_to, require_matplotlib
 from t2t_vit.common.logger import log
@@ -17,8 +17,8 @@ from t2t_vit.common.logger import log
 TITLES = ("model", "part", "pixels", "tokens", "batch", "threads", "images/s", "ms/batch", "GMACs")
 
 
-def benchmark_growth(args, cfgs):
-    """Measure how the inference of T2T-ViTs grows, print, draw and return the figures.
+def benchmark_growth(args, cfgs, report):
+    """Measure how the inference of T2T-ViTs grows, print and draw the figures.
 
     The image size is varied for one image at a time, with the whole model and with its T2T module alone. The batch size
     and the threads are varied for the whole model at the config's image size.
@@ -28,26 +28,30 @@ def benchmark_growth(args, cfgs):
             raise UserError(f"MODEL.NAME {cfg.MODEL.NAME}: growth needs a T2T module, which a PiT does not have")
     check_suffix(args.plot, "--plot")
     require_matplotlib()
-    whole, module = ({"part": "model"}, eager, ()), ({"part": TOKEN_MODULE}, eager, (True,))
+    whole, module = ({"part": "model"}, eager), ({"part": TOKEN_MODULE}, eager, True)
     most = args.threads[-1:]
-    rows = {
-        "image_size": _sweep(args, cfgs, args.image_sizes, [1], most, [whole, module]),
-        "batch_size": _sweep(args, cfgs, None, args.batch_sizes, most, [whole]),
-        "threads": _sweep(args, cfgs, None, args.batch_sizes[-1:], args.threads, [whole]),
+    sweeps = {
+        "growth_image_size": _sweep(args, args.image_sizes, [1], most, [whole, module]),
+        "growth_batch_size": _sweep(args, None, args.batch_sizes, most, [whole]),
+        "growth_threads": _sweep(args, None, args.batch_sizes[-1:], args.threads, [whole]),
     }
+    rows = {name: measure(report, name, varied, cfgs, 1, subjects) for name, (varied, subjects) in sweeps.items()}
     print_rows([row for part in rows.values() for row in part], TITLES, args.markdown)
-    report = {f"growth_{name}": part for name, part in rows.items()}
-    draw_growth(report, args.plot)
-    return report
+    draw_growth(rows, args.plot)
 
 
-def _sweep(args, cfgs, image_sizes, batch_sizes, threads, subjects):
+def _sweep(args, image_sizes, batch_sizes, threads, parts):
+    """Return the options and the `subjects_of` of a call of `measure`."""
     varied = {"image_sizes": image_sizes, "batch_sizes": batch_sizes, "threads": threads}
-    return measure(argparse.Namespace(**{**vars(args), **varied}), cfgs, 1, lambda cfg: subjects)
+
+    def subjects(cfg, samples, _):
+        return [Subject(labels, (make, cfg, samples, *words)) for labels, make, *words in parts]
+
+    return argparse.Namespace(**{**vars(args), **varied}), subjects
 
 
 def draw_growth(report, path):
-    """Plot the result of `benchmark_growth`, which --json writes too."""
+    """Plot {name: rows} of `benchmark_growth`, which --json has too."""
     with figure_to(path, (9, 7)) as figure:
         places = figure.subplot_mosaic([["image_size", "image_size"], ["batch_size", "threads"]])
         draw_sizes(places["image_size"], report["growth_image_size"])

@@ -6,8 +6,9 @@ import tempfile
 import numpy as np
 import paddle
 
+from t2t_vit.bench.baseline import Baseline
 from t2t_vit.bench.rounds import finished
-from t2t_vit.bench.sweep import measure, print_rows
+from t2t_vit.bench.sweep import Subject, measure, print_rows
 from t2t_vit.common.errors import UserError
 from t2t_vit.common.logger import log
 from t2t_vit.config import with_keys
@@ -20,7 +21,8 @@ from t2t_vit.weights.build import build_model
 
 EAGER = "paddle"  # the engine that needs no export
 FORMATS = {engine: form for form, engine in ENGINE_OF.items()}
-TITLES = ("model", "pixels", "batch", "threads", "engine", "precision", "images/s", "ms/batch", "peak MB", "of limit")
+TITLES = ("model", "pixels", "batch", "threads", "engine", "precision", "images/s", "ms/batch", "ms for 1", "peak MB",
+          "of limit", "of PyTorch")  # fmt: skip
 
 
 def eager(cfg, samples, token_module=False):
@@ -60,28 +62,40 @@ def offered(engines, precisions):
     return pairs, missing
 
 
-def subjects_of(cfg, pairs, folder):
-    """Return what `measure` times for (engine, precision) pairs. Exports the model with fresh weights to a folder."""
+def subjects_of(cfg, samples, pairs, folder):
+    """Return the `Subject`s of (engine, precision) pairs. Exports the model with fresh weights to a folder."""
     model = build_model(cfg)
     model.eval()
-    subjects: list[tuple] = []
+    subjects = []
     for engine, precision in pairs:
-        labels = {"engine": engine, "precision": precision}
-        if engine == EAGER:
-            subjects.append((labels, eager, ()))
-        else:
+        words: tuple = (eager, cfg, samples)
+        if engine != EAGER:
             place, size = tempfile.mkdtemp(dir=folder), cfg.TRAIN.BATCH_SIZE
             path, _ = export_model(model, cfg, place, FORMATS[engine], precision, batch_size=size)
-            subjects.append((labels, exported, (engine, path)))
+            words = (exported, cfg, samples, engine, path)
+        subjects.append(Subject({"engine": engine, "precision": precision}, words))
     return subjects
 
 
-def benchmark_infer(args, cfgs):
-    """Measure the inference of configs at all settings of the command line, print and return the figures."""
+def benchmark_infer(args, cfgs, report):
+    """Measure the inference of configs at all settings of the command line, and print the figures."""
     pairs, missing = offered(args.engines, args.precisions)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(args, cfgs, 1, lambda cfg: subjects_of(cfg, pairs, folder))
-    print_rows(rows, TITLES, args.markdown)
+    baseline = Baseline(args.baseline, is_training=False)
+
+    def both(cfg, samples, folder):
+        return [*subjects_of(cfg, samples, pairs, folder), *baseline.subjects(cfg)]
+
+    print_rows(_with_latency(measure(report, "infer", args, cfgs, 1, both)), TITLES, args.markdown)
     if missing:
         log.info("not supported: %s", ", ".join(missing))
-    return {"infer": rows}
+
+
+def _with_latency(rows):
+    """Return the rows of larger batches with the milliseconds of one image, if both were measured; else `rows`."""
+
+    def place(row):
+        return tuple(row[key] for key in ("model", "image_size", "threads", "engine", "precision"))
+
+    alone = {place(row): row["milliseconds"]["median"] for row in rows if row["batch_size"] == 1}
+    larger = [row for row in rows if row["batch_size"] > 1] if alone else []
+    return [{**row, "milliseconds_of_one": alone[place(row)]} for row in larger] or rows

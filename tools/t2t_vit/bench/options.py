@@ -28,7 +28,8 @@ def benchmark_parser(kind: str) -> argparse.ArgumentParser:
     parser = common_parser(command, f"Measure {BENCHMARKS[kind]}.", "TRAIN.BATCH_SIZE", examples, words)
     parser.set_defaults(benchmark=kind, plot=None)
     add = parser.add_argument
-    add("--json", type=json_file, metavar="FILE", help="write all figures as JSON")
+    add("--json", type=json_file, metavar="FILE", help="write all figures as JSON"
+        f"{'' if kind in ('data', 'model') else '; a killed benchmark continues with it'}")  # fmt: skip
     if kind != "model":
         add("--rounds", type=_number(1), default=5, metavar="R", help="timed rounds; default 5")
     if kind == "data":
@@ -41,6 +42,10 @@ def benchmark_parser(kind: str) -> argparse.ArgumentParser:
         help=f"image sizes to measure, in pixels; default: {pixels or 'that of the config'}")  # fmt: skip
     add("--threads", type=_list(_number(1, 1024)), metavar="N,N", help="numbers of threads to measure; default: "
         f"{'1, 2, 4 and so on up to ' if kind == 'growth' else ''}OMP_NUM_THREADS, else one per core")  # fmt: skip
+    if kind == "model":
+        add("--operations", action="store_true", help="also count the operations of a training step on a GPU")
+    if kind in ("train", "infer"):
+        add("--baseline", choices=("pytorch",), default="", help="also measure the same models in PyTorch")
     add("--markdown", action="store_true", help="print tables in Markdown")
     if kind == "serve":
         add("--clients", type=_number(1, 256), default=16, metavar="N", help="clients at a time; default 16")

@@ -4,6 +4,7 @@ This module imports neither Paddle nor NumPy, because both read the number of th
 """
 
 import concurrent.futures
+import importlib
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,7 @@ class Process:
 
     Args:
         title: what the process measures, for error messages.
-        cfg: config, which sets the device and the CPU operations.
+        cfg: config, which sets the device and the CPU operations; None for a process without Paddle.
         threads: number of threads for each library.
     """
 
@@ -30,9 +31,12 @@ class Process:
         )
 
     def run(self, function, *args):
-        """Call a module-level function in the process and return its result. Raises UserError if the process dies."""
+        """Call a function in the process and return its result. Raises UserError if the process dies.
+
+        `function` is a function of a module, or "module:function", which only the process then imports.
+        """
         try:
-            return self.pool.submit(function, *args).result()
+            return self.pool.submit(_call, function, *args).result()
         except BrokenProcessPool:
             raise UserError(
                 f"the process for {self.title} ended; if the machine ran out of memory, lower the batch or image size"
@@ -45,10 +49,19 @@ class Process:
         self.pool.shutdown()
 
 
+def _call(function, *args):
+    if isinstance(function, str):
+        module, name = function.split(":")
+        function = getattr(importlib.import_module(module), name)
+    return function(*args)
+
+
 def _prepare(cfg, threads):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends this process at once; the parent reports it
     end_with_parent(signal.SIGKILL)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    if cfg is None:
+        return
     import_paddle(cfg.DEVICE)
     from t2t_vit.parallel import processes  # imports Paddle
 

@@ -9,7 +9,10 @@ WARM_UP = 2  # calls before anything is timed
 
 
 class Timed:
-    """Times a function without arguments, in rounds of at least 0.2 s. The function must wait for its device."""
+    """Times a function without arguments, in rounds of at least 0.2 s. The function must wait for its device.
+
+    The function may have a dict `laps`, to which it adds the seconds of its parts.
+    """
 
     def __init__(self, function):
         for _ in range(WARM_UP):
@@ -20,6 +23,13 @@ class Timed:
     def seconds(self):
         """Time one round and return the mean seconds per call."""
         return self.timer.timeit(self.calls) / self.calls
+
+    def round(self):
+        """Time one round. Returns {"seconds": per call, and those of each part}."""
+        laps = getattr(self.function, "laps", {})
+        laps.clear()
+        seconds = self.seconds()
+        return {"seconds": seconds, **{part: lap / self.calls for part, lap in laps.items()}}
 
 
 def interleave(functions, rounds, pause=PAUSE):

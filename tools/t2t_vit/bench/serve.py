@@ -15,8 +15,9 @@ from t2t_vit.bench.load import measure_load, request_of
 from t2t_vit.bench.process import Process
 from t2t_vit.bench.rounds import interleave, spread, summary, table
 from t2t_vit.bench.samples import training_samples
-from t2t_vit.bench.sweep import COLUMNS, settings
-from t2t_vit.common.logger import log, progress_bar
+from t2t_vit.bench.sweep import COLUMNS, settings, title_of
+from t2t_vit.common.errors import counted
+from t2t_vit.common.logger import log
 from t2t_vit.config import with_keys
 from t2t_vit.deploy.export import export_model
 from t2t_vit.deploy.open_model import open_model
@@ -43,28 +44,33 @@ TITLES = ("model", "pixels", "batch", "threads", "engine", "precision", *list(_C
 _classifier: Classifier  # of the server in this process
 
 
-def benchmark_serve(args, cfgs):
-    """Measure requests per second at all settings of the command line, print and return the figures."""
+def benchmark_serve(args, cfgs, report):
+    """Measure requests per second at all settings of the command line, and print the figures."""
     require_packages()
     pairs, missing = offered(args.engines, args.precisions)
     is_required = args.data_path or "DATA.PATH" in args.opts[::2]
-    rows, cases = [], list(itertools.product(settings(args, cfgs), args.threads, pairs))
-    with tempfile.TemporaryDirectory() as folder:
-        for cfg, threads, (engine, precision) in progress_bar(cases, desc="measured"):
-            samples, cfg = training_samples(cfg, is_required, SAMPLES)
-            # Without VAL.TTA, because the engine alone computes one view of a picture.
-            cfg = with_keys(cfg, {"VAL.BATCH_SIZE": cfg.TRAIN.BATCH_SIZE, "VAL.TTA": ""})
-            path = _model_file(cfg, tempfile.mkdtemp(dir=folder), engine, precision)
-            requests = [request_of(Path(sample).read_bytes()) for sample in samples.paths]
-            rows.append({"threads": threads, "engine": engine, "precision": precision,
-                         **_measure(args, cfg, threads, engine, path, requests)})  # fmt: skip
+
+    def measured(case):
+        cfg, threads, (engine, precision) = case
+        samples, cfg = training_samples(cfg, is_required, SAMPLES)
+        # Without VAL.TTA, because the engine alone computes one view of a picture.
+        cfg = with_keys(cfg, {"VAL.BATCH_SIZE": cfg.TRAIN.BATCH_SIZE, "VAL.TTA": ""})
+        requests = [request_of(Path(sample).read_bytes()) for sample in samples.paths]
+        labels = {"threads": threads, "engine": engine, "precision": precision}
+        with tempfile.TemporaryDirectory() as folder:
+            path = _model_file(cfg, folder, engine, precision)
+            return [{**labels, **_measure(args, cfg, threads, engine, path, requests)}]
+
+    cases = itertools.product(settings(args, cfgs), args.threads, pairs)
+    units = {f"{title_of(cfg)}, {counted(threads, 'thread')}, {' '.join(pair)}": (cfg, threads, pair)
+             for cfg, threads, pair in cases}  # fmt: skip
+    rows = report.measure("serve", units, measured)
     log.info("")
     for line in table(TITLES, [[_COLUMNS[title](row) for title in TITLES] for row in rows], args.markdown):
         log.info(line)
     log.info("%d clients, each with one picture at a time; ratio: requests/s by engine images/s", args.clients)
     if missing:
         log.info("not supported: %s", ", ".join(missing))
-    return {"serve": rows}
 
 
 def _model_file(cfg, folder, engine, precision):

@@ -5,16 +5,18 @@ import time
 
 import paddle
 
+from t2t_vit.bench.baseline import Baseline
 from t2t_vit.bench.rounds import finished
 from t2t_vit.bench.samples import repeated
-from t2t_vit.bench.sweep import measure, print_rows
+from t2t_vit.bench.sweep import Subject, measure, print_rows
 from t2t_vit.config import with_keys
 from t2t_vit.data.loader import TrainLoader
 from t2t_vit.training.train_step import TrainStep
 
 PARTS = ("input", "forward and backward", "update")
 PASSES = 3  # cost of a step in forward passes: the gradients of inputs and of weights cost one each
-TITLES = ("model", "pixels", "batch", "threads", "images/s", "ms/step", *PARTS, "peak MB", "of limit")
+TITLES = ("model", "pixels", "batch", "threads", "engine", "precision", "images/s", "ms/step", *PARTS, "peak MB",
+          "of limit", "of PyTorch")  # fmt: skip
 
 
 class TrainingSteps:
@@ -50,8 +52,12 @@ def _synchronized_clock():
     return time.perf_counter()
 
 
-def benchmark_train(args, cfgs):
-    """Measure the training steps of configs at all settings of the command line, print and return the figures."""
-    rows = measure(args, cfgs, PASSES, lambda cfg: [({}, TrainingSteps, ())])
-    print_rows(rows, TITLES, args.markdown)
-    return {"train": rows}
+def benchmark_train(args, cfgs, report):
+    """Measure the training steps of configs at all settings of the command line, and print the figures."""
+    baseline = Baseline(args.baseline, is_training=True)
+
+    def both(cfg, samples, _):
+        labels = {"engine": "paddle", "precision": "fp32"} if args.baseline else {}
+        return [Subject(labels, (TrainingSteps, cfg, samples)), *baseline.subjects(cfg)]
+
+    print_rows(measure(report, "train", args, cfgs, PASSES, both), TITLES, args.markdown)

@@ -6,6 +6,8 @@ import importlib.util
 import io
 import math
 import os
+import re
+import resource
 import shutil
 import signal
 import sys
@@ -142,6 +144,18 @@ def keep_freed_memory(megabytes: int) -> None:
         libc.mallopt(_M_MMAP_MAX, 0)  # allocate large blocks on the heap too: only the heap keeps freed memory
         libc.mallopt(_M_ARENA_MAX, 1)  # one heap for all threads
         libc.mallopt(_M_TRIM_THRESHOLD, min(megabytes * 2**20, 2**31 - 1))
+
+
+def memory_mb() -> tuple[float, float]:
+    """Return the main memory that this process uses now, and its peak, in MB; outside Linux twice the peak.
+
+    getrusage would not do: in a new process, its peak starts with the memory of the parent.
+    """
+    with contextlib.suppress(OSError):
+        found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE))
+        return int(found["VmRSS"]) / 1024, int(found["VmHWM"]) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes or KiB
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20,) * 2
 
 
 def ignore_interrupts() -> None:

@@ -3,7 +3,9 @@
 Plain JPEG files go through libjpeg-turbo (simplejpeg) and a SIMD resizer (cykooz.resizer) if both are installed.
 Measured on one core with 76 ImageNet files: decoding takes 1.4 ms with simplejpeg, 1.5 with OpenCV (61 MB), 1.9 with
 Pillow, 2.7 with pyvips; a crop to 224x224 takes 0.3 ms with cykooz.resizer and 0.6 to 1.0 with Pillow. OpenCV resizes
-without a filter, and PyTurboJPEG needs a system library.
+without a filter, and PyTurboJPEG needs a system library. No Python binding decodes only the rows of the crop
+(jpeg_skip_scanlines): simplejpeg, imagecodecs, jpeglib and ajpegli decode whole images, and PyTurboJPEG and turbojpeg
+crop by writing a new JPEG file (November 2026).
 """
 
 import functools

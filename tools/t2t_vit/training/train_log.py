@@ -3,15 +3,13 @@
 import datetime
 import math
 import platform
-import resource
-import sys
 import time
 
 import paddle
 
 from t2t_vit.common.errors import counted
 from t2t_vit.common.logger import log
-from t2t_vit.common.runtime import cores
+from t2t_vit.common.runtime import cores, memory_mb
 from t2t_vit.data.balance import balance_lines
 from t2t_vit.parallel import processes
 from t2t_vit.runs.visualdl import Scalars
@@ -104,7 +102,7 @@ class TrainLog:
             "step/gradient_norm": means.grad_norm,
             "system/images_per_second": images_per_second,
             "system/read_seconds": lap.read / lap.steps,
-            "system/memory_mb": memory_mb(),
+            "system/memory_mb": peak_mb(),
         }
         self.scalars.add(epoch * steps + step, curves)
 
@@ -168,14 +166,13 @@ def epoch_rows(epoch, lr, images, means, lap):
         "images_per_second": round(images / max(lap.seconds, 1e-9), 1),
         "seconds": round(lap.seconds, 2),
         "read_seconds": round(lap.read, 2),
-        "memory_mb": round(memory_mb(), 1),
+        "memory_mb": round(peak_mb(), 1),
     }
     return metrics, times
 
 
-def memory_mb() -> float:
+def peak_mb() -> float:
     """Return the peak memory of this process in MB: GPU memory if it uses a GPU, else main memory."""
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.max_memory_allocated() / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes or KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return memory_mb()[1]
