@@ -12,14 +12,16 @@ These forms are used on a CPU in eager mode, in float32 and float64. GPUs, compi
 Paddle's own kernels. `enable(False)` (config key CPU.FAST_OPS) uses Paddle's own kernels everywhere.
 """
 
+import math
+
 import paddle
 import paddle.nn.functional as F
 from paddle import _legacy_C_ops
 from paddle.autograd import PyLayer
 from paddle.base import core, framework
 
+_LOG_DENSITY = -0.5 * math.log(2 * math.pi)  # log of the normal density at 0
 _LOGITS = 2**20  # number of attention weights computed at a time: 4 MB, which fits the cache
-_MAX_SHIFT = 16  # see _LayerNorm
 
 # A flag, because checking the device of a tensor breaks paddle.jit.to_static without full_graph (3.3.1).
 _enabled = not paddle.is_compiled_with_cuda()
@@ -53,11 +55,23 @@ def layer_norm(x, weight, bias, epsilon):
     return _LayerNorm.apply(x, weight, bias, epsilon)
 
 
+def gelu(x):
+    """x * Phi(x), with Phi the cumulative normal distribution."""
+    return _Gelu.apply(x) if uses_fast_form(x) and paddle.is_grad_enabled() else F.gelu(x)
+
+
 def softmax_and_logsumexp(x):
     """Return softmax and logsumexp over the last axis: (..., n) -> (..., n), (..., 1)."""
     if not uses_fast_form(x):
         return F.softmax(x, axis=-1), paddle.logsumexp(x, axis=-1, keepdim=True)
     return _SoftmaxAndLogsumexp.apply(x)
+
+
+def split(x, parts):
+    """Split the channels of tokens into `parts` of equal width: (B, N, C) -> tuple of (B, N, C / parts)."""
+    if not uses_fast_form(x):
+        return x.split(parts, axis=-1)
+    return x.reshape([*x.shape[:2], parts, -1]).transpose([2, 0, 1, 3]).unbind(0)  # Paddle copies token by token
 
 
 def attend(q, k, v):
@@ -135,49 +149,52 @@ class _Scale(PyLayer):
 
 
 class _LayerNorm(PyLayer):
-    """LayerNorm: z = y * scale + shift, with y = (x - mean) / deviation.
-
-    The gradient needs y. The next linear layer keeps z anyway, so y is recomputed as (z - shift) / scale without extra
-    memory. If a scale is too small compared to its shift, y itself is kept. In both cases, y * factor + offset is kept.
-    """
+    """LayerNorm: z = y * scale + shift, with y = (x - mean) / deviation. Its gradient computes y again from x."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, epsilon):
         # Unlike F.layer_norm, this returns the variance too.
         attributes = ("epsilon", epsilon, "begin_norm_axis", x.ndim - 1)
         z, _, variance = _legacy_C_ops.layer_norm(x, weight, bias, *attributes)
-        kept, factor, offset = z, weight, bias
-        if (bias.abs() >= _MAX_SHIFT * weight.abs()).any():
-            kept = _legacy_C_ops.layer_norm(x, None, None, *attributes)[0]
-            factor, offset = paddle.ones_like(weight), paddle.zeros_like(bias)
-        ctx.save_for_backward(kept.detach(), factor, offset, weight, (variance + epsilon).rsqrt())
+        ctx.save_for_backward(x, weight, (variance + epsilon).rsqrt_().reshape_([-1, 1]))
         ctx.frozen = x.stop_gradient, weight.stop_gradient, bias.stop_gradient
+        ctx.attributes = attributes
         return z
 
     @staticmethod
     def backward(ctx, dz):
-        kept, factor, offset, weight, inverse = ctx.saved_tensor()
+        x, weight, inverse = ctx.saved_tensor()
         x_frozen, weight_frozen, bias_frozen = ctx.frozen
-        shape, C = dz.shape, dz.shape[-1]
-        dz, kept = dz.reshape([-1, C]), kept.reshape([-1, C])  # (tokens, C)
-        product = dz * kept
-        dbias = _column_sums(dz)
-        dweight = None if weight_frozen else (_column_sums(product) - offset * dbias) / factor
+        rows = [-1, x.shape[-1]]  # (tokens, C)
+        y = _legacy_C_ops.layer_norm(x, None, None, *ctx.attributes)[0].reshape_(rows)
+        dz = dz.reshape(rows)
+        product = dz * y
         dx = None
         if not x_frozen:
             # dx = (g - mean(g) - y * mean(g * y)) / deviation, with g = dz * scale. Paddle's broadcasting is slow, so
             # row and column factors are applied as matrices of rank 1.
-            ratio = (weight / factor / C).unsqueeze(1)  # (C, 1)
-            inverse = inverse.reshape([-1, 1])  # (tokens, 1)
-            mean_g = paddle.matmul(dz, weight.unsqueeze(1) / C)
-            mean_gy = paddle.matmul(product, ratio) - paddle.matmul(dz, ratio * offset.unsqueeze(1))
-            along_y, back = mean_gy * inverse, (1 / factor).unsqueeze(0)  # (tokens, 1), (1, C)
-            dx = paddle.matmul(inverse, weight.unsqueeze(0)).multiply_(dz)
-            dx.subtract_(paddle.matmul(along_y, back).multiply_(kept))
-            columns = paddle.concat([along_y, mean_g * inverse], axis=1)  # (tokens, 2)
-            rows = paddle.concat([offset.unsqueeze(0) * back, -paddle.ones_like(back)])  # (2, C)
-            dx = dx.add_(paddle.matmul(columns, rows)).reshape(shape)
-        return dx, dweight, None if bias_frozen else dbias
+            row, ones, minus = weight.unsqueeze(0), paddle.ones_like(weight).unsqueeze(0), -inverse / x.shape[-1]
+            along_ones = paddle.matmul(dz, row, transpose_y=True).multiply_(minus)  # (tokens, 1)
+            along_y = paddle.matmul(product, row, transpose_y=True).multiply_(minus)
+            dx = paddle.matmul(inverse, row).multiply_(dz).add_(paddle.matmul(along_y, ones).multiply_(y))
+            dx = dx.addmm_(along_ones, ones).reshape_(x.shape)
+        return dx, None if weight_frozen else _column_sums(product), None if bias_frozen else _column_sums(dz)
+
+
+class _Gelu(PyLayer):
+    """GELU, whose forward pass computes the derivative too, Phi(x) + x * phi(x), and keeps it instead of x."""
+
+    @staticmethod
+    def forward(ctx, x):
+        cumulative = paddle.erf(x * 0.5**0.5).scale_(0.5, 0.5)
+        density = x.square().scale_(-0.5, _LOG_DENSITY).exp_()
+        ctx.save_for_backward(density.multiply_(x).add_(cumulative))
+        return cumulative.multiply_(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (derivative,) = ctx.saved_tensor()
+        return dy * derivative
 
 
 class _SoftmaxAndLogsumexp(PyLayer):

@@ -17,7 +17,7 @@ from paddle.hapi import dynamic_flops
 
 from t2t_vit.models.cpu_ops import scale_channels
 from t2t_vit.models.dropout import Dropout
-from t2t_vit.models.layers import Attention, Block, Linear, init_from_fan_in
+from t2t_vit.models.layers import GELU, Attention, Block, Linear, init_from_fan_in
 
 # --- SE ---
 
@@ -97,7 +97,8 @@ class GhostAttention(Attention):
     def _qkv(self, x):
         q, k, v = self.q(x), self.k(x), self.v(x)  # each (B, N, C/2)
         pairs = (q, self.cheap_operation_q(q)), (k, self.cheap_operation_k(k)), (v, self.cheap_operation_v(v))
-        return [paddle.concat(pair, axis=2).reshape([*x.shape[:2], self.num_heads, -1]) for pair in pairs]
+        shape = [*x.shape[:2], self.num_heads, -1]
+        return [paddle.concat(pair, axis=2).reshape(shape).transpose([0, 2, 1, 3]) for pair in pairs]
 
 
 class GhostMlp(nn.Layer):
@@ -108,7 +109,7 @@ class GhostMlp(nn.Layer):
         if hidden_dim != 3 * dim:
             raise ValueError(f"the ghost MLP of width {dim} has a hidden width of {hidden_dim}: mlp_ratio must be 3")
         self.fc1 = Linear(dim, dim)
-        self.act = nn.GELU()
+        self.act = GELU()
         self.fc2 = Linear(hidden_dim, dim)
         self.drop = Dropout(drop)
         self.cheap_operation2 = DepthwiseProduct(dim)
@@ -145,7 +146,7 @@ class Transition(nn.Layer):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.linear = Linear(dim, dim // 2)
-        self.act = nn.GELU()
+        self.act = GELU()
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.act(self.linear(x))
