@@ -12,15 +12,12 @@ These forms are used on a CPU in eager mode, in float32 and float64. GPUs, compi
 Paddle's own kernels. `enable(False)` (config key CPU.FAST_OPS) uses Paddle's own kernels everywhere.
 """
 
-import math
-
 import paddle
 import paddle.nn.functional as F
 from paddle import _legacy_C_ops
 from paddle.autograd import PyLayer
 from paddle.base import core, framework
 
-_LOG_DENSITY = -0.5 * math.log(2 * math.pi)  # log of the normal density at 0
 _LOGITS = 2**20  # number of attention weights computed at a time: 4 MB, which fits the cache
 
 # A flag, because checking the device of a tensor breaks paddle.jit.to_static without full_graph (3.3.1).
@@ -53,11 +50,6 @@ def linear(x, weight, bias=None):
 def layer_norm(x, weight, bias, epsilon):
     """LayerNorm over the last axis, with gradients: (..., C), (C), (C) -> (..., C). Needs `uses_fast_form(x)`."""
     return _LayerNorm.apply(x, weight, bias, epsilon)
-
-
-def gelu(x):
-    """x * Phi(x), with Phi the cumulative normal distribution."""
-    return _Gelu.apply(x) if uses_fast_form(x) and paddle.is_grad_enabled() else F.gelu(x)
 
 
 def softmax_and_logsumexp(x):
@@ -179,22 +171,6 @@ class _LayerNorm(PyLayer):
             dx = paddle.matmul(inverse, row).multiply_(dz).add_(paddle.matmul(along_y, ones).multiply_(y))
             dx = dx.addmm_(along_ones, ones).reshape_(x.shape)
         return dx, None if weight_frozen else _column_sums(product), None if bias_frozen else _column_sums(dz)
-
-
-class _Gelu(PyLayer):
-    """GELU, whose forward pass computes the derivative too, Phi(x) + x * phi(x), and keeps it instead of x."""
-
-    @staticmethod
-    def forward(ctx, x):
-        cumulative = paddle.erf(x * 0.5**0.5).scale_(0.5, 0.5)
-        density = x.square().scale_(-0.5, _LOG_DENSITY).exp_()
-        ctx.save_for_backward(density.multiply_(x).add_(cumulative))
-        return cumulative.multiply_(x)
-
-    @staticmethod
-    def backward(ctx, dy):
-        (derivative,) = ctx.saved_tensor()
-        return dy * derivative
 
 
 class _SoftmaxAndLogsumexp(PyLayer):

@@ -104,13 +104,6 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x, self._normalized_shape, self.weight, self.bias, self._epsilon)
 
 
-class GELU(nn.GELU):
-    """nn.GELU with a fast gradient on a CPU (cpu_ops.py)."""
-
-    def forward(self, x):
-        return cpu_ops.gelu(x)
-
-
 # paddle.flops looks for the exact class of a layer.
 dynamic_flops.register_hooks[Linear] = dynamic_flops.count_linear
 
@@ -123,7 +116,7 @@ class Mlp(nn.Layer):
         if hidden_dim < 1:
             raise ValueError(f"the MLP of width {dim} has a hidden width of {hidden_dim}: raise mlp_ratio")
         self.fc1 = Linear(dim, hidden_dim)
-        self.act = GELU()
+        self.act = nn.GELU()
         self.fc2 = Linear(hidden_dim, dim)
         self.drop = Dropout(drop)
 

@@ -17,7 +17,7 @@ from paddle.hapi import dynamic_flops
 
 from t2t_vit.models.cpu_ops import scale_channels
 from t2t_vit.models.dropout import Dropout
-from t2t_vit.models.layers import GELU, Attention, Block, Linear, init_from_fan_in
+from t2t_vit.models.layers import Attention, Block, Linear, init_from_fan_in
 
 # --- SE ---
 
@@ -109,7 +109,7 @@ class GhostMlp(nn.Layer):
         if hidden_dim != 3 * dim:
             raise ValueError(f"the ghost MLP of width {dim} has a hidden width of {hidden_dim}: mlp_ratio must be 3")
         self.fc1 = Linear(dim, dim)
-        self.act = GELU()
+        self.act = nn.GELU()
         self.fc2 = Linear(hidden_dim, dim)
         self.drop = Dropout(drop)
         self.cheap_operation2 = DepthwiseProduct(dim)
@@ -146,7 +146,7 @@ class Transition(nn.Layer):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.linear = Linear(dim, dim // 2)
-        self.act = GELU()
+        self.act = nn.GELU()
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.act(self.linear(x))

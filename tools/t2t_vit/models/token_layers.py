@@ -16,7 +16,7 @@ from paddle.nn.initializer import Orthogonal
 from t2t_vit.models import tf32
 from t2t_vit.models.cpu_ops import add_to_each, attend, softmax_and_logsumexp, split
 from t2t_vit.models.dropout import Dropout
-from t2t_vit.models.layers import GELU, LayerNorm, Linear, Mlp
+from t2t_vit.models.layers import LayerNorm, Linear, Mlp
 
 
 class TokenPerformer(nn.Layer):
@@ -50,7 +50,7 @@ class TokenPerformer(nn.Layer):
         self.proj = Linear(token_dim, token_dim)
         self.dp = Dropout(drop)
         self.norm2 = LayerNorm(token_dim, epsilon=1e-5)
-        self.mlp = nn.Sequential(Linear(token_dim, token_dim), GELU(), Linear(token_dim, token_dim), Dropout(drop))
+        self.mlp = nn.Sequential(Linear(token_dim, token_dim), nn.GELU(), Linear(token_dim, token_dim), Dropout(drop))
         num_features = int(token_dim * kernel_ratio)
         if num_features < 1:
             raise ValueError(f"the token width {token_dim} leaves no random features: it must be 2 or more")

@@ -2,7 +2,8 @@
 
 Of Paddle's CPU kernels, only matrix products use several cores, and each kernel processes whole tensors. With a large
 batch, cores are idle and tensors do not fit the cache. Training t2t_vit_7 with 16 images of 224 pixels on 2 cores
-of a Xeon (Sapphire Rapids): 19.1 images/s in parts of 4, 15.3 as a whole. CPU.MICRO_BATCH 0 turns this off.
+of a Xeon (Sapphire Rapids): 19.1 images/s in parts of 4, 15.3 as a whole. Small images are the opposite: a part is as
+large as possible, because starting operations costs much of their time. CPU.MICRO_BATCH 0 turns this off.
 """
 
 from __future__ import annotations
