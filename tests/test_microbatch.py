@@ -143,9 +143,13 @@ def test_inference_by_parts_gives_the_logits_of_the_whole(monkeypatch):
     cfg = settings("CPU.MICRO_BATCH", "2")
     model = create_model("t2t_vit_7", **T2T)
     model.eval()
-    for count in (1, 2, 3, 7):
+    sizes = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    for count, parts in ((1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (7, [1, 3, 3])):
         images = paddle.randn([count, 3, 32, 32])
+        sizes.clear()
         logits = inference(model, cfg)(images)
+        assert sorted(sizes) == parts
         assert logits.shape == [count, 10]
         assert logits.stop_gradient
         assert close(logits.numpy(), model(images).numpy())

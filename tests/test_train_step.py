@@ -75,6 +75,15 @@ def test_average_follows_the_steps():
     assert not np.allclose(expected["head.weight"], step.model.state_dict()["head.weight"].numpy(), atol=1e-4)
 
 
+def test_average_starts_from_the_loaded_weights(tmp_path):
+    loaded = {name: tensor * 0 + 0.5 for name, tensor in make_step(lit_config()).model.state_dict().items()}
+    paddle.save(loaded, str(tmp_path / "weights.pdparams"))
+    step = make_step(lit_config())
+    step.start_from(tmp_path / "weights.pdparams")
+    for weights in (step.weights("raw"), step.weights("ema")):
+        assert all((tensor.numpy() == 0.5).all() for tensor in weights.values())
+
+
 def test_clipping_by_the_norm_of_all_gradients():
     cfg = lit_config(("TRAIN.CLIP_NORM", "0.01"), ("TRAIN.WEIGHT_DECAY", "0.0"))
     seen = []
