@@ -18,6 +18,7 @@ from paddle import _legacy_C_ops
 from paddle.autograd import PyLayer
 from paddle.base import core, framework
 
+_MAX_SHIFT = 16  # see _LayerNorm
 _LOGITS = 2**20  # number of attention weights computed at a time: 4 MB, which fits the cache
 
 # A flag, because checking the device of a tensor breaks paddle.jit.to_static without full_graph (3.3.1).
@@ -141,36 +142,49 @@ class _Scale(PyLayer):
 
 
 class _LayerNorm(PyLayer):
-    """LayerNorm: z = y * scale + shift, with y = (x - mean) / deviation. Its gradient computes y again from x."""
+    """LayerNorm: z = y * scale + shift, with y = (x - mean) / deviation.
+
+    The gradient needs y. The next linear layer keeps z anyway, so y is recomputed as (z - shift) / scale without extra
+    memory. If a scale is too small compared to its shift, y itself is kept. In both cases, y * factor + offset is kept.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias, epsilon):
         # Unlike F.layer_norm, this returns the variance too.
         attributes = ("epsilon", epsilon, "begin_norm_axis", x.ndim - 1)
         z, _, variance = _legacy_C_ops.layer_norm(x, weight, bias, *attributes)
-        ctx.save_for_backward(x, weight, (variance + epsilon).rsqrt_().reshape_([-1, 1]))
+        kept, factor, offset = z, weight, bias
+        if (bias.abs() >= _MAX_SHIFT * weight.abs()).any():
+            kept = _legacy_C_ops.layer_norm(x, None, None, *attributes)[0]
+            factor, offset = paddle.ones_like(weight), paddle.zeros_like(bias)
+        ctx.save_for_backward(kept.detach(), factor, offset, weight, (variance + epsilon).rsqrt())
         ctx.frozen = x.stop_gradient, weight.stop_gradient, bias.stop_gradient
-        ctx.attributes = attributes
         return z
 
     @staticmethod
     def backward(ctx, dz):
-        x, weight, inverse = ctx.saved_tensor()
+        kept, factor, offset, weight, inverse = ctx.saved_tensor()
         x_frozen, weight_frozen, bias_frozen = ctx.frozen
-        rows = [-1, x.shape[-1]]  # (tokens, C)
-        y = _legacy_C_ops.layer_norm(x, None, None, *ctx.attributes)[0].reshape_(rows)
-        dz = dz.reshape(rows)
-        product = dz * y
+        shape, C = dz.shape, dz.shape[-1]
+        dz, kept = dz.reshape([-1, C]), kept.reshape([-1, C])  # (tokens, C)
+        product = dz * kept
+        dbias = _column_sums(dz)
+        dweight = None if weight_frozen else (_column_sums(product) - offset * dbias) / factor
         dx = None
         if not x_frozen:
             # dx = (g - mean(g) - y * mean(g * y)) / deviation, with g = dz * scale. Paddle's broadcasting is slow, so
             # row and column factors are applied as matrices of rank 1.
-            row, ones, minus = weight.unsqueeze(0), paddle.ones_like(weight).unsqueeze(0), -inverse / x.shape[-1]
-            along_ones = paddle.matmul(dz, row, transpose_y=True).multiply_(minus)  # (tokens, 1)
-            along_y = paddle.matmul(product, row, transpose_y=True).multiply_(minus)
-            dx = paddle.matmul(inverse, row).multiply_(dz).add_(paddle.matmul(along_y, ones).multiply_(y))
-            dx = dx.addmm_(along_ones, ones).reshape_(x.shape)
-        return dx, None if weight_frozen else _column_sums(product), None if bias_frozen else _column_sums(dz)
+            ratio = (weight / factor / C).unsqueeze(1)  # (C, 1)
+            inverse = inverse.reshape([-1, 1])  # (tokens, 1)
+            mean_g = paddle.matmul(dz, weight.unsqueeze(1) / C)
+            mean_gy = paddle.matmul(product, ratio) - paddle.matmul(dz, ratio * offset.unsqueeze(1))
+            along_y, back = mean_gy * inverse, (1 / factor).unsqueeze(0)  # (tokens, 1), (1, C)
+            dx = paddle.matmul(inverse, weight.unsqueeze(0)).multiply_(dz)
+            dx.subtract_(paddle.matmul(along_y, back).multiply_(kept))
+            columns = paddle.concat([along_y, mean_g * inverse], axis=1)  # (tokens, 2)
+            rows = paddle.concat([offset.unsqueeze(0) * back, -paddle.ones_like(back)])  # (2, C)
+            dx = dx.add_(paddle.matmul(columns, rows)).reshape(shape)
+        return dx, dweight, None if bias_frozen else dbias
 
 
 class _SoftmaxAndLogsumexp(PyLayer):
