@@ -51,7 +51,7 @@ def test_maps_rebuild_the_output_of_every_block(kind, monkeypatch):
         tokens = model.num_class_tokens + place.grid[0] * place.grid[1]
         assert found.shape == [2, place.block.attn.num_heads, tokens, tokens] and found.stop_gradient
         close(found.sum(axis=-1), np.ones(found.shape[:3]))
-        rebuilt = np.einsum("bhmn,bnhc->bmhc", found.numpy(), v)
+        rebuilt = np.einsum("bhmn,bhnc->bmhc", found.numpy(), v)
         close(rebuilt[:, : y.shape[1]], y)  # the last block computes only the class tokens
     logits, _, tokens = attention.trace(model, images)
     close(logits.detach(), expected)

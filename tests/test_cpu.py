@@ -56,6 +56,7 @@ OPERATIONS = {
         lambda x, weight, bias: F.layer_norm(x, x.shape[-1:], weight, bias, 1e-5),
         [(2, 7, 5), (5,), (5,)],
     ),
+    "split": (lambda x: tuple(cpu_ops.split(x, 3)), lambda x: tuple(x.split(3, axis=-1)), [(2, 7, 6)]),
     "softmax and logsumexp": (
         cpu_ops.softmax_and_logsumexp,
         lambda x: (F.softmax(x), paddle.logsumexp(x, axis=-1, keepdim=True)),

@@ -169,11 +169,25 @@ def test_impossible_threads_are_an_error(value, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "batch", "size"), [(224, 64, 4), (512, 64, 4), (112, 64, 16), (120, 64, 13), (16, 64, 16), (16, 8, 4)]
+    ("pixels", "batch", "size", "most"),
+    [(224, 64, 4, 1), (512, 64, 4, 1), (112, 64, 16, 1), (120, 64, 13, 1), (16, 64, 16, 49), (16, 8, 4, 196)],
 )
-def test_parts_of_small_images_have_more_images(pixels, batch, size):
-    cfg = settings("DATA.IMAGE_SIZE", str(pixels))
-    assert microbatch.micro_batches(cfg, batch).size == size
+def test_groups_and_parts_of_small_images_are_larger(pixels, batch, size, most):
+    parts = microbatch.micro_batches(settings("DATA.IMAGE_SIZE", str(pixels)), batch)
+    assert (parts.size, parts.most) == (size, most)
+
+
+def test_groups_of_a_part_draw_what_they_draw_alone():
+    model, images = train_step(settings("MODEL.DROP_RATE", "0.3")).model, paddle.randn([7, 3, 16, 16])
+    sizes, logits = [], []
+    for threads, most in ((2, 1), (2, 4), (1, 3), (1, 9)):
+        parts = MicroBatches(2, threads, most).backward(
+            model, lambda model, part, _: model(part[0]).numpy(), [images], [42, 0]
+        )
+        sizes.append([len(part) for part in parts])
+        logits.append(np.concatenate(parts))
+    assert sizes == [[2, 2, 2, 1], [4, 3], [6, 1], [7]]
+    assert all(close(found, logits[0]) for found in logits[1:])
 
 
 def test_every_thread_has_a_part_and_its_share_of_the_cores(monkeypatch):
@@ -214,15 +228,15 @@ def test_wrong_size_of_the_parts_is_an_error():
 
 def test_dropout_of_a_thread_keeps_the_rate_and_the_mean():
     layer, x = Dropout(0.3), paddle.ones([400, 500])
-    with drawing_from([1, 2]):
+    with drawing_from([[1, 2]], 400):
         first, second = layer(x).numpy(), layer(x).numpy()
-    with drawing_from([1, 2]):
+    with drawing_from([[1, 2]], 400):
         assert (layer(x).numpy() == first).all()
-    with drawing_from([1, 3]):
+    with drawing_from([[1, 3]], 400):
         assert (layer(x).numpy() != first).any()
     assert (first != second).any()
     assert (first == 0).mean() == pytest.approx(0.3, abs=0.005)  # 4.9 standard deviations
     assert first.mean() == pytest.approx(1.0, abs=0.008)
     layer.p = 1 - 1e-9
-    with drawing_from([1]):
+    with drawing_from([[1]], 400):
         assert np.isfinite(layer(x).numpy()).all()

@@ -249,7 +249,9 @@ def test_compiled_training_runs_the_compiled_program():
     assert len(step.live_model.forward.program_cache) == 1
 
 
-def test_micro_batches_pass_through_the_model_in_parts():
+@pytest.mark.parametrize(("threads", "expected"), [("3", [(4, 4), (6, 6), (6, 6)]), ("2", [(4, 4), (12, 12)])])
+def test_micro_batches_pass_through_the_model_in_parts(threads, expected, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
     step, sizes = make_step(lit_config(("CPU.MICRO_BATCH", "6"))), []
     part = step._backward_part
 
@@ -260,7 +262,7 @@ def test_micro_batches_pass_through_the_model_in_parts():
     step._backward_part = noted
     batch = next(steps(lit_config()))
     loss = step(batch, 1e-3, 0, 0).loss.item()
-    assert sorted(sizes) == [(4, 4), (6, 6), (6, 6)]
+    assert sorted(sizes) == expected
     assert loss == pytest.approx(whole_step()(batch, 1e-3, 0, 0).loss.item(), rel=1e-5)
 
 

@@ -18,8 +18,8 @@ from paddle import _legacy_C_ops
 from paddle.autograd import PyLayer
 from paddle.base import core, framework
 
-_LOGITS = 2**20  # number of attention weights computed at a time: 4 MB, which fits the cache
 _MAX_SHIFT = 16  # see _LayerNorm
+_LOGITS = 2**20  # number of attention weights computed at a time: 4 MB, which fits the cache
 
 # A flag, because checking the device of a tensor breaks paddle.jit.to_static without full_graph (3.3.1).
 _enabled = not paddle.is_compiled_with_cuda()
@@ -58,6 +58,13 @@ def softmax_and_logsumexp(x):
     if not uses_fast_form(x):
         return F.softmax(x, axis=-1), paddle.logsumexp(x, axis=-1, keepdim=True)
     return _SoftmaxAndLogsumexp.apply(x)
+
+
+def split(x, parts):
+    """Split the channels of tokens into `parts` of equal width: (B, N, C) -> tuple of (B, N, C / parts)."""
+    if not uses_fast_form(x):
+        return x.split(parts, axis=-1)
+    return x.reshape([*x.shape[:2], parts, -1]).transpose([2, 0, 1, 3]).unbind(0)  # Paddle copies token by token
 
 
 def attend(q, k, v):

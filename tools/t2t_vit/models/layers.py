@@ -145,8 +145,8 @@ class Attention(nn.Layer):
         self.qkv = Linear(dim, dim * 3, bias_attr=bias_attr)
 
     def _qkv(self, x):
-        """Queries, keys and values of the heads: (B, N, C) -> three (B, N, h, C/h)."""
-        return self.qkv(x).reshape([*x.shape[:2], 3, self.num_heads, -1]).unbind(2)
+        """Queries, keys and values of the heads: (B, N, C) -> three (B, h, N, C/h)."""
+        return self.qkv(x).reshape([*x.shape[:2], 3, self.num_heads, -1]).transpose([2, 0, 3, 1, 4]).unbind(0)
 
     def token_products(self, N):
         """List the matrix products between N tokens, q k and (q k) v, as (count, rows, inner, columns)."""
@@ -154,22 +154,22 @@ class Attention(nn.Layer):
         return [(h, N, width, N), (h, N, N, width)]
 
     def forward(self, x, num_queries=None):
-        q, k, v = self._qkv(x)  # each (B, N, h, C/h)
-        x = self._attend(q[:, :num_queries], k, v).flatten(2)  # (B, M, C)
+        q, k, v = self._qkv(x)  # each (B, h, N, C/h)
+        x = self._attend(q[:, :, :num_queries], k, v).flatten(2)  # (B, M, C)
         return self.proj_drop(self.proj(x))
 
     def _attend(self, q, k, v):
-        """(B, M, h, C/h) and twice (B, N, h, C/h) -> (B, M, h, C/h)."""
+        """(B, h, M, C/h) and twice (B, h, N, C/h) -> (B, M, h, C/h)."""
         if self.fused and fits_flash_attention(q):
+            q, k, v = (tensor.transpose([0, 2, 1, 3]) for tensor in (q, k, v))
             # Paddle itself multiplies q k by (C/h) ** -0.5.
             return F.scaled_dot_product_attention(q * (self.scale * q.shape[-1] ** 0.5), k, v)
-        q, k, v = (tensor.transpose([0, 2, 1, 3]) for tensor in (q, k, v))  # (B, h, M, C/h), (B, h, N, C/h)
         attn = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1)  # (B, h, M, N)
         return paddle.matmul(self.attn_drop(attn), v).transpose([0, 2, 1, 3])
 
 
 def fits_flash_attention(q):
-    """Whether FlashAttention supports heads (B, N, h, C/h): 16-bit type, Ampere or newer GPU, head width up to 256.
+    """Whether FlashAttention supports heads of width C/h: 16-bit type, Ampere or newer GPU, head width up to 256.
 
     These are the conditions of 3.3.1 (nn/functional/sdpa.py, can_use_flash_attention). 2.6.2 does not check the GPU
     (nn/functional/flash_attention.py, _select_sdp) and fails.

@@ -97,7 +97,8 @@ class GhostAttention(Attention):
     def _qkv(self, x):
         q, k, v = self.q(x), self.k(x), self.v(x)  # each (B, N, C/2)
         pairs = (q, self.cheap_operation_q(q)), (k, self.cheap_operation_k(k)), (v, self.cheap_operation_v(v))
-        return [paddle.concat(pair, axis=2).reshape([*x.shape[:2], self.num_heads, -1]) for pair in pairs]
+        shape = [*x.shape[:2], self.num_heads, -1]
+        return [paddle.concat(pair, axis=2).reshape(shape).transpose([0, 2, 1, 3]) for pair in pairs]
 
 
 class GhostMlp(nn.Layer):

@@ -14,7 +14,7 @@ from paddle import nn
 from paddle.nn.initializer import Orthogonal
 
 from t2t_vit.models import tf32
-from t2t_vit.models.cpu_ops import add_to_each, attend, softmax_and_logsumexp
+from t2t_vit.models.cpu_ops import add_to_each, attend, softmax_and_logsumexp, split
 from t2t_vit.models.dropout import Dropout
 from t2t_vit.models.layers import LayerNorm, Linear, Mlp
 
@@ -83,7 +83,7 @@ class TokenPerformer(nn.Layer):
 
         Each row sums to D / (D + eps).
         """
-        k, q, _ = self.kqv(self.norm1(x)).split(3, axis=-1)  # each (B, N, E)
+        k, q, _ = split(self.kqv(self.norm1(x)), 3)  # each (B, N, E)
         over_features, over_tokens = self.factors(k, q)
         return paddle.matmul(over_features.index_select(queries, axis=1), over_tokens)
 
@@ -93,7 +93,7 @@ class TokenPerformer(nn.Layer):
         return [(2, N, E, m), (1, m, N, E), (1, N, m, E)]
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        k, q, v = self.kqv(self.norm1(x)).split(3, axis=-1)  # each (B, N, E)
+        k, q, v = split(self.kqv(self.norm1(x)), 3)  # each (B, N, E)
         # The input is wider than E, so the skip connection starts from v (paper, section 3.1).
         x = v + self.dp(self.proj(self.attend(k, q, v)))
         return x + self.mlp(self.norm2(x))
@@ -126,7 +126,7 @@ class TokenAttention(nn.Layer):
         return [(1, N, E, N), (1, N, N, E)]
 
     def forward(self, x):
-        q, k, v = self.qkv(x).split(3, axis=-1)  # each (B, N, E)
+        q, k, v = split(self.qkv(x), 3)  # each (B, N, E)
         return v + self.proj(attend(q * self.scale, k, v))  # v is the skip connection
 
 
@@ -142,7 +142,7 @@ class TokenTransformer(nn.Layer):
 
     def attention_rows(self, x: paddle.Tensor, queries: paddle.Tensor) -> paddle.Tensor:
         """Return the attention rows of Q tokens: (B, N, dim), [Q positions] -> (B, Q, N)."""
-        q, k, _ = self.attn.qkv(self.norm1(x)).split(3, axis=-1)  # each (B, N, E)
+        q, k, _ = split(self.attn.qkv(self.norm1(x)), 3)  # each (B, N, E)
         q = q.index_select(queries, axis=1) * self.attn.scale
         return F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)
 

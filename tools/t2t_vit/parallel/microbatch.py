@@ -2,7 +2,8 @@
 
 Of Paddle's CPU kernels, only matrix products use several cores, and each kernel processes whole tensors. With a large
 batch, cores are idle and tensors do not fit the cache. Training t2t_vit_7 with 16 images of 224 pixels on 2 cores
-of a Xeon (Sapphire Rapids): 19.1 images/s in parts of 4, 15.3 as a whole. CPU.MICRO_BATCH 0 turns this off.
+of a Xeon (Sapphire Rapids): 19.1 images/s in parts of 4, 15.3 as a whole. Small images are the opposite: a part is as
+large as possible, because starting operations costs much of their time. CPU.MICRO_BATCH 0 turns this off.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from t2t_vit.common.runtime import asked_threads
 from t2t_vit.models.dropout import drawing_from
 
 _PIXELS = 224 * 224  # CPU.MICRO_BATCH counts images of this size; parts of smaller images have more of them
-_PARTS = 4  # a training batch of small images has at least this many parts
+_GROUPS = 4  # a training batch of small images has at least this many groups
 
 
 def micro_batches(cfg: CfgNode, batch_size: int) -> MicroBatches | None:
@@ -30,8 +31,9 @@ def micro_batches(cfg: CfgNode, batch_size: int) -> MicroBatches | None:
     """
     if not cfg.CPU.MICRO_BATCH or cfg.TRAIN.TO_STATIC or paddle.get_device() != "cpu":
         return None
-    fitting = cfg.CPU.MICRO_BATCH * _PIXELS // cfg.DATA.IMAGE_SIZE**2
-    return MicroBatches(max(cfg.CPU.MICRO_BATCH, min(fitting, -(-batch_size // _PARTS))), asked_threads() or 1)
+    most = max(cfg.CPU.MICRO_BATCH, cfg.CPU.MICRO_BATCH * _PIXELS // cfg.DATA.IMAGE_SIZE**2)
+    size = min(most, max(cfg.CPU.MICRO_BATCH, -(-batch_size // _GROUPS)))
+    return MicroBatches(size, asked_threads() or 1, most // size)
 
 
 def inference(model: Callable[[paddle.Tensor], paddle.Tensor], cfg: CfgNode) -> Callable:
@@ -56,14 +58,15 @@ def _pool(threads):
 
 
 class MicroBatches:
-    """Runs parts of up to `size` images on `threads` threads.
+    """Runs parts of a batch on `threads` threads.
 
-    The random numbers of a part depend on its position in the batch, not on the thread. The number of threads therefore
-    changes only the order in which gradients are added.
+    A part is up to `most` groups of up to `size` images. The random numbers of a group depend on its position in the
+    batch, not on the part or the thread. The number of threads therefore changes only the order in which gradients are
+    added.
     """
 
-    def __init__(self, size: int, threads: int) -> None:
-        self.size, self.threads = size, threads
+    def __init__(self, size: int, threads: int, most: int = 1) -> None:
+        self.size, self.threads, self.most = size, threads, most
         self.pool = _pool(threads)
         self.replicas = []
 
@@ -87,29 +90,29 @@ class MicroBatches:
             run: function (model, tensors of a part, fraction of the batch) -> tuple of tensors, which runs a backward
                 pass. It is called in several threads at once.
             tensors: tensors of the batch with first axis B; None stays None.
-            seed_key: integers that determine the random numbers, together with the position of a part.
+            seed_key: integers that determine the random numbers, together with the position of a group.
 
         Returns:
             List of the results of `run`, one per part.
         """
         replicas = self._replicas(model)
         count = next(tensor for tensor in tensors if tensor is not None).shape[0]
-        starts = range(0, count, self.size)
+        groups = range(-(-count // self.size))
+        each = min(self.most, -(-len(groups) // self.threads))
+        parts = [groups[first : first + each] for first in groups[::each]]
 
         def run_parts(thread):
-            results = {}
-            for number in range(thread, len(starts), self.threads):
-                start, end = starts[number], min(starts[number] + self.size, count)
-                part = [None if tensor is None else tensor[start:end] for tensor in tensors]
-                with drawing_from([*seed_key, number]):
-                    results[number] = run(replicas[thread], part, (end - start) / count)
+            results = []
+            for part in parts[thread :: self.threads]:
+                start, end = part[0] * self.size, min((part[-1] + 1) * self.size, count)
+                of_part = [None if tensor is None else tensor[start:end] for tensor in tensors]
+                with drawing_from([[*seed_key, group] for group in part], self.size):
+                    results.append(run(replicas[thread], of_part, (end - start) / count))
             return results
 
-        results = {}
-        for part_results in self._run(run_parts, range(min(self.threads, len(starts)))):
-            results.update(part_results)
+        by_thread = self._run(run_parts, range(min(self.threads, len(parts))))
         _add_gradients(model, replicas)
-        return [results[number] for number in range(len(starts))]
+        return [by_thread[part % self.threads][part // self.threads] for part in range(len(parts))]
 
     def _run(self, function, items):
         """Return [function(item) for each item], computed in threads that share the cores."""
