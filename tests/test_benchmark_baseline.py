@@ -29,6 +29,7 @@ def config(name, keys):
     [
         ("t2t_vit_7", T2T),
         ("t2t_vit_t_14", {**T2T, "MODEL.QK_SCALE": 0.3}),
+        ("t2t_vit_14_384", T2T),
         ("pit_ti", PIT),
         ("pit_ti_distilled", PIT),
     ],

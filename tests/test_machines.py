@@ -99,7 +99,8 @@ def test_the_matrix_products_use_the_avx2_of_every_maker(tmp_path, monkeypatch, 
         (tmp_path / "cpuinfo").write_text(lines)
     assert runtime.needs_avx2_chosen(tmp_path / "cpuinfo") == chosen
     monkeypatch.setattr(runtime, "needs_avx2_chosen", lambda _: chosen)
-    monkeypatch.delenv("MKL_DEBUG_CPU_TYPE", raising=False)
+    monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", "")  # so that the test leaves it as it was
+    monkeypatch.delenv("MKL_DEBUG_CPU_TYPE")
     runtime.import_paddle("cpu", several=True)
     assert os.environ.get("MKL_DEBUG_CPU_TYPE") == ("5" if chosen else None)
 

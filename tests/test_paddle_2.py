@@ -37,6 +37,7 @@ def commands():
         with open(pipe[0]) as answers:
             yield run
         process.stdin.close()
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(

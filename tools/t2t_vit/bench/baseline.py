@@ -13,6 +13,7 @@ from t2t_vit.weights.build import model_overrides
 
 _MODULE = "t2t_vit.bench.torch_baseline"  # imports PyTorch; this module does not
 _BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # CPU flags
+_DENSE = ("stages", "growth_rate")  # arguments of a dense backbone only
 
 
 class Baseline:
@@ -54,14 +55,16 @@ def torch_arguments(cfg):
     model, family = cfg.MODEL, family_of(cfg.MODEL.NAME)
     sizes = {"image_size": cfg.DATA.IMAGE_SIZE, "in_chans": cfg.DATA.CHANNELS, "num_classes": model.NUM_CLASSES}
     rates = {"drop": model.DROP_RATE, "attn_drop": model.ATTN_DROP_RATE, "drop_path": model.DROP_PATH_RATE}
-    given = {**family.variants[model.NAME], **model_overrides(model)}
-    return family.name, {**sizes, **rates, "qk_scale": model.QK_SCALE or None, **given}
+    variant, scale = family.variants[model.NAME], {"qk_scale": model.QK_SCALE or None}
+    given = {**variant, **scale, **sizes, **rates, **model_overrides(model)}
+    return family.name, {name: value for name, value in given.items() if name not in _DENSE or value}
 
 
 def is_plain(arguments):
     """Whether `torch_baseline` has the model: not the blocks of T2T-ViT-SE, -Ghost and -Dense."""
     tokens = arguments.get("tokens_type", "performer")
-    return arguments.get("block", "plain") == "plain" and tokens in ("performer", "transformer")
+    is_known = arguments.get("block", "plain") == "plain" and tokens in ("performer", "transformer")
+    return is_known and not any(name in arguments for name in _DENSE)
 
 
 def _cpu_flags():

@@ -11,12 +11,14 @@ from pathlib import Path
 import paddle
 from yacs.config import CfgNode
 
+import t2t_vit
 from t2t_vit.bench.data import benchmark_data
 from t2t_vit.bench.growth import benchmark_growth
 from t2t_vit.bench.infer import benchmark_infer
 from t2t_vit.bench.model import benchmark_model
 from t2t_vit.bench.report import Report
 from t2t_vit.bench.serve import benchmark_serve
+from t2t_vit.bench.sweep import name_of
 from t2t_vit.bench.train import benchmark_train
 from t2t_vit.cli import overrides
 from t2t_vit.common.errors import UserError
@@ -65,14 +67,16 @@ def describe_machine():
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
+    sources = b"".join(path.read_bytes() for path in sorted(Path(t2t_vit.__file__).parent.rglob("*.py")))
+    versions["sources"] = f"{zlib.crc32(sources):08x}"  # the code that is measured
     return {"cpu": cpu, "cores": cores(), "device": paddle.get_device(), "versions": versions}
 
 
 def describe_options(args, cfgs):
     """Return the options that the figures depend on, and a checksum of each config."""
-    names = ("benchmark", "rounds", "threads", "batch_sizes", "image_sizes", "engines", "precisions", "baseline",
-             "clients")  # fmt: skip
-    checksums = {cfg.NAME: zlib.crc32(cfg.dump().encode()) for cfg in cfgs}
+    names = ("benchmark", "rounds", "threads", "batch_size", "batch_sizes", "image_sizes", "engines", "precisions",
+             "baseline", "clients", "opts")  # fmt: skip
+    checksums = {name_of(cfg): zlib.crc32(cfg.dump().encode()) for cfg in cfgs}
     return {**{name: getattr(args, name) for name in names if name in args}, "checksum of config": checksums}
 
 

@@ -18,9 +18,9 @@ _START_NOTHING = ("reshape_", "GradNodeAccumulation")  # they only hand a tensor
 
 
 def count_operations(cfg):
-    """Return {"forward and backward", "update"}: operations of a float32 training step, as on a GPU.
+    """Return {"forward and backward", "update"}: operations of a float32 training step, nearly as on a GPU.
 
-    This is counted on the CPU, so without the casts of mixed precision.
+    This is counted on the CPU: without the casts of mixed precision, and with transpositions, which are views on a GPU.
     """
     cfg = with_keys(cfg, _AS_ON_A_GPU)
     with Process(f"the operations of {cfg.NAME}", cfg) as process:

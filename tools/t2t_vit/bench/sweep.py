@@ -72,8 +72,12 @@ def measure(report, name, args, cfgs, passes, subjects_of):
     return report.measure(name, {title_of(cfg): cfg for cfg in cfgs}, measured)
 
 
+def name_of(cfg):
+    return cfg.NAME if cfg.NAME == cfg.MODEL.NAME else f"{cfg.NAME} ({cfg.MODEL.NAME})"
+
+
 def title_of(cfg):
-    return f"{cfg.NAME} at {cfg.DATA.IMAGE_SIZE} pixels in batches of {cfg.TRAIN.BATCH_SIZE}"
+    return f"{name_of(cfg)} at {cfg.DATA.IMAGE_SIZE} pixels in batches of {cfg.TRAIN.BATCH_SIZE}"
 
 
 def settings(args, cfgs):

@@ -147,11 +147,11 @@ def keep_freed_memory(megabytes: int) -> None:
 
 
 def memory_mb() -> tuple[float, float]:
-    """Return the main memory that this process uses now, and its peak, in MB; outside Linux twice the peak.
+    """Return the main memory that this process uses now, and its peak, in MB; or twice the peak outside Linux.
 
     getrusage would not do: in a new process, its peak starts with the memory of the parent.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, KeyError):  # gVisor has no VmHWM
         found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE))
         return int(found["VmRSS"]) / 1024, int(found["VmHWM"]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes or KiB

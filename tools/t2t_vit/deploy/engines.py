@@ -29,7 +29,6 @@ from t2t_vit.deploy.metadata import NAMESPACE, Metadata
 ENGINES = ("paddle", "inference", "onnxruntime", "openvino")
 # Suffixes of the files that each engine reads. "paddle" runs weights.
 SUFFIXES = {"inference": (".json", ".pdmodel"), "onnxruntime": (".onnx",), "openvino": (".xml", ".onnx")}
-_TELEMETRY = "openvino_telemetry"
 CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
 
 
@@ -38,8 +37,7 @@ def require(module: str, what: str, packages: str = "") -> Any:
 
     OpenVINO and NNCF are imported without their telemetry, which would write to the home folder and use the network.
     """
-    telemetry = sys.modules.get(_TELEMETRY)
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # its import fails, and they continue without it
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its import fails, they do without it
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -48,10 +46,6 @@ def require(module: str, what: str, packages: str = "") -> Any:
         raise UserError(words) from None
     except ImportError as error:
         raise UserError(f"{what} needs {module}, which cannot be imported: {one_line(error)}") from error
-    finally:
-        del sys.modules[_TELEMETRY]
-        if telemetry:
-            sys.modules[_TELEMETRY] = telemetry
 
 
 def is_paddle_2(paddle):
@@ -243,8 +237,10 @@ def _openvino(path, threads, parallel):
     if CHECKSUM in entries:
         _check_part(path, ".bin", entries[CHECKSUM])
     metadata = Metadata.from_entries(entries, path)
-    # bf16 also for what an int8 file leaves in floating point. CPUs without bfloat16 compute in float32 all the same.
-    options = {"INFERENCE_PRECISION_HINT": "f32" if metadata.precision == "fp32" else "bf16"}
+    # bf16 also for what an int8 file leaves in floating point. With AVX-512 but without bfloat16, OpenVINO would obey a
+    # hint of bf16 and emulate it, slowly.
+    is_coarse = metadata.precision != "fp32" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    options = {"INFERENCE_PRECISION_HINT": "bf16" if is_coarse else "f32"}
     if parallel == 1:
         options |= {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     else:

@@ -38,7 +38,8 @@ def predict(args: argparse.Namespace, cfg: CfgNode) -> int:
     paths = find_images(args.words)
     check_outputs((args.json, args.json_ids, args.embeddings), [*args.inputs, *paths])
     features = bool(args.embeddings)
-    opened = open_model(args, cfg, weights_only=features, with_head=not features, parallel=len(paths) > 1)
+    parallel = min(len(paths), cfg.VAL.BATCH_SIZE) > 1
+    opened = open_model(args, cfg, weights_only=features, with_head=not features, parallel=parallel)
     if not args.weights_named:
         log.info("note: %s", opened)
     if args.embeddings:

@@ -104,7 +104,7 @@ def open_evaluation(args: argparse.Namespace, cfg: CfgNode) -> tuple[OpenedModel
 
     Raises UserError like `open_model` and `load_data`, or if model and data have the same classes in different orders.
     """
-    opened = open_model(args, cfg, parallel=True)
+    opened = open_model(args, cfg, parallel=cfg.VAL.BATCH_SIZE > 1)
     if opened.model is None:
         processes.setup(opened.cfg)  # the scores are computed with Paddle
     classes, splits = load_data(opened.cfg, [args.split], model_file=display_path(opened.path))
