@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+sys.modules["openvino_telemetry"] = None  # it writes into the home folder
 SEARCHED = list(sys.path)  # before libraries add to it, as onnxruntime does
 sys.path.insert(0, str(ROOT / "tools"))
 from t2t_vit import cli  # noqa: E402

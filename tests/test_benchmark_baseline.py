@@ -10,6 +10,7 @@ from t2t_vit.bench.baseline import Baseline, torch_arguments
 from t2t_vit.bench.process import Process
 from t2t_vit.bench.rounds import summary
 from t2t_vit.bench.sweep import print_rows, with_ratios
+from t2t_vit.common.errors import UserError
 from t2t_vit.config import load_config
 from t2t_vit.weights import checkpoint
 from t2t_vit.weights.build import build_model
@@ -55,6 +56,13 @@ def test_logits_and_gradients_are_ours(name, keys):
     assert set(trained) == set(gradients)
     for key, gradient in gradients.items():
         assert np.abs(trained[key].numpy() - gradient).max() < 1e-4 * np.abs(gradient).max(), key
+
+
+def test_a_pytorch_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise OSError('libmissing.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Process("x", None) as process, pytest.raises(UserError, match="torch_baseline cannot be .*libmissing.so.1"):
+        process.run("t2t_vit.bench.torch_baseline:build")
 
 
 def test_steps_are_timed_in_a_process_without_paddle():

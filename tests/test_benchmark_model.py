@@ -171,7 +171,7 @@ def test_operations_of_a_training_step_are_counted(tmp_path):
     done = tool("benchmark", "model", "--operations", "--json", tmp_path / "model.json", *small, fresh=False)
     one = json.loads((tmp_path / "model.json").read_text())["model"][0]["operations"]
     cells = [str(number) for number in one.values()]
-    assert any(line.split()[1:] == cells for line in done.stdout.splitlines() if line.startswith("lit_data "))
+    assert any(line.split()[2:] == cells for line in done.stdout.splitlines() if line.startswith("lit_data "))
     small[1] = "2"
     two = count_operations(load_config(ROOT / "configs/lit_data.yaml", list(zip(small[::2], small[1::2]))))
     # A block: 2 norms, 6 products with 3 biases, softmax, GELU, 2 sums, a scale, about 10 reshapes, and all gradients.

@@ -53,7 +53,7 @@ def test_an_interrupted_benchmark_continues(measured, tmp_path):
     [
         (["--rounds", 2], "train.json has figures with options rounds 1 instead of 2; give --json another file, "),
         (["--batch-sizes", "2"], "train.json has figures with options batch_sizes [2, 3, 4] instead of [2]; "),
-        (["MODEL.T2T.DEPTH", 2], "train.json has figures with options checksum of config lit_data "),
+        (["MODEL.T2T.DEPTH", 2], "train.json has figures with options opts ['MODEL.T2T.DEPTH', '1'] instead of "),
     ],
 )  # fmt: skip
 def test_figures_of_other_options_are_refused(measured, tmp_path, words, message):
@@ -76,7 +76,32 @@ def test_figures_of_another_machine_are_refused(measured, tmp_path, monkeypatch)
     assert len(measured) == 3
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"machine": [], "options": 1}', "\0\xff"])
+@pytest.mark.usefixtures("measured")
+def test_figures_of_another_benchmark_are_not_replaced(tmp_path):
+    file = tmp_path / "train.json"
+    tool("benchmark", *WORDS, "--json", file, fresh=False)
+    before = file.read_bytes()
+    line = error_line("benchmark", "model", "t2t_vit_7", "--json", file, cwd=tmp_path)
+    assert line.startswith("error: train.json has figures with options benchmark 'train' instead of 'model'; ")
+    assert file.read_bytes() == before
+
+
+@pytest.mark.usefixtures("measured")
+def test_figures_of_other_variables_are_refused(tmp_path, monkeypatch):
+    file = tmp_path / "train.json"
+    tool("benchmark", *WORDS, "--json", file, fresh=False)
+    monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", "0")
+    line = error_line("benchmark", *WORDS, "--json", file, cwd=tmp_path)
+    assert "figures with options MKL_DEBUG_CPU_TYPE" in line
+
+
+UNFINISHED = '{"machine": {}, "options": {}, "finished": {"train": %s}, "train": %s}'
+
+
+@pytest.mark.parametrize("text", [
+    "{", "[]", "{}", '{"machine": [], "options": 1}', "\0\xff", "[" * 100_000,
+    UNFINISHED % ("null", "[]"), UNFINISHED % ('["a"]', "[]"), UNFINISHED % ("[[]]", "[1]"),
+])  # fmt: skip
 def test_other_files_are_not_replaced(measured, tmp_path, text):
     file = tmp_path / "train.json"
     file.write_text(text, encoding="latin-1")

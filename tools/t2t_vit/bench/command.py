@@ -3,15 +3,16 @@
 import argparse
 import contextlib
 import importlib.metadata
+import os
 import platform
 import re
+import signal
 import zlib
 from pathlib import Path
 
 import paddle
 from yacs.config import CfgNode
 
-import t2t_vit
 from t2t_vit.bench.data import benchmark_data
 from t2t_vit.bench.growth import benchmark_growth
 from t2t_vit.bench.infer import benchmark_infer
@@ -38,7 +39,7 @@ MEASURE = {
     "serve": benchmark_serve,
     "growth": benchmark_growth,
 }
-PACKAGES = ("numpy", "pillow", "simplejpeg", "cykooz.resizer", "onnxruntime", "openvino", "torch")
+PACKAGES = ("numpy", "pillow", "simplejpeg", "cykooz.resizer", "onnxruntime", "openvino", "nncf", "torch")
 
 
 def run_benchmark(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -46,6 +47,7 @@ def run_benchmark(args: argparse.Namespace, cfg: CfgNode) -> None:
     check_outputs([args.json, args.plot], args.inputs)
     processes.setup(cfg)
     setup_logging()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     cfgs = [cfg] if args.benchmark == "data" else chosen_configs(args, cfg)
     if "threads" in args:
         args.threads = args.threads or default_threads(args.benchmark)
@@ -67,7 +69,7 @@ def describe_machine():
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    sources = b"".join(path.read_bytes() for path in sorted(Path(t2t_vit.__file__).parent.rglob("*.py")))
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py")))
     versions["sources"] = f"{zlib.crc32(sources):08x}"  # the code that is measured
     return {"cpu": cpu, "cores": cores(), "device": paddle.get_device(), "versions": versions}
 
@@ -76,8 +78,10 @@ def describe_options(args, cfgs):
     """Return the options that the figures depend on, and a checksum of each config."""
     names = ("benchmark", "rounds", "threads", "batch_size", "batch_sizes", "image_sizes", "engines", "precisions",
              "baseline", "clients", "opts")  # fmt: skip
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("MKL_", "FLAGS_"))}
     checksums = {name_of(cfg): zlib.crc32(cfg.dump().encode()) for cfg in cfgs}
-    return {**{name: getattr(args, name) for name in names if name in args}, "checksum of config": checksums}
+    options = {name: getattr(args, name) for name in names if name in args}
+    return {**options, **variables, "checksum of config": checksums}
 
 
 def default_threads(benchmark):

@@ -7,7 +7,7 @@ from t2t_vit.bench.sweep import settings
 from t2t_vit.common.logger import log, progress_bar
 
 HEADER = ("model", "pixels", "parameters", "trained", "weights, MB", "GMACs", "without attention", "activations, M")
-OPERATIONS = ("operations of a training step", "forward and backward", "update")
+OPERATIONS = ("operations of a training step", "pixels", "forward and backward", "update")
 OPERATIONS_NOTE = "Operations that a GPU would get in float32, counted on the CPU, at any batch size."
 NOTES = (
     "GMACs: for one image, with every token in every layer; without attention: without the two products between tokens "
@@ -27,7 +27,7 @@ def benchmark_model(args, cfgs, report):
     if args.operations:
         for row, cfg in zip(rows, progress_bar(settings(args, cfgs), desc="counted")):
             row["operations"] = count_operations(cfg)
-        cells = [[row["model"], *map(str, row["operations"].values())] for row in rows]
+        cells = [[row["model"], str(row["image_size"]), *map(str, row["operations"].values())] for row in rows]
         for line in ("", *table(OPERATIONS, cells, args.markdown), "", OPERATIONS_NOTE):
             log.info(line)
 

@@ -10,7 +10,7 @@ import os
 import signal
 from concurrent.futures.process import BrokenProcessPool
 
-from t2t_vit.common.errors import UserError
+from t2t_vit.common.errors import UserError, one_line
 from t2t_vit.common.runtime import import_paddle
 from t2t_vit.data.workers import end_with_parent
 
@@ -52,7 +52,10 @@ class Process:
 def _call(function, *args):
     if isinstance(function, str):
         module, name = function.split(":")
-        function = getattr(importlib.import_module(module), name)
+        try:
+            function = getattr(importlib.import_module(module), name)
+        except (ImportError, OSError) as error:  # PyTorch without a library that it needs
+            raise UserError(f"{module} cannot be imported: {one_line(error)}") from error
     return function(*args)
 
 

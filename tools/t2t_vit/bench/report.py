@@ -27,10 +27,12 @@ class Report:
 
     def __init__(self, path: str | None, conditions: dict[str, dict], is_resumed: bool) -> None:
         self.path = path or ""
-        self.is_resumed = is_resumed and bool(path) and (os.path.isfile(self.path) or not os.path.exists(self.path))
+        is_file = not self.path.startswith(("/dev/", "/proc/")) and os.path.isfile(self.path)
+        self.is_resumed = is_resumed and bool(path) and (is_file or not os.path.exists(self.path))
         self.content: dict[str, Any] = {**conditions, "finished": {}}
-        if self.is_resumed and os.path.exists(self.path):
-            self.content = _continued(self.path, json.loads(json.dumps(conditions)))
+        if is_file:
+            found = _continued(self.path, json.loads(json.dumps(conditions)), only_kind=not is_resumed)
+            self.content = found if is_resumed else self.content
 
     def measure(self, name: str, units: dict[str, Any], measure: Callable[[Any], list[dict]]) -> list[dict]:
         """Add the rows of `measure(unit)` to list `name` for all {title: unit}, except those that the file has.
@@ -53,16 +55,20 @@ class Report:
             write_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
 
-def _continued(path, conditions):
-    """Return the content of a file. Raises UserError unless a benchmark wrote it under the same conditions."""
+def _continued(path, conditions, only_kind):
+    """Return the content of a file. Raises UserError unless a benchmark wrote it under the same conditions, or with
+    `only_kind`, the same kind of benchmark."""
     shown = display_path(path)
     try:
         content = json.loads(read_text(path, _LARGEST))
         found = {part: dict(content[part]) for part in (*conditions, "finished")}
-    except (ValueError, LookupError, TypeError):
+        for name, titles in found["finished"].items():
+            if not len(content[name]) >= len(titles) == sum(isinstance(title, str) for title in titles):
+                raise ValueError(name)
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise UserError(f"{shown} has no figures that this benchmark can continue; give --json another file") from None
     theirs, ours = (_flat({part: each[part] for part in conditions}) for each in (found, conditions))
-    for name in {**theirs, **ours}:
+    for name in ["options benchmark"] if only_kind else {**theirs, **ours}:
         was, now = theirs.get(name), ours.get(name)
         if was != now:
             reason = f"{shown} has figures with {name} {was!r} instead of {now!r}"

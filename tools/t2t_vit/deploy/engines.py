@@ -35,8 +35,9 @@ CHECKSUM = "checksum_of_bin"  # in OpenVINO's rt_info
 def require(module: str, what: str, packages: str = "") -> Any:
     """Import an optional library. Raises UserError with its name, and how to install it or `packages`, if missing.
 
-    OpenVINO and NNCF are imported without their telemetry, which would write to the home folder and use the network.
+    The telemetry of OpenVINO, NNCF and onnxruntime, which writes to the home folder and uses the network, is off.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its import fails, they do without it
     try:
         return importlib.import_module(module)

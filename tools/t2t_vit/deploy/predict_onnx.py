@@ -5,7 +5,10 @@ tools/predict.py, except for images with more than 8 bits or more than 50 times 
 """
 
 import json
+import os
 import sys
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
 
 import numpy as np
 import onnxruntime
