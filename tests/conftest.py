@@ -78,6 +78,23 @@ def warned(caplog, monkeypatch):
     return caplog
 
 
+@pytest.fixture
+def lines():
+    """What is logged during the test."""
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            found.append(record.getMessage())
+
+    log, found, handler = logging.getLogger("t2t"), [], Keep()
+    log.addHandler(handler)
+    level = log.level
+    log.setLevel(logging.INFO)
+    yield found
+    log.setLevel(level)
+    log.removeHandler(handler)
+
+
 @pytest.fixture(scope="session")
 def imagenet_sample():
     """Folder of 76 real ImageNet pictures with train.txt and val.txt."""

@@ -1,5 +1,6 @@
 """Weights, images and reference values for comparison with the official PyTorch code; see golden/README.md."""
 
+import copy
 import json
 import zlib
 from pathlib import Path
@@ -40,6 +41,12 @@ def set_weights(model, seed=0):
             parameter.set_value((value.T if name in transposed else value).astype("float32"))
     model.eval()
     return model
+
+
+def is_set(model, seed=0):
+    """True if every tensor of `model` has its official value."""
+    expected = set_weights(copy.deepcopy(model), seed).state_dict()
+    return all(np.array_equal(value.numpy(), expected[name].numpy()) for name, value in model.state_dict().items())
 
 
 def weight(name, shape, seed=0):

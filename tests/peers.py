@@ -6,10 +6,16 @@ from pathlib import Path
 import numpy as np
 import official
 import paddle
+import pytest
 
 from t2t_vit.models.position import sinusoid_table
 
 KEYS = json.loads((Path(__file__).parent / "golden/peer_keys.json").read_text())
+
+
+def need_torch():
+    """Return PyTorch, or skip the test."""
+    return pytest.importorskip("torch", reason="PyTorch, which writes PyTorch files, is not installed")
 
 
 def _official_name(name):

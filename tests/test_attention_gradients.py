@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from test_attention import flat_model
+from test_attention import close, flat_model, images_for, spy
 from test_fold import KINDS, small_model
 
 from t2t_vit.explain import attention
@@ -14,27 +14,6 @@ from t2t_vit.models import layers
 from t2t_vit.models.recording import inputs_of
 
 WITH_MODULE = ["performer", "transformer", "grey", "oblong", "two splits"]
-
-
-def images_for(model, count=2, seed=0):
-    paddle.seed(seed)
-    return paddle.randn([count, model.in_chans, *model.image_size])
-
-
-def spy(monkeypatch, owner, name, keep):
-    """Let `keep(result, *arguments)` see each call of owner.name, a method or function."""
-    original = getattr(owner, name)
-
-    def wrapped(*arguments, **options):
-        result = original(*arguments, **options)
-        keep(result, *arguments)
-        return result
-
-    monkeypatch.setattr(owner, name, wrapped)
-
-
-def close(found, expected, tolerance=1e-5):
-    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=tolerance)
 
 
 # --- Gradients ---

@@ -23,10 +23,6 @@ from t2t_vit.weights.load import load_pretrained
 T2T, PIT = "T2T_paddle/t2t_vit_7", "PaddleViT/pit_ti_224"
 
 
-def need_torch():
-    return pytest.importorskip("torch", reason="PyTorch, which reads PyTorch files, is not installed")
-
-
 @pytest.fixture(autouse=True)
 def logger_as_before():
     """Restore the logger after a command in this process has changed it."""
@@ -41,7 +37,7 @@ def run(*words):
 
 
 def test_an_official_file_is_converted_and_described(tmp_path):
-    need_torch()
+    peers.need_torch()
     source, output = tmp_path / "71.7_T2T_ViT_7.pth.tar", tmp_path / "t2t_vit_7.pdparams"
     peers.save_torch(
         source, {"state_dict": peers.official_tensors(T2T, 1), "state_dict_ema": peers.official_tensors(T2T)}
@@ -67,7 +63,7 @@ def test_an_official_file_is_converted_and_described(tmp_path):
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "pit_ti_distilled"])
 def test_to_pytorch_and_back_is_bit_identical(tmp_path, name):
-    torch = need_torch()
+    torch = peers.need_torch()
     ours, theirs, again = (tmp_path / file for file in ("a.pdparams", "b.pth", "c.pdparams"))
     model = official.set_weights(create_model(name, num_classes=9, image_size=64))
     checkpoint.save(ours, model.state_dict())
@@ -85,7 +81,7 @@ def test_to_pytorch_and_back_is_bit_identical(tmp_path, name):
 
 
 def test_a_run_is_converted_by_the_config_beside_its_weights(tmp_path, capsys):
-    need_torch()
+    peers.need_torch()
     source = ROOT / "output/pretrained/lit_data/best.pdparams"
     run(source, "--to", "torch", "--output", tmp_path / "lit.pth")
     assert "t2t_vit_7: 100 of 100 tensors loaded" in capsys.readouterr().out
@@ -120,7 +116,7 @@ def test_a_config_of_another_model_beside_the_file_is_ignored(tmp_path, capsys):
 
 
 def test_the_extra_head_is_left_out_or_kept(tmp_path, capsys):
-    need_torch()
+    peers.need_torch()
     source, output = tmp_path / "tl.pth.tar", tmp_path / "tl.pdparams"
     head = np.random.default_rng(0).standard_normal((1000, 256)).astype("float32")
     peers.save_torch(
@@ -134,7 +130,7 @@ def test_the_extra_head_is_left_out_or_kept(tmp_path, capsys):
     assert np.array_equal(checkpoint.read(output)["aux_head.weight"], head.T)
     load_pretrained(create_model("t2t_vit_7"), output)
     run(output, "--output", tmp_path / "back.pth", "--to", "torch", "--keep-aux-head")
-    back = need_torch().load(tmp_path / "back.pth", weights_only=True)["state_dict"]
+    back = peers.need_torch().load(tmp_path / "back.pth", weights_only=True)["state_dict"]
     assert np.array_equal(back["aux_head.weight"].numpy(), head)
 
 

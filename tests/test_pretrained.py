@@ -1,8 +1,6 @@
 """Weights of every known program, and files that do not fit or are no weights."""
 
 import argparse
-import copy
-import logging
 import os
 import pickle
 import sys
@@ -15,7 +13,6 @@ import pytest
 from conftest import ROOT
 
 from t2t_vit.common.errors import UserError
-from t2t_vit.common.logger import log
 from t2t_vit.config import load_config
 from t2t_vit.models.zoo import create_model
 from t2t_vit.weights import checkpoint, torch_file
@@ -24,33 +21,6 @@ from t2t_vit.weights.identify import closest, identify
 from t2t_vit.weights.load import load_pretrained
 
 T2T, PIT = "T2T_paddle/t2t_vit_7", "PaddleViT/pit_ti_224"
-
-
-def need_torch():
-    return pytest.importorskip("torch", reason="PyTorch, which reads PyTorch files, is not installed")
-
-
-@pytest.fixture
-def lines():
-    """What is logged during the test."""
-
-    class Keep(logging.Handler):
-        def emit(self, record):
-            found.append(record.getMessage())
-
-    found, handler = [], Keep()
-    log.addHandler(handler)
-    level = log.level
-    log.setLevel(logging.INFO)
-    yield found
-    log.setLevel(level)
-    log.removeHandler(handler)
-
-
-def is_official(model, seed=0):
-    """True if every tensor of `model` has its official value."""
-    expected = official.set_weights(copy.deepcopy(model), seed).state_dict()
-    return all(np.array_equal(value.numpy(), expected[name].numpy()) for name, value in model.state_dict().items())
 
 
 # --- Each program's file ---
@@ -83,11 +53,11 @@ def test_averages_of_paddlevit_are_preferred(tmp_path):
     peers.save_paddle(path, tree)
     model = create_model("t2t_vit_7")
     load_pretrained(model, path)
-    assert is_official(model)
+    assert official.is_set(model)
     del tree["model_ema"]
     peers.save_paddle(path, tree)
     load_pretrained(model, path)
-    assert is_official(model, seed=1)
+    assert official.is_set(model, seed=1)
 
 
 def _with_module(tensors):
@@ -103,17 +73,17 @@ def _with_module(tensors):
     (lambda good, bad: {"state_dict_ema": good}, {"_use_new_zipfile_serialization": False}),
 ], ids=["raw", "ema", "module", "transfer", "old_format"])  # fmt: skip
 def test_official_t2t_files(tmp_path, tree, options):
-    need_torch()
+    peers.need_torch()
     path = tmp_path / "81.5_T2T_ViT_14.pth.tar"
     peers.save_torch(path, tree(peers.official_tensors(T2T), peers.official_tensors(T2T, seed=1)), **options)
     model = create_model("t2t_vit_7")
     load_pretrained(model, path)
-    assert is_official(model)
+    assert official.is_set(model)
 
 
 @pytest.mark.parametrize("first", [None, 0, 1], ids=["official", "old_timm", "new_timm"])
 def test_pit_files_of_official_code_and_timm(tmp_path, first):
-    need_torch()
+    peers.need_torch()
     tensors = peers.official_tensors("PaddleViT/pit_ti_distilled_224")
     if first is not None:
         for name in [name for name in tensors if name.startswith("pools.")]:
@@ -123,11 +93,11 @@ def test_pit_files_of_official_code_and_timm(tmp_path, first):
     peers.save_torch(tmp_path / "pit.pth", tensors)
     model = create_model("pit_ti_distilled")
     load_pretrained(model, tmp_path / "pit.pth")
-    assert is_official(model)
+    assert official.is_set(model)
 
 
 def test_safetensors(tmp_path):
-    torch = need_torch()
+    torch = peers.need_torch()
     save = pytest.importorskip("safetensors.torch").save_file
     path = tmp_path / "model.safetensors"
     tensors = {name: torch.from_numpy(value) for name, value in peers.official_tensors(PIT).items()}
@@ -147,7 +117,7 @@ def test_safetensors(tmp_path):
 
 
 def test_half_precision_pytorch_files_become_float32(tmp_path):
-    torch = need_torch()
+    torch = peers.need_torch()
     tensors = {name: torch.from_numpy(value).bfloat16() for name, value in peers.official_tensors(PIT).items()}
     torch.save(tensors, tmp_path / "x.bin")
     model = create_model("pit_ti")
@@ -161,7 +131,7 @@ def test_the_shapes_decide_the_layout_not_the_kind_of_file(tmp_path):
     peers.save_paddle(path, peers.official_tensors(PIT))
     model = create_model("pit_ti")
     load_pretrained(model, path)
-    assert is_official(model)
+    assert official.is_set(model)
     mixed = {**peers.official_tensors(PIT), "transformers.0.blocks.0.attn.qkv.weight":
              peers.peer_tensors(PIT)["transformers.0.blocks.0.attn.qkv.weight"]}  # fmt: skip
     peers.save_paddle(path, mixed)
@@ -175,7 +145,7 @@ def test_auxiliary_head_of_token_labeling_is_left_out_and_logged(tmp_path, lines
                              "aux_head.bias": np.ones([1000], "float32")})  # fmt: skip
     model = create_model("t2t_vit_7")
     load_pretrained(model, path)
-    assert is_official(model)
+    assert official.is_set(model)
     assert [
         line
         for line in lines
@@ -219,14 +189,14 @@ def test_code_in_a_file_is_not_run(tmp_path, kind):
     if kind == "pickle":
         path.write_bytes(pickle.dumps(tree, protocol=2))
     else:
-        need_torch().save(tree, path, _use_new_zipfile_serialization=kind == "zip")
+        peers.need_torch().save(tree, path, _use_new_zipfile_serialization=kind == "zip")
     with pytest.raises(UserError, match=r"w.pth refused: it contains \w+\.system, but weights are only arrays"):
         load_pretrained(create_model("pit_ti"), path)
     assert not proof.exists()
 
 
 def test_damaged_and_empty_pytorch_files_are_named(tmp_path):
-    torch = need_torch()
+    torch = peers.need_torch()
     path = tmp_path / "w.pth"
     peers.save_torch(path, peers.official_tensors(PIT))
     path.write_bytes(path.read_bytes()[:100000])
@@ -238,18 +208,18 @@ def test_damaged_and_empty_pytorch_files_are_named(tmp_path):
 
 
 def test_pytorch_files_are_read_without_pytorch(tmp_path, monkeypatch):
-    need_torch()
+    peers.need_torch()
     for name, options in (("zip.pth", {}), ("legacy.pth", {"_use_new_zipfile_serialization": False})):
         peers.save_torch(tmp_path / name, peers.official_tensors(PIT), **options)
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in ("zip.pth", "legacy.pth"):
         model = create_model("pit_ti")
         load_pretrained(model, tmp_path / name)
-        assert is_official(model)
+        assert official.is_set(model)
 
 
 def test_old_format_is_always_little_endian(tmp_path):
-    torch = need_torch()
+    torch = peers.need_torch()
     path = tmp_path / "w.pth"
     tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
     torch.save({"head.weight": tensor}, path, _use_new_zipfile_serialization=False)
@@ -271,7 +241,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
 
 
 def test_flipped_bits_and_empty_files_are_refused(tmp_path):
-    need_torch()
+    peers.need_torch()
     path = tmp_path / "w.pth"
     peers.save_torch(path, peers.official_tensors(PIT))
     data = bytearray(path.read_bytes())

@@ -23,10 +23,6 @@ from t2t_vit.weights.load import load_pretrained
 PIT = "PaddleViT/pit_ti_224"
 
 
-def need_torch():
-    return pytest.importorskip("torch", reason="PyTorch, which writes PyTorch files, is not installed")
-
-
 @pytest.fixture(scope="module")
 def tensors():
     return peers.official_tensors(PIT)
@@ -57,7 +53,7 @@ def under(prefix, tensors):
     lambda good: {name.replace("blocks.0.", "blocks.0._orig_mod."): value for name, value in good.items()},
 ])  # fmt: skip
 def test_all_wrappers_are_removed(tmp_path, tensors, wrap):
-    need_torch()
+    peers.need_torch()
     peers.save_torch(tmp_path / "w.pth", wrap(tensors))
     load(tmp_path / "w.pth")
 
@@ -84,7 +80,7 @@ def test_ambiguous_files_are_refused(tmp_path, tensors, tree, message):
 
 
 def test_models_with_numbers_for_names_are_refused(tmp_path, tensors):
-    need_torch()
+    peers.need_torch()
     peers.save_torch(tmp_path / "w.pth", {0: tensors, 1: tensors})
     with pytest.raises(UserError, match="w.pth contains several models, 0, 1: keep one"):
         read_weights(tmp_path / "w.pth")
@@ -98,7 +94,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path):
 
 
 def test_the_name_in_a_file_decides_between_equal_shapes(tmp_path, capsys):
-    torch = need_torch()
+    torch = peers.need_torch()
     model = create_model("t2t_vit_14_resnext", num_classes=2, image_size=32)
     other = create_model("t2t_vit_14", num_classes=2, image_size=32)
     source, output = tmp_path / "w.pth", tmp_path / "out.pdparams"
@@ -117,7 +113,7 @@ def test_the_name_in_a_file_decides_between_equal_shapes(tmp_path, capsys):
 
 
 def test_a_state_of_another_program_is_not_resumed(tmp_path, tensors):
-    need_torch()
+    peers.need_torch()
     peers.save_torch(tmp_path / "last.pth.tar", {"state_dict": tensors, "epoch": 3, "optimizer": {"state": {}}})
     with pytest.raises(
         UserError, match="last.pth.tar is a PyTorch file, .* --pretrained .*last.pth.tar starts from its weights"
