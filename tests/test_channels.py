@@ -21,6 +21,7 @@ MODELS = [("t2t_vit_7", T2T), ("t2t_vit_7", {**T2T, "tokens_type": "transformer"
 
 def trained(name, options, in_chans):
     """A model whose norms and biases are not those of a fresh one."""
+    paddle.seed(0)
     model, random = create_model(name, in_chans=in_chans, **options), np.random.default_rng(0)
     for value in model.state_dict().values():
         if value.ndim == 1:
